@@ -1,0 +1,123 @@
+"""params.yaml as strict, frozen settings: all faults of what a stage needs are reported at once, before work starts."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import Faults, PipelineError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: no unknown keys, no silent conversions, no change after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+Places = tuple[str, ...]
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """The whole parameter file as plain mappings."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise PipelineError(f"{path} is not readable YAML: {cause}") from cause
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path} holds no settings; it must be a mapping of section names to settings")
+    return content
+
+
+def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySettings:
+    """Read the sections that one stage needs.
+
+    Args:
+        path: the parameter file.
+        model: has one field a section.
+        places: for each field the dotted place of its section; several places are merged, the later one winning.
+
+    Raises:
+        Faults: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
+    """
+    params = read_params(path)
+    found = {field: _merged(params, _as_places(place)) for field, place in places.items()}
+    present = {field: section for field, section in found.items() if section is not None}
+    try:
+        return model.model_validate(present)
+    except ValidationError as error:
+        raise Faults(str(path), [_sentence(fault, places, params) for fault in error.errors()]) from None
+
+
+def lookup(params: Any, place: str) -> Any:
+    """The value at a dotted place, or None where there is none."""
+    for name in place.split("."):
+        params = params.get(name) if isinstance(params, dict) else None
+    return params
+
+
+def _as_places(place: str | Places) -> Places:
+    return (place,) if isinstance(place, str) else place
+
+
+def _merged(params: dict[str, Any], places: Places) -> Any:
+    merged = None
+    for place in places:
+        merged = _over(merged, lookup(params, place))
+    return merged
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Two sections as one: mappings are merged key by key, anything else above wins."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: _over(below.get(key), value) for key, value in above.items()}
+    return below if above is None else above
+
+
+def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
+    field, *inner = fault["loc"]
+    owners = _as_places(places.get(str(field), str(field)))
+    spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
+    where = next((place for place in reversed(spelled) if lookup(params, place) is not None), spelled[0])
+    match fault["type"]:
+        case "missing":
+            return f"{where} is missing{_nearest(where, params)}"
+        case "extra_forbidden":
+            return f"{where} is not a setting known here (value: {fault['input']!r})"
+        case "model_type" | "dict_type":
+            return f"{where}: must be a mapping of names to settings, not {fault['input']!r}"
+        case "float_type" | "int_type":
+            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'])}"
+        case _:
+            return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
+
+
+def _nearest(place: str, params: dict[str, Any]) -> str:
+    """Where a name on the way to ``place`` is not there, which ones are."""
+    parts = place.split(".")
+    for depth in range(1, len(parts)):
+        above = ".".join(parts[:depth])
+        if lookup(params, above) is None:
+            names = params if depth == 1 else lookup(params, ".".join(parts[: depth - 1]))
+            return f": there is no {above}, only {', '.join(map(str, names or ['nothing']))}"
+    return ""
+
+
+def _wanted(fault: Any) -> str:
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+def _yaml_hint(value: object) -> str:
+    """YAML reads ``"32"`` and, in version 1.1, also ``2e-5`` as text; say so, since nobody sees it."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    unquoted = isinstance(yaml.safe_load(value), int | float)
+    return " (write it without quotes)" if unquoted else f" (text to YAML; write {number:.1e})"

@@ -1,0 +1,21 @@
+"""What a person must mend, as one sentence or one list; the commands print it without a traceback."""
+
+from collections.abc import Sequence
+
+
+class PipelineError(Exception):
+    """Input, settings or stored data that cannot be used; the text says what was wanted, what came and the way out."""
+
+
+class Faults(PipelineError):
+    """Every fault of one input, found before any work started.
+
+    Args:
+        subject: what was checked, e.g. ``"params.yaml"``.
+        faults: one line each, in the order a person would mend them.
+    """
+
+    def __init__(self, subject: str, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__("\n  - ".join([f"{subject}: {count}, nothing was written", *self.faults]))

@@ -1,0 +1,98 @@
+"""Task kinds, label names and metrics. Knows what a prediction is worth, not where it came from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+import sklearn.metrics
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+
+Kind = Literal["classification", "regression"]
+Metric = Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"]
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+Floats = npt.NDArray[np.floating]
+TASK_FILE = "task.json"
+
+
+class Task(Settings):
+    """One labelled problem, as every stage after prepare knows it."""
+
+    name: str
+    kind: Kind
+    metric: Metric
+    labels: tuple[str, ...]
+    """Label names in the order of the logits; empty for regression."""
+    pair: bool
+
+    @property
+    def outputs(self) -> int:
+        """Number of logits."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    def save(self, folder: Path) -> None:
+        """Write ``task.json`` into ``folder``."""
+        write_json(folder / TASK_FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Task":
+        """Read ``task.json``; a folder without one was not made by ``prepare``."""
+        try:
+            content = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError as cause:
+            raise PipelineError(f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro") from cause
+        return cls.model_validate_json(json.dumps(content))
+
+
+def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:
+    """The metrics that make sense for a kind of task."""
+    return ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "macro_f1", "mcc")
+
+
+def predictions(task: Task, logits: Floats) -> Floats:
+    """What is answered: class indices [rows], or values [rows] for regression. ``logits`` is [rows, outputs]."""
+    return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
+
+
+def measure(task: Task, labels: Floats, logits: Floats) -> float:
+    """The task's metric, higher is better; ``labels`` is [rows], ``logits`` is [rows, outputs].
+
+    F1 is that of the second label for two labels (as GLUE counts MRPC) and the macro average for more. A correlation
+    that is undefined because all answers are equal counts as 0.
+    """
+    return _MEASURES[task.metric](np.asarray(labels), predictions(task, np.asarray(logits)))
+
+
+def _f1(labels: Floats, answers: Floats) -> float:
+    binary = max(labels.max(initial=0), answers.max(initial=0)) <= 1
+    return float(sklearn.metrics.f1_score(labels, answers, average="binary" if binary else "macro", zero_division=0.0))
+
+
+def _macro_f1(labels: Floats, answers: Floats) -> float:
+    return float(sklearn.metrics.f1_score(labels, answers, average="macro", zero_division=0.0))
+
+
+def _correlation(statistic: Callable[[Floats, Floats], tuple[float, float]]) -> Callable[[Floats, Floats], float]:
+    def of(labels: Floats, answers: Floats) -> float:
+        constant = np.ptp(labels) == 0 or np.ptp(answers) == 0
+        return 0.0 if constant else float(statistic(labels, answers)[0])
+
+    return of
+
+
+_MEASURES: dict[str, Callable[[Floats, Floats], float]] = {
+    "accuracy": lambda labels, answers: float(sklearn.metrics.accuracy_score(labels, answers)),
+    "f1": _f1,
+    "macro_f1": _macro_f1,
+    "mcc": lambda labels, answers: float(sklearn.metrics.matthews_corrcoef(labels, answers)),
+    "pearson": _correlation(scipy.stats.pearsonr),
+    "spearman": _correlation(scipy.stats.spearmanr),
+}

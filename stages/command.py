@@ -1,0 +1,49 @@
+"""What every stage's command shares: a PipelineError is printed as a sentence, and libraries keep quiet."""
+
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import PipelineError
+
+params_option = click.option(
+    "--params",
+    default="params.yaml",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File with the settings.",
+)
+
+
+def folder_option(flag: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A required option that names a folder."""
+    return click.option(flag, required=True, type=click.Path(path_type=Path, file_okay=False), help=meaning)
+
+
+def stage(function: Callable[..., None]) -> click.Command:
+    """Make a click command of a stage; its docstring is the help text."""
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        _quiet_libraries()
+        try:
+            function(**arguments)
+        except PipelineError as error:
+            raise click.ClickException(str(error)) from error
+
+    return click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})(run)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and start-up notes of libraries drown what a stage has to say."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
