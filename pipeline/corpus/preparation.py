@@ -1,0 +1,252 @@
+"""Raw data to checked splits: where a corpus is, how it is read, what is wrong with it. Knows no tokenizer."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from pipeline.config import Settings
+from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, names_in, rows_of
+from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
+from pipeline.corpus.tables import Table, read_file, read_hub
+from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
+
+TASK_NAME = re.compile(r"[a-z0-9_]+")
+THEIR_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "valid"),
+    "test": ("test",),
+}
+"""What hub sets call our splits."""
+
+
+def _files(value: Any) -> Any:
+    return {"train": value} if isinstance(value, str) else value
+
+
+def _columns(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _names(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    if any(isinstance(name, bool) for name in value):
+        raise ValueError("labels must be names or integers; YAML reads an unquoted yes, no, on or off as a truth value")
+    return tuple(str(name).strip() if isinstance(name, str | int) else name for name in value)
+
+
+def _has_train(value: dict[Split, str]) -> dict[Split, str]:
+    if "train" not in value:
+        raise ValueError("a train split must be named")
+    return value
+
+
+def _one_or_two(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value) or len(value) not in (1, 2):
+        raise ValueError("one text column or two different ones must be named")
+    return value
+
+
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value) or len(value) < 2 or "" in value:
+        raise ValueError("at least two different label names must be listed")
+    return value
+
+
+OwnSplits = dict[Split, Table | None]
+"""The splits that a corpus has itself; None for one that cannot be read."""
+
+Examples = dict[Split, dict[str, Row]]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Tables = Annotated[dict[Split, str], BeforeValidator(_files), AfterValidator(_has_train)]
+
+
+class CorpusSettings(Settings):
+    """Where the raw data of a task is and how it is read; exactly one of ``files`` and ``hub`` is given."""
+
+    files: Tables | None = None
+    """One table, or a table for each split; csv, tsv, jsonl or parquet."""
+    hub: str | None = Field(default=None, validate_default=True)
+    """A hub id, or a local folder in hub layout."""
+    config: str | None = None
+    revision: str | None = None
+    splits: Annotated[dict[Split, str], AfterValidator(_has_train)] | None = None
+    """Our split names to the hub set's; splits not named are not read. Absent: the usual names."""
+    text: Annotated[tuple[str, ...], BeforeValidator(_columns), AfterValidator(_one_or_two)]
+    """One text column, or two for pairs."""
+    label: str | None = None
+    """The label column; absent: no row has a label."""
+    labels: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] | None = None
+    """Label names in the order of the logits; absent: those the corpus declares, else those found in it, sorted."""
+    dev: Share | None = None
+    """Share of the train table's rows that becomes the dev split where the corpus has none."""
+    test: Share | None = None
+    rows: dict[Split, Annotated[int, Field(gt=0)]] | None = None
+    """The most rows to keep of a split."""
+    duplicates: Literal["refuse", "drop"]
+    """A text in several splits: a fault, or kept in the later one of train, dev, test alone."""
+
+    @field_validator("hub")
+    @classmethod
+    def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
+        if "files" in info.data and (hub is None) == (info.data["files"] is None):
+            raise ValueError("exactly one of files and hub must be given")
+        return hub
+
+    @field_validator("config", "revision", "splits")
+    @classmethod
+    def _of_hub(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("files") is not None:
+            raise ValueError("this belongs to hub and must be left out with files")
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _leaves_train(cls, test: float | None, info: ValidationInfo) -> float | None:
+        dev = info.data.get("dev")
+        if test is not None and dev is not None and dev + test >= 1:
+            raise ValueError(f"dev ({dev}) and test together must be less than 1")
+        return test
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task's checked splits."""
+
+    task: Task
+    tables: dict[Split, pa.Table]
+    """Columns id, text_a, text_b (pairs only), label (int32 index or float32 value; null where there is none)."""
+    notes: dict[str, int]
+    """What was left out: reason to number of rows."""
+
+
+def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings) -> Prepared:
+    """Read, check and split a corpus.
+
+    Raises:
+        Faults: everything wrong with task, files and rows.
+    """
+    found, notes = FoundFaults(), Counter[str]()
+    _check_task(task_name, kind, metric, settings, found)
+    tables = _read(settings, found)
+    rows = _checked_rows(tables, kind, settings, found)
+    names = _label_names(tables, rows, kind, settings, found)
+    examples: Examples = {}
+    if tables and len(rows) == len(tables):
+        examples = _examples(_divided(rows, settings, notes, found), settings, notes, found)
+    found.raise_any(f"task {task_name}")
+    task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
+    return Prepared(task, {split: _arrow(examples[split], task) for split in SPLITS}, dict(+notes))
+
+
+def _check_task(name: str, kind: Kind, metric: Metric, settings: CorpusSettings, found: FoundFaults) -> None:
+    if not TASK_NAME.fullmatch(name):
+        found.whole(f"task name {name!r}", "only a-z, 0-9 and _ may be used")
+    if metric not in fitting_metrics(kind):
+        found.whole(f"metric {metric}", f"it does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+    if kind == "regression" and settings.labels:
+        found.whole("corpus.labels", "label names belong to classification; leave them out")
+
+
+def _read(settings: CorpusSettings, found: FoundFaults) -> OwnSplits:
+    wanted = [*settings.text, *([settings.label] if settings.label else [])]
+    if settings.files is not None:
+        return {split: read_file(Path(path), wanted, found) for split, path in settings.files.items()}
+    assert settings.hub is not None
+    theirs = read_hub(settings.hub, settings.config, settings.revision, wanted, found)
+    return _matched(settings.hub, settings.splits or _usual_names(theirs), theirs, found) if theirs else {}
+
+
+def _usual_names(theirs: Mapping[str, Table]) -> dict[Split, str]:
+    """The first usual name that the set has; train even where it is missing, so that this is noted."""
+    present = {split: [name for name in names if name in theirs] for split, names in THEIR_NAMES.items()}
+    return {split: (names or ["train"])[0] for split, names in present.items() if names or split == "train"}
+
+
+def _matched(hub: str, splits: Mapping[Split, str], theirs: Mapping[str, Table], found: FoundFaults) -> OwnSplits:
+    for name in splits.values():
+        if name not in theirs:
+            found.whole(hub, f"there is no split {name!r}; it has: {', '.join(theirs)}; say with splits which is which")
+    return {split: theirs.get(name) for split, name in splits.items()}
+
+
+def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found: FoundFaults) -> Parts:
+    """The rows of each table that has the needed columns; only train may lack the label, and only if others have it."""
+    label = settings.label
+    labelled = any(table is not None and label in table.available for table in tables.values())
+    rows: Parts = {}
+    for split, table in tables.items():
+        needed = [*settings.text, *([label] if label and (split != "train" or not labelled) else [])]
+        if table is None or not has_columns(table, needed, found):
+            continue
+        rows[split] = rows_of(table, settings.text, label, kind, found)
+        if label and split != "train":
+            check_labelled(rows[split], table.name, split, found)
+    return rows
+
+
+def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
+    if kind == "regression":
+        return ()
+    declared = [table.class_names.get(settings.label or "", ()) for table in tables.values() if table is not None]
+    names = settings.labels or next(filter(None, [*declared, *(names_in(rows.get(split, ())) for split in SPLITS)]), ())
+    for split in SPLITS if names else ():
+        check_known(rows.get(split, ()), names, found)
+    if len(names) < 2 and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
+        found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
+    return names
+
+
+def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Parts:
+    """The corpus's own splits, the others carved from train, no text in two of them; empty if a share is missing."""
+    wanted: dict[Split, float | None] = {"dev": settings.dev, "test": settings.test}
+    shares = {split: share for split, share in wanted.items() if share is not None and split not in rows}
+    for split in wanted:
+        if split not in rows and split not in shares:
+            found.whole(f"corpus.{split}", f"the corpus has no {split} split; say which share of train becomes it")
+    if len(rows.keys() | shares.keys()) < len(SPLITS):
+        return {}
+    parts = rows | carve(rows["train"], shares)
+    for split in shares:
+        notes[f"left out of {split}: no label to measure with"] = len(parts[split]) - len(measurable(parts[split]))
+        parts[split] = measurable(parts[split])
+    if settings.duplicates == "refuse":
+        refuse_repeated(parts, found)
+        return parts
+    single = drop_repeated(parts)
+    for split in SPLITS:
+        notes[f"left out of {split}: the text stands in a later split"] = len(parts[split]) - len(single[split])
+    return single
+
+
+def _examples(parts: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Examples:
+    limits = settings.rows or {}
+    examples: Examples = {}
+    for split, rows in parts.items():
+        examples[split] = capped(named(rows), limits.get(split))
+        notes[f"left out of {split}: above the most rows"] = len(rows) - len(examples[split])
+        if not rows:
+            found.whole(f"{split} split", "no usable row is left in it")
+    if "train" in examples:
+        check_varied(list(examples["train"].values()), "train split", found)
+    return examples
+
+
+def _arrow(examples: Mapping[str, Row], task: Task) -> pa.Table:
+    rows = list(examples.values())
+    labels = [None if row.label is None else _number(row.label, task) for row in rows]
+    columns = {"id": pa.array(list(examples), pa.string())}
+    for at, name in enumerate(["text_a", "text_b"] if task.pair else ["text_a"]):
+        columns[name] = pa.array([row.texts[at] for row in rows], pa.string())
+    return pa.table(columns | {"label": pa.array(labels, pa.int32() if task.labels else pa.float32())})
+
+
+def _number(label: str | float, task: Task) -> int | float:
+    return label if isinstance(label, float) else task.labels.index(label)

@@ -1,0 +1,68 @@
+"""prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+
+from pipeline import config
+from pipeline.corpus.preparation import CorpusSettings, prepare
+from pipeline.files import folder_written_whole
+from pipeline.tasks import Kind, Metric, Task
+from stages.command import folder_option, params_option, stage
+
+LABELS_SHOWN = 12
+
+
+class PrepareSettings(config.Settings):
+    """What this stage reads of a task's settings."""
+
+    kind: Kind
+    metric: Metric
+    corpus: CorpusSettings
+
+
+@stage
+@click.option("--task", required=True, help="Name of the task, as in params.yaml.")
+@params_option
+@folder_option("--out", "Folder for train.parquet, dev.parquet, test.parquet and task.json; replaced as a whole.")
+def main(task: str, params: Path, out: Path) -> None:
+    """Read, check and split the raw data of one task.
+
+    The corpus is what tasks.<task>.corpus names: files (csv, tsv, jsonl, parquet) or a set of the hub. Every fault in
+    it is listed with file and row before anything is written. Splits that the corpus lacks are taken from its train
+    rows by a hash of the text: equal texts stay together, and rows added later move no other row.
+    """
+    settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
+    prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
+    with folder_written_whole(out) as folder:
+        for split, table in prepared.tables.items():
+            pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
+        prepared.task.save(folder)
+    for split, table in prepared.tables.items():
+        click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
+    for reason, count in prepared.notes.items():
+        click.echo(f"note: {count} {reason}")
+
+
+def labels_of(table: pa.Table, task: Task) -> str:
+    """The labels of a split in a few words: counts of names, or the range of values."""
+    labels = table["label"].drop_null()
+    if not len(labels):
+        return "no labels"
+    if task.kind == "regression":
+        ends = pa.compute.min_max(labels)
+        words = [f"values from {ends['min'].as_py():g} to {ends['max'].as_py():g}"]
+    else:
+        counts = np.bincount(labels.to_numpy(), minlength=task.outputs)
+        words = [f"{name} {count}" for name, count in zip(task.labels, counts, strict=True)]
+        if len(words) > LABELS_SHOWN:
+            words = [f"{len(words)} labels with {counts.min()} to {counts.max()} rows each"]
+    return ", ".join(words + ([f"without label {table['label'].null_count}"] if table["label"].null_count else []))
+
+
+if __name__ == "__main__":
+    main()

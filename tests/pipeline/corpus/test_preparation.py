@@ -1,0 +1,339 @@
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import yaml
+
+from pipeline import config
+from pipeline.corpus.preparation import CorpusSettings, Prepared, prepare
+from pipeline.errors import Faults
+from pipeline.tasks import Kind, Metric
+
+TRAIN = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(40)]
+DEV = [("dev text 1", "good"), ("dev text 2", "bad")]
+TEST = [("test text 1", "bad"), ("test text 2", "good"), ("test text 3", "good")]
+
+
+class Section(config.Settings):
+    corpus: CorpusSettings
+
+
+def settings(**keys: Any) -> CorpusSettings:
+    return CorpusSettings.model_validate({"text": "text", "label": "label", "duplicates": "refuse"} | keys)
+
+
+def tsv(path: Path, rows: list[tuple[Any, ...]], header: tuple[str, ...] = ("text", "label")) -> str:
+    lines = ["\t".join(map(str, row)) for row in [header, *rows]]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    return {
+        "train": tsv(tmp_path / "train.tsv", TRAIN),
+        "dev": tsv(tmp_path / "dev.tsv", DEV),
+        "test": tsv(tmp_path / "test.tsv", TEST),
+    }
+
+
+def prepared(kind: Kind = "classification", metric: Metric = "accuracy", **keys: Any) -> Prepared:
+    return prepare("movies", kind, metric, settings(**keys))
+
+
+def faults(kind: Kind = "classification", metric: Metric = "accuracy", name: str = "movies", **keys: Any) -> list[str]:
+    with pytest.raises(Faults) as caught:
+        prepare(name, kind, metric, settings(**keys))
+    files = keys.get("files") or {}
+    paths = [files] if isinstance(files, str) else files.values()
+    lines = list(caught.value.faults)
+    for path in paths:
+        lines = [line.replace(path, Path(path).name) for line in lines]
+    return lines
+
+
+def complaint(tmp_path: Path, **changes: Any) -> str:
+    """What a person reads about a section of params.yaml; a key changed to ``...`` is left out."""
+    section = {"files": "x.csv", "text": "text", "label": "label", "duplicates": "refuse"} | changes
+    section = {key: value for key, value in section.items() if value is not ...}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"tasks": {"movies": {"corpus": section}}}), encoding="utf-8")
+    with pytest.raises(Faults) as caught:
+        config.load(path, Section, corpus="tasks.movies.corpus")
+    return "\n".join(caught.value.faults)
+
+
+def test_the_corpus_s_own_splits_are_kept_in_order_with_labels_as_indices(files: dict[str, str]) -> None:
+    result = prepared(files=files)
+    assert result.task.labels == ("bad", "good")
+    assert not result.task.pair
+    assert result.tables["test"].select(["text_a", "label"]).to_pylist() == [
+        {"text_a": text, "label": ("bad", "good").index(label)} for text, label in TEST
+    ]
+    assert str(result.tables["train"].schema).split("\n") == ["id: string", "text_a: string", "label: int32"]
+    assert result.notes == {}
+
+
+def test_listed_labels_decide_the_order(files: dict[str, str]) -> None:
+    result = prepared(files=files, labels=["good", "bad"])
+    assert result.task.labels == ("good", "bad")
+    assert result.tables["dev"]["label"].to_pylist() == [0, 1]
+
+
+def test_one_table_is_split_by_text(tmp_path: Path) -> None:
+    result = prepared(files=tsv(tmp_path / "all.tsv", TRAIN * 2), dev=0.2, test=0.3)
+    texts = {split: set(table["text_a"].to_pylist()) for split, table in result.tables.items()}
+    assert sum(len(found) for found in texts.values()) == len(TRAIN)
+    assert [table.num_rows for table in result.tables.values()] == [2 * len(found) for found in texts.values()]
+    ids = [name for table in result.tables.values() for name in table["id"].to_pylist()]
+    assert len(set(ids)) == 2 * len(TRAIN)
+
+
+def test_a_missing_split_is_carved_and_the_others_stay(files: dict[str, str]) -> None:
+    del files["dev"]
+    result = prepared(files=files, dev=0.3)
+    assert result.tables["test"].num_rows == len(TEST)
+    assert result.tables["train"].num_rows + result.tables["dev"].num_rows == len(TRAIN)
+    assert 0 < result.tables["dev"].num_rows < len(TRAIN) / 2
+
+
+def test_a_share_is_for_a_corpus_without_that_split(files: dict[str, str]) -> None:
+    result = prepared(files=files, dev=0.3, test=0.3)
+    assert {split: table.num_rows for split, table in result.tables.items()} == {"train": 40, "dev": 2, "test": 3}
+
+
+def test_a_split_that_is_neither_there_nor_given_a_share_is_a_fault(tmp_path: Path) -> None:
+    assert faults(files=tsv(tmp_path / "all.tsv", TRAIN), dev=0.2) == [
+        "corpus.test: the corpus has no test split; say which share of train becomes it"
+    ]
+
+
+def test_pairs_have_two_texts(tmp_path: Path) -> None:
+    rows = [(f"a {number}", f"b {number}", number % 2) for number in range(40)]
+    path = tsv(tmp_path / "pairs.tsv", rows, ("one", "two", "same"))
+    result = prepared(metric="f1", files=path, text=["one", "two"], label="same", dev=0.2, test=0.2)
+    assert result.task.pair
+    assert result.task.labels == ("0", "1")
+    found = [row for table in result.tables.values() for row in table.to_pylist()]
+    assert sorted((row["text_a"], row["text_b"], row["label"]) for row in found) == sorted(rows)
+
+
+def test_regression_labels_are_float32_and_have_no_names(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "scores.tsv", [(f"text {number}", number / 10) for number in range(40)])
+    result = prepared("regression", "pearson", files=path, dev=0.2, test=0.2)
+    assert result.task.labels == ()
+    assert result.task.outputs == 1
+    assert str(result.tables["train"].schema.field("label").type) == "float"
+    values = [value for table in result.tables.values() for value in table["label"].to_pylist()]
+    assert sorted(values) == pytest.approx([number / 10 for number in range(40)])
+
+
+def test_train_may_lack_the_label_column_that_others_have(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [(text,) for text, _ in TRAIN], ("text",))
+    result = prepared(files=files)
+    assert result.tables["train"]["label"].null_count == len(TRAIN)
+    assert result.task.labels == ("bad", "good")
+
+
+def test_one_label_name_in_dev_and_test_alone_does_not_tell_the_label_names(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [(text,) for text, _ in TRAIN], ("text",))
+    files |= {split: tsv(tmp_path / f"{split}.tsv", [(split, "good")]) for split in ("dev", "test")}
+    assert faults(files=files) == [
+        "corpus.labels: the rows have no labels that would tell the label names; list them here"
+    ]
+
+
+def test_a_faulty_label_is_one_fault_and_not_also_a_missing_one(tmp_path: Path, files: dict[str, str]) -> None:
+    files = {split: tsv(tmp_path / f"{split}.tsv", [(f"{split} {n}", n) for n in range(4)]) for split in files}
+    files["dev"] = tsv(tmp_path / "dev.tsv", [("dev", "four"), ("dev 2", 1)])
+    assert faults("regression", "pearson", files=files) == [
+        "dev.tsv, row 2 ('four'): the label must be a finite number"
+    ]
+
+
+def test_train_may_have_labels_in_part(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(
+        tmp_path / "train.tsv", [(text, label if at < 5 else "") for at, (text, label) in enumerate(TRAIN)]
+    )
+    assert prepared(files=files).tables["train"]["label"].null_count == len(TRAIN) - 5
+
+
+def test_a_label_column_that_no_table_has_is_a_fault(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "all.tsv", TRAIN)
+    assert faults(files=path, label="lable", labels=["bad", "good"], dev=0.2, test=0.2) == [
+        "all.tsv: there is no column 'lable'; it has: text, label"
+    ]
+
+
+def test_without_a_label_column_every_label_is_null_and_the_names_must_be_listed(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "all.tsv", TRAIN)
+    result = prepared(files=path, label=None, labels=["bad", "good"], dev=0.2, test=0.2)
+    assert all(table["label"].null_count == table.num_rows > 0 for table in result.tables.values())
+    assert faults(files=path, label=None, dev=0.2, test=0.2) == [
+        "corpus.labels: the rows have no labels that would tell the label names; list them here"
+    ]
+
+
+def test_unlabelled_rows_of_a_carved_split_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [(text, label if number % 4 < 2 else "") for number, (text, label) in enumerate(TRAIN)]
+    result = prepared(files=tsv(tmp_path / "all.tsv", rows), dev=0.3, test=0.3)
+    assert result.tables["train"]["label"].null_count > 0
+    assert result.tables["dev"]["label"].null_count == result.tables["test"]["label"].null_count == 0
+    total = sum(table.num_rows for table in result.tables.values())
+    assert set(result.notes) == {f"left out of {split}: no label to measure with" for split in ("dev", "test")}
+    assert total + sum(result.notes.values()) == len(rows)
+
+
+def test_all_faults_of_all_files_come_in_one_error(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [("a", "good"), ("", "good"), ("dev text 1", "good"), ("one field",)])
+    files["dev"] = tsv(tmp_path / "dev.tsv", [*DEV, ("c", ""), ("d", "godo")])
+    files["test"] = tsv(tmp_path / "test.tsv", [])
+    assert faults(metric="pearson", name="My-Task", files=files, labels=["bad", "good"]) == [
+        "task name 'My-Task': only a-z, 0-9 and _ may be used",
+        "metric pearson: it does not fit classification; choose from accuracy, f1, macro_f1, mcc",
+        "train.tsv, row 5 (1 field here): the header has 2 fields",
+        "train.tsv, row 3: column 'text' holds no text; fill or remove these rows",
+        "dev.tsv, row 4: the label is empty, but dev needs one for every row",
+        "dev.tsv, row 5 ('godo'): the label is none of: bad, good",
+        "train.tsv, row 4 (dev.tsv, row 2): "
+        "this train text also stands in the dev split; duplicates: drop would leave it there alone",
+        "test split: no usable row is left in it",
+        "train split: all its 2 labels are 'good'; there is nothing to tell apart",
+    ]
+
+
+def test_a_file_that_cannot_be_read_does_not_hide_the_faults_of_the_others(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    files["train"] = str(tmp_path / "gone.csv")
+    files["dev"] = tsv(tmp_path / "dev.tsv", DEV, ("sentence", "label"))
+    files["test"] = tsv(tmp_path / "test.tsv", [("", "good")])
+    assert faults(files=files) == [
+        "gone.csv: there is no such file",
+        "dev.tsv: there is no column 'text'; it has: sentence, label",
+        "test.tsv, row 2: column 'text' holds no text; fill or remove these rows",
+    ]
+
+
+def test_a_label_that_train_does_not_have_is_unknown_in_test_unless_listed(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    files["test"] = tsv(tmp_path / "test.tsv", [*TEST, ("x", "mixed")])
+    assert faults(files=files) == ["test.tsv, row 5 ('mixed'): the label is none of: bad, good"]
+    assert prepared(files=files, labels=["bad", "good", "mixed"]).tables["test"]["label"].to_pylist()[-1] == 2
+
+
+def test_label_names_do_not_belong_to_regression(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "scores.tsv", [(f"text {number}", number) for number in range(40)])
+    assert faults("regression", "f1", files=path, dev=0.2, test=0.2, labels=["a", "b"]) == [
+        "metric f1: it does not fit regression; choose from pearson, spearman",
+        "corpus.labels: label names belong to classification; leave them out",
+    ]
+
+
+def test_dropped_duplicates_and_capped_rows_are_counted(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, ("dev text 1", "good"), (" test text 1", "bad")])
+    files["dev"] = tsv(tmp_path / "dev.tsv", [*DEV, ("test text 1", "bad")])
+    result = prepared(files=files, duplicates="drop", rows={"train": 30})
+    assert {split: table.num_rows for split, table in result.tables.items()} == {"train": 30, "dev": 2, "test": 3}
+    assert result.notes == {
+        "left out of train: the text stands in a later split": 2,
+        "left out of dev: the text stands in a later split": 1,
+        "left out of train: above the most rows": 10,
+    }
+    more = prepared(files=files, duplicates="drop", rows={"train": 35})
+    assert set(result.tables["train"]["id"].to_pylist()) < set(more.tables["train"]["id"].to_pylist())
+
+
+@pytest.fixture
+def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder in hub layout with a pair set whose test labels are kept secret."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "glue"
+    (folder / "rte").mkdir(parents=True)
+    kinds = {"sentence1": "string", "sentence2": "string"}
+    features = datasets.Features(
+        {name: datasets.Value(kind) for name, kind in kinds.items()}
+        | {"label": datasets.ClassLabel(names=["not_entailment", "entailment"])}
+    )
+    for split, count in {"train": 40, "validation": 6, "test": 4}.items():
+        rows = {
+            "sentence1": [f"{split} premise {number}" for number in range(count)],
+            "sentence2": [f"{split} hypothesis {number}" for number in range(count)],
+            "label": [-1 if split == "test" else number % 2 for number in range(count)],
+        }
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / "rte" / f"{split}-0.parquet")
+    splits = "".join(f"  - split: {split}\n    path: rte/{split}-*\n" for split in ("train", "validation", "test"))
+    (folder / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: rte\n  data_files:\n{splits}---\n", encoding="utf-8"
+    )
+    return str(folder)
+
+
+def test_a_hub_set_brings_splits_and_label_names(glue: str) -> None:
+    keys = {"hub": glue, "config": "rte", "text": ["sentence1", "sentence2"], "test": 0.2}
+    result = prepared(**keys, splits={"train": "train", "dev": "validation"})
+    assert result.task.labels == ("not_entailment", "entailment")
+    assert result.tables["dev"].num_rows == 6
+    assert result.tables["dev"]["text_b"].to_pylist()[0] == "validation hypothesis 0"
+    assert result.tables["dev"]["label"].to_pylist() == [0, 1] * 3
+    assert result.tables["train"].num_rows + result.tables["test"].num_rows == 40
+
+
+def test_secret_test_labels_are_a_fault_with_the_way_out(glue: str) -> None:
+    assert faults(hub=glue, config="rte", text=["sentence1", "sentence2"]) == [
+        f"{glue} (test): no row has a label, so nothing can be measured on this test split; "
+        "leave it out and give test as a share of train, or take another table"
+    ]
+
+
+def test_a_split_that_a_hub_set_does_not_have_is_named_with_those_it_has(glue: str) -> None:
+    keys = {"hub": glue, "config": "rte", "text": ["sentence1", "sentence2"], "test": 0.2}
+    assert faults(**keys, splits={"train": "train", "dev": "validation_matched"}) == [
+        f"{glue}: there is no split 'validation_matched'; it has: train, validation, test; "
+        "say with splits which is which"
+    ]
+
+
+def test_settings_read_lists_and_one_or_many_files() -> None:
+    one = settings(files="x.csv", labels=[0, " 1"], dev=0.1, test=0.1)
+    assert (one.files, one.text, one.labels) == ({"train": "x.csv"}, ("text",), ("0", "1"))
+    assert settings(files={"train": "x.csv", "dev": "y.csv"}).files == {"train": "x.csv", "dev": "y.csv"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"files": ...}, ".hub: exactly one of files and hub must be given, not None"),
+        ({"hub": "imdb"}, ".hub: exactly one of files and hub must be given, not 'imdb'"),
+        ({"files": {"dev": "x.csv"}}, ".files: a train split must be named, not {'dev': 'x.csv'}"),
+        ({"files": {"train": "x", "validation": "y"}}, "input should be 'train', 'dev' or 'test', not 'validation'"),
+        ({"config": "sst2"}, ".config: this belongs to hub and must be left out with files, not 'sst2'"),
+        ({"revision": "main"}, ".revision: this belongs to hub and must be left out with files, not 'main'"),
+        (
+            {"splits": {"train": "t"}},
+            ".splits: this belongs to hub and must be left out with files, not {'train': 't'}",
+        ),
+        ({"dev": 1.0}, ".dev: input should be less than 1, not 1.0"),
+        ({"test": 0}, ".test: input should be greater than 0, not 0"),
+        ({"dev": 0.5, "test": 0.5}, ".test: dev (0.5) and test together must be less than 1, not 0.5"),
+        ({"text": []}, ".text: one text column or two different ones must be named, not []"),
+        ({"text": ["a", "a"]}, ".text: one text column or two different ones must be named, not ['a', 'a']"),
+        ({"text": ["a", "b", "c"]}, "one text column or two different ones must be named, not ['a', 'b', 'c']"),
+        ({"labels": ["a"]}, ".labels: at least two different label names must be listed, not ['a']"),
+        ({"labels": ["a", "a"]}, ".labels: at least two different label names must be listed, not ['a', 'a']"),
+        ({"labels": [False, True]}, "YAML reads an unquoted yes, no, on or off as a truth value, not [False, True]"),
+        ({"rows": {"train": 0}}, ".rows.train: input should be greater than 0, not 0"),
+        ({"duplicates": ...}, ".duplicates is missing"),
+        ({"duplicates": "keep"}, ".duplicates: input should be 'refuse' or 'drop', not 'keep'"),
+        ({"lable": "label"}, ".lable is not a setting known here (value: 'label')"),
+    ],
+)
+def test_faults_of_the_settings_are_sentences(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    said = complaint(tmp_path, **changes)
+    assert said.count("\n") == 0
+    assert said.startswith("tasks.movies.corpus.")
+    assert said.endswith(sentence)

@@ -1,0 +1,108 @@
+import hashlib
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.rows import Row
+from pipeline.corpus.splits import capped, carve, drop_repeated, measurable, named, refuse_repeated
+from pipeline.tasks import Split
+
+SHARES: dict[Split, float] = {"dev": 0.2, "test": 0.3}
+texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=4), max_size=40)
+
+
+def rows(*texts: str, label: str | None = "a", table: str = "x.csv") -> list[Row]:
+    return [Row((text,), label, table, number) for number, text in enumerate(texts, start=2)]
+
+
+def many(count: int) -> list[Row]:
+    return rows(*(f"text {number}" for number in range(count)))
+
+
+@given(texts, texts)
+def test_adding_rows_never_moves_a_row_to_another_split(few: list[str], more: list[str]) -> None:
+    before, after = carve(rows(*few), SHARES), carve(rows(*few, *more), SHARES)
+    for split, kept in before.items():
+        assert after[split][: len(kept)] == kept
+
+
+@given(texts)
+def test_equal_texts_never_straddle_splits_and_no_row_is_lost(found: list[str]) -> None:
+    doubled = rows(*found, *(f" {text}\n" for text in found))
+    parts = carve(doubled, SHARES)
+    assert sorted(row.number for part in parts.values() for row in part) == [row.number for row in doubled]
+    homes = Counter(key for part in parts.values() for key in {row.key for row in part})
+    assert max(homes.values(), default=1) == 1
+
+
+def test_shares_are_met_and_another_dev_share_moves_no_test_row() -> None:
+    parts = carve(many(10_000), SHARES)
+    assert [len(parts[split]) for split in ("train", "dev", "test")] == pytest.approx([5000, 2000, 3000], rel=0.05)
+    assert carve(many(10_000), {"dev": 0.4, "test": 0.3})["test"] == parts["test"]
+
+
+def test_only_the_splits_with_a_share_are_carved() -> None:
+    assert set(carve(many(10), {"dev": 0.5})) == {"train", "dev"}
+
+
+def test_both_texts_of_a_pair_decide_its_split() -> None:
+    pairs = [Row(("same", f"other {number}"), None, "x", number) for number in range(100)]
+    assert all(carve(pairs, SHARES).values())
+
+
+def test_a_partly_labelled_carved_split_keeps_the_labelled_rows_and_an_unlabelled_one_keeps_all() -> None:
+    labelled, bare = rows("a", "b"), rows("c", label=None)
+    assert measurable([*labelled, *bare]) == labelled
+    assert measurable(bare) == bare
+
+
+def test_repeated_texts_are_refused_with_both_places() -> None:
+    found = FoundFaults()
+    parts = {
+        "train": rows("a", "b", "c", table="t.csv"),
+        "dev": rows("b", "d", table="d.csv"),
+        "test": rows("e", " b ", "d", "b", table="e.csv"),
+    }
+    refuse_repeated(parts, found)
+    assert found.lines() == [
+        "t.csv, row 3 (d.csv, row 2): "
+        "this train text also stands in the dev split; duplicates: drop would leave it there alone",
+        "d.csv, rows 2 (e.csv, row 3), 3 (e.csv, row 4): "
+        "this dev text also stands in the test split; duplicates: drop would leave it there alone",
+    ]
+
+
+def test_dropping_leaves_a_text_in_the_latest_split_alone_and_repeats_within_a_split_as_they_are() -> None:
+    parts = {"train": rows("a", "a", "b", "c"), "dev": rows("b", "d"), "test": rows("c", "d", "d")}
+    dropped = drop_repeated(parts)
+    assert {split: [row.texts[0] for row in part] for split, part in dropped.items()} == {
+        "train": ["a", "a"],
+        "dev": ["b"],
+        "test": ["c", "d", "d"],
+    }
+
+
+def test_ids_come_from_the_texts_and_repeats_are_numbered_in_corpus_order() -> None:
+    digits = hashlib.sha256(b"one\x1ftwo").hexdigest()[:16]
+    pair, other = Row(("one", "two"), None, "x", 1), Row(("two", "one"), None, "x", 2)
+    names = list(named([pair, other, pair, pair]))
+    assert [names[0], names[2], names[3]] == [digits, f"{digits}.2", f"{digits}.3"]
+    assert len(names[1]) == 16
+
+
+@given(texts, st.integers(1, 20), st.integers(0, 20))
+def test_a_higher_cap_only_adds_examples_and_keeps_ids_and_order(found: list[str], most: int, more: int) -> None:
+    everything = named(rows(*found))
+    few, many = capped(everything, most), capped(everything, most + more)
+    assert len(few) == min(most, len(everything))
+    assert few.items() <= many.items()
+    assert list(few) == [name for name in everything if name in few]
+
+
+def test_a_cap_chooses_by_text_and_not_by_place() -> None:
+    forwards, backwards = named(many(100)), named(many(100)[::-1])
+    assert set(capped(forwards, 10)) == set(capped(backwards, 10)) != set(list(forwards)[:10])
+    assert capped(forwards, None) == forwards

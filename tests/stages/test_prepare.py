@@ -1,0 +1,123 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from pipeline.tasks import Task
+from stages.prepare import main
+
+ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    path.write_text("".join(f"{text},{label}\n" for text, label in [("text", "label"), *rows]), encoding="utf-8")
+
+
+def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **corpus: Any) -> Result:
+    keys = {
+        "files": "x.csv",
+        "text": "text",
+        "label": "label",
+        "dev": 0.2,
+        "test": 0.3,
+        "duplicates": "refuse",
+    } | corpus
+    params = {"tasks": {"movies": {"kind": kind, "metric": metric, "corpus": keys, "augment": {"steps": 1}}}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+
+
+def test_the_splits_and_the_task_are_written_and_counted(folder: Path) -> None:
+    table(folder / "x.csv", ROWS)
+    result = run(folder)
+    assert result.exit_code == 0, result.output
+    splits = {
+        name: pyarrow.parquet.read_table(folder / f"out/movies/{name}.parquet") for name in ("train", "dev", "test")
+    }
+    assert sum(table.num_rows for table in splits.values()) == len(ROWS)
+    for line, (name, content) in zip(result.output.splitlines(), splits.items(), strict=True):
+        labels = content["label"].to_pylist()
+        counted = f"bad {labels.count(0)}, good {labels.count(1)}"
+        assert line.split() == f"{name} {content.num_rows} rows: {counted}".split()
+    assert Task.read(folder / "out/movies") == Task(
+        name="movies", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False
+    )
+
+
+def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Path) -> None:
+    table(folder / "x.csv", ROWS)
+    run(folder)
+    first = hashes(folder / "out/movies")
+    (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
+    run(folder)
+    assert hashes(folder / "out/movies") == first
+    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json"}
+    assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
+
+
+def test_a_fault_leaves_nothing_written_and_the_former_product_untouched(folder: Path) -> None:
+    table(folder / "x.csv", [*ROWS, ("", "good")])
+    result = run(folder)
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: task movies: 1 fault, nothing was written\n"
+        "  - x.csv, row 42: column 'text' holds no text; fill or remove these rows\n"
+    )
+    assert not (folder / "out").exists()
+    table(folder / "x.csv", ROWS)
+    run(folder)
+    before = hashes(folder / "out/movies")
+    (folder / "x.csv").unlink()
+    assert run(folder).exit_code == 1
+    assert hashes(folder / "out/movies") == before
+
+
+def test_faults_of_the_settings_name_their_place(folder: Path) -> None:
+    table(folder / "x.csv", ROWS)
+    result = run(folder, kind="ranking", dev=2.0)
+    assert result.exit_code == 1
+    assert "tasks.movies.kind: input should be 'classification' or 'regression', not 'ranking'" in result.output
+    assert "tasks.movies.corpus.dev: input should be less than 1, not 2.0" in result.output
+
+
+def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> None:
+    table(folder / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
+    result = run(folder, "regression", "spearman", rows={"test": 1})
+    values = pyarrow.parquet.read_table(folder / "out/movies/train.parquet")["label"].to_pylist()
+    assert f"rows: values from {min(values):g} to {max(values):g}\n" in result.output
+    assert result.output.splitlines()[-1].endswith(" left out of test: above the most rows")
+
+
+def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
+    table(folder / "x.csv", ROWS)
+    lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
+    assert [line.endswith(", mixed 0") for line in lines] == [True] * 3
+
+
+def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:
+    rows = [(f"text {number}", number % 13) for number in range(390)]
+    table(folder / "x.csv", [*rows, ("bare", "")])
+    result = run(folder, dev=0.05, test=0.05)
+    train = next(line for line in result.output.splitlines() if line.startswith("train"))
+    assert "13 labels with " in train
+    assert train.endswith("rows each, without label 1")
+
+
+def test_help_explains_the_stage() -> None:
+    output = CliRunner().invoke(main, ["--help"]).output
+    assert "Read, check and split the raw data of one task." in output
+    assert "--task" in output
