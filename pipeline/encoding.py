@@ -1,0 +1,75 @@
+"""Texts to token ids, rows to batches. Knows tokenizers and lengths, not models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+Batch = dict[str, Tensor]
+"""What a model takes: input_ids, attention_mask and, where it has them, token_type_ids, each [rows, tokens]."""
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+Integers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of the examples, special tokens included, cut to the greatest length, not padded."""
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]] | None
+    truncated: int
+    """How many examples were longer than the greatest length."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
+    """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts."""
+    whole = tokenizer(first, second, truncation=False, verbose=False)["input_ids"]
+    cut = tokenizer(first, second, truncation=True, max_length=max_length)
+    types = cut["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None
+    return Encoded(cut["input_ids"], types, truncated=sum(len(ids) > max_length for ids in whole))
+
+
+def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
+    """Positions 0..n-1 in batches of at most ``rows``, rows of like length together; a function of ``lengths`` alone."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
+def collate(
+    input_ids: Sequence[Sequence[int] | Integers],
+    token_type_ids: Sequence[Sequence[int] | Integers] | None,
+    pad_token_id: int,
+) -> Batch:
+    """Pad rows on the right to the longest of them."""
+    batch = {
+        "input_ids": _padded(input_ids, pad_token_id),
+        "attention_mask": _padded([np.ones(len(ids), dtype=np.int64) for ids in input_ids], 0),
+    }
+    if token_type_ids is not None:
+        batch["token_type_ids"] = _padded(token_type_ids, 0)
+    return batch
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What of a batch is the model's, without labels and whatever else a loss needs."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
+def ordinary_tokens(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Where a token is neither padding nor special, as booleans [rows, tokens]; an unknown word is ordinary."""
+    special = [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id]
+    return (batch["attention_mask"] == 1) & ~torch.isin(batch["input_ids"], torch.tensor(special).to(batch["input_ids"]))
+
+
+def _padded(rows: Sequence[Sequence[int] | Integers], value: int) -> Tensor:
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -1,0 +1,161 @@
+"""The teacher: fine-tuned on the task, or adopted after a check that it answers it. Knows texts and one model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from pipeline.config import Settings
+from pipeline.encoding import Batch, collate, encode, length_buckets, model_inputs
+from pipeline.errors import PipelineError
+from pipeline.files import folder_written_whole
+from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
+from pipeline.models import head_settings, load_classifier, load_tokenizer, saved_labels
+from pipeline.tasks import Floats, Split, Task, measure
+
+
+class TeacherSettings(Settings):
+    """Which model teaches a task."""
+
+    model: str
+    """Hub id or folder: a pretrained encoder, or a classifier that is already fine-tuned on the task."""
+    fine_tune: bool
+    """False adopts the classifier as it is."""
+    max_length: Annotated[int, Field(ge=2)]
+    """Tokens an example is cut to, special tokens included."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded examples of one split with their labels."""
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]] | None
+    labels: Floats
+    """[rows]; NaN where there is none."""
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each row."""
+        return np.array([len(ids) for ids in self.input_ids])
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, item: Item) -> tuple[list[int], list[int] | None, float]:
+        row = item[0]
+        types = None if self.token_type_ids is None else self.token_type_ids[row]
+        return self.input_ids[row], types, float(self.labels[row])
+
+
+def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path) -> float:
+    """Make the teacher of a task and write it to ``out``; returns its dev metric.
+
+    Raises:
+        PipelineError: the checkpoint does not fit the task, or there is no label to learn from.
+    """
+    task = Task.read(prepared)
+    tokenizer = _tokenizer(settings)
+    dev = _examples(prepared, "dev", tokenizer, settings.max_length)
+    if settings.fine_tune:
+        train = _labelled(_examples(prepared, "train", tokenizer, settings.max_length), task)
+        model, history = _fine_tuned(task, tokenizer, train, dev, settings, optimiser)
+        dev_value = best_epoch(history)["dev"]
+    else:
+        model, history = _adopted(task, settings), []
+        dev_value = measure(task, dev.labels, _logits(model, dev, tokenizer))
+    with folder_written_whole(out) as folder:
+        model.config.update(head_settings(task))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        task.save(folder)
+        write_history(folder, history)
+    return dev_value
+
+
+def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, made to cut where the settings say; the saved copy tells every later stage."""
+    tokenizer = load_tokenizer(settings.model)
+    if settings.max_length > tokenizer.model_max_length:
+        raise PipelineError(
+            f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {tokenizer.model_max_length} tokens"
+        )
+    tokenizer.model_max_length = settings.max_length
+    return tokenizer
+
+
+def _fine_tuned(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Examples,
+    dev: Examples,
+    settings: TeacherSettings,
+    optimiser: OptimiserSettings,
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
+    model = load_classifier(settings.model, task)
+
+    def collated(rows: list[tuple[list[int], list[int] | None, float]]) -> Batch:
+        ids, types, labels = zip(*rows, strict=True)
+        batch = collate(ids, None if types[0] is None else types, int(tokenizer.pad_token_id))
+        return batch | {"labels": torch.tensor(labels, dtype=torch.float32)}
+
+    def loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = model(**model_inputs(batch)).logits
+        return label_loss(logits, batch["labels"], task.kind), logits
+
+    history = fine_tune(
+        f"teach {task.name}", model, train, dev, collated, loss, lambda logits: measure(task, dev.labels, logits), optimiser
+    )
+    return model, history
+
+
+def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
+    """A classifier that is already fine-tuned, if its head is the task's."""
+    model = load_classifier(settings.model)
+    if task.kind == "regression":
+        if model.config.num_labels != 1:
+            raise PipelineError(f"{settings.model} answers {model.config.num_labels} classes, but {task.name} is a regression")
+        return model
+    found = saved_labels(settings.model)
+    if found != task.labels:
+        raise PipelineError(
+            f"{settings.model} answers {list(found)}, but the labels of {task.name} are {list(task.labels)}; "
+            "list them in the checkpoint's order under corpus.labels, or set teacher.fine_tune: true"
+        )
+    return model
+
+
+@torch.inference_mode()
+def _logits(model: PreTrainedModel, rows: Examples, tokenizer: PreTrainedTokenizerBase) -> Floats:
+    result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
+    for positions in length_buckets(rows.lengths(), 64):
+        types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in positions]
+        batch = collate([rows.input_ids[i] for i in positions], types, int(tokenizer.pad_token_id))
+        result[positions] = model(**batch).logits.numpy()
+    return result
+
+
+def _examples(prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
+    columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
+    encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
+    labels = np.array([np.nan if label is None else label for label in columns["label"]], dtype=np.float64)
+    return Examples(encoded.input_ids, encoded.token_type_ids, labels)
+
+
+def _labelled(rows: Examples, task: Task) -> Examples:
+    """The rows that have a label."""
+    known = np.flatnonzero(~np.isnan(rows.labels))
+    if not len(known):
+        raise PipelineError(
+            f"no training example of {task.name} has a label, so no teacher can be fine-tuned; "
+            "name a classifier that is already fine-tuned and set teacher.fine_tune: false"
+        )
+    types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in known]
+    return Examples([rows.input_ids[i] for i in known], types, rows.labels[known])

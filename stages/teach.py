@@ -1,0 +1,36 @@
+"""teach: the task's teacher, fine-tuned on the prepared corpus or adopted as it is."""
+
+from pathlib import Path
+
+import click
+
+from pipeline import config
+from pipeline.config import Settings
+from pipeline.finetuning import OptimiserSettings
+from pipeline.teaching import TeacherSettings, teach
+from stages.command import folder_option, params_option, stage
+
+
+class Needs(Settings):
+    teacher: TeacherSettings
+    teach: OptimiserSettings
+
+
+@stage
+@click.option("--task", required=True, help="Name of the task in params.yaml.")
+@folder_option("--prepared", "Folder that `prepare` wrote.")
+@params_option
+@folder_option("--out", "Where to write the teacher, a Hugging Face folder.")
+def main(task: str, prepared: Path, params: Path, out: Path) -> None:
+    """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
+
+    tasks.<task>.teacher names the model; with fine_tune: false its label names and the size of its head are checked and its
+    weights kept. The checkpoint with the best dev metric is the teacher.
+    """
+    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach")
+    value = teach(prepared, needs.teacher, needs.teach, out)
+    click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
+
+
+if __name__ == "__main__":
+    main()
