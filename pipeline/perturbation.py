@@ -1,0 +1,179 @@
+"""δ within a ball that raises an objective. Knows a function from δ to logits; nothing of teachers, students or shards.
+
+A perturbation is one vector a token in word-embedding space. Each token has its own ball, L2 or L∞, whose radius is stated
+as a fraction of the mean length of a word embedding, so that one number means the same for every model; the two norms share
+it: the corner of an L∞ ball is as long as the radius of the L2 ball.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import Settings
+from pipeline.seeding import seed_of
+from pipeline.tasks import Kind
+
+Objective = Literal["divergence", "label", "noise", "none"]
+Norm = Literal["l2", "linf"]
+Forward = Callable[[Tensor], Tensor]
+"""From δ [rows, tokens, width] to logits [rows, outputs]."""
+
+
+class Effect(Settings):
+    """What a perturbation should do to the teacher, from which its radius is found; exactly one is given."""
+
+    flips: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of answers that change."""
+    divergence: Annotated[float, Field(gt=0)] | None = None
+    """Mean KL to the untouched output in nats (squared error for regression)."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Effect":
+        if (self.flips is None) == (self.divergence is None):
+            raise ValueError("state one effect, flips or divergence")
+        return self
+
+
+class PerturbationSettings(Settings):
+    """How δ is searched."""
+
+    objective: Objective
+    norm: Norm
+    radius: Annotated[float, Field(gt=0)] | Effect
+    """Fraction of the mean word-embedding length, or the effect from which it is found."""
+    steps: Annotated[int, Field(ge=1)]
+    step_size: Annotated[float, Field(gt=0)]
+    """Length of one step as a fraction of the radius."""
+    start: Annotated[float, Field(gt=0, le=1)]
+    """Length of the random start as a fraction of the radius; never 0, where the divergence has no gradient."""
+    special_tokens: bool
+    """Whether [CLS], [SEP] and the like are perturbed too."""
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """The result for one batch."""
+
+    delta: Tensor
+    """[rows, tokens, width]; zero where nothing may land."""
+    vanished: Tensor
+    """[rows], true where no token had a gradient in some step, so that the row kept its random part."""
+
+
+def divergence(clean: Tensor, perturbed: Tensor, kind: Kind) -> Tensor:
+    """How far an output moved, [rows]: KL(clean ‖ perturbed) in nats, or the squared error for regression."""
+    if kind == "regression":
+        return (clean - perturbed).square().sum(dim=-1)
+    clean_log, perturbed_log = clean.log_softmax(dim=-1), perturbed.log_softmax(dim=-1)
+    return (clean_log.exp() * (clean_log - perturbed_log)).sum(dim=-1)
+
+
+def flipped(clean: Tensor, perturbed: Tensor, kind: Kind) -> Tensor:
+    """Where the answer changed, [rows]; a regression has no answer to flip."""
+    if kind == "regression":
+        return torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+    return torch.ne(clean.argmax(dim=-1), perturbed.argmax(dim=-1))
+
+
+def radius_of(fraction: float, norm: Norm, table: Tensor) -> float:
+    """The radius of every token's ball, from a fraction of the mean row length of a word-embedding table.
+
+    Under L∞ it is divided by √width, so that a corner of the ball is as far out as the edge of the L2 ball.
+    """
+    length = fraction * float(torch.linalg.vector_norm(table, dim=1).mean())
+    return length if norm == "l2" else length / float(table.shape[1]) ** 0.5
+
+
+def random_start(names: list[tuple[str | int, ...]], lengths: list[int], width: int) -> Tensor:
+    """Standard normal noise [rows, longest, width], zero beyond each row's length.
+
+    Every row is drawn from a seed of its own names, so that it is the same in any batch and at any padding.
+    """
+    start = np.zeros((len(names), max(lengths), width), dtype=np.float32)
+    for number, (name, length) in enumerate(zip(names, lengths, strict=True)):
+        generator = np.random.Generator(np.random.Philox(key=seed_of(*name)))
+        start[number, :length] = generator.standard_normal((length, width), dtype=np.float32)
+    return torch.from_numpy(start)
+
+
+def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
+    """The nearest perturbation whose every token lies in its ball."""
+    if norm == "linf":
+        return delta.clamp(-radius, radius)
+    lengths = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
+    return torch.mul(delta, radius / lengths.clamp(min=radius))
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The unit direction of steepest ascent of each token: g / ‖g‖₂, or the signs of g; zero where g is zero.
+
+    A confident model has gradients so small that their squares underflow, so each token is scaled by its largest element first.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    largest = gradient.abs().amax(dim=-1, keepdim=True)
+    scaled = gradient / torch.where(largest > 0, largest, 1.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(lengths > 0, lengths, 1.0)
+
+
+def perturb(
+    forward: Forward,
+    clean_logits: Tensor,
+    noise: Tensor,
+    free: Tensor,
+    radius: float,
+    settings: PerturbationSettings,
+    kind: Kind,
+) -> Perturbed:
+    """Search δ by projected gradient ascent (Madry et al. 2018) on the objective, each row on its own.
+
+    Args:
+        forward: the model, from δ to logits; its parameters must not ask for gradients.
+        clean_logits: [rows, outputs], of the untouched input.
+        noise: [rows, tokens, width], standard normal; gives the start its direction.
+        free: [rows, tokens], true where a perturbation may land.
+        radius: of every token's ball, in the units of the embeddings.
+        settings: objective, norm and steps; its ``radius`` is not read here.
+        kind: decides what the divergence is.
+    """
+    where = free.unsqueeze(-1).to(noise.dtype)
+    vanished = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    if settings.objective == "none":
+        return Perturbed(torch.zeros_like(noise), vanished)
+    whole = settings.objective == "noise"
+    delta = _on_edge(noise, radius if whole else settings.start * radius, settings.norm) * where
+    if whole:
+        return Perturbed(delta, vanished)
+    for _ in range(settings.steps):
+        gradient = _gradient(forward, delta, clean_logits, settings.objective, kind) * where
+        vanished |= (gradient == 0).flatten(1).all(dim=1)
+        step = settings.step_size * radius * steepest(gradient, settings.norm)
+        delta = project(delta + step, radius, settings.norm) * where
+    return Perturbed(delta, vanished)
+
+
+def _on_edge(noise: Tensor, radius: float, norm: Norm) -> Tensor:
+    """The noise of each token brought to the edge of its ball."""
+    return radius * steepest(noise, norm)
+
+
+def _gradient(forward: Forward, delta: Tensor, clean: Tensor, objective: Objective, kind: Kind) -> Tensor:
+    """Gradient of the objective to δ, row by row: the sum over rows keeps them apart."""
+    with torch.enable_grad():
+        delta = delta.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(_objective(forward(delta), clean, objective, kind).sum(), delta)
+    return gradient.float()
+
+
+def _objective(logits: Tensor, clean: Tensor, objective: Objective, kind: Kind) -> Tensor:
+    """What is raised, [rows]: the divergence, or the cross-entropy of the untouched input's answer."""
+    if objective == "label" and kind == "classification":
+        return functional.cross_entropy(logits, clean.argmax(dim=-1), reduction="none")
+    return divergence(clean, logits, kind)

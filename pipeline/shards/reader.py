@@ -1,0 +1,152 @@
+"""Read shards: refuse what is incomplete, damaged or of another kind; then rows by position over memory-mapped files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.files import sha256_of
+from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.schema import description_of, shard_schema
+from pipeline.tasks import Floats, Split
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a shard; arrays are views of the mapped file, never copies."""
+
+    example_id: str
+    variant: int
+    input_ids: npt.NDArray[np.int32]
+    token_type_ids: npt.NDArray[np.int8] | None
+    label: float | None
+    teacher_logits: Floats
+    delta: memoryview | None = None
+    delta_scale: Floats | None = None
+    perturbed_logits: Floats | None = None
+
+
+class Rows(Sequence[Row]):
+    """The rows of several shards in order, as one sequence."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, position: int) -> Row:  # type: ignore[override]
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        number = int(np.searchsorted(self._ends, position, side="right"))
+        batch = self._batches[number]
+        return _row(batch, position - (int(self._ends[number]) - batch.num_rows))
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column over all rows; copies nothing."""
+        return pa.chunked_array([batch.column(name) for batch in self._batches])
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each row."""
+        return np.asarray(pc.list_value_length(self.column("input_ids")), dtype=np.int64)
+
+    def matrix(self, name: str) -> npt.NDArray[np.float32]:
+        """A column of equally long lists as [rows, values]."""
+        flat = np.asarray(pc.list_flatten(self.column(name)), dtype=np.float32)
+        return flat.reshape(len(self), -1)
+
+    def labels(self) -> npt.NDArray[np.float64]:
+        """The labels as numbers, NaN where there is none."""
+        return np.asarray(pc.fill_null(self.column("label").cast(pa.float64()), float("nan")))
+
+
+class Shards:
+    """A complete, verified set of shards in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open and verify a folder.
+
+        Raises:
+            ShardMismatch: no manifest, another format version, or a shard that is missing, damaged or not the one listed.
+        """
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
+        if faults:
+            raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))
+
+    def rows(self, split: Split, variant: int) -> Rows:
+        """The rows of one variant of a split, in partition order."""
+        return Rows(self._table(e) for e in self.manifest.of_split(split) if e.variant == variant)
+
+    def rows_of(self, entry: ShardEntry) -> Rows:
+        """The rows of one shard."""
+        return Rows([self._table(entry)])
+
+    def _fault(self, entry: ShardEntry) -> str | None:
+        path = self.folder / entry.file
+        if not path.exists():
+            return f"{entry.file} is missing"
+        size = path.stat().st_size
+        if size != entry.receipt.bytes:
+            return f"{entry.file} has {size} bytes, the manifest says {entry.receipt.bytes}"
+        if sha256_of(path) != entry.receipt.sha256:
+            return f"{entry.file} has other bytes than when it was written (its sha256 differs from the manifest's)"
+        return None
+
+    def _table(self, entry: ShardEntry) -> pa.Table:
+        path = self.folder / entry.file
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        wanted = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
+        if not table.schema.equals(wanted):
+            raise ShardMismatch(f"{path} has other columns than format version {self.manifest.format_version} asks for")
+        if description_of(table.schema, str(path))["key"] != entry.receipt.key:
+            raise ShardMismatch(f"{path} was made from another key than the manifest lists for it")
+        return table
+
+
+def join(examples: Rows, variants: Rows) -> Positions:
+    """For each row of ``examples`` the position in ``variants`` of the row with the same id.
+
+    Raises:
+        ShardMismatch: an example without its variant, or a variant without its example.
+    """
+    ids, others = examples.column("example_id"), variants.column("example_id")
+    positions = np.asarray(pc.fill_null(pc.index_in(ids, value_set=others.combine_chunks()), -1), dtype=np.int64)
+    missing = int((positions < 0).sum())
+    if missing or len(variants) != len(examples):
+        raise ShardMismatch(
+            f"{missing} of {len(examples)} examples have no perturbed row, and there are {len(variants)} perturbed rows: "
+            "scores and perturbations were made from different examples; make them again with dvc repro"
+        )
+    return positions
+
+
+def _row(batch: pa.RecordBatch, index: int) -> Row:
+    names = batch.schema.names
+    label = batch.column("label")[index].as_py()
+    perturbed = "delta" in names
+    return Row(
+        example_id=batch.column("example_id")[index].as_py(),
+        variant=batch.column("variant")[index].as_py(),
+        input_ids=_list(batch, "input_ids", index),
+        token_type_ids=_list(batch, "token_type_ids", index) if "token_type_ids" in names else None,
+        label=None if label is None else float(label),
+        teacher_logits=_list(batch, "teacher_logits", index),
+        delta=memoryview(batch.column("delta")[index].as_buffer()) if perturbed else None,
+        delta_scale=_list(batch, "delta_scale", index) if perturbed else None,
+        perturbed_logits=_list(batch, "perturbed_logits", index) if perturbed else None,
+    )
+
+
+def _list(batch: pa.RecordBatch, name: str, index: int) -> Any:
+    """One list of a column as a numpy view of the mapped file."""
+    return batch.column(name)[index].values.to_numpy()

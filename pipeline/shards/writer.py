@@ -1,0 +1,43 @@
+"""Write one shard: an Arrow IPC file that is whole or absent. Knows columns, not what they mean."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.files import sha256_of, written_whole
+from pipeline.shards.manifest import Key, Receipt
+from pipeline.shards.schema import ROWS_PER_BATCH, with_metadata
+
+
+def write_shard(
+    path: Path,
+    schema: pa.Schema,
+    columns: Mapping[str, Sequence[Any]],
+    key: Key,
+    description: dict[str, Any],
+    statistics: dict[str, float],
+) -> Receipt:
+    """Write the columns of one shard and return its receipt.
+
+    Args:
+        path: where to; replaced as a whole.
+        schema: of ``shard_schema``; a column that is missing, spare or of another type is an error.
+        columns: equally long sequences, one a column.
+        key: what decides the shard's bytes; stands in the file's metadata.
+        description: what else a reader needs to know of the file, beside the key.
+        statistics: figures over the rows, for the receipt only.
+    """
+    described = with_metadata(schema, {"key": key, **description})
+    table = pa.table(dict(columns), schema=described)
+    with written_whole(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, described) as writer:
+        writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
+    return Receipt(
+        key=key,
+        rows=table.num_rows,
+        tokens=sum(len(ids) for ids in columns["input_ids"]),
+        bytes=path.stat().st_size,
+        sha256=sha256_of(path),
+        statistics=statistics,
+    )
