@@ -1,0 +1,152 @@
+"""Student surgery: a model of any depth and width whose first weights come from the teacher's.
+
+Knows two models' parameters and the linear map between their word embeddings; must not know data or losses.
+"""
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.models import load_classifier, word_embeddings
+
+Size = Annotated[int, Field(ge=1)] | None
+LAYER_NUMBER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
+
+
+class SizeSettings(Settings):
+    """What is smaller than in the teacher; what is absent is as in the teacher."""
+
+    start: Literal["teacher", "scratch"]
+    """Where the first weights come from: copied or mapped from the teacher's, or random."""
+    layers: Size | list[Annotated[int, Field(ge=0)]] = None
+    """How many layers, spread evenly over the teacher's, or which of them, counted from 0."""
+    hidden: Size = None
+    heads: Size = None
+    intermediate: Size = None
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student before its first step."""
+
+    model: PreTrainedModel
+    map: Tensor | None
+    """[teacher's embedding width, student's]: carries a perturbation over. None where both share the table's space."""
+    facts: dict[str, Any]
+    """How it came about, for its card."""
+
+
+def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student:
+    """Build a student of the given size.
+
+    Raises:
+        PipelineError: the teacher has no such layers, or the sizes do not go together.
+    """
+    teacher = load_classifier(teacher_folder)
+    chosen = chosen_layers(size.layers, teacher.config.num_hidden_layers)
+    config = smaller_config(teacher.config, size, chosen)
+    set_seed(seed % 2**32)
+    model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
+    if size.start == "scratch":
+        return Student(model, None, {"start": "scratch"})
+    table, own = word_embeddings(teacher), word_embeddings(model)
+    linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
+    copied, mapped, fresh = _fill(model, teacher, chosen, linear)
+    facts = {
+        "start": "teacher",
+        "layers": chosen,
+        "parameters_copied": copied,
+        "parameters_mapped": mapped,
+        "parameters_fresh": fresh,
+        "embedding_error": round(error, 4),
+    }
+    return Student(model, linear, facts)
+
+
+def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:
+    """Which of the teacher's layers the student has, in order.
+
+    A number n takes layers spread evenly from the first: 3 of 6 are 0, 2 and 4.
+    """
+    if wanted is None:
+        return list(range(depth))
+    chosen = wanted if isinstance(wanted, list) else [number * depth // wanted for number in range(wanted)]
+    if not chosen or max(chosen) >= depth or len(chosen) > depth or sorted(set(chosen)) != chosen:
+        raise PipelineError(
+            f"layers: {wanted} cannot be taken from a teacher of {depth} layers, numbered 0 to {depth - 1}; "
+            "give a number up to that depth or different layers in rising order"
+        )
+    return chosen
+
+
+def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[int]) -> PreTrainedConfig:
+    """The teacher's configuration with the student's sizes."""
+    config = copy.deepcopy(teacher)
+    config.num_hidden_layers = len(chosen)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [teacher.layer_types[number] for number in chosen]
+    inner = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
+    for name, value in (("hidden_size", size.hidden), ("num_attention_heads", size.heads), (inner, size.intermediate)):
+        if value is not None:
+            setattr(config, name, value)
+    if config.hidden_size % config.num_attention_heads:
+        raise PipelineError(
+            f"hidden: {config.hidden_size} cannot be shared by heads: {config.num_attention_heads}; "
+            "the number of heads must divide the hidden size"
+        )
+    return config
+
+
+def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
+    """The linear map [teacher's width, ``width``] from which a narrower table is made, and its reconstruction error.
+
+    Its columns are the leading right singular vectors of the table, so that table · map · mapᵀ is the closest table of that
+    rank (Eckart and Young 1936). The error is the share of the table's squared length that is lost.
+    """
+    if width > table.shape[1]:
+        raise PipelineError(
+            f"word embeddings of width {width} cannot be made from the teacher's of width {table.shape[1]}: a student "
+            "that starts from the teacher is at most as wide; use start: scratch with augmentation: none"
+        )
+    values, vectors = torch.linalg.eigh(table.detach().double().T @ table.detach().double())
+    leading = vectors[:, -width:].flip(1)
+    # An eigenvector's sign is arbitrary: make its largest element positive, so that equal tables give equal maps.
+    signs = leading.gather(0, leading.abs().argmax(dim=0, keepdim=True)).sign()
+    error = 1.0 - float(values[-width:].sum() / values.sum())
+    return (leading * signs).float(), max(error, 0.0)
+
+
+@torch.no_grad()
+def _fill(model: PreTrainedModel, teacher: PreTrainedModel, chosen: list[int], linear: Tensor | None) -> tuple[int, int, int]:
+    """Give the student the teacher's weights where they fit; returns how many were copied, mapped and left fresh."""
+    source = teacher.state_dict()
+    copied = mapped = fresh = 0
+    for name, parameter in model.named_parameters():
+        held = source.get(_teacher_name(name, chosen))
+        if held is not None and held.shape == parameter.shape:
+            parameter.copy_(held)
+            copied += parameter.numel()
+        elif held is not None and linear is not None and _is_embedding_table(name) and held.shape[1] == len(linear):
+            parameter.copy_(held @ linear)
+            mapped += parameter.numel()
+        else:
+            fresh += parameter.numel()
+    return copied, mapped, fresh
+
+
+def _teacher_name(name: str, chosen: list[int]) -> str:
+    """What a student's parameter is called in the teacher, whose layers are numbered otherwise."""
+    return LAYER_NUMBER.sub(lambda found: found.group(0).replace(found.group(1), str(chosen[int(found.group(1))])), name, 1)
+
+
+def _is_embedding_table(name: str) -> bool:
+    return name.endswith("embeddings.weight") and ".embeddings." in name

@@ -1,0 +1,207 @@
+"""Train one student from shards: pair each example with a variant, decode its perturbation, minimise the objective.
+
+Knows shards and a student; the corpus is not read and the teacher never runs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.distill.card import write_card
+from pipeline.distill.objective import ObjectiveSettings, distillation_loss
+from pipeline.distill.student import SizeSettings, Student, make_student
+from pipeline.encoding import Batch, collate, model_inputs
+from pipeline.errors import PipelineError
+from pipeline.files import folder_written_whole, write_json
+from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, write_history
+from pipeline.models import load_tokenizer, logits_from_embeddings
+from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.lineage import lineage
+from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
+from pipeline.shards.reader import Positions, Row, Rows, Shards, join
+from pipeline.tasks import Floats, Task, measure, predictions
+
+LINEAGE_FILE = "lineage.json"
+
+
+class StudentSettings(SizeSettings):
+    """One student: its size, and how it learns."""
+
+    augmentation: Literal["shards", "none"]
+    """Whether it learns from the perturbed variants; ``none`` is the control."""
+    objective: ObjectiveSettings
+    optimiser: OptimiserSettings
+
+
+@dataclass(frozen=True)
+class DistillRows:
+    """The train split: every example with its score and, where there are variants, one perturbed row.
+
+    Variants take turns: epoch e shows variant 1 + e modulo V of every example.
+    """
+
+    scores: Rows
+    variants: list[tuple[Rows, Positions]]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each row."""
+        return self.scores.lengths()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, item: Item) -> tuple[Row, Row | None]:
+        row, epoch = item
+        if not self.variants:
+            return self.scores[row], None
+        perturbed, positions = self.variants[epoch % len(self.variants)]
+        return self.scores[row], perturbed[int(positions[row])]
+
+
+def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: StudentSettings, out: Path) -> dict[str, Any]:
+    """Train a student and write it to ``out`` as a Hugging Face folder; returns its lineage.
+
+    Raises:
+        ShardMismatch: scores, perturbations and teacher do not belong together, or a shard is missing or damaged.
+        PipelineError: the student cannot be built, or its embeddings cannot take the stored perturbations.
+    """
+    known, perturbations = _open(scores, shards, teacher, settings)
+    student = make_student(teacher, settings, settings.optimiser.seed)
+    if perturbations is not None and settings.start == "scratch":
+        raise PipelineError(
+            f"student {name} starts from scratch, so no map carries the stored perturbations into its embeddings; "
+            "use start: teacher, or augmentation: none"
+        )
+    task = known.manifest.task
+    train, dev = _train_rows(known, perturbations), known.rows("dev", 0)
+    labels, teacher_logits = answers(task, dev), dev.matrix("teacher_logits")
+    history = fine_tune(
+        f"distill {task.name} {name}",
+        student.model,
+        train,
+        DistillRows(dev, []),
+        Collator(known, perturbations),
+        StudentLoss(student, settings.objective, task),
+        lambda logits: measure(task, labels, logits),
+        settings.optimiser,
+    )
+    facts = {
+        "task": task.name,
+        "student": name,
+        "settings": settings.model_dump(mode="json", exclude_none=True),
+        "teacher": known.manifest.key["teacher"],
+        "scores": manifest_hash(scores),
+        "shards": None if perturbations is None else manifest_hash(shards),
+        "dev": best_epoch(history)["dev"],
+        "teacher_dev": measure(task, labels, teacher_logits),
+        "best_epoch": best_epoch(history)["epoch"],
+        "start": student.facts,
+    }
+    tokenizer = load_tokenizer(teacher)
+    with folder_written_whole(out) as folder:
+        student.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_history(folder, history)
+        write_json(folder / LINEAGE_FILE, facts)
+        write_card(folder, task, facts, known.manifest, perturbations.manifest if perturbations else None)
+    return facts
+
+
+def answers(task: Task, rows: Rows) -> Floats:
+    """The labels of a split, or the teacher's answers where the corpus has none."""
+    labels = rows.labels()
+    return predictions(task, rows.matrix("teacher_logits")) if np.isnan(labels).any() else labels
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows to a batch: token ids padded, labels, the teacher's logits, and the coded perturbations."""
+
+    scores: Shards
+    perturbations: Shards | None
+
+    def __call__(self, pairs: list[tuple[Row, Row | None]]) -> Batch:
+        rows = [row for row, _ in pairs]
+        types = None if rows[0].token_type_ids is None else [row.token_type_ids for row in rows]
+        batch = collate([row.input_ids for row in rows], types, self.scores.manifest.pad_token_id)  # type: ignore[arg-type]
+        labels = [np.nan if row.label is None else row.label for row in rows]
+        batch["labels"] = torch.tensor(labels, dtype=torch.float32)
+        batch["teacher_logits"] = torch.from_numpy(np.stack([row.teacher_logits for row in rows]))
+        perturbed = [row for _, row in pairs if row is not None]
+        return batch | self._perturbed(perturbed, batch["input_ids"].shape[1]) if perturbed else batch
+
+    def _perturbed(self, rows: list[Row], tokens: int) -> Batch:
+        """Codes [rows, tokens, width] and scales [rows, tokens], zero on padding, with the teacher's logits on them."""
+        assert self.perturbations is not None, "perturbed rows come from perturbation shards"
+        assert self.perturbations.manifest.coding is not None, "perturbation shards say how they are coded"
+        width, codec = self.perturbations.manifest.coding.width, CODECS[self.perturbations.manifest.coding.codec]
+        logits: list[Floats] = []
+        codes = np.zeros((len(rows), tokens, width), dtype=codec.dtype)
+        scales = np.zeros((len(rows), tokens), dtype=np.float32)
+        for number, row in enumerate(rows):
+            assert row.delta is not None, "the schema of perturbations has it"
+            assert row.perturbed_logits is not None, "the schema of perturbations has it"
+            unpacked = codec.unpack(row.delta, width)
+            codes[number, : len(unpacked)] = unpacked
+            scales[number, : len(unpacked)] = row.delta_scale
+            logits.append(row.perturbed_logits)
+        return {
+            "codes": torch.from_numpy(codes),
+            "scales": torch.from_numpy(scales),
+            "perturbed_logits": torch.from_numpy(np.stack(logits)),
+        }
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """The objective on a batch, and the student's logits on its untouched inputs."""
+
+    student: Student
+    objective: ObjectiveSettings
+    task: Task
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs = model_inputs(batch)
+        logits = model(**inputs).logits
+        perturbed = None
+        if "codes" in batch:
+            delta = carried(dequantise(batch["codes"], batch["scales"]), self.student.map)
+            words = model.get_input_embeddings()(batch["input_ids"])
+            perturbed = (logits_from_embeddings(model, inputs, words + delta), batch["perturbed_logits"])
+        loss = distillation_loss(logits, batch["teacher_logits"], batch["labels"], perturbed, self.objective, self.task.kind)
+        return loss, logits
+
+
+def carried(delta: Tensor, linear: Tensor | None) -> Tensor:
+    """A perturbation [..., teacher's width] in the student's word-embedding space [..., student's width]."""
+    return delta if linear is None else delta @ linear.to(delta.device)
+
+
+def _open(scores: Path, shards: Path, teacher: Path, settings: StudentSettings) -> tuple[Shards, Shards | None]:
+    """Open what the student learns from, and refuse what does not belong together."""
+    known = Shards(scores)
+    wanted = lineage(teacher)
+    way_out = "Make them again for this teacher: dvc repro"
+    check_agreement(f"the scores in {scores}", wanted, known.manifest.key, way_out)
+    if settings.augmentation == "none":
+        return known, None
+    perturbations = Shards(shards)
+    check_agreement(f"the perturbations in {shards}", wanted, perturbations.manifest.key, way_out)
+    if not perturbations.manifest.variants:
+        raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or augmentation: none for this student")
+    return known, perturbations
+
+
+def _train_rows(known: Shards, perturbations: Shards | None) -> DistillRows:
+    rows = known.rows("train", 0)
+    if perturbations is None:
+        return DistillRows(rows, [])
+    numbers = range(1, perturbations.manifest.variants + 1)
+    variants = [perturbations.rows("train", number) for number in numbers]
+    return DistillRows(rows, [(variant, join(rows, variant)) for variant in variants])
