@@ -1,7 +1,8 @@
 """A tiny world for tests: a task, a tokenizer, a teacher with random weights, a prepared corpus. Nothing is downloaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
+from pipeline.augment.cluster import RuntimeSettings
+from pipeline.augment.jobs import Job
+from pipeline.augment.passes import AugmentSettings, ScoreSettings, augment, score
+from pipeline.augment.teacher import FrozenTeacher
 from pipeline.models import head_settings
+from pipeline.perturbation import PerturbationSettings
 from pipeline.tasks import Split, Task
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -119,3 +125,55 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return of
+
+
+class InProcess:
+    """Runs jobs here, one after the other, in place of Ray workers."""
+
+    def __init__(self, teacher: Path, runtime: RuntimeSettings) -> None:
+        self._teacher = teacher
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+        """Like ``Cluster.run``."""
+        teacher = FrozenTeacher(self._teacher)
+        for job in jobs:
+            yield job, job.run(teacher)
+
+
+SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8)
+AUGMENT_SETTINGS = AugmentSettings(
+    variants=2,
+    perturbation=PerturbationSettings(
+        objective="divergence", norm="l2", radius=0.2, steps=1, step_size=1.0, start=0.5, special_tokens=False
+    ),
+    codec="int8",
+    seed=1,
+    calibration_rows=8,
+    batch_rows=8,
+)
+
+
+def runtime_at(folder: Path) -> RuntimeSettings:
+    """Two workers and a store of its own."""
+    return RuntimeSettings(ray_address=None, workers=2, store=str(folder / "store"))
+
+
+def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSettings = AUGMENT_SETTINGS) -> tuple[Path, Path]:
+    """Scores and perturbations of a corpus, made in this process: the folders `score` and `augment` would write."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.augment.passes.Cluster", InProcess)
+        score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
+        augment(folder / "scores", teacher, settings, runtime_at(folder), folder / "shards")
+    return folder / "scores", folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Path) -> tuple[Path, Path]:
+    """Scores and perturbations of the tiny corpus; read only."""
+    return make_shards(tmp_path_factory.mktemp("made"), prepared, teacher)

@@ -1,0 +1,100 @@
+"""check: the whole of params.yaml read before any stage runs."""
+
+from pathlib import Path
+
+import click
+
+from pipeline import config
+from pipeline.augment.cluster import RuntimeSettings
+from pipeline.augment.passes import AugmentSettings, ScoreSettings
+from pipeline.config import Settings
+from pipeline.corpus.preparation import TASK_NAME, CorpusSettings
+from pipeline.distill.training import StudentSettings
+from pipeline.errors import Faults
+from pipeline.evaluation import EvaluationSettings
+from pipeline.finetuning import OptimiserSettings
+from pipeline.tasks import Kind, Metric, fitting_metrics
+from pipeline.teaching import TeacherSettings
+from stages.command import params_option, stage
+
+
+class TaskSettings(Settings):
+    kind: Kind
+    metric: Metric
+    corpus: CorpusSettings
+    teacher: TeacherSettings
+
+
+class Sections(Settings):
+    """The sections that are the same for every task and student."""
+
+    teach: OptimiserSettings
+    score: ScoreSettings
+    augment: AugmentSettings
+    evaluate: EvaluationSettings
+    runtime: RuntimeSettings
+
+
+class OneTask(Settings):
+    task: TaskSettings
+
+
+class OneStudent(Settings):
+    student: StudentSettings
+
+
+MAPPINGS = ("tasks", "students")
+"""Sections that map names to settings."""
+
+
+@stage
+@params_option
+def main(params: Path) -> None:
+    """Read all of params.yaml and list every unknown, missing or mistyped setting at once.
+
+    Each stage checks what it reads; this checks everything before the first stage starts.
+    """
+    faults = faults_of(params)
+    if faults:
+        raise Faults(str(params), faults)
+    content = config.read_params(params)
+    click.echo(f"{params}: tasks {', '.join(content['tasks'])}; students {', '.join(content['students'])}")
+
+
+def faults_of(path: Path) -> list[str]:
+    """Everything that is wrong with a parameter file."""
+    content = config.read_params(path)
+    known = {*MAPPINGS, "distill", *Sections.model_fields}
+    faults = [f"{name} is not a section known here" for name in content if name not in known]
+    faults += _found(path, Sections, **{name: name for name in Sections.model_fields})
+    for section in MAPPINGS:
+        if not isinstance(content.get(section), dict) or not content[section]:
+            faults.append(f"{section} must map at least one name to its settings")
+            continue
+        for name in content[section]:
+            faults += _entry_faults(path, section, str(name))
+    return list(dict.fromkeys(faults))
+
+
+def _entry_faults(path: Path, section: str, name: str) -> list[str]:
+    place = f"{section}.{name}"
+    faults = [] if TASK_NAME.fullmatch(name) else [f"{place}: a name has only a-z, 0-9 and _"]
+    if section == "students":
+        return faults + _found(path, OneStudent, student=("distill", place))
+    entry = config.lookup(config.read_params(path), place) or {}
+    kind, metric = entry.get("kind"), entry.get("metric")
+    if kind in ("classification", "regression") and metric not in fitting_metrics(kind):
+        faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+    return faults + _found(path, OneTask, task=place)
+
+
+def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:
+    try:
+        config.load(path, model, **places)
+    except Faults as found:
+        return list(found.faults)
+    return []
+
+
+if __name__ == "__main__":
+    main()

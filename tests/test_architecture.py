@@ -1,0 +1,157 @@
+"""The rooms and who may enter them: one order of imports, two halves that meet in the shards, dvc.yaml that tells the truth."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+ORDER = [
+    "pipeline.errors",
+    "pipeline.config",
+    "pipeline.files",
+    "pipeline.seeding",
+    "pipeline.progress",
+    "pipeline.tasks",
+    "pipeline.corpus.faults",
+    "pipeline.corpus.tables",
+    "pipeline.corpus.rows",
+    "pipeline.corpus.splits",
+    "pipeline.corpus.preparation",
+    "pipeline.encoding",
+    "pipeline.models",
+    "pipeline.finetuning",
+    "pipeline.teaching",
+    "pipeline.perturbation",
+    "pipeline.shards.schema",
+    "pipeline.shards.codec",
+    "pipeline.shards.manifest",
+    "pipeline.shards.lineage",
+    "pipeline.shards.store",
+    "pipeline.shards.writer",
+    "pipeline.shards.reader",
+    "pipeline.augment.partition",
+    "pipeline.augment.teacher",
+    "pipeline.augment.jobs",
+    "pipeline.augment.calibration",
+    "pipeline.augment.cluster",
+    "pipeline.augment.passes",
+    "pipeline.distill.student",
+    "pipeline.distill.objective",
+    "pipeline.distill.card",
+    "pipeline.distill.training",
+    "pipeline.evaluation",
+    "pipeline.report.facts",
+    "pipeline.report.plots",
+    "pipeline.report.page",
+]
+"""A module imports only what stands above it."""
+
+RAY_MAY_BE_IMPORTED_BY = {"pipeline.augment.cluster"}
+
+
+def modules(folder: str) -> list[str]:
+    """Dotted names of all modules below a folder."""
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths if path.name != "__init__.py"]
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Everything a module imports, anywhere in it: dotted names of modules."""
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    return frozenset(name for node in ast.walk(tree) for name in _names(node))
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def file_of(module: str) -> Path:
+    """The source file of a module."""
+    return ROOT / Path(*module.split(".")).with_suffix(".py")
+
+
+def own(names: frozenset[str]) -> set[str]:
+    """Of imported names those that are modules of this project."""
+    return {name for name in names if name.split(".")[0] in ("pipeline", "stages") and file_of(name).exists()}
+
+
+def needed_by(module: str) -> set[str]:
+    """A module and all that it imports, directly or not."""
+    found, waiting = {module}, [module]
+    while waiting:
+        for name in own(imports(waiting.pop())) - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert sorted(ORDER) == modules("pipeline")
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
+    above = set(ORDER[: ORDER.index(module)])
+    assert own(imports(module)) <= above, f"{module} imports {sorted(own(imports(module)) - above)}, which stand below it"
+
+
+@pytest.mark.parametrize(("half", "other"), [("augment", "distill"), ("distill", "augment")])
+def test_the_two_halves_meet_only_in_the_shards(half: str, other: str) -> None:
+    for module in modules(f"pipeline/{half}"):
+        touched = {name for name in needed_by(module) if name.startswith(f"pipeline.{other}.")}
+        assert not touched, f"{module} reaches {touched}"
+
+
+def test_ray_is_imported_in_one_place() -> None:
+    users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
+    assert users == RAY_MAY_BE_IMPORTED_BY
+
+
+def test_init_files_are_empty() -> None:
+    for path in [*(ROOT / "pipeline").rglob("__init__.py"), *(ROOT / "stages").rglob("__init__.py")]:
+        assert path.read_text(encoding="utf-8") == "", path
+
+
+def test_pipeline_never_imports_stages_or_click() -> None:
+    for module in modules("pipeline"):
+        assert not {name for name in imports(module) if name.split(".")[0] in ("stages", "click")}, module
+
+
+def dvc_stages() -> dict[str, dict[str, object]]:
+    """The stages of dvc.yaml, what foreach repeats taken out of it."""
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    return {name: stage.get("do", stage) for name, stage in content["stages"].items()}
+
+
+@pytest.mark.parametrize("name", sorted(dvc_stages()))
+def test_dvc_lists_every_source_file_a_stage_runs_and_no_other(name: str) -> None:
+    stage = dvc_stages()[name]
+    module = str(stage["cmd"]).split("-m ")[1].split()[0]
+    listed = {str(dep) for dep in stage["deps"] if str(dep).startswith(("pipeline", "stages"))}  # type: ignore[attr-defined]
+    wanted = {str(file_of(needed).relative_to(ROOT)) for needed in needed_by(module)} | templates(needed_by(module))
+    missing = {path for path in wanted if not any(path == dep or path.startswith(f"{dep}/") for dep in listed)}
+    spare = {dep for dep in listed if not any(path == dep or path.startswith(f"{dep}/") for path in wanted)}
+    assert not missing, f"dvc.yaml: {name} runs these files but does not list them: {sorted(missing)}"
+    assert not spare, f"dvc.yaml: {name} lists these files but does not run them: {sorted(spare)}"
+
+
+def templates(needed: set[str]) -> set[str]:
+    """Page templates that lie beside the modules of a stage."""
+    folders = {file_of(module).parent for module in needed if module.startswith("pipeline.report")}
+    return {str(path.relative_to(ROOT)) for folder in folders for path in folder.glob("*.j2")}
+
+
+@pytest.mark.parametrize("name", sorted(dvc_stages()))
+def test_dvc_tracks_no_setting_that_changes_only_speed(name: str) -> None:
+    tracked = dvc_stages()[name].get("params", [])
+    assert not [place for place in tracked if str(place).startswith("runtime")]  # type: ignore[attr-defined]
