@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from pipeline.config import Settings
+from pipeline.distill.narrowing import Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
 from pipeline.models import load_classifier, word_embeddings
 
@@ -60,7 +61,7 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
         return Student(model, None, {"start": "scratch"})
     table, own = word_embeddings(teacher), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
-    copied, mapped, fresh = _fill(model, teacher, chosen, linear)
+    copied, mapped, fresh = _fill(model, teacher, chosen, _narrowing(teacher.config, config, linear))
     facts = {
         "start": "teacher",
         "layers": chosen,
@@ -94,10 +95,15 @@ def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[i
     config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None):
         config.layer_types = [teacher.layer_types[number] for number in chosen]
-    inner = "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"
-    for name, value in (("hidden_size", size.hidden), ("num_attention_heads", size.heads), (inner, size.intermediate)):
-        if value is not None:
-            setattr(config, name, value)
+    wanted = {"hidden_size": size.hidden, "num_attention_heads": size.heads, _inner(config): size.intermediate}
+    for name, value in wanted.items():
+        if value is not None and value > getattr(teacher, name):
+            raise PipelineError(
+                f"{name}: {value} is more than the teacher's {getattr(teacher, name)}; a student is at most as wide"
+            )
+        setattr(config, name, value or getattr(teacher, name))
+    if hasattr(config, "pooler_hidden_size"):  # DeBERTa's, which its constructor copies from the hidden size
+        config.pooler_hidden_size = config.hidden_size
     if config.hidden_size % config.num_attention_heads:
         raise PipelineError(
             f"hidden: {config.hidden_size} cannot be shared by heads: {config.num_attention_heads}; "
@@ -112,11 +118,6 @@ def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
     Its columns are the leading right singular vectors of the table, so that table · map · mapᵀ is the closest table of that
     rank (Eckart and Young 1936). The error is the share of the table's squared length that is lost.
     """
-    if width > table.shape[1]:
-        raise PipelineError(
-            f"word embeddings of width {width} cannot be made from the teacher's of width {table.shape[1]}: a student "
-            "that starts from the teacher is at most as wide; use start: scratch with augmentation: none"
-        )
     values, vectors = torch.linalg.eigh(table.detach().double().T @ table.detach().double())
     leading = vectors[:, -width:].flip(1)
     # An eigenvector's sign is arbitrary: make its largest element positive, so that equal tables give equal maps.
@@ -125,18 +126,35 @@ def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
     return (leading * signs).float(), max(error, 0.0)
 
 
+def _narrowing(teacher: PreTrainedConfig, own: PreTrainedConfig, linear: Tensor | None) -> Narrowing | None:
+    """How layers become narrower; None where the residual stream does, but not along the map of the embeddings."""
+    if linear is None and own.hidden_size != teacher.hidden_size:
+        return None
+    head_size = teacher.hidden_size // teacher.num_attention_heads
+    return Narrowing(
+        stream=torch.eye(teacher.hidden_size) if linear is None else linear,
+        heads=head_positions(own.num_attention_heads, teacher.num_attention_heads, head_size),
+        inner=spread(getattr(own, _inner(own)), getattr(teacher, _inner(teacher))),
+    )
+
+
 @torch.no_grad()
-def _fill(model: PreTrainedModel, teacher: PreTrainedModel, chosen: list[int], linear: Tensor | None) -> tuple[int, int, int]:
+def _fill(
+    model: PreTrainedModel, teacher: PreTrainedModel, chosen: list[int], narrowing: Narrowing | None
+) -> tuple[int, int, int]:
     """Give the student the teacher's weights where they fit; returns how many were copied, mapped and left fresh."""
     source = teacher.state_dict()
     copied = mapped = fresh = 0
     for name, parameter in model.named_parameters():
-        held = source.get(_teacher_name(name, chosen))
-        if held is not None and held.shape == parameter.shape:
+        theirs = _teacher_name(name, chosen)
+        held = source[theirs]
+        if held.shape == parameter.shape:
             parameter.copy_(held)
             copied += parameter.numel()
-        elif held is not None and linear is not None and _is_embedding_table(name) and held.shape[1] == len(linear):
-            parameter.copy_(held @ linear)
+            continue
+        narrowed = narrowing.parameter(theirs, held) if narrowing else None
+        if narrowed is not None and narrowed.shape == parameter.shape:
+            parameter.copy_(narrowed)
             mapped += parameter.numel()
         else:
             fresh += parameter.numel()
@@ -148,5 +166,6 @@ def _teacher_name(name: str, chosen: list[int]) -> str:
     return LAYER_NUMBER.sub(lambda found: found.group(0).replace(found.group(1), str(chosen[int(found.group(1))])), name, 1)
 
 
-def _is_embedding_table(name: str) -> bool:
-    return name.endswith("embeddings.weight") and ".embeddings." in name
+def _inner(config: PreTrainedConfig) -> str:
+    """What a configuration calls the width of its feed-forward layers."""
+    return "hidden_dim" if hasattr(config, "hidden_dim") else "intermediate_size"

@@ -66,8 +66,8 @@ def test_the_map_is_the_best_of_its_rank() -> None:
 
 
 def test_equal_seeds_give_equal_students_and_others_do_not(teacher: Path) -> None:
-    narrow = SizeSettings(start="teacher", hidden=16, heads=4)
-    one, same, other = (make_student(teacher, narrow, seed).model.state_dict() for seed in (1, 1, 2))
+    fresh = SizeSettings(start="scratch", layers=1)
+    one, same, other = (make_student(teacher, fresh, seed).model.state_dict() for seed in (1, 1, 2))
     name = "bert.encoder.layer.0.intermediate.dense.weight"
     assert torch.equal(one[name], same[name])
     assert not torch.equal(one[name], other[name])
@@ -84,7 +84,7 @@ def test_from_scratch_nothing_is_the_teachers(teacher: Path) -> None:
     ("size", "sentence"),
     [
         ({"hidden": 16, "heads": 3}, "hidden: 16 cannot be shared by heads: 3"),
-        ({"hidden": 64}, "a student that starts from the teacher is at most as wide"),
+        ({"hidden": 64}, "hidden_size: 64 is more than the teacher's 32; a student is at most as wide"),
         ({"layers": 9}, "cannot be taken from a teacher of 4 layers"),
     ],
 )
