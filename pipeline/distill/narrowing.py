@@ -17,7 +17,7 @@ Axis = Literal["stream", "heads", "inner", "other"]
 """What an axis of a weight runs along."""
 
 ROLES: tuple[tuple[str, Axis, Axis], ...] = (
-    (r"\.(query|key|value)(_proj)?\.|\.[qkv]_lin\.|\.attn\.[qkv]\.", "heads", "stream"),
+    (r"\.(pos_)?(query|key|value)(_proj)?\.|\.[qkv]_lin\.|\.attn\.[qkv]\.", "heads", "stream"),
     (r"\.attention\.(output\.)?dense\.|\.out_lin\.|\.attn\.o\.", "stream", "heads"),
     (r"\.intermediate\.dense\.|\.ffn\.lin1\.|\.ffn\.(weight|bias)$", "inner", "stream"),
     (r"\.output\.dense\.|\.ffn\.lin2\.|\.ffn_output\.", "stream", "inner"),
