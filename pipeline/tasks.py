@@ -68,12 +68,12 @@ def measure(task: Task, labels: Floats, logits: Floats) -> float:
     F1 is that of the second label for two labels (as GLUE counts MRPC) and the macro average for more. A correlation
     that is undefined because all answers are equal counts as 0.
     """
-    return _MEASURES[task.metric](np.asarray(labels), predictions(task, np.asarray(logits)))
+    metric = "macro_f1" if task.metric == "f1" and len(task.labels) > 2 else task.metric
+    return _MEASURES[metric](np.asarray(labels), predictions(task, np.asarray(logits)))
 
 
 def _f1(labels: Floats, answers: Floats) -> float:
-    binary = max(labels.max(initial=0), answers.max(initial=0)) <= 1
-    return float(sklearn.metrics.f1_score(labels, answers, average="binary" if binary else "macro", zero_division=0.0))
+    return float(sklearn.metrics.f1_score(labels, answers, average="binary", zero_division=0.0))
 
 
 def _macro_f1(labels: Floats, answers: Floats) -> float:

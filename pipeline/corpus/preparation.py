@@ -81,8 +81,8 @@ class CorpusSettings(Settings):
     """Our split names to the hub set's; splits not named are not read. Absent: the usual names."""
     text: Annotated[tuple[str, ...], BeforeValidator(_columns), AfterValidator(_one_or_two)]
     """One text column, or two for pairs."""
-    label: str | None = None
-    """The label column; absent: no row has a label."""
+    label: str
+    """The label column. The train table may lack it, and any train row its label: students learn from the teacher's answers."""
     labels: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] | None = None
     """Label names in the order of the logits; absent: those the corpus declares, else those found in it, sorted."""
     dev: Share | None = None
@@ -156,7 +156,7 @@ def _check_task(name: str, kind: Kind, metric: Metric, settings: CorpusSettings,
 
 
 def _read(settings: CorpusSettings, found: FoundFaults) -> OwnSplits:
-    wanted = [*settings.text, *([settings.label] if settings.label else [])]
+    wanted = [*settings.text, settings.label]
     if settings.files is not None:
         return {split: read_file(Path(path), wanted, found) for split, path in settings.files.items()}
     assert settings.hub is not None
@@ -183,11 +183,11 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
     labelled = any(table is not None and label in table.available for table in tables.values())
     rows: Parts = {}
     for split, table in tables.items():
-        needed = [*settings.text, *([label] if label and (split != "train" or not labelled) else [])]
+        needed = [*settings.text, *([label] if split != "train" or not labelled else [])]
         if table is None or not has_columns(table, needed, found):
             continue
         rows[split] = rows_of(table, settings.text, label, kind, found)
-        if label and split != "train":
+        if split != "train":
             check_labelled(rows[split], table.name, split, found)
     return rows
 
@@ -195,7 +195,7 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
 def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
     if kind == "regression":
         return ()
-    declared = [table.class_names.get(settings.label or "", ()) for table in tables.values() if table is not None]
+    declared = [table.class_names.get(settings.label, ()) for table in tables.values() if table is not None]
     names = settings.labels or next(filter(None, [*declared, *(names_in(rows.get(split, ())) for split in SPLITS)]), ())
     for split in SPLITS if names else ():
         check_known(rows.get(split, ()), names, found)
@@ -233,7 +233,9 @@ def _examples(parts: Parts, settings: CorpusSettings, notes: Counter[str], found
         examples[split] = capped(named(rows), limits.get(split))
         notes[f"left out of {split}: above the most rows"] = len(rows) - len(examples[split])
         if not rows:
-            found.whole(f"{split} split", "no usable row is left in it")
+            found.whole(
+                f"{split} split", "no usable row is left in it; dev chooses the best epoch and test measures, both by labels"
+            )
     if "train" in examples:
         check_varied(list(examples["train"].values()), "train split", found)
     return examples

@@ -41,7 +41,7 @@ def has_columns(table: Table, needed: Sequence[str], found: FoundFaults) -> bool
     return not missing
 
 
-def rows_of(table: Table, texts: Sequence[str], label: str | None, kind: Kind, found: FoundFaults) -> list[Row]:
+def rows_of(table: Table, texts: Sequence[str], label: str, kind: Kind, found: FoundFaults) -> list[Row]:
     """The table's rows without those that have a fault, which is noted."""
     labels = table.columns.get(label or "", [None] * len(table.numbers))
     rows = []

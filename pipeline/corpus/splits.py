@@ -43,9 +43,8 @@ def _split_at(place: float, shares: Mapping[Split, float]) -> Split:
 
 
 def measurable(rows: Sequence[Row]) -> list[Row]:
-    """The labelled rows of a carved split; all rows if none is labelled, since then nothing will be measured on it."""
-    labelled = [row for row in rows if row.label is not None]
-    return labelled or list(rows)
+    """The labelled rows of a carved split; nothing can be measured on the others."""
+    return [row for row in rows if row.label is not None]
 
 
 def repeated_later(parts: Parts) -> dict[Split, dict[int, tuple[Split, Row]]]:

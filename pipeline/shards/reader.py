@@ -36,7 +36,8 @@ class Row:
 class Rows(Sequence[Row]):
     """The rows of several shards in order, as one sequence."""
 
-    def __init__(self, tables: Iterable[pa.Table]) -> None:
+    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        self._schema = schema
         self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
 
@@ -52,7 +53,7 @@ class Rows(Sequence[Row]):
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column over all rows; copies nothing."""
-        return pa.chunked_array([batch.column(name) for batch in self._batches])
+        return pa.chunked_array([batch.column(name) for batch in self._batches], type=self._schema.field(name).type)
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each row."""
@@ -61,7 +62,7 @@ class Rows(Sequence[Row]):
     def matrix(self, name: str) -> npt.NDArray[np.float32]:
         """A column of equally long lists as [rows, values]."""
         flat = np.asarray(pc.list_flatten(self.column(name)), dtype=np.float32)
-        return flat.reshape(len(self), -1)
+        return flat.reshape(len(self), -1 if len(self) else 0)
 
     def labels(self) -> npt.NDArray[np.float64]:
         """The labels as numbers, NaN where there is none."""
@@ -79,17 +80,18 @@ class Shards:
         """
         self.folder = folder
         self.manifest = Manifest.read(folder)
+        self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
         faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
         if faults:
             raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))
 
     def rows(self, split: Split, variant: int) -> Rows:
         """The rows of one variant of a split, in partition order."""
-        return Rows(self._table(e) for e in self.manifest.of_split(split) if e.variant == variant)
+        return Rows(self._schema, (self._table(e) for e in self.manifest.of_split(split) if e.variant == variant))
 
     def rows_of(self, entry: ShardEntry) -> Rows:
         """The rows of one shard."""
-        return Rows([self._table(entry)])
+        return Rows(self._schema, [self._table(entry)])
 
     def _fault(self, entry: ShardEntry) -> str | None:
         path = self.folder / entry.file
@@ -105,8 +107,7 @@ class Shards:
     def _table(self, entry: ShardEntry) -> pa.Table:
         path = self.folder / entry.file
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        wanted = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
-        if not table.schema.equals(wanted):
+        if not table.schema.equals(self._schema):
             raise ShardMismatch(f"{path} has other columns than format version {self.manifest.format_version} asks for")
         if description_of(table.schema, str(path))["key"] != entry.receipt.key:
             raise ShardMismatch(f"{path} was made from another key than the manifest lists for it")

@@ -25,9 +25,7 @@ def test_everything_found_is_raised_at_once_in_the_order_found() -> None:
     found.row("y.csv", 3, "bad")
     with pytest.raises(Faults) as caught:
         found.raise_any("task movies")
-    assert str(caught.value) == (
-        "task movies: 2 faults, nothing was written\n  - x.csv: no such file\n  - y.csv, row 3: bad"
-    )
+    assert str(caught.value) == ("task movies: 2 faults, nothing was written\n  - x.csv: no such file\n  - y.csv, row 3: bad")
 
 
 def test_nothing_found_raises_nothing() -> None:

@@ -136,28 +136,20 @@ def test_train_may_lack_the_label_column_that_others_have(tmp_path: Path, files:
     assert result.task.labels == ("bad", "good")
 
 
-def test_one_label_name_in_dev_and_test_alone_does_not_tell_the_label_names(
-    tmp_path: Path, files: dict[str, str]
-) -> None:
+def test_one_label_name_in_dev_and_test_alone_does_not_tell_the_label_names(tmp_path: Path, files: dict[str, str]) -> None:
     files["train"] = tsv(tmp_path / "train.tsv", [(text,) for text, _ in TRAIN], ("text",))
     files |= {split: tsv(tmp_path / f"{split}.tsv", [(split, "good")]) for split in ("dev", "test")}
-    assert faults(files=files) == [
-        "corpus.labels: the rows have no labels that would tell the label names; list them here"
-    ]
+    assert faults(files=files) == ["corpus.labels: the rows have no labels that would tell the label names; list them here"]
 
 
 def test_a_faulty_label_is_one_fault_and_not_also_a_missing_one(tmp_path: Path, files: dict[str, str]) -> None:
     files = {split: tsv(tmp_path / f"{split}.tsv", [(f"{split} {n}", n) for n in range(4)]) for split in files}
     files["dev"] = tsv(tmp_path / "dev.tsv", [("dev", "four"), ("dev 2", 1)])
-    assert faults("regression", "pearson", files=files) == [
-        "dev.tsv, row 2 ('four'): the label must be a finite number"
-    ]
+    assert faults("regression", "pearson", files=files) == ["dev.tsv, row 2 ('four'): the label must be a finite number"]
 
 
 def test_train_may_have_labels_in_part(tmp_path: Path, files: dict[str, str]) -> None:
-    files["train"] = tsv(
-        tmp_path / "train.tsv", [(text, label if at < 5 else "") for at, (text, label) in enumerate(TRAIN)]
-    )
+    files["train"] = tsv(tmp_path / "train.tsv", [(text, label if at < 5 else "") for at, (text, label) in enumerate(TRAIN)])
     assert prepared(files=files).tables["train"]["label"].null_count == len(TRAIN) - 5
 
 
@@ -168,12 +160,12 @@ def test_a_label_column_that_no_table_has_is_a_fault(tmp_path: Path) -> None:
     ]
 
 
-def test_without_a_label_column_every_label_is_null_and_the_names_must_be_listed(tmp_path: Path) -> None:
-    path = tsv(tmp_path / "all.tsv", TRAIN)
-    result = prepared(files=path, label=None, labels=["bad", "good"], dev=0.2, test=0.2)
-    assert all(table["label"].null_count == table.num_rows > 0 for table in result.tables.values())
-    assert faults(files=path, label=None, dev=0.2, test=0.2) == [
-        "corpus.labels: the rows have no labels that would tell the label names; list them here"
+def test_a_corpus_without_any_label_is_refused_since_nothing_could_be_measured(tmp_path: Path) -> None:
+    path = tsv(tmp_path / "all.tsv", [(text, "") for text, _ in TRAIN])
+    sentence = "no usable row is left in it; dev chooses the best epoch and test measures, both by labels"
+    assert faults(files=path, labels=["bad", "good"], dev=0.2, test=0.2) == [
+        f"dev split: {sentence}",
+        f"test split: {sentence}",
     ]
 
 
@@ -200,14 +192,12 @@ def test_all_faults_of_all_files_come_in_one_error(tmp_path: Path, files: dict[s
         "dev.tsv, row 5 ('godo'): the label is none of: bad, good",
         "train.tsv, row 4 (dev.tsv, row 2): "
         "this train text also stands in the dev split; duplicates: drop would leave it there alone",
-        "test split: no usable row is left in it",
+        "test split: no usable row is left in it; dev chooses the best epoch and test measures, both by labels",
         "train split: all its 2 labels are 'good'; there is nothing to tell apart",
     ]
 
 
-def test_a_file_that_cannot_be_read_does_not_hide_the_faults_of_the_others(
-    tmp_path: Path, files: dict[str, str]
-) -> None:
+def test_a_file_that_cannot_be_read_does_not_hide_the_faults_of_the_others(tmp_path: Path, files: dict[str, str]) -> None:
     files["train"] = str(tmp_path / "gone.csv")
     files["dev"] = tsv(tmp_path / "dev.tsv", DEV, ("sentence", "label"))
     files["test"] = tsv(tmp_path / "test.tsv", [("", "good")])
@@ -218,9 +208,7 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_faults_of_the_others(
     ]
 
 
-def test_a_label_that_train_does_not_have_is_unknown_in_test_unless_listed(
-    tmp_path: Path, files: dict[str, str]
-) -> None:
+def test_a_label_that_train_does_not_have_is_unknown_in_test_unless_listed(tmp_path: Path, files: dict[str, str]) -> None:
     files["test"] = tsv(tmp_path / "test.tsv", [*TEST, ("x", "mixed")])
     assert faults(files=files) == ["test.tsv, row 5 ('mixed'): the label is none of: bad, good"]
     assert prepared(files=files, labels=["bad", "good", "mixed"]).tables["test"]["label"].to_pylist()[-1] == 2
@@ -267,9 +255,7 @@ def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         }
         datasets.Dataset.from_dict(rows, features).to_parquet(folder / "rte" / f"{split}-0.parquet")
     splits = "".join(f"  - split: {split}\n    path: rte/{split}-*\n" for split in ("train", "validation", "test"))
-    (folder / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: rte\n  data_files:\n{splits}---\n", encoding="utf-8"
-    )
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: rte\n  data_files:\n{splits}---\n", encoding="utf-8")
     return str(folder)
 
 
@@ -293,8 +279,7 @@ def test_secret_test_labels_are_a_fault_with_the_way_out(glue: str) -> None:
 def test_a_split_that_a_hub_set_does_not_have_is_named_with_those_it_has(glue: str) -> None:
     keys = {"hub": glue, "config": "rte", "text": ["sentence1", "sentence2"], "test": 0.2}
     assert faults(**keys, splits={"train": "train", "dev": "validation_matched"}) == [
-        f"{glue}: there is no split 'validation_matched'; it has: train, validation, test; "
-        "say with splits which is which"
+        f"{glue}: there is no split 'validation_matched'; it has: train, validation, test; say with splits which is which"
     ]
 
 

@@ -53,10 +53,10 @@ def test_both_texts_of_a_pair_decide_its_split() -> None:
     assert all(carve(pairs, SHARES).values())
 
 
-def test_a_partly_labelled_carved_split_keeps_the_labelled_rows_and_an_unlabelled_one_keeps_all() -> None:
+def test_a_carved_split_keeps_its_labelled_rows() -> None:
     labelled, bare = rows("a", "b"), rows("c", label=None)
     assert measurable([*labelled, *bare]) == labelled
-    assert measurable(bare) == bare
+    assert measurable(bare) == []
 
 
 def test_repeated_texts_are_refused_with_both_places() -> None:

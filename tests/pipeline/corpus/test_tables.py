@@ -73,9 +73,7 @@ def test_tsv_has_no_quoting(tmp_path: Path) -> None:
 
 
 def test_a_line_separator_character_ends_no_line(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "x.tsv", "label\ttext\n1\ta\u2028b\x0bc\n"), "text").columns["text"] == [
-        "a\u2028b\x0bc"
-    ]
+    assert read(written(tmp_path / "x.tsv", "label\ttext\n1\ta\u2028b\x0bc\n"), "text").columns["text"] == ["a\u2028b\x0bc"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
@@ -115,8 +113,7 @@ def test_csv_that_cannot_be_parsed_is_named_by_the_row_where_it_starts(
 ) -> None:
     path = written(tmp_path / "x.csv", content)
     assert faults(path, "text") == [
-        f"x.csv, row {row} ({message}): "
-        "the csv cannot be parsed from here on; a quote inside a quoted field must be doubled"
+        f"x.csv, row {row} ({message}): the csv cannot be parsed from here on; a quote inside a quoted field must be doubled"
     ]
 
 
@@ -130,9 +127,7 @@ def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_and_a_missing_one_and_an_unknown_ending_are_told_apart(tmp_path: Path) -> None:
-    assert faults(written(tmp_path / "x.csv", ""), "text") == [
-        "x.csv: the file is empty; its first line must name the columns"
-    ]
+    assert faults(written(tmp_path / "x.csv", ""), "text") == ["x.csv: the file is empty; its first line must name the columns"]
     assert faults(tmp_path / "y.csv", "text") == ["y.csv: there is no such file"]
     assert faults(written(tmp_path / "z.xlsx", "x"), "text") == [
         "z.xlsx: a table's name must end in .csv, .tsv, .jsonl, .parquet"
@@ -208,6 +203,4 @@ def test_a_hub_set_that_cannot_be_loaded_is_one_sentence(hub: Path) -> None:
     found = FoundFaults()
     assert read_hub(str(hub), "mnil", None, ["premise"], found) == {}
     (fault,) = found.lines()
-    assert fault.startswith(
-        f"{hub}: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])"
-    )
+    assert fault.startswith(f"{hub}: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])")
