@@ -80,6 +80,7 @@ def _entry_faults(path: Path, section: str, name: str) -> list[str]:
     place = f"{section}.{name}"
     faults = [] if TASK_NAME.fullmatch(name) else [f"{place}: a name has only a-z, 0-9 and _"]
     if section == "students":
+        faults += [f"{place}: the teacher is called so in every table; choose another name"] if name == "teacher" else []
         return faults + _found(path, OneStudent, student=("distill", place))
     entry = config.lookup(config.read_params(path), place) or {}
     kind, metric = entry.get("kind"), entry.get("metric")

@@ -40,6 +40,7 @@ ORDER = [
     "pipeline.augment.calibration",
     "pipeline.augment.cluster",
     "pipeline.augment.passes",
+    "pipeline.distill.narrowing",
     "pipeline.distill.student",
     "pipeline.distill.objective",
     "pipeline.distill.card",

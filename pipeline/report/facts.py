@@ -1,0 +1,250 @@
+"""What the runs of one task and its students add up to, gathered from the folders that earlier stages write.
+
+Knows those folders, not the pages and tables made of them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.evaluation import (
+    PREDICTIONS_FILE,
+    QUALITY_FILE,
+    SPEED_FILE,
+    Qualities,
+    Quality,
+    Speed,
+    Speeds,
+    control_of,
+    difference_interval,
+)
+from pipeline.shards.manifest import Manifest, manifest_hash
+from pipeline.shards.reader import Shards
+from pipeline.tasks import Floats, Metric, Task
+
+TEACHER = "teacher"
+"""What the teacher is called among the models of a task."""
+
+BINS_A_DECADE, DECADES = 8, 6
+"""The histogram of divergence ends at the power of ten above its greatest value and reaches this many below it."""
+
+METRIC_NAMES: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "macro_f1": "macro F1",
+    "mcc": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+"""What a reader calls a metric."""
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the result table; its fields are the columns."""
+
+    task: str
+    model: str
+    metric: str
+    value: float
+    retained: float | None
+    agreement: float
+    control: str | None
+    interval_low: float | None
+    interval_high: float | None
+    parameters: int
+    bytes: int
+    latency_ms: float
+    rows_per_s: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """Everything the page says of one task."""
+
+    task: Task
+    rows: int
+    """Of the test split."""
+    teacher: Result
+    students: tuple[Result, ...]
+    speedups: Mapping[str, float]
+    """Teacher's latency over the student's, both timed in turns; above 1 the student is faster."""
+    lineages: Mapping[str, Mapping[str, Any]]
+    scores: Manifest
+    perturbations: Manifest
+    hashes: Mapping[str, str]
+    """Of the two manifests: ``scores`` and ``shards``."""
+    training: pd.DataFrame
+    """Columns task, model, epoch, loss, dev."""
+    divergence: pd.DataFrame
+    """Columns task, variant, low, high, count."""
+    flips: pd.DataFrame
+    """Columns task, variant, rows, flipped (share), divergence (median)."""
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """Teacher first, then the students in their order."""
+        return (self.teacher, *self.students)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One folder of the evaluate stage."""
+
+    qualities: Qualities
+    speeds: Speeds
+    ids: list[str]
+    labels: Floats
+    logits: Floats
+
+
+def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
+    """Read all that earlier stages wrote of task ``name`` and these students; other folders are ignored."""
+    scores, perturbations = data / "scores" / name, Shards(data / "shards" / name)
+    hashes = {"scores": manifest_hash(scores), "shards": manifest_hash(perturbations.folder)}
+    manifest = Manifest.read(scores)
+    folders = {student: data / "student" / name / student for student in students}
+    lineages = {student: _lineage(folder, hashes) for student, folder in folders.items()}
+    evaluations = {student: _evaluation(data / "evaluation" / name / student) for student in students}
+    spread = _variants(perturbations)
+    return TaskReport(
+        task=manifest.task,
+        rows=evaluations[students[0]].qualities.rows,
+        teacher=_teacher(manifest.task, evaluations),
+        students=tuple(_student(manifest.task, student, evaluations, lineages, resamples) for student in students),
+        speedups={s: e.speeds.teacher.latency_ms / e.speeds.student.latency_ms for s, e in evaluations.items()},
+        lineages=lineages,
+        scores=manifest,
+        perturbations=perturbations.manifest,
+        hashes=hashes,
+        training=_training(name, {TEACHER: data / "teacher" / name, **folders}),
+        divergence=_histogram(name, spread),
+        flips=_flips(name, spread),
+    )
+
+
+def _teacher(task: Task, evaluations: Mapping[str, _Evaluation]) -> Result:
+    """The teacher is timed beside every student; the table shows the median of these timings."""
+    speeds = [evaluation.speeds.teacher for evaluation in evaluations.values()]
+    speed = Speed(
+        latency_ms=float(np.median([s.latency_ms for s in speeds])),
+        rows_per_s=float(np.median([s.rows_per_s for s in speeds])),
+    )
+    first = next(iter(evaluations.values()))
+    return _result(task, TEACHER, first.qualities.teacher, speed, None, None)
+
+
+def _student(
+    task: Task,
+    name: str,
+    evaluations: Mapping[str, _Evaluation],
+    lineages: Mapping[str, Mapping[str, Any]],
+    resamples: int,
+) -> Result:
+    own = evaluations[name]
+    control = control_of(name, {student: lineage["settings"] for student, lineage in lineages.items()})
+    if control is None:
+        return _result(task, name, own.qualities.student, own.speeds.student, None, None)
+    other = evaluations[control]
+    if own.ids != other.ids:
+        raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
+    seeds = (task.name, name, control)
+    interval = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
+    return _result(task, name, own.qualities.student, own.speeds.student, control, interval)
+
+
+def _result(
+    task: Task, model: str, quality: Quality, speed: Speed, control: str | None, interval: tuple[float, float] | None
+) -> Result:
+    low, high = interval or (None, None)
+    return Result(
+        task=task.name,
+        model=model,
+        metric=task.metric,
+        control=control,
+        interval_low=low,
+        interval_high=high,
+        **quality.model_dump(),
+        **speed.model_dump(),
+    )
+
+
+def _lineage(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
+    """A student's lineage; refused where it learnt from other shards than those the report would show beside it."""
+    lineage: dict[str, Any] = json.loads(_text(folder / "lineage.json"))
+    for name, found in hashes.items():
+        if lineage[name] not in (found, None):
+            raise PipelineError(
+                f"{folder} was trained from the {name} of manifest {lineage[name][:12]}…, "
+                f"but the {name} at hand have manifest {found[:12]}…; train it again with dvc repro"
+            )
+    return lineage
+
+
+def _evaluation(folder: Path) -> _Evaluation:
+    qualities = _parsed(Qualities, folder / QUALITY_FILE)
+    speeds = _parsed(Speeds, folder / SPEED_FILE)
+    table = pq.read_table(folder / PREDICTIONS_FILE)
+    labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
+    logits = np.array(table.column("student_logits").to_pylist(), dtype=np.float32)
+    return _Evaluation(qualities, speeds, table.column("id").to_pylist(), labels, logits)
+
+
+def _parsed(model: type[AnySettings], path: Path) -> AnySettings:
+    try:
+        return model.model_validate_json(_text(path))
+    except ValidationError as cause:
+        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as cause:
+        raise PipelineError(f"{path} does not exist; make it with dvc repro") from cause
+
+
+def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
+    """Histories one below the other; a teacher that was adopted as it is has none."""
+    trained = {name: folder / "history.csv" for name, folder in folders.items()}
+    if not trained[TEACHER].exists():
+        del trained[TEACHER]
+    histories = [pd.read_csv(StringIO(_text(path))).assign(task=task, model=name) for name, path in trained.items()]
+    return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
+
+
+def _variants(shards: Shards) -> dict[int, pd.DataFrame]:
+    """Columns divergence and flipped of each perturbed variant."""
+    numbers = range(1, shards.manifest.variants + 1)
+    rows = {number: shards.rows("train", number) for number in numbers}
+    return {n: pd.DataFrame({c: r.column(c).to_numpy() for c in ("divergence", "flipped")}) for n, r in rows.items()}
+
+
+def _histogram(task: str, variants: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """Counts on one logarithmic grid for all variants; what lies below it is counted in its first bin."""
+    greatest = max((float(rows["divergence"].max()) for rows in variants.values()), default=0.0)
+    top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
+    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)
+    tables = [pd.DataFrame(columns=["task", "variant", "low", "high", "count"])]
+    for variant, rows in variants.items():
+        counts, _ = np.histogram(rows["divergence"].clip(edges[0], edges[-1]), edges)
+        bins = {"low": edges[:-1], "high": edges[1:], "count": counts}
+        tables.append(pd.DataFrame({"task": task, "variant": variant} | bins))
+    return pd.concat(tables[1:] or tables)
+
+
+def _flips(task: str, variants: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
+    return pd.DataFrame(rows, columns=["task", "variant", "rows", "flipped", "divergence"])

@@ -1,0 +1,229 @@
+"""The report: tables for people and DVC, and one self-contained page.
+
+Knows facts and pictures, not where the facts came from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from pydantic import Field
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.evaluation import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS, EvaluationSettings
+from pipeline.files import write_json, written_whole
+from pipeline.report import plots
+from pipeline.report.facts import METRIC_NAMES, Result, TaskReport
+from pipeline.shards.manifest import Manifest
+from pipeline.tasks import SPLITS
+
+RESULTS_FILE = "results.csv"
+PAGE_FILE = "index.html"
+TEMPLATE_FILE = "report.html.j2"
+
+Rows = list[tuple[str, Any]]
+"""Name and value, as a definition table shows them."""
+
+
+class ReportSettings(Settings):
+    """What the report reads of params.yaml; of tasks and students only the names and their order."""
+
+    tasks: dict[str, Any] = Field(min_length=1)
+    students: dict[str, Any] = Field(min_length=1)
+    evaluate: EvaluationSettings
+
+
+def result_table(reports: Sequence[TaskReport]) -> pd.DataFrame:
+    """One row a task and model, the columns of ``Result``."""
+    columns = [field.name for field in fields(Result)]
+    return pd.DataFrame([vars(result) for report in reports for result in report.results], columns=columns)
+
+
+def read_results(folder: Path) -> list[Result]:
+    """The rows of the result table that ``write_report`` left in ``folder``; a model may be called "None"."""
+    names = dict.fromkeys(("task", "model", "metric", "control"), str)
+    try:
+        table = pd.read_csv(folder / RESULTS_FILE, dtype=names, keep_default_na=False, na_values=[""])
+    except FileNotFoundError as cause:
+        raise PipelineError(f"{folder / RESULTS_FILE} does not exist; make it with dvc repro") from cause
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [Result(**{str(column): value for column, value in row.items()}) for row in rows]
+
+
+def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationSettings) -> None:
+    """Write tables, metrics, plots and, last, the page."""
+    table, rendered = result_table(reports), page(reports, settings)
+    _write_table(out / RESULTS_FILE, table)
+    write_json(out / "metrics.json", {report.task.name: _metrics(report) for report in reports})
+    _write_table(out / "quality_latency.csv", table[["task", "model", "value", "latency_ms"]])
+    for name in ("training", "divergence", "flips"):
+        _write_table(out / f"{name}.csv", pd.concat([getattr(report, name) for report in reports]))
+    with written_whole(out / PAGE_FILE) as partial:
+        partial.write_text(rendered, encoding="utf-8")
+
+
+def page(reports: Sequence[TaskReport], settings: EvaluationSettings) -> str:
+    """The whole page as HTML; the same facts give the same text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "millions": _millions, "megabytes": _megabytes, "signed": _signed}
+    environment.globals |= {"verdict": verdict, "difference": difference, "colour": plots.colour_number}
+    template = environment.get_template(TEMPLATE_FILE)
+    sections = [_section(report) for report in reports]
+    names = {"confidence": CONFIDENCE, "latency_rows": LATENCY_ROWS, "throughput_rows": THROUGHPUT_ROWS}
+    return template.render(sections=sections, settings=settings, **names)
+
+
+def headline(report: TaskReport) -> list[str]:
+    """Two sentences: what the best student keeps and at what speed, and what the perturbations did for it."""
+    best = max(report.students, key=lambda student: student.value)
+    metric, teacher = METRIC_NAMES[report.task.metric], report.teacher
+    if best.retained is None:
+        kept = f"Student {best.model} reaches a {metric} of {best.value:.3f} where the teacher has {teacher.value:.3f}"
+    else:
+        values = f"{best.value:.3f} of {teacher.value:.3f}"
+        kept = f"Student {best.model} keeps {best.retained:.1%} of the teacher’s {metric} ({values})"
+    size = f"{best.parameters / teacher.parameters:.0%} of its parameters"
+    return [f"{kept} at {report.speedups[best.model]:.1f}× its speed, with {size}.", _effect(report, best)]
+
+
+def verdict(student: Result) -> str:
+    """What the interval against the control allows to say."""
+    if student.interval_low is None or student.interval_high is None:
+        return "no control"
+    if student.interval_low > 0:
+        return "better"
+    return "worse" if student.interval_high < 0 else "no measurable difference"
+
+
+def difference(report: TaskReport, student: Result) -> float | None:
+    """The student's value minus its control's."""
+    values = {other.model: other.value for other in report.students}
+    return None if student.control is None else student.value - values[student.control]
+
+
+def _effect(report: TaskReport, best: Result) -> str:
+    """The comparison with a control that concerns the best student: its own, or that of which it is the control."""
+    compared = [s for s in report.students if s.control is not None and best.model in (s.model, s.control)]
+    compared += [s for s in report.students if s.control is not None]
+    if not compared:
+        return (
+            "No student has a control (the same settings with augmentation: none), "
+            "so what the perturbations contribute was not measured."
+        )
+    student = compared[0]
+    found = difference(report, student)
+    assert found is not None, "chosen because it has a control"
+    said = {"better": "The perturbations help", "worse": "The perturbations hurt"}.get(
+        verdict(student), "The perturbations make no measurable difference"
+    )
+    return (
+        f"{said}: {student.model} differs by {_signed(found)} {METRIC_NAMES[report.task.metric]} "
+        f"from {student.control}, its control trained without them "
+        f"(95% interval {_signed(student.interval_low)} to {_signed(student.interval_high)})."
+    )
+
+
+def _section(report: TaskReport) -> dict[str, Any]:
+    pictures = [plots.quality_latency(report)]
+    pictures += [plots.divergence(report)] if report.perturbations.variants else []
+    pictures += plots.training(report)
+    common, different = _student_settings(report)
+    return {
+        "report": report,
+        "metric": METRIC_NAMES[report.task.metric],
+        "headline": headline(report),
+        "pictures": pictures,
+        "origins": _origins(report),
+        "common": common,
+        "different": different,
+    }
+
+
+def _origins(report: TaskReport) -> list[tuple[str, Rows]]:
+    """Titled definition tables: task, teacher, and how the perturbations were made."""
+    scores, shards = report.scores, report.perturbations
+    answers = ", ".join(report.task.labels) or "one value"
+    shown = ("content", "teacher", "tokenizer", "kind", "labels", "perturbation", "codec", "seed")
+    search = flattened(shards.key.get("perturbation", {}))
+    others = [(name, value) for name, value in flattened(shards.key) if name.split(".")[0] not in shown]
+    coding = [] if shards.coding is None else [("codec", shards.coding.codec), ("embedding width", shards.coding.width)]
+    seed = [("seed", shards.key["seed"])] if "seed" in shards.key else []
+    task = [("kind", report.task.kind), ("answers", answers), ("metric", report.task.metric), *_row_counts(scores)]
+    return [
+        ("Task", [*task, *flattened(scores.details)]),
+        ("Teacher", [("teacher", scores.key.get("teacher")), ("tokenizer", scores.key.get("tokenizer")), *others]),
+        ("Manifests", [("scores", report.hashes["scores"]), ("shards", report.hashes["shards"])]),
+        ("Perturbations", [("variants", shards.variants), *search, *coding, *seed]),
+        ("Radius found, and its effect on a sample of the train split", flattened(shards.details)),
+    ]
+
+
+def _row_counts(scores: Manifest) -> Rows:
+    return [(f"{split} rows", sum(e.receipt.rows for e in scores.of_split(split))) for split in SPLITS]
+
+
+def _student_settings(report: TaskReport) -> tuple[Rows, list[tuple[str, list[Any]]]]:
+    """Settings that all students share, and per name the values of each where they differ, with how training ended."""
+    chosen = [dict(flattened(lineage["settings"])) for lineage in report.lineages.values()]
+    names = list(dict.fromkeys(name for settings in chosen for name in settings))
+    rows = [(name, [settings.get(name, "–") for settings in chosen]) for name in names]
+    common = [(name, values[0]) for name, values in rows if len(values) > 1 and all(v == values[0] for v in values)]
+    differing = [row for row in rows if row[0] not in dict(common)]
+    for name in ("best_epoch", "dev", "start"):
+        ended = [dict(flattened({name: lineage.get(name, "–")})) for lineage in report.lineages.values()]
+        keys = dict.fromkeys(key for row in ended for key in row)
+        differing += [(key.replace("_", " "), [row.get(key, "–") for row in ended]) for key in keys]
+    return common, differing
+
+
+def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
+    """Nested mappings as rows of dotted names."""
+    rows: Rows = []
+    for name, inner in value.items():
+        place = f"{before}{name}"
+        rows += flattened(inner, f"{place}.") if isinstance(inner, Mapping) else [(place, inner)]
+    return rows
+
+
+def _plain(value: Any) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} M" if parameters >= 1e5 else f"{parameters / 1e3:.1f} k"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def _metrics(report: TaskReport) -> dict[str, dict[str, float | None]]:
+    return {r.model: {r.metric: r.value, "retained": r.retained} for r in report.results}
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with written_whole(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")

@@ -1,0 +1,77 @@
+"""Evaluate one student beside its teacher: data/scores, teacher, student → data/evaluation/<task>/<student>."""
+
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Settings, load
+from pipeline.evaluation import (
+    PREDICTIONS_FILE,
+    QUALITY_FILE,
+    SPEED_FILE,
+    EvaluationSettings,
+    Qualities,
+    Speeds,
+    check_answers,
+    check_labelled,
+    logits_of,
+    quality,
+    speeds,
+)
+from pipeline.files import folder_written_whole, write_json
+from pipeline.models import load_classifier, pick_device
+from pipeline.shards.reader import Shards
+from stages.command import folder_option, params_option, stage
+
+
+class Sections(Settings):
+    """What this stage reads of params.yaml."""
+
+    evaluate: EvaluationSettings
+
+
+@stage
+@folder_option("--scores", "Shards with the untouched inputs and the teacher's logits.")
+@folder_option("--teacher", "The fine-tuned teacher; run here only to time it.")
+@folder_option("--student", "The student.")
+@folder_option("--out", "Folder to write predictions, quality and speed to.")
+@params_option
+def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
+    """Measure a student on the test split: quality, agreement with the teacher, size and speed."""
+    settings = load(params, Sections, evaluate="evaluate").evaluate
+    shards = Shards(scores)
+    task, pad = shards.manifest.task, shards.manifest.pad_token_id
+    rows = shards.rows("test", 0)
+    check_labelled(task, rows)
+    models = {folder: load_classifier(folder) for folder in (teacher, student)}
+    for folder, model in models.items():
+        check_answers(task, model, folder)
+
+    wanted = rows.matrix("teacher_logits")
+    found = logits_of(models[student].to(pick_device()), rows, pad, settings.batch_rows)  # type: ignore[arg-type]
+    answers = {teacher: wanted, student: found}
+    worth = [quality(models[folder], folder, task, rows.labels(), answers[folder], wanted) for folder in answers]
+    cost = speeds([model.cpu() for model in models.values()], rows, pad, settings.timed_rows, settings.timed_rounds)
+
+    table = pa.table(
+        {
+            "id": rows.column("example_id"),
+            "label": rows.column("label"),
+            "teacher_logits": rows.column("teacher_logits"),
+            "student_logits": pa.array(list(found), pa.list_(pa.float32())),
+        }
+    )
+    with folder_written_whole(out) as folder:
+        pq.write_table(table, folder / PREDICTIONS_FILE)
+        write_json(folder / QUALITY_FILE, Qualities(rows=len(rows), teacher=worth[0], student=worth[1]).model_dump())
+        write_json(folder / SPEED_FILE, Speeds(teacher=cost[0], student=cost[1]).model_dump())
+    click.echo(
+        f"{task.name}/{student.name}: {task.metric} {worth[1].value:.3f} (teacher {worth[0].value:.3f}), "
+        f"{cost[1].latency_ms:.1f} ms a row (teacher {cost[0].latency_ms:.1f} ms)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Report: everything under data/ that params.yaml names → data/reports, one page people look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import load
+from pipeline.report.facts import Result, gather
+from pipeline.report.page import PAGE_FILE, ReportSettings, read_results, write_report
+from stages.command import folder_option, params_option, stage
+
+WIDTH = 200
+"""Columns of the printed table at most, on a terminal or not; a table is as wide as it needs to be."""
+
+
+@stage
+@click.option(
+    "--data",
+    default="data",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the products of all stages lie.",
+)
+@folder_option("--out", "Folder to write the report to.")
+@params_option
+@click.option("--print-only", is_flag=True, help="Print the last results again; make nothing.")
+def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
+    """Bring the results of all tasks and students together in tables, plots and one page."""
+    if not print_only:
+        places = {"tasks": "tasks", "students": "students", "evaluate": "evaluate"}
+        settings = load(params, ReportSettings, **places)
+        students, resamples = list(settings.students), settings.evaluate.bootstrap_resamples
+        reports = [gather(data, task, students, resamples) for task in settings.tasks]
+        write_report(out, reports, settings.evaluate)
+    Console(width=WIDTH, highlight=False, markup=False).print(printed_table(read_results(out)))
+    click.echo(f"report: {out / PAGE_FILE}")
+
+
+def printed_table(results: Sequence[Result]) -> Table:
+    """The results as a person reads them on a terminal; the difference to the control is given by its interval."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("task", "model", "metric"):
+        table.add_column(name, no_wrap=True)
+    for name in ("value", "retained", "agreement", "against control", "parameters", "size", "latency", "rows/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in results:
+        retained = "–" if row.retained is None else f"{row.retained:.1%}"
+        interval = "–" if row.interval_low is None else f"{row.interval_low:+.3f} … {row.interval_high:+.3f}"
+        quality = (f"{row.value:.3f}", retained, f"{row.agreement:.3f}", interval)
+        cost = (f"{row.parameters / 1e6:.2f} M", f"{row.bytes / 1e6:.1f} MB", f"{row.latency_ms:.2f} ms")
+        table.add_row(row.task, row.model, row.metric, *quality, *cost, f"{row.rows_per_s:.0f}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
