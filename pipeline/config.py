@@ -1,5 +1,7 @@
 """params.yaml as strict, frozen settings: all faults of what a stage needs are reported at once, before work starts."""
 
+import functools
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,24 +66,23 @@ def _as_places(place: str | Places) -> Places:
 
 
 def _merged(params: dict[str, Any], places: Places) -> Any:
-    merged = None
-    for place in places:
-        merged = _over(merged, lookup(params, place))
-    return merged
+    """The sections at these places as one; None if one of them is not there."""
+    sections = [lookup(params, place) for place in places]
+    return None if None in sections else functools.reduce(_over, sections)
 
 
 def _over(below: Any, above: Any) -> Any:
     """Two sections as one: mappings are merged key by key, anything else above wins."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return below | {key: _over(below.get(key), value) for key, value in above.items()}
-    return below if above is None else above
+        return below | {key: _over(below[key], value) if key in below else value for key, value in above.items()}
+    return above
 
 
 def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
     field, *inner = fault["loc"]
     owners = _as_places(places.get(str(field), str(field)))
     spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
-    where = next((place for place in reversed(spelled) if lookup(params, place) is not None), spelled[0])
+    where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:
         case "missing":
             return f"{where} is missing{_nearest(where, params)}"
@@ -90,9 +91,15 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
         case "model_type" | "dict_type":
             return f"{where}: must be a mapping of names to settings, not {fault['input']!r}"
         case "float_type" | "int_type":
-            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'])}"
+            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'] == 'int_type')}"
         case _:
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
+
+
+def _place_of(spelled: list[str], params: dict[str, Any], absent: bool) -> str:
+    """Of the places that a setting may stand at, the one a person must look at."""
+    standing = [place for place in spelled if (lookup(params, place) is None) == absent]
+    return spelled[0] if not standing else standing[0] if absent else standing[-1]
 
 
 def _nearest(place: str, params: dict[str, Any]) -> str:
@@ -102,7 +109,8 @@ def _nearest(place: str, params: dict[str, Any]) -> str:
         above = ".".join(parts[:depth])
         if lookup(params, above) is None:
             names = params if depth == 1 else lookup(params, ".".join(parts[: depth - 1]))
-            return f": there is no {above}, only {', '.join(map(str, names or ['nothing']))}"
+            known = ", ".join(map(str, names)) if isinstance(names, dict) else ""
+            return f": there is no {above}, only {known or 'nothing'}"
     return ""
 
 
@@ -111,13 +119,16 @@ def _wanted(fault: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _yaml_hint(value: object) -> str:
+def _yaml_hint(value: object, whole: bool) -> str:
     """YAML reads ``"32"`` and, in version 1.1, also ``2e-5`` as text; say so, since nobody sees it."""
-    if not isinstance(value, str):
-        return ""
     try:
-        number = float(value)
+        number = float(value) if isinstance(value, str) else math.nan
     except ValueError:
         return ""
-    unquoted = isinstance(yaml.safe_load(value), int | float)
-    return " (write it without quotes)" if unquoted else f" (text to YAML; write {number:.1e})"
+    if not math.isfinite(number):
+        return ""
+    if isinstance(yaml.safe_load(str(value)), int | float):
+        return " (write it without quotes)"
+    spelled = str(int(number)) if whole and number.is_integer() else repr(number)
+    dotted = spelled.replace("e", ".0e") if "e" in spelled and "." not in spelled else spelled
+    return f" (text to YAML; write {dotted})"

@@ -36,17 +36,34 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
         source: hub id or folder.
         task: where given, the head is made for its labels (new where the checkpoint has none of that size).
     """
-    head = {} if task is None else head_settings(task)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         _refuse_unsupported(source)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, ignore_mismatched_sizes=True, **head
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **({} if task is None else head_settings(task)),
         )
     except (OSError, ValueError) as cause:
         raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
+    if task is None:
+        _refuse_fresh(source, report)
     return cast(PreTrainedModel, model.eval())
+
+
+def _refuse_fresh(source: str | Path, report: dict[str, Any]) -> None:
+    """A finished classifier brings every weight; one that is made up here would answer at random."""
+    fresh = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if fresh:
+        raise PipelineError(
+            f"{source} is not a finished classifier: it lacks weights that its configuration asks for, or has them in another "
+            f"shape ({', '.join(fresh[:3])}); fine-tune it first, or set teacher.fine_tune: true"
+        )
 
 
 def head_settings(task: Task) -> dict[str, Any]:
@@ -72,6 +89,14 @@ def embedding_width(folder: Path) -> int:
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return int(word_embeddings(AutoModelForSequenceClassification.from_config(config)).shape[1])
+
+
+def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that model and tokenizer take, special tokens included."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    # These count positions from behind the padding token's id.
+    offset = config.pad_token_id + 1 if config.model_type in ("mpnet", "roberta", "xlm-roberta") else 0
+    return min(int(tokenizer.model_max_length), int(config.max_position_embeddings) - offset)
 
 
 def model_hash(folder: Path) -> str:

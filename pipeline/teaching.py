@@ -17,7 +17,7 @@ from pipeline.encoding import Batch, collate, encode, length_buckets, model_inpu
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
-from pipeline.models import head_settings, load_classifier, load_tokenizer, saved_labels
+from pipeline.models import head_settings, load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.tasks import Floats, Split, Task, measure
 
 
@@ -82,10 +82,9 @@ def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSetting
 def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer, made to cut where the settings say; the saved copy tells every later stage."""
     tokenizer = load_tokenizer(settings.model)
-    if settings.max_length > tokenizer.model_max_length:
-        raise PipelineError(
-            f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {tokenizer.model_max_length} tokens"
-        )
+    longest = longest_input(settings.model, tokenizer)
+    if settings.max_length > longest:
+        raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
     tokenizer.model_max_length = settings.max_length
     return tokenizer
 

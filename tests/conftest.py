@@ -1,99 +1,15 @@
-"""A tiny world for tests: a task, a tokenizer, a teacher with random weights, a prepared corpus. Nothing is downloaded."""
+"""Fixtures: the tiny world in folders that tests share and only read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from pipeline.augment.cluster import RuntimeSettings
-from pipeline.augment.jobs import Job
-from pipeline.augment.passes import AugmentSettings, ScoreSettings, augment, score
-from pipeline.augment.teacher import FrozenTeacher
-from pipeline.models import head_settings
-from pipeline.perturbation import PerturbationSettings
-from pipeline.tasks import Split, Task
-
-WORDS = [f"word{number}" for number in range(60)]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MAX_LENGTH = 24
+from pipeline.tasks import Task
+from tests.world import make_shards, make_task, save_prepared, save_teacher
 
 torch.set_num_threads(1)
-
-
-def make_task(kind: str = "classification", pair: bool = False, labels: tuple[str, ...] = ("bad", "good")) -> Task:
-    """A task of the tiny world."""
-    if kind == "regression":
-        return Task(name="tiny", kind="regression", metric="pearson", labels=(), pair=pair)
-    return Task(name="tiny", kind="classification", metric="accuracy", labels=labels, pair=pair)
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words as tokens, BERT's special tokens and pairs."""
-    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    backend.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=MAX_LENGTH,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
-
-
-def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
-    """A BERT of 4 layers × 32 with random weights, large enough that its answers differ, in a folder as `teach` writes it."""
-    set_seed(seed)
-    config = BertConfig(
-        vocab_size=len(SPECIAL + WORDS),
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=MAX_LENGTH,
-        initializer_range=0.3,
-        **head_settings(task),
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    task.save(folder)
-    return folder
-
-
-def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 0) -> Path:
-    """Random texts of different lengths in a folder as `prepare` writes it."""
-    generator = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def text() -> str:
-        return " ".join(generator.choice(WORDS, size=generator.integers(2, 12)))
-
-    for split, count in rows.items():
-        labels = generator.normal(size=count) if task.kind == "regression" else generator.integers(0, 2, size=count)
-        columns = {
-            "id": pa.array([f"{split}{number:05d}" for number in range(count)]),
-            "text_a": pa.array([text() for _ in range(count)]),
-            **({"text_b": pa.array([text() for _ in range(count)])} if task.pair else {}),
-            "label": pa.array(labels, type=pa.float32() if task.kind == "regression" else pa.int32()),
-        }
-        pq.write_table(pa.table(columns), folder / f"{split}.parquet")
-    task.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -125,52 +41,6 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return of
-
-
-class InProcess:
-    """Runs jobs here, one after the other, in place of Ray workers."""
-
-    def __init__(self, teacher: Path, runtime: RuntimeSettings) -> None:
-        self._teacher = teacher
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """Like ``Cluster.run``."""
-        teacher = FrozenTeacher(self._teacher)
-        for job in jobs:
-            yield job, job.run(teacher)
-
-
-SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8)
-AUGMENT_SETTINGS = AugmentSettings(
-    variants=2,
-    perturbation=PerturbationSettings(
-        objective="divergence", norm="l2", radius=0.2, steps=1, step_size=1.0, start=0.5, special_tokens=False
-    ),
-    codec="int8",
-    seed=1,
-    calibration_rows=8,
-    batch_rows=8,
-)
-
-
-def runtime_at(folder: Path) -> RuntimeSettings:
-    """Two workers and a store of its own."""
-    return RuntimeSettings(ray_address=None, workers=2, store=str(folder / "store"))
-
-
-def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSettings = AUGMENT_SETTINGS) -> tuple[Path, Path]:
-    """Scores and perturbations of a corpus, made in this process: the folders `score` and `augment` would write."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.augment.passes.Cluster", InProcess)
-        score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
-        augment(folder / "scores", teacher, settings, runtime_at(folder), folder / "shards")
-    return folder / "scores", folder / "shards"
 
 
 @pytest.fixture(scope="session")

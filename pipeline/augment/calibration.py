@@ -44,13 +44,18 @@ def find_radius(effect_of: Callable[[float], float], wanted: float) -> float:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if effect_of(math.exp(middle)) < wanted else (low, middle)
-    if low == math.log(SMALLEST) or high == math.log(LARGEST):
-        edge = SMALLEST if low == math.log(SMALLEST) else LARGEST
-        raise PipelineError(
-            f"no radius between {SMALLEST} and {LARGEST} has the effect {wanted:g} on the teacher: at {edge:g} it is "
-            f"{effect_of(edge):.3g}; ask for another effect, or give the radius as a number"
-        )
+    if low == math.log(SMALLEST) and (least := effect_of(SMALLEST)) > wanted:
+        raise PipelineError(_no_radius(wanted, SMALLEST, least))
+    if high == math.log(LARGEST) and (most := effect_of(LARGEST)) < wanted:
+        raise PipelineError(_no_radius(wanted, LARGEST, most))
     return float(f"{math.exp(high):.3g}")
+
+
+def _no_radius(wanted: float, edge: float, effect: float) -> str:
+    return (
+        f"no radius between {SMALLEST} and {LARGEST} has the effect {wanted:g} on the teacher: at {edge:g} it is {effect:.3g}; "
+        "ask for another effect, or give the radius as a number"
+    )
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ def augment(scores: Path, teacher: Path, settings: AugmentSettings, runtime: Run
     source = Shards(scores)
     key = lineage(teacher)
     check_agreement(f"the scores in {scores}", key, source.manifest.key, "Score again with this teacher: dvc repro")
+    # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were batched.
+    key["score_batch_rows"] = source.manifest.key["batch_rows"]
     store = ShardStore(Path(runtime.store))
     with Cluster(teacher, runtime) as cluster:
         found = _calibrated(source, key, settings, store, cluster)

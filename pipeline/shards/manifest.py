@@ -70,7 +70,7 @@ class Manifest(Settings):
 
     def save(self, folder: Path) -> None:
         """Write the manifest; it is the last file of its folder to be written."""
-        write_json(folder / MANIFEST_FILE, self.model_dump(mode="json"))
+        write_json(folder / MANIFEST_FILE, self.model_dump())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

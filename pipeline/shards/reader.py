@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.files import sha256_of
-from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import description_of, shard_schema
 from pipeline.tasks import Floats, Split
 
@@ -108,9 +108,12 @@ class Shards:
         path = self.folder / entry.file
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if not table.schema.equals(self._schema):
-            raise ShardMismatch(f"{path} has other columns than format version {self.manifest.format_version} asks for")
-        if description_of(table.schema, str(path))["key"] != entry.receipt.key:
-            raise ShardMismatch(f"{path} was made from another key than the manifest lists for it")
+            version = self.manifest.format_version
+            raise ShardMismatch(
+                f"{path} has other columns than format version {version} asks for; make it again with dvc repro"
+            )
+        written = description_of(table.schema, str(path))["key"]
+        check_agreement(f"the key in {path} and the manifest's", entry.receipt.key, written, "Make it again with dvc repro")
         return table
 
 
@@ -123,7 +126,7 @@ def join(examples: Rows, variants: Rows) -> Positions:
     ids, others = examples.column("example_id"), variants.column("example_id")
     positions = np.asarray(pc.fill_null(pc.index_in(ids, value_set=others.combine_chunks()), -1), dtype=np.int64)
     missing = int((positions < 0).sum())
-    if missing or len(variants) != len(examples):
+    if missing or len(variants) != len(examples) or len(np.unique(positions)) != len(positions):
         raise ShardMismatch(
             f"{missing} of {len(examples)} examples have no perturbed row, and there are {len(variants)} perturbed rows: "
             "scores and perturbations were made from different examples; make them again with dvc repro"

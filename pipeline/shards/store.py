@@ -45,7 +45,7 @@ class ShardStore:
 
     def finish(self, receipt: Receipt) -> None:
         """Write the receipt: from now on the shard counts as finished."""
-        write_json(self.receipt_path(receipt.key), receipt.model_dump(mode="json"))
+        write_json(self.receipt_path(receipt.key), receipt.model_dump())
 
     def place(self, key: Key, target: Path) -> None:
         """Put the shard of a key at ``target``: a hard link where the file system has them, else a copy."""

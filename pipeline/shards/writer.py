@@ -28,9 +28,12 @@ def write_shard(
         key: what decides the shard's bytes; stands in the file's metadata.
         description: what else a reader needs to know of the file, beside the key.
         statistics: figures over the rows, for the receipt only.
+
+    Raises:
+        ValueError, TypeError: the columns are not those of the schema; nothing is written.
     """
     described = with_metadata(schema, {"key": key, **description})
-    table = pa.table(dict(columns), schema=described)
+    table = pa.table(_arrays(schema, columns), schema=described)
     with written_whole(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, described) as writer:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
     return Receipt(
@@ -41,3 +44,18 @@ def write_shard(
         sha256=sha256_of(path),
         statistics=statistics,
     )
+
+
+def _arrays(schema: pa.Schema, columns: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
+    """The columns as Arrow arrays, if they are exactly those of the schema."""
+    if unequal := set(columns) ^ set(schema.names):
+        raise ValueError(f"a shard has the columns {schema.names}, these are missing or spare: {sorted(unequal)}")
+    return {field.name: _array(field, columns[field.name]) for field in schema}
+
+
+def _array(field: pa.Field, values: Sequence[Any]) -> pa.Array:
+    if not field.nullable and any(value is None for value in values):
+        raise ValueError(f"{field.name} has a row without a value")
+    if pa.types.is_integer(field.type) and any(isinstance(value, float) for value in values):
+        raise TypeError(f"{field.name} holds whole numbers, not fractions")
+    return pa.array(values, type=field.type)

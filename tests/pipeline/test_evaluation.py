@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
@@ -26,7 +25,9 @@ from pipeline.evaluation import (
     speeds,
 )
 from pipeline.shards.reader import Rows, Shards
+from pipeline.shards.schema import shard_schema
 from pipeline.tasks import Floats, Task
+from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
 
 ROWS = 37
 
@@ -227,7 +228,7 @@ def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
 
 def test_an_empty_test_split_is_refused() -> None:
     with pytest.raises(PipelineError, match="its test split is empty"):
-        check_labelled(MOVIES, Rows([]))
+        check_labelled(MOVIES, Rows(shard_schema("scores", MOVIES.kind, False), []))
 
 
 def test_a_model_with_swapped_labels_is_refused(model: PreTrainedModel) -> None:

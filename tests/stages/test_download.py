@@ -190,16 +190,12 @@ def test_pip_fetches_a_package_whose_hash_is_right(package: download.Package, tm
 
 def test_pip_refuses_another_hash_and_the_sentence_says_so(package: download.Package, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
-    with pytest.raises(
-        PipelineError, match=r"tiny-package 1\.0 could not be downloaded \(pip: THESE PACKAGES DO NOT MATCH"
-    ):
+    with pytest.raises(PipelineError, match=r"tiny-package 1\.0 could not be downloaded \(pip: THESE PACKAGES DO NOT MATCH"):
         download.take(replace(package, sha256="0" * 64), tmp_path / "here")
     assert not (tmp_path / "here" / package.archive).exists()
 
 
-def test_a_package_that_cannot_be_found_is_one_sentence_with_the_way_out(
-    package: download.Package, tmp_path: Path
-) -> None:
+def test_a_package_that_cannot_be_found_is_one_sentence_with_the_way_out(package: download.Package, tmp_path: Path) -> None:
     with pytest.raises(PipelineError) as caught:
         download.fetch(replace(package, version="2.0"), tmp_path)
     assert str(caught.value) == (

@@ -6,13 +6,13 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from fake_run import MOVIES, params, read, write_scores
 from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation import logits_of
 from pipeline.models import load_classifier
 from pipeline.shards.reader import Shards
 from stages.evaluate import main
+from tests.fake_run import MOVIES, params, read, write_scores
 
 
 def save_bert(folder: Path, layers: int, labels: tuple[str, ...] = MOVIES.labels) -> None:

@@ -45,9 +45,7 @@ def test_the_splits_and_the_task_are_written_and_counted(folder: Path) -> None:
     table(folder / "x.csv", ROWS)
     result = run(folder)
     assert result.exit_code == 0, result.output
-    splits = {
-        name: pyarrow.parquet.read_table(folder / f"out/movies/{name}.parquet") for name in ("train", "dev", "test")
-    }
+    splits = {name: pyarrow.parquet.read_table(folder / f"out/movies/{name}.parquet") for name in ("train", "dev", "test")}
     assert sum(table.num_rows for table in splits.values()) == len(ROWS)
     for line, (name, content) in zip(result.output.splitlines(), splits.items(), strict=True):
         labels = content["label"].to_pylist()

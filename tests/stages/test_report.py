@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from fake_run import MOVIES, SCORES, STUDENTS, params, write_run
 
 from stages.report import main
+from tests.fake_run import MOVIES, SCORES, STUDENTS, params, write_run
 
 
 @pytest.fixture(scope="module")

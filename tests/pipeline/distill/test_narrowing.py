@@ -39,7 +39,7 @@ def test_nothing_narrowed_is_nothing_changed(name: str, shape: tuple[int, ...]) 
 
 
 def test_a_narrowed_layer_acts_on_the_stream_as_the_wide_one_does() -> None:
-    """For a stream inside the map's span, queries of the kept heads are what they were; outputs are the map of what they were."""
+    """For a stream inside the map's span, kept queries are what they were and outputs are mapped."""
     stream, _ = torch.linalg.qr(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
     narrowing = Narrowing(stream, head_positions(1, 2, 4), spread(6, 12))
     inside = torch.randn(5, 4) @ stream.T

@@ -26,7 +26,7 @@ def test_the_soft_loss_is_zero_only_where_student_and_teacher_agree() -> None:
 
 
 def test_a_high_temperature_keeps_the_size_of_the_gradient() -> None:
-    """At a high temperature T² · KL tends to the squared difference of centred logits / (2 · classes) (Hinton et al. 2015, §2.1)."""
+    """T² · KL tends to the squared difference of centred logits / (2 · classes) (Hinton et al. 2015, §2.1)."""
     centred = (LOGITS - LOGITS.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
     expected = centred.square().sum(1).mean() / (2 * LOGITS.shape[1])
     assert soft_loss(LOGITS.double(), TEACHER.double(), 1000.0).item() == pytest.approx(expected.item(), rel=1e-2)

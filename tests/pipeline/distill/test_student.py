@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_task, save_teacher
 
 from pipeline.distill.student import SizeSettings, chosen_layers, make_student, principal_map
 from pipeline.distill.training import carried
 from pipeline.errors import PipelineError
 from pipeline.models import load_classifier, logits_from_embeddings, word_embeddings
+from tests.world import make_task, save_teacher
 
 WHOLE = SizeSettings(start="teacher")
 IDS = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -23,7 +23,14 @@ def test_a_student_of_the_teachers_size_is_the_teacher(teacher: Path) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "depth", "expected"),
-    [(None, 3, [0, 1, 2]), (3, 6, [0, 2, 4]), (2, 6, [0, 3]), (4, 6, [0, 1, 3, 4]), (6, 6, [0, 1, 2, 3, 4, 5]), ([1, 5], 6, [1, 5])],
+    [
+        (None, 3, [0, 1, 2]),
+        (3, 6, [0, 2, 4]),
+        (2, 6, [0, 3]),
+        (4, 6, [0, 1, 3, 4]),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        ([1, 5], 6, [1, 5]),
+    ],
 )
 def test_layers_are_spread_evenly_or_taken_by_number(wanted: int | list[int] | None, depth: int, expected: list[int]) -> None:
     assert chosen_layers(wanted, depth) == expected

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import AUGMENT_SETTINGS, make_shards, make_task, make_tokenizer, save_prepared, save_teacher
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
@@ -17,6 +16,7 @@ from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.shards.reader import Shards, join
 from pipeline.tasks import Split
+from tests.world import AUGMENT_SETTINGS, make_shards, make_task, make_tokenizer, save_prepared, save_teacher
 
 Folders = tuple[Path, Path]
 COUNTS: dict[Split, int] = {"train": 40, "dev": 10, "test": 10}
@@ -191,7 +191,9 @@ def test_another_format_version_is_refused(made: Folders, teacher: Path, tmp_pat
     shards = shutil.copytree(made[1], tmp_path / "shards")
     manifest = json.loads((shards / "manifest.json").read_text())
     (shards / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99}))
-    with pytest.raises(ShardMismatch, match=r"format_version is 99, this version reads 1; make the shards again with dvc repro"):
+    with pytest.raises(
+        ShardMismatch, match=r"format_version is 99, this version reads 1; make the shards again with dvc repro"
+    ):
         distill("half", made[0], shards, teacher, settings(), tmp_path / "half")
 
 

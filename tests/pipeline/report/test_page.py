@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fake_run import MOVIES, NOISE, SCORES, STUDENT, STUDENTS, answers, labels_of, params, read, write_run
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import EvaluationSettings
@@ -16,6 +15,7 @@ from pipeline.report.facts import Result, TaskReport, gather
 from pipeline.report.page import difference, flattened, headline, page, read_results, result_table, verdict, write_report
 from pipeline.report.plots import pareto_front
 from pipeline.tasks import measure
+from tests.fake_run import MOVIES, NOISE, SCORES, STUDENT, STUDENTS, answers, labels_of, params, read, write_run
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])
 COLUMNS = [

@@ -1,0 +1,169 @@
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from torch import Tensor
+
+from pipeline.shards.codec import CODECS, Codec, CodecName, dequantise
+
+NAMES: tuple[CodecName, ...] = ("float16", "int8", "sign")
+every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+Array = npt.NDArray[np.float32]
+
+exactly_zero = st.just(0.0)
+small_or_large = st.builds(lambda digits, power: digits * 10.0**power, st.floats(-1, 1), st.integers(-8, 4))
+elements = st.one_of(exactly_zero, small_or_large, st.floats(-1, 1)).map(
+    lambda x: float(np.float32(x)) if abs(x) > 1e-12 else 0.0
+)
+"""Nothing so small that float32 has no digits left for its square."""
+shapes = st.tuples(st.integers(1, 5), st.integers(1, 21))
+deltas = arrays.arrays(np.float32, shapes, elements=elements).map(torch.from_numpy)
+without_torch_deadline = settings(deadline=None, max_examples=60)
+
+
+def decoded(codec: Codec, delta: Tensor) -> Tensor:
+    return dequantise(*codec.quantise(delta))
+
+
+def l2(delta: Tensor) -> Array:
+    return np.linalg.norm(delta.double().numpy(), axis=-1)
+
+
+def linf(delta: Tensor) -> Array:
+    return np.abs(delta.double().numpy()).max(axis=-1)
+
+
+@every_codec
+@given(delta=deltas)
+@without_torch_deadline
+def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, delta: Tensor) -> None:
+    after = decoded(codec, delta)
+    assert (l2(after) <= l2(delta) * (1 + 1e-6)).all()
+    assert (linf(after) <= linf(delta) * (1 + 1e-6)).all()
+
+
+@given(delta=deltas)
+@without_torch_deadline
+def test_int8_is_never_further_off_than_half_a_level(delta: Tensor) -> None:
+    width = delta.shape[-1]
+    error = l2(decoded(CODECS["int8"], delta) - delta)
+    assert (error <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
+
+
+@given(delta=deltas)
+@without_torch_deadline
+def test_float16_is_never_further_off_than_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
+    width = delta.shape[-1]
+    error = l2(decoded(CODECS["float16"], delta) - delta)
+    assert (error <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
+
+
+@given(delta=deltas, other=st.floats(0, 2))
+@without_torch_deadline
+def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float) -> None:
+    after = decoded(CODECS["sign"], delta).double()
+    assert torch.equal(torch.sign(after)[delta != 0], torch.sign(delta.double())[delta != 0])
+    stretched = after * other
+    assert (l2(after - delta) <= l2(stretched - delta) * (1 + 1e-6) + 1e-12).all()
+
+
+@given(
+    signs=arrays.arrays(np.bool_, shapes),
+    magnitude=st.floats(2**-20, 100, width=32),
+)
+@without_torch_deadline
+def test_sign_is_exact_where_every_element_has_the_same_magnitude(signs: npt.NDArray[np.bool_], magnitude: float) -> None:
+    delta = torch.from_numpy(np.where(signs, magnitude, -magnitude).astype(np.float32))
+    np.testing.assert_allclose(decoded(CODECS["sign"], delta).numpy(), delta.numpy(), rtol=3e-7, atol=0)
+
+
+@every_codec
+@given(delta=deltas, data=st.data())
+@without_torch_deadline
+def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Tensor, data: st.DataObject) -> None:
+    spared = data.draw(arrays.arrays(np.bool_, delta.shape[0]))
+    delta = torch.where(torch.from_numpy(spared)[:, None], 0.0, delta)
+    after = decoded(codec, delta)
+    assert torch.isfinite(after).all()
+    assert (after[torch.from_numpy(spared)] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["float16", "int8"])
+@given(delta=deltas)
+@without_torch_deadline
+def test_an_element_that_is_zero_stays_exactly_zero(name: CodecName, delta: Tensor) -> None:
+    assert (decoded(CODECS[name], delta)[delta == 0] == 0).all()
+
+
+@every_codec
+@given(delta=deltas)
+@without_torch_deadline
+def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: Tensor) -> None:
+    codes, _ = codec.quantise(delta)
+    held = codec.pack(codes.numpy())
+    for given_as in (held, memoryview(held)):
+        unpacked = codec.unpack(given_as, delta.shape[-1])
+        assert unpacked.dtype == codec.dtype
+        np.testing.assert_array_equal(unpacked, codes.numpy())
+
+
+@every_codec
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 30, 384])
+def test_a_token_takes_as_many_bytes_as_its_codec_says(codec: Codec, width: int) -> None:
+    codes, scales = codec.quantise(torch.randn(3, width))
+    assert len(codec.pack(codes.numpy())) == 3 * -(-codec.bits * width // 8)
+    assert scales.dtype == torch.float32
+    assert scales.shape == (3,)
+
+
+@every_codec
+def test_no_token_is_no_bytes(codec: Codec) -> None:
+    codes, scales = codec.quantise(torch.zeros(0, 12))
+    assert codec.pack(codes.numpy()) == b""
+    assert codec.unpack(b"", 12).shape == (0, 12)
+    assert dequantise(codes, scales).shape == (0, 12)
+
+
+def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
+    packed = {name: CODECS[name].pack for name in NAMES}
+    assert packed["float16"](np.array([[1, -2], [0.5, 0]], np.float16)) == bytes.fromhex("003c 00c0 0038 0000")
+    assert packed["int8"](np.array([[1, -2], [127, 0]], np.int8)) == bytes([1, 254, 127, 0])
+    assert packed["sign"](np.array([[1, -1, 1], [-1, -1, 1]], np.int8)) == bytes([0b10100000, 0b00100000])
+    assert packed["float16"](np.array([[1]], ">f2")) == bytes.fromhex("003c")
+
+
+@every_codec
+@given(delta=deltas)
+@without_torch_deadline
+def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -> None:
+    batch = torch.stack([delta, delta.flip(0) * 3, torch.zeros_like(delta)])
+    codes, scales = codec.quantise(batch)
+    for number, row in enumerate(batch):
+        alone = codec.quantise(row)
+        assert torch.equal(codes[number], alone[0])
+        assert torch.equal(scales[number], alone[1])
+
+
+@every_codec
+def test_coarser_codecs_do_not_bend_a_perturbation_out_of_its_direction(codec: Codec) -> None:
+    delta = torch.randn(50, 384, generator=torch.Generator().manual_seed(0))
+    cosine = torch.cosine_similarity(decoded(codec, delta), delta, dim=-1)
+    assert (cosine > {"float16": 0.999999, "int8": 0.9998, "sign": 0.75}[codec.name]).all()
+
+
+@every_codec
+@given(delta=deltas, factor=st.integers(-6, 6))
+@without_torch_deadline
+def test_the_size_of_a_perturbation_does_not_change_its_codes(codec: Codec, delta: Tensor, factor: int) -> None:
+    assume((linf(delta) > 1e-6).all())
+    codes, scales = codec.quantise(delta)
+    doubled, doubled_scales = codec.quantise(delta * 2.0**factor)
+    assert torch.equal(codes, doubled)
+    torch.testing.assert_close(doubled_scales, scales * 2.0**factor)
+
+
+def test_every_codec_is_found_under_its_own_name() -> None:
+    assert {name: codec.name for name, codec in CODECS.items()} == {name: name for name in NAMES}

@@ -1,0 +1,190 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.shards.manifest import (
+    MANIFEST_FILE,
+    Coding,
+    Manifest,
+    Receipt,
+    ShardEntry,
+    ShardMismatch,
+    check_agreement,
+    differences,
+    key_hash,
+    manifest_hash,
+)
+from pipeline.shards.schema import FORMAT_VERSION
+from pipeline.tasks import Split, Task
+
+TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
+values = numbers | st.text(max_size=3) | st.lists(st.integers(), max_size=3)
+keys = st.dictionaries(st.text(max_size=5), values, max_size=5)
+
+
+def entry(split: Split = "train", variant: int = 1, partition: int = 0) -> ShardEntry:
+    key = {"teacher": "ab" * 32, "variant": variant}
+    receipt = Receipt(key=key, rows=3, tokens=20, bytes=999, sha256="cd" * 32, statistics={"divergence": 0.1, "flipped": 2.0})
+    file = f"{split}-{variant}-{partition}.arrow"
+    return ShardEntry(file=file, split=split, variant=variant, partition=partition, receipt=receipt)
+
+
+def manifest(**changes: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "content": "perturbations",
+        "task": TASK,
+        "key": {"teacher": "ab" * 32, "labels": ["bad", "good"], "max_length": 64},
+        "token_types": True,
+        "pad_token_id": 0,
+        "coding": Coding(codec="int8", width=384),
+        "variants": 2,
+        "details": {"radius": 0.25, "truncated": 3},
+        "shards": (entry(), entry(variant=2)),
+    }
+    return Manifest(**(fields | changes))
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / MANIFEST_FILE
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("saved", [manifest(), manifest(content="scores", coding=None, variants=0, details={}, shards=())])
+def test_what_is_saved_is_what_is_read(tmp_path: Path, saved: Manifest) -> None:
+    saved.save(tmp_path)
+    assert Manifest.read(tmp_path) == saved
+
+
+def test_equal_manifests_are_equal_bytes_and_have_the_hash_of_the_file(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        manifest().save(tmp_path / name)
+    assert manifest_hash(tmp_path / "one") == manifest_hash(tmp_path / "other")
+    assert manifest_hash(tmp_path / "one") == hashlib.sha256((tmp_path / "one" / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+def test_a_folder_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
+    with pytest.raises(ShardMismatch, match=r"manifest\.json does not exist, so the shards are not complete; .* dvc repro$"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("found", [FORMAT_VERSION + 1, 0, None, str(FORMAT_VERSION)])
+def test_another_format_version_is_refused_with_both_numbers(tmp_path: Path, found: object) -> None:
+    manifest().save(tmp_path)
+    rewrite(tmp_path, format_version=found)
+    with pytest.raises(ShardMismatch, match=rf"format_version is {found}, this version reads {FORMAT_VERSION}; .* dvc repro$"):
+        Manifest.read(tmp_path)
+
+
+def test_another_format_version_is_refused_before_its_other_fields_are_judged(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text('{"format_version": 99, "of": "the future"}', encoding="utf-8")
+    with pytest.raises(ShardMismatch, match="format_version is 99"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
+def test_a_manifest_cut_short_is_damaged(tmp_path: Path, share: float) -> None:
+    manifest().save(tmp_path)
+    whole = (tmp_path / MANIFEST_FILE).read_bytes().rstrip()
+    (tmp_path / MANIFEST_FILE).write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged \(.*\); delete the folder .* dvc repro$"):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_that_is_not_text_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_bytes(b'{"format_version": "\xff\xfe"}')
+    with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged"):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_that_is_a_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST_FILE).write_text("[]", encoding="utf-8")
+    with pytest.raises(ShardMismatch, match="format_version is None"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("field", [name for name in Manifest.model_fields if name != "format_version"])
+def test_a_field_that_is_not_there_is_named(tmp_path: Path, field: str) -> None:
+    manifest().save(tmp_path)
+    content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
+    del content[field]
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ShardMismatch, match=rf"damaged: .*{field}.* dvc repro$"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("pad_token_id", "0"), ("variants", 2.5), ("content", "guesses"), ("token_types", 1), ("spare", 1)]
+)
+def test_a_field_of_another_kind_is_named_and_not_converted(tmp_path: Path, field: str, value: object) -> None:
+    manifest().save(tmp_path)
+    rewrite(tmp_path, **{field: value})
+    with pytest.raises(ShardMismatch, match=f"damaged: .*{field}"):
+        Manifest.read(tmp_path)
+
+
+def test_a_figure_that_is_no_number_is_not_saved_and_leaves_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float"):
+        manifest(details={"radius": float("nan")}).save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_statistic_that_is_no_number_is_refused_when_the_receipt_is_made() -> None:
+    with pytest.raises(ValidationError, match="finite"):
+        Receipt(key={}, rows=1, tokens=1, bytes=1, sha256="", statistics={"divergence": float("nan")})
+
+
+def test_the_shards_of_a_split_come_variant_by_variant_in_partition_order_however_they_are_listed() -> None:
+    wanted = [entry("train", variant, partition) for variant in (1, 2, 10) for partition in (0, 1, 2, 11)]
+    listed = (*wanted[::-1], entry("dev", 1, 0))
+    assert manifest(shards=listed).of_split("train") == tuple(wanted)
+    assert manifest(shards=listed).of_split("dev") == (entry("dev", 1, 0),)
+    assert manifest(shards=listed).of_split("test") == ()
+
+
+@given(keys, keys)
+def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (key_hash(one) == key_hash(other)) == same
+    assert key_hash(one) == key_hash(dict(reversed(one.items())))
+    assert len(key_hash(one)) == 32
+
+
+@given(keys, keys)
+def test_differences_name_each_field_that_differs_and_no_other(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    lines = differences(wanted, found)
+    names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    assert len(lines) == len(names)
+    assert all(line.startswith(f"{name}: ") for line, name in zip(lines, names, strict=True))
+    assert differences(wanted, wanted) == []
+
+
+def test_a_difference_shows_both_values_and_hashes_cut_short() -> None:
+    assert differences({"teacher": "a" * 64, "max_length": 64}, {"teacher": "b" * 64, "max_length": 32}) == [
+        "max_length: 64 wanted, 32 found",
+        f"teacher: {'a' * 12}… wanted, {'b' * 12}… found",
+    ]
+
+
+def test_a_name_on_one_side_only_is_a_difference() -> None:
+    assert differences({"a": 1}, {"b": "x"}) == ["a: 1 wanted, null found", "b: null wanted, x found"]
+
+
+def test_agreement_is_asked_of_the_names_wanted_and_of_no_other() -> None:
+    check_agreement("these", {"a": 1}, {"a": 1, "variant": 3}, "Make them again.")
+
+
+def test_disagreement_names_subject_fields_values_and_the_way_out() -> None:
+    with pytest.raises(ShardMismatch) as refusal:
+        check_agreement("scores and shards", {"a": 1, "b": [2], "c": 3}, {"a": 1, "b": [5]}, "Make them again.")
+    assert str(refusal.value) == (
+        "scores and shards do not fit: b: [2] wanted, [5] found; c: 3 wanted, null found. Make them again."
+    )

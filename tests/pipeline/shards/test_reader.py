@@ -1,0 +1,329 @@
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.files import write_json
+from pipeline.shards import writer
+from pipeline.shards.codec import CODECS
+from pipeline.shards.manifest import MANIFEST_FILE, Coding, Key, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.reader import Row, Rows, Shards, join
+from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
+from pipeline.shards.writer import write_shard
+from pipeline.tasks import Split, Task
+
+TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
+VALUES = Task(name="tiny", kind="regression", metric="pearson", labels=(), pair=False)
+KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
+WIDTH = 3
+
+
+def columns(ids: Sequence[str], variant: int, task: Task, types: bool) -> dict[str, Any]:
+    """Rows whose every value can be told from the number in their id."""
+    numbers = [int(name.split("-")[-1]) for name in ids]
+    labels = [None if n % 4 == 3 else n % 2 if task.kind == "classification" else n / 2 for n in numbers]
+    shared: dict[str, Any] = {
+        "example_id": list(ids),
+        "variant": [variant] * len(ids),
+        "input_ids": [[n, *range(n % 5 + 1)] for n in numbers],
+        "label": labels,
+        "teacher_logits": [[n, -n][: task.outputs] for n in numbers],
+    }
+    if types:
+        shared["token_type_ids"] = [[0, *[1] * (n % 5 + 1)] for n in numbers]
+    if variant == 0:
+        return shared
+    deltas = [np.full((n % 5 + 2, WIDTH), n % 100, np.int8) for n in numbers]
+    return shared | {
+        "delta": [delta.tobytes() for delta in deltas],
+        "delta_scale": [[variant / 4] * len(delta) for delta in deltas],
+        "perturbed_logits": [[n + variant, n - variant][: task.outputs] for n in numbers],
+        "divergence": [0.1] * len(ids),
+        "flipped": [False] * len(ids),
+    }
+
+
+def write(folder: Path, parts: dict[tuple[Split, int], list[Sequence[str]]], task: Task = TASK, types: bool = True) -> Manifest:
+    """A complete folder; ``parts`` holds the ids of each partition of each variant of each split."""
+    entries = []
+    content: Content = "perturbations" if any(variant for _, variant in parts) else "scores"
+    for (split, variant), partitions in parts.items():
+        for number, ids in enumerate(partitions):
+            file = f"{split}-variant-{variant}-{number:05d}.arrow"
+            key = KEY | {"variant": variant, "examples": f"{split} {number}"}
+            schema = shard_schema(content, task.kind, types)
+            receipt = write_shard(folder / file, schema, columns(ids, variant, task, types), key, {}, {})
+            entries.append(ShardEntry(file=file, split=split, variant=variant, partition=number, receipt=receipt))
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        content=content,
+        task=task,
+        key=KEY,
+        token_types=types,
+        pad_token_id=0,
+        coding=Coding(codec="int8", width=WIDTH) if content == "perturbations" else None,
+        variants=max(variant for _, variant in parts),
+        details={},
+        shards=tuple(random.Random(0).sample(entries, len(entries))),
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def names(count: int, start: int = 0) -> list[str]:
+    return [f"row-{number}" for number in range(start, start + count)]
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "ROWS_PER_BATCH", 4)
+
+
+@pytest.fixture
+def scores(tmp_path: Path, small_batches: None) -> Rows:
+    """23 rows in three shards of several record batches."""
+    write(tmp_path, {("train", 0): [names(10), names(1, 10), names(12, 11)], ("dev", 0): [names(5, 50)]})
+    return Shards(tmp_path).rows("train", 0)
+
+
+def check_is(row: Row, number: int) -> None:
+    assert row.example_id == f"row-{number}"
+    assert row.variant == 0
+    assert row.input_ids.tolist() == [number, *range(number % 5 + 1)]
+    assert row.token_type_ids is not None
+    assert row.token_type_ids.tolist() == [0, *[1] * (number % 5 + 1)]
+    assert row.label == (None if number % 4 == 3 else number % 2)
+    assert row.teacher_logits.tolist() == [number, -number]
+    assert (row.delta, row.delta_scale, row.perturbed_logits) == (None, None, None)
+
+
+def test_rows_of_several_shards_and_record_batches_are_one_sequence(scores: Rows) -> None:
+    assert len(scores) == 23
+    for number in [*range(23), 22, 0, 10, 9, 11]:
+        check_is(scores[number], number)
+    assert [row.example_id for row in scores] == names(23)
+
+
+@pytest.mark.parametrize("position", [23, 1000, -1])
+def test_a_position_outside_is_an_error_and_never_another_row(scores: Rows, position: int) -> None:
+    with pytest.raises(IndexError):
+        scores[position]
+
+
+def test_partitions_come_in_order_of_their_number_beyond_ten(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 0): [names(2, 2 * number) for number in range(12)]})
+    assert [row.example_id for row in Shards(tmp_path).rows("train", 0)] == names(24)
+
+
+def test_columns_over_all_rows_are_what_the_rows_say(scores: Rows) -> None:
+    rows = list(scores)
+    np.testing.assert_array_equal(scores.lengths(), [len(row.input_ids) for row in rows])
+    np.testing.assert_array_equal(scores.matrix("teacher_logits"), np.stack([row.teacher_logits for row in rows]))
+    np.testing.assert_array_equal(scores.labels(), [np.nan if row.label is None else row.label for row in rows])
+    assert scores.column("example_id").to_pylist() == [row.example_id for row in rows]
+    assert (scores.lengths().dtype, scores.matrix("teacher_logits").dtype) == (np.int64, np.float32)
+
+
+def test_a_split_and_a_variant_have_their_own_rows(tmp_path: Path) -> None:
+    parts: dict[tuple[Split, int], list[Sequence[str]]] = {
+        ("train", 1): [names(3)],
+        ("train", 2): [names(3)],
+        ("dev", 1): [names(2, 90)],
+    }
+    write(tmp_path, parts)
+    shards = Shards(tmp_path)
+    assert [row.variant for row in shards.rows("train", 2)] == [2, 2, 2]
+    assert [row.example_id for row in shards.rows("dev", 1)] == names(2, 90)
+
+
+def test_a_split_or_variant_without_rows_has_empty_columns(scores: Rows, tmp_path: Path) -> None:
+    for rows in (Shards(tmp_path).rows("test", 0), Shards(tmp_path).rows("train", 3)):
+        assert len(rows) == len(list(rows)) == len(rows.column("example_id")) == 0
+        assert rows.lengths().shape == rows.labels().shape == (0,)
+        assert len(rows.matrix("teacher_logits")) == 0
+
+
+def test_the_rows_of_one_shard_are_those_of_its_entry(tmp_path: Path) -> None:
+    manifest = write(tmp_path, {("train", 0): [names(3), names(4, 3)]})
+    for entry in manifest.shards:
+        rows = Shards(tmp_path).rows_of(entry)
+        assert [row.example_id for row in rows] == [names(3), names(4, 3)][entry.partition]
+
+
+def test_a_perturbed_row_gives_back_its_perturbation(tmp_path: Path, small_batches: None) -> None:
+    write(tmp_path, {("train", 2): [names(9)]})
+    for number, row in enumerate(Shards(tmp_path).rows("train", 2)):
+        assert row.delta is not None
+        assert row.delta_scale is not None
+        assert row.perturbed_logits is not None
+        codes = CODECS["int8"].unpack(row.delta, WIDTH)
+        np.testing.assert_array_equal(codes, np.full((len(row.input_ids), WIDTH), number))
+        assert row.delta_scale.tolist() == [0.5] * len(row.input_ids)
+        assert row.perturbed_logits.tolist() == [number + 2, number - 2]
+
+
+def test_regression_has_one_logit_and_fractional_labels(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 0): [names(3)]}, VALUES, types=False)
+    rows = Shards(tmp_path).rows("train", 0)
+    np.testing.assert_array_equal(rows.matrix("teacher_logits"), [[0], [1], [2]])
+    np.testing.assert_array_equal(rows.labels(), [0, 0.5, 1])
+    assert [(row.label, row.token_type_ids) for row in rows] == [(0.0, None), (0.5, None), (1.0, None)]
+
+
+def test_arrays_are_views_of_the_file_and_cannot_be_written(scores: Rows) -> None:
+    ids = scores[5].input_ids
+    assert not ids.flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        ids[0] = 1
+
+
+@given(order=st.permutations(range(9)), cut=st.integers(0, 9))
+@settings(max_examples=15, deadline=None)
+def test_join_finds_every_example_wherever_its_row_lies(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("join")
+    shuffled = [f"row-{number}" for number in order]
+    write(folder / "scores", {("train", 0): [names(4), names(5, 4)]})
+    write(folder / "shards", {("train", 1): [part for part in (shuffled[:cut], shuffled[cut:]) if part]})
+    examples, variants = Shards(folder / "scores").rows("train", 0), Shards(folder / "shards").rows("train", 1)
+    positions = join(examples, variants)
+    assert [variants[int(position)].example_id for position in positions] == names(9)
+
+
+def joined(folder: Path, examples: Sequence[str], variants: Sequence[str]) -> None:
+    write(folder / "scores", {("train", 0): [examples]})
+    write(folder / "shards", {("train", 1): [variants]})
+    join(Shards(folder / "scores").rows("train", 0), Shards(folder / "shards").rows("train", 1))
+
+
+@pytest.mark.parametrize(
+    ("examples", "variants", "sentence"),
+    [
+        (names(5), names(4), "1 of 5 examples have no perturbed row, and there are 4 perturbed rows"),
+        (names(4), names(5), "0 of 4 examples have no perturbed row, and there are 5 perturbed rows"),
+        (names(4), names(4, 2), "2 of 4 examples have no perturbed row, and there are 4 perturbed rows"),
+    ],
+)
+def test_join_refuses_what_is_missing_and_what_is_spare(
+    tmp_path: Path, examples: list[str], variants: list[str], sentence: str
+) -> None:
+    with pytest.raises(ShardMismatch, match=f"^{sentence}: .* make them again with dvc repro$"):
+        joined(tmp_path, examples, variants)
+
+
+def test_join_refuses_a_spare_row_that_a_repeated_example_makes_up_for(tmp_path: Path) -> None:
+    with pytest.raises(ShardMismatch, match="dvc repro"):
+        joined(tmp_path, ["row-1", "row-1"], ["row-1", "row-2"])
+
+
+def test_join_refuses_a_variant_that_was_never_made(tmp_path: Path) -> None:
+    write(tmp_path / "scores", {("train", 0): [names(3)]})
+    write(tmp_path / "shards", {("train", 1): [names(3)]})
+    with pytest.raises(ShardMismatch, match="3 of 3 examples have no perturbed row"):
+        join(Shards(tmp_path / "scores").rows("train", 0), Shards(tmp_path / "shards").rows("train", 2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path, {("train", 1): [names(3), names(4, 3)]})
+    return tmp_path
+
+
+FIRST = "train-variant-1-00000.arrow"
+SECOND = "train-variant-1-00001.arrow"
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ShardMismatch) as caught:
+        Shards(folder).rows("train", 1)
+    return str(caught.value)
+
+
+def test_a_folder_without_a_manifest_is_refused(folder: Path) -> None:
+    (folder / MANIFEST_FILE).unlink()
+    sentence = refusal(folder)
+    assert str(folder / MANIFEST_FILE) in sentence
+    assert "dvc repro" in sentence
+
+
+def test_another_format_version_is_refused(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    write_json(folder / MANIFEST_FILE, content | {"format_version": FORMAT_VERSION + 1})
+    sentence = refusal(folder)
+    assert f"format_version is {FORMAT_VERSION + 1}, this version reads {FORMAT_VERSION}" in sentence
+    assert "dvc repro" in sentence
+
+
+def test_a_damaged_manifest_is_refused(folder: Path) -> None:
+    whole = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(whole[: len(whole) // 2], encoding="utf-8")
+    sentence = refusal(folder)
+    assert f"{folder / MANIFEST_FILE} is damaged" in sentence
+    assert "dvc repro" in sentence
+
+
+def flip(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+
+
+def test_every_shard_that_is_missing_cut_short_or_changed_is_named_at_once_with_the_way_out(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 1): [names(3, 3 * number) for number in range(4)]})
+    files = [tmp_path / f"train-variant-1-0000{number}.arrow" for number in range(4)]
+    files[0].unlink()
+    size = files[1].stat().st_size
+    files[1].write_bytes(files[1].read_bytes()[:-7])
+    flip(files[3])
+    first, *faults = refusal(tmp_path).split("\n  - ")
+    assert first == f"{tmp_path} cannot be trusted; make it again with dvc repro:"
+    assert sorted(faults) == [
+        f"{files[0].name} is missing",
+        f"{files[1].name} has {size - 7} bytes, the manifest says {size}",
+        f"{files[3].name} has other bytes than when it was written (its sha256 differs from the manifest's)",
+    ]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, flip, lambda path: path.write_bytes(path.read_bytes() + b"\0")])
+def test_one_damaged_shard_is_enough_and_is_noticed_before_any_row_is_read(folder: Path, damage: Any) -> None:
+    damage(folder / SECOND)
+    with pytest.raises(ShardMismatch, match=SECOND):
+        Shards(folder)
+
+
+def test_two_shards_that_changed_places_are_refused(folder: Path) -> None:
+    (folder / FIRST).rename(folder / "third")
+    (folder / SECOND).rename(folder / FIRST)
+    (folder / "third").rename(folder / SECOND)
+    assert FIRST in refusal(folder)
+
+
+def relist(folder: Path, change: Any) -> None:
+    """Rewrite the manifest with ``change`` applied to its first shard's entry."""
+    content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    change(next(entry for entry in content["shards"] if entry["file"] == FIRST))
+    write_json(folder / MANIFEST_FILE, content)
+
+
+def test_a_shard_that_was_made_from_another_key_is_refused_by_file_and_way_out(folder: Path) -> None:
+    relist(folder, lambda entry: entry["receipt"]["key"].update(teacher="cd" * 32))
+    sentence = refusal(folder)
+    assert FIRST in sentence
+    assert "the manifest's do not fit: teacher: " in sentence
+    assert "dvc repro" in sentence
+
+
+def test_a_shard_with_other_columns_is_refused_by_file_and_way_out(folder: Path) -> None:
+    content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    write_json(folder / MANIFEST_FILE, content | {"token_types": False})
+    sentence = refusal(folder)
+    assert FIRST in sentence or SECOND in sentence
+    assert "other columns than format version" in sentence
+    assert "dvc repro" in sentence

@@ -1,0 +1,195 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.shards.manifest import Key, Receipt
+from pipeline.shards.schema import shard_schema
+from pipeline.shards.store import ShardStore
+from pipeline.shards.writer import write_shard
+
+KEY: Key = {"teacher": "ab" * 32, "variant": 1, "examples": "cd" * 32}
+OTHER: Key = KEY | {"variant": 2}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ShardStore:
+    return ShardStore(tmp_path / "store")
+
+
+def computed(store: ShardStore, key: Key) -> Receipt:
+    """A shard as a job leaves it before its receipt is written."""
+    columns: dict[str, Any] = {
+        "example_id": ["a", "b"],
+        "variant": [key["variant"]] * 2,
+        "input_ids": [[2, 7, 3], [2, 8, 9, 3]],
+        "label": [0, None],
+        "teacher_logits": [[0.5, -0.5], [1.0, 2.0]],
+    }
+    return write_shard(store.shard_path(key), shard_schema("scores", "classification", False), columns, key, {}, {"mean": 0.5})
+
+
+def finished(store: ShardStore, key: Key = KEY) -> Receipt:
+    receipt = computed(store, key)
+    store.finish(receipt)
+    return receipt
+
+
+def test_a_finished_shard_is_found_with_the_receipt_it_was_finished_with(store: ShardStore) -> None:
+    receipt = finished(store)
+    assert store.find(KEY) == receipt
+    assert receipt.statistics == {"mean": 0.5}
+
+
+def test_the_order_in_which_a_key_was_built_does_not_hide_its_shard(store: ShardStore) -> None:
+    assert finished(store) == store.find(dict(reversed(KEY.items())))
+
+
+def test_a_store_that_was_never_written_to_has_nothing(store: ShardStore) -> None:
+    assert store.find(KEY) is None
+    assert not store.has_receipt(KEY)
+    assert store.recall(KEY) is None
+
+
+def test_a_shard_without_its_receipt_is_not_there(store: ShardStore) -> None:
+    computed(store, KEY)
+    assert store.find(KEY) is None
+    assert not store.has_receipt(KEY)
+
+
+def test_a_receipt_without_its_shard_is_not_enough(store: ShardStore) -> None:
+    finished(store)
+    store.shard_path(KEY).unlink()
+    assert store.find(KEY) is None
+    assert store.has_receipt(KEY)
+
+
+def test_one_key_never_finds_the_shard_of_another(store: ShardStore) -> None:
+    receipts = [finished(store, key) for key in (KEY, OTHER)]
+    assert [store.find(key) for key in (KEY, OTHER)] == receipts
+    assert store.find(KEY | {"variant": 3}) is None
+    assert store.find(KEY | {"variant": "1"}) is None
+
+
+def test_any_flipped_bit_makes_a_shard_not_there(store: ShardStore) -> None:
+    finished(store)
+    path = store.shard_path(KEY)
+    whole = path.read_bytes()
+    for position in (0, len(whole) // 3, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        assert store.find(KEY) is None
+    path.write_bytes(whole)
+    assert store.find(KEY) is not None
+
+
+@pytest.mark.parametrize("change", [lambda whole: whole[:-1], lambda whole: whole + b"\0", lambda whole: b""])
+def test_a_shard_of_another_size_is_not_there(store: ShardStore, change: Any) -> None:
+    finished(store)
+    path = store.shard_path(KEY)
+    path.write_bytes(change(path.read_bytes()))
+    assert store.find(KEY) is None
+    assert store.has_receipt(KEY)
+
+
+def test_another_key_under_the_same_name_is_not_there(store: ShardStore) -> None:
+    finished(store, OTHER)
+    store.shard_path(OTHER).replace(store.shard_path(KEY))
+    store.receipt_path(OTHER).replace(store.receipt_path(KEY))
+    assert store.find(KEY) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"rows": 2}'])
+def test_a_damaged_receipt_makes_a_shard_not_there(store: ShardStore, content: bytes) -> None:
+    finished(store)
+    store.receipt_path(KEY).write_bytes(content)
+    assert store.find(KEY) is None
+
+
+def test_a_damaged_shard_that_is_computed_again_replaces_itself(store: ShardStore) -> None:
+    receipt = finished(store)
+    store.shard_path(KEY).write_bytes(b"damaged")
+    assert finished(store) == receipt == store.find(KEY)
+
+
+def test_the_store_holds_shard_and_receipt_and_nothing_else(store: ShardStore) -> None:
+    finished(store)
+    assert {path.name for path in store.folder.iterdir()} == {store.shard_path(KEY).name, store.receipt_path(KEY).name}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError("this file system has no hard links")
+
+
+@pytest.fixture(params=["hard link", "copy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "copy":
+        monkeypatch.setattr(os, "link", refuse)
+    return str(request.param)
+
+
+def test_a_placed_shard_has_the_bytes_of_the_stored_one(store: ShardStore, tmp_path: Path, way: str) -> None:
+    finished(store)
+    out = tmp_path / "out"
+    out.mkdir()
+    store.place(KEY, out / "train.arrow")
+    assert (out / "train.arrow").read_bytes() == store.shard_path(KEY).read_bytes()
+    assert [path.name for path in out.iterdir()] == ["train.arrow"]
+    assert (out / "train.arrow").samefile(store.shard_path(KEY)) == (way == "hard link")
+
+
+def test_placing_over_another_shard_replaces_it_and_leaves_the_stored_one_alone(
+    store: ShardStore, tmp_path: Path, way: str
+) -> None:
+    receipts = [finished(store, key) for key in (KEY, OTHER)]
+    store.place(KEY, tmp_path / "train.arrow")
+    store.place(OTHER, tmp_path / "train.arrow")
+    assert (tmp_path / "train.arrow").read_bytes() == store.shard_path(OTHER).read_bytes()
+    assert [store.find(key) for key in (KEY, OTHER)] == receipts
+
+
+def test_a_placed_shard_outlives_the_store_and_the_store_outlives_it(store: ShardStore, tmp_path: Path, way: str) -> None:
+    receipt = finished(store)
+    store.place(KEY, tmp_path / "train.arrow")
+    (tmp_path / "train.arrow").unlink()
+    assert store.find(KEY) == receipt
+
+
+def test_placing_what_is_not_stored_fails_and_leaves_nothing(store: ShardStore, tmp_path: Path, way: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(FileNotFoundError):
+        store.place(KEY, out / "train.arrow")
+    assert list(out.iterdir()) == []
+
+
+def test_what_is_remembered_is_recalled_under_its_key_alone(store: ShardStore) -> None:
+    store.remember(KEY, {"radius": 0.1 + 0.2, "rows": 3})
+    assert store.recall(KEY) == {"radius": 0.1 + 0.2, "rows": 3}
+    assert store.recall(OTHER) is None
+
+
+def test_a_note_is_no_shard_and_a_shard_no_note(store: ShardStore) -> None:
+    store.remember(KEY, {"radius": 0.3})
+    assert store.find(KEY) is None
+    assert not store.has_receipt(KEY)
+    finished(store)
+    assert store.recall(KEY) == {"radius": 0.3}
+
+
+def test_a_note_cut_short_anywhere_is_forgotten(store: ShardStore) -> None:
+    store.remember(KEY, {"radius": 0.3})
+    (note,) = store.folder.iterdir()
+    whole = note.read_bytes().rstrip()
+    for length in range(len(whole)):
+        note.write_bytes(whole[:length])
+        assert store.recall(KEY) is None
+
+
+def test_a_note_under_the_name_of_another_key_is_forgotten(store: ShardStore) -> None:
+    store.remember(KEY, {"radius": 0.3})
+    (note,) = store.folder.iterdir()
+    store.remember(OTHER, {"radius": 0.4})
+    (other,) = set(store.folder.iterdir()) - {note}
+    other.replace(note)
+    assert store.recall(KEY) is None

@@ -1,0 +1,202 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.files import sha256_of
+from pipeline.shards.manifest import Key
+from pipeline.shards.schema import FORMAT_VERSION, ROWS_PER_BATCH, description_of, shard_schema
+from pipeline.shards.writer import write_shard
+
+SCHEMA = shard_schema("perturbations", "classification", True)
+KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32, "variant": 1}
+SAID = {"codec": "int8", "width": 4}
+WIDTH = 4
+
+
+def columns(rows: int) -> dict[str, Any]:
+    random = np.random.default_rng(rows)
+    ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 12, rows)]
+    return {
+        "example_id": [f"train-{number}" for number in range(rows)],
+        "variant": [1] * rows,
+        "input_ids": ids,
+        "token_type_ids": [np.zeros(len(row), dtype=np.int8) for row in ids],
+        "label": [None if number % 5 == 4 else number % 2 for number in range(rows)],
+        "teacher_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
+        "delta": [random.integers(0, 256, len(row) * WIDTH).astype(np.uint8).tobytes() for row in ids],
+        "delta_scale": [random.random(len(row)).astype(np.float32) for row in ids],
+        "perturbed_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
+        "divergence": random.random(rows).astype(np.float32),
+        "flipped": [bool(number % 3) for number in range(rows)],
+    }
+
+
+def write(path: Path, given: dict[str, Any], key: Key = KEY) -> Any:
+    return write_shard(path, SCHEMA, given, key, SAID, {"mean": 0.5})
+
+
+def test_what_was_written_is_what_pyarrow_reads(tmp_path: Path) -> None:
+    given = columns(7)
+    write(tmp_path / "x.arrow", given)
+    table = pa.ipc.open_file(tmp_path / "x.arrow").read_all()
+    assert table.schema.equals(SCHEMA)
+    for name, values in given.items():
+        assert table.column(name).to_pylist() == [v.tolist() if hasattr(v, "tolist") else v for v in values]
+    assert description_of(table.schema, "x") == {"key": KEY, **SAID}
+
+
+def test_the_receipt_counts_what_is_in_the_file(tmp_path: Path) -> None:
+    given = columns(7)
+    receipt = write(tmp_path / "x.arrow", given)
+    assert (receipt.key, receipt.rows, receipt.statistics) == (KEY, 7, {"mean": 0.5})
+    assert receipt.tokens == sum(len(row) for row in given["input_ids"])
+    assert receipt.bytes == len((tmp_path / "x.arrow").read_bytes())
+    assert receipt.sha256 == sha256_of(tmp_path / "x.arrow")
+
+
+def test_same_rows_and_key_are_the_same_bytes_whoever_writes_them_and_in_whatever_form(tmp_path: Path) -> None:
+    given = columns(50)
+    as_lists = {name: [v.tolist() if hasattr(v, "tolist") else v for v in values] for name, values in given.items()}
+    forms = {
+        "one": (given, KEY),
+        "again": (columns(50), KEY),
+        "columns-reversed": (dict(reversed(given.items())), KEY),
+        "key-reversed": (given, dict(reversed(KEY.items()))),
+        "lists": (as_lists, KEY),
+    }
+    hashes = {name: write(tmp_path / f"{name}.arrow", form, key).sha256 for name, (form, key) in forms.items()}
+    assert len(set(hashes.values())) == 1, hashes
+
+
+def test_another_key_or_another_row_is_other_bytes(tmp_path: Path) -> None:
+    one = write(tmp_path / "one.arrow", columns(5)).sha256
+    assert write(tmp_path / "key.arrow", columns(5), KEY | {"variant": 2}).sha256 != one
+    assert write(tmp_path / "row.arrow", columns(5) | {"flipped": [True] * 5}).sha256 != one
+
+
+def test_record_batches_stay_small_and_lose_no_row(tmp_path: Path) -> None:
+    rows = 2 * ROWS_PER_BATCH + 3
+    write(tmp_path / "x.arrow", columns(rows))
+    file = pa.ipc.open_file(tmp_path / "x.arrow")
+    sizes = [file.get_batch(number).num_rows for number in range(file.num_record_batches)]
+    assert sizes == [ROWS_PER_BATCH, ROWS_PER_BATCH, 3]
+    assert file.read_all().column("example_id").to_pylist() == [f"train-{number}" for number in range(rows)]
+
+
+@pytest.mark.parametrize("name", SCHEMA.names)
+def test_a_missing_column_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    given = columns(3)
+    del given[name]
+    with pytest.raises((KeyError, ValueError), match=name):
+        write(tmp_path / "x.arrow", given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spare_column_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises((KeyError, ValueError), match="comment"):
+        write(tmp_path / "x.arrow", columns(3) | {"comment": ["a", "b", "c"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("example_id", [1, 2, 3]),
+        ("variant", ["one", "two", "three"]),
+        ("variant", [2**15, 1, 1]),
+        ("input_ids", [5, 6, 7]),
+        ("input_ids", [["a"], ["b"], ["c"]]),
+        ("label", ["bad", "good", "bad"]),
+        ("label", [0.5, 1.0, 0.0]),
+        ("teacher_logits", ["a", "b", "c"]),
+        ("delta", [[1], [2], [3]]),
+        ("flipped", ["yes", "no", "no"]),
+        ("example_id", ["a", "b"]),
+    ],
+)
+def test_a_column_of_another_type_or_length_is_refused_and_nothing_is_written(
+    tmp_path: Path, name: str, values: list[Any]
+) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        write(tmp_path / "x.arrow", columns(3) | {name: values})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [field.name for field in SCHEMA if not field.nullable])
+def test_a_null_where_none_may_be_is_refused(tmp_path: Path, name: str) -> None:
+    given = columns(3)
+    with pytest.raises((TypeError, ValueError), match=name):
+        write(tmp_path / "x.arrow", given | {name: [None, *given[name][1:]]})
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """Every file that grows beyond ``size`` bytes fails to be written, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path: Path) -> None:
+    given = columns(2000)
+    with pytest.raises(OSError, match="File too large"), disk_full_after(40_000):
+        write(tmp_path / "x.arrow", given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
+    before = write(tmp_path / "x.arrow", columns(3))
+    given = columns(2000)
+    with pytest.raises(OSError, match="File too large"), disk_full_after(40_000):
+        write(tmp_path / "x.arrow", given)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
+    assert sha256_of(tmp_path / "x.arrow") == before.sha256
+
+
+def test_a_shard_opens_elsewhere_without_this_package(tmp_path: Path) -> None:
+    given = columns(ROWS_PER_BATCH + 3)
+    write(tmp_path / "x.arrow", given)
+    program = """
+        import json, sys
+        import pandas, pyarrow.ipc
+        from datasets import load_dataset
+
+        tables = {
+            "pyarrow": pyarrow.ipc.open_file("x.arrow").read_all().to_pylist(),
+            "pandas": pandas.read_feather("x.arrow").to_dict("records"),
+            "datasets": load_dataset("arrow", data_files="x.arrow", cache_dir="cache")["train"].to_list(),
+        }
+        names = ("example_id", "input_ids", "delta", "delta_scale", "flipped")
+        plain = lambda v: v.hex() if isinstance(v, bytes) else v.tolist() if hasattr(v, "tolist") else v
+        found = {tool: [[plain(row[n]) for n in names] for row in rows] for tool, rows in tables.items()}
+        assert "pipeline" not in sys.modules
+        print("\\n" + json.dumps(found))
+    """
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
+    lines = "\n".join(line.removeprefix(" " * 8) for line in program.splitlines())
+    run = [sys.executable, "-I", "-c", lines]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    wanted = [
+        [name, ids.tolist(), delta.hex(), scale.tolist(), flipped]
+        for name, ids, delta, scale, flipped in zip(
+            *(given[name] for name in ("example_id", "input_ids", "delta", "delta_scale", "flipped")), strict=True
+        )
+    ]
+    assert set(found) == {"pyarrow", "pandas", "datasets"}
+    assert all(rows == wanted for rows in found.values())

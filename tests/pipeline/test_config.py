@@ -1,0 +1,238 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.config import Settings, load, lookup, read_params
+from pipeline.errors import Faults, PipelineError
+
+Write = Callable[[str, str], Path]
+
+
+class Fit(Settings):
+    epochs: Annotated[int, Field(ge=1)]
+    rate: Annotated[float, Field(gt=0)]
+    norm: Literal["l2", "linf"] = "l2"
+
+
+class Needs(Settings):
+    fit: Fit
+    out: str
+
+
+WHOLE = "fit: {epochs: 3, rate: 0.5}\nrun: {out: here}\n"
+
+
+def faults(path: Path, model: type[Settings] = Needs, **places: Any) -> list[str]:
+    """Each fault that loading finds, without its place in the list."""
+    with pytest.raises(Faults) as refusal:
+        load(path, model, **({"fit": "fit", "out": "run.out"} | places))
+    assert str(refusal.value).splitlines()[1:] == [f"  - {fault}" for fault in refusal.value.faults]
+    return list(refusal.value.faults)
+
+
+def test_sections_are_read_from_where_they_lie(write: Write) -> None:
+    needs = load(write("params.yaml", WHOLE), Needs, fit="fit", out="run.out")
+    assert needs == Needs(fit=Fit(epochs=3, rate=0.5), out="here")
+
+
+def test_sections_that_a_stage_does_not_need_may_hold_anything(write: Write) -> None:
+    path = write("params.yaml", WHOLE + "report: [1, {a: .nan}]\n")
+    assert load(path, Needs, fit="fit", out="run.out").out == "here"
+
+
+def test_a_missing_file_is_a_sentence_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"params\.yaml does not exist; .* --params$"):
+        read_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"a: b: c", b"\xff\xfe\xfa", b"\t- x: ["])
+def test_what_is_no_yaml_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(PipelineError, match=r"params\.yaml is not readable YAML: "):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_yaml_that_makes_objects_is_refused(write: Write) -> None:
+    with pytest.raises(PipelineError, match="not readable YAML"):
+        read_params(write("params.yaml", "a: !!python/object/apply:os.getcwd []"))
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text", "3"])
+def test_a_file_that_is_no_mapping_holds_no_settings(write: Write, content: str) -> None:
+    with pytest.raises(PipelineError, match=r"params\.yaml holds no settings; it must be a mapping"):
+        read_params(write("params.yaml", content))
+
+
+def test_all_faults_are_told_at_once_each_with_its_place_and_value(write: Write) -> None:
+    path = write("params.yaml", "fit: {epochs: 0, norm: l3, pace: 7}\nrun: {out: 3}\n")
+    assert sorted(faults(path)) == [
+        "fit.epochs: input should be greater than or equal to 1, not 0",
+        "fit.norm: input should be 'l2' or 'linf', not 'l3'",
+        "fit.pace is not a setting known here (value: 7)",
+        "fit.rate is missing",
+        "run.out: input should be a valid string, not 3",
+    ]
+
+
+def test_the_heading_counts_the_faults_and_says_that_nothing_was_written(write: Write) -> None:
+    for content, count in (("fit: {epochs: 0, rate: 0}\nrun: {out: x}", "2 faults"), ("fit: {}\n", "3 faults")):
+        path = write("params.yaml", content)
+        with pytest.raises(Faults, match=rf"^{path}: {count}, nothing was written\n"):
+            load(path, Needs, fit="fit", out="run.out")
+    assert str(Faults("x", ["only"])) == "x: 1 fault, nothing was written\n  - only"
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [("'3'", "epochs"), ("3.0", "epochs"), ("true", "epochs"), ("'0.5'", "rate"), ("yes", "rate"), ("[l2]", "norm")],
+)
+def test_no_value_is_converted_silently(write: Write, text: str, field: str) -> None:
+    section = {"epochs": "3", "rate": "0.5"} | {field: text}
+    content = "fit: {" + ", ".join(f"{name}: {value}" for name, value in section.items()) + "}\nrun: {out: x}"
+    (fault,) = faults(write("params.yaml", content))
+    assert fault.startswith(f"fit.{field}: input should be ")
+
+
+@pytest.mark.parametrize("text", [".nan", ".inf", "-.inf"])
+def test_what_is_no_finite_number_is_refused(write: Write, text: str) -> None:
+    (fault,) = faults(write("params.yaml", f"fit: {{epochs: 1, rate: {text}}}\nrun: {{out: x}}"))
+    assert fault.startswith("fit.rate: input should be ")
+
+
+def test_settings_do_not_change_after_reading(write: Write) -> None:
+    needs = load(write("params.yaml", WHOLE), Needs, fit="fit", out="run.out")
+    with pytest.raises(ValidationError, match="frozen"):
+        needs.fit.epochs = 4  # type: ignore[misc]
+
+
+def after(fault: str, start: str) -> str:
+    return fault.split(start)[1].split(")")[0]
+
+
+@given(number=st.floats(1e-12, 1e12), digits=st.integers(0, 16))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+def test_a_number_that_yaml_takes_for_text_comes_with_a_spelling_that_works(write: Write, number: float, digits: int) -> None:
+    text = f"{number:.{digits}e}".replace("e+", "e").replace(".", "")
+    if not isinstance(yaml.safe_load(text), str):
+        text = "1e3"
+    (fault,) = faults(write("params.yaml", f"fit: {{epochs: 1, rate: {text}}}\nrun: {{out: x}}"))
+    assert f"not '{text}'" in fault
+    spelled = after(fault, "write ")
+    path = write("params.yaml", f"fit: {{epochs: 1, rate: {spelled}}}\nrun: {{out: x}}")
+    assert load(path, Needs, fit="fit", out="run.out").fit.rate == float(text)
+
+
+@pytest.mark.parametrize("text", ["1e3", "2E1"])
+def test_a_whole_number_that_yaml_takes_for_text_comes_with_a_spelling_that_works(write: Write, text: str) -> None:
+    (fault,) = faults(write("params.yaml", f"fit: {{epochs: {text}, rate: 0.5}}\nrun: {{out: x}}"))
+    path = write("params.yaml", f"fit: {{epochs: {after(fault, 'write ')}, rate: 0.5}}\nrun: {{out: x}}")
+    assert load(path, Needs, fit="fit", out="run.out").fit.epochs == int(float(text))
+
+
+def test_a_quoted_number_is_to_be_written_without_quotes(write: Write) -> None:
+    (fault,) = faults(write("params.yaml", "fit: {epochs: '3', rate: 0.5}\nrun: {out: x}"))
+    assert fault == "fit.epochs: input should be a valid integer, not '3' (write it without quotes)"
+
+
+@pytest.mark.parametrize("text", ["fast", "inf", "nan", "1e400", "1e-3 # no", "''"])
+def test_text_that_is_no_number_gets_no_advice_that_does_not_work(write: Write, text: str) -> None:
+    (fault,) = faults(write("params.yaml", f"fit:\n  epochs: 1\n  rate: {text}\nrun: {{out: x}}"))
+    assert fault.startswith("fit.rate: input should be a valid number, not ")
+    advised = fault.split("write ")[1].split(")")[0] if "write " in fault else "0.001"
+    assert isinstance(yaml.safe_load(advised), float)
+
+
+def test_a_section_that_is_not_there_is_named_with_those_that_are(write: Write) -> None:
+    path = write("params.yaml", "tasks:\n  movies: {fit: {epochs: 1, rate: 0.5}}\n  news: {}\nrun: {out: x}\n")
+    (fault,) = faults(path, fit="tasks.move.fit")
+    assert fault == "tasks.move.fit is missing: there is no tasks.move, only movies, news"
+    (fault,) = faults(path, fit="jobs.movies.fit")
+    assert fault == "jobs.movies.fit is missing: there is no jobs, only tasks, run"
+    (fault,) = faults(path, fit="tasks.news.fit")
+    assert fault == "tasks.news.fit is missing"
+
+
+def test_a_name_below_a_value_that_is_no_section_is_missing_and_no_traceback(write: Write) -> None:
+    (fault,) = faults(write("params.yaml", "tasks: 3\nrun: {out: x}\n"), fit="tasks.movies.fit")
+    assert fault.startswith("tasks.movies.fit is missing")
+
+
+@pytest.mark.parametrize("section", ["5", "[1]", "text"])
+def test_a_section_that_is_a_plain_value_is_named(write: Write, section: str) -> None:
+    (fault,) = faults(write("params.yaml", f"fit: {section}\nrun: {{out: x}}\n"))
+    assert fault.startswith("fit: ")
+    assert "mapping" in fault or "dictionary" in fault
+
+
+MERGED = """
+distill: {epochs: 3, rate: 0.5}
+students:
+  half: {epochs: 9}
+  plain: {}
+  odd: {rate: 0, pace: 1}
+run: {out: x}
+"""
+
+
+def test_of_two_places_the_later_wins_key_by_key(write: Write) -> None:
+    path = write("params.yaml", MERGED)
+    for student, epochs in (("half", 9), ("plain", 3)):
+        needs = load(path, Needs, fit=("distill", f"students.{student}"), out="run.out")
+        assert needs.fit == Fit(epochs=epochs, rate=0.5)
+
+
+def test_a_fault_in_merged_places_is_put_where_a_person_would_mend_it(write: Write) -> None:
+    found = faults(write("params.yaml", MERGED), fit=("distill", "students.odd"))
+    assert sorted(found) == [
+        "students.odd.pace is not a setting known here (value: 1)",
+        "students.odd.rate: input should be greater than 0, not 0",
+    ]
+    below = MERGED.replace("epochs: 3", "epochs: 0")
+    assert faults(write("params.yaml", below), fit=("distill", "students.plain")) == [
+        "distill.epochs: input should be greater than or equal to 1, not 0"
+    ]
+
+
+def test_merging_changes_neither_place(write: Write) -> None:
+    path = write("params.yaml", MERGED)
+    assert load(path, Needs, fit=("distill", "students.half"), out="run.out").fit.epochs == 9
+    assert load(path, Needs, fit="distill", out="run.out").fit.epochs == 3
+
+
+def test_a_place_that_is_asked_for_and_not_there_is_never_passed_over(write: Write) -> None:
+    (fault,) = faults(write("params.yaml", MERGED), fit=("distill", "students.hlaf"))
+    assert "students.hlaf" in fault
+
+
+def test_a_rule_over_several_settings_is_told_in_its_own_words(write: Write) -> None:
+    class Range(Settings):
+        low: int
+        high: int
+
+        @model_validator(mode="after")
+        def _ordered(self) -> "Range":
+            if self.low > self.high:
+                raise ValueError("Low must not lie above high")
+            return self
+
+    class Ranges(Settings):
+        bounds: Range
+
+    path = write("params.yaml", "bounds: {low: 3, high: 1}")
+    with pytest.raises(Faults) as refusal:
+        load(path, Ranges, bounds="bounds")
+    (fault,) = refusal.value.faults
+    assert fault.startswith("bounds: low must not lie above high, not ")
+
+
+def test_lookup_finds_what_lies_at_a_dotted_place_and_nothing_elsewhere() -> None:
+    params = {"a": {"b": {"c": 0}, "d": None}}
+    assert lookup(params, "a.b.c") == 0
+    assert lookup(params, "a.b") == {"c": 0}
+    assert [lookup(params, place) for place in ("a.x", "x", "a.b.c.d", "a.d.e", "a.d")] == [None] * 5

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.encoding import collate, encode, length_buckets, model_inputs, ordinary_tokens
+from tests.world import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+words = st.integers(0, 69).map(lambda number: f"word{number}")
+texts = st.lists(words, max_size=15).map(" ".join)
+pairs = st.lists(st.tuples(texts, texts), min_size=1, max_size=6)
+lists_of_ids = st.lists(st.lists(st.integers(1, 64), min_size=1, max_size=12), min_size=1, max_size=6)
+
+
+@given(examples=pairs, max_length=st.integers(6, 30))
+@settings(deadline=None)
+def test_texts_are_tokenised_as_the_tokenizer_does_one_by_one(examples: list[tuple[str, str]], max_length: int) -> None:
+    single = encode(TOKENIZER, [a for a, _ in examples], None, max_length)
+    paired = encode(TOKENIZER, [a for a, _ in examples], [b for _, b in examples], max_length)
+    for number, (a, b) in enumerate(examples):
+        alone = make_tokenizer()([a], truncation=True, max_length=max_length)
+        both = make_tokenizer()([a], [b], truncation="longest_first", max_length=max_length)
+        assert single.token_type_ids is not None
+        assert paired.token_type_ids is not None
+        assert single.input_ids[number] == alone["input_ids"][0]
+        assert single.token_type_ids[number] == alone["token_type_ids"][0]
+        assert paired.input_ids[number] == both["input_ids"][0]
+        assert paired.token_type_ids[number] == both["token_type_ids"][0]
+
+
+@given(examples=pairs, max_length=st.integers(6, 30))
+@settings(deadline=None)
+def test_every_example_that_loses_a_token_is_counted_and_no_other(examples: list[tuple[str, str]], max_length: int) -> None:
+    lengths = [len(a.split()) + len(b.split()) + 3 for a, b in examples]
+    encoded = encode(TOKENIZER, [a for a, _ in examples], [b for _, b in examples], max_length)
+    assert encoded.truncated == sum(length > max_length for length in lengths)
+    assert [len(ids) for ids in encoded.input_ids] == [min(length, max_length) for length in lengths]
+
+
+def test_a_pair_loses_the_end_of_its_longer_text() -> None:
+    short, long = "word1 word2", " ".join(f"word{number}" for number in range(20, 40))
+    for first, second in ((short, long), (long, short)):
+        (ids,) = encode(TOKENIZER, [first], [second], 12).input_ids
+        wanted = {short: short.split(), long: long.split()[:7]}
+        read = ["[CLS]", *wanted[first], "[SEP]", *wanted[second], "[SEP]"]
+        assert TOKENIZER.convert_ids_to_tokens(ids) == read
+
+
+def test_a_model_without_token_types_gets_none() -> None:
+    names = ["input_ids", "attention_mask"]
+    backend = make_tokenizer().backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", model_input_names=names)
+    assert encode(tokenizer, ["word1"], None, 9).token_type_ids is None
+
+
+@given(lengths=st.lists(st.integers(1, 64), max_size=60), rows=st.integers(1, 9))
+def test_buckets_hold_every_position_once_shortest_first_in_full_batches(lengths: list[int], rows: int) -> None:
+    buckets = length_buckets(np.array(lengths, dtype=np.int64), rows)
+    flat = [int(position) for bucket in buckets for position in bucket]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[position] for position in flat] == sorted(lengths)
+    assert all(len(bucket) == rows for bucket in buckets[:-1])
+    assert all(0 < len(bucket) <= rows for bucket in buckets)
+
+
+def test_rows_of_equal_length_keep_their_order() -> None:
+    lengths = np.tile([7, 3], 50)
+    flat = np.concatenate(length_buckets(lengths, 8))
+    np.testing.assert_array_equal(flat, [*range(1, 100, 2), *range(0, 100, 2)])
+
+
+@given(rows=lists_of_ids, pad=st.integers(0, 3))
+@settings(deadline=None)
+def test_a_batch_is_what_the_tokenizers_own_padding_makes(rows: list[list[int]], pad: int) -> None:
+    types = [[number % 2 for number in range(len(row))] for row in rows]
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token_id = pad
+    wanted = tokenizer.pad({"input_ids": rows, "token_type_ids": types}, return_tensors="pt", padding_side="right")
+    batch = collate([np.array(row, np.int32) for row in rows], [np.array(row, np.int8) for row in types], pad)
+    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
+    for name, found in batch.items():
+        assert found.dtype == torch.int64
+        assert torch.equal(found, wanted[name])
+
+
+def test_a_batch_without_token_types_has_none() -> None:
+    batch = collate([[2, 9, 3], [2, 3]], None, pad_token_id=7)
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[2, 9, 3], [2, 3, 7]],
+        "attention_mask": [[1, 1, 1], [1, 1, 0]],
+    }
+
+
+def test_a_model_is_given_its_inputs_and_nothing_of_the_loss() -> None:
+    batch = collate([[2, 9, 3]], [[0, 0, 0]], 0)
+    with_more = batch | {"labels": torch.tensor([1.0]), "teacher_logits": torch.zeros(1, 2), "delta": torch.zeros(1, 3, 4)}
+    assert model_inputs(with_more).keys() == batch.keys()
+    assert all(model_inputs(with_more)[name] is batch[name] for name in batch)
+    assert set(model_inputs({"input_ids": batch["input_ids"], "labels": torch.zeros(1)})) == {"input_ids"}
+
+
+@pytest.mark.parametrize("second", [None, ["word7", "word8 unheard"]])
+def test_words_are_ordinary_even_unknown_ones_while_special_tokens_and_padding_are_not(second: list[str] | None) -> None:
+    encoded = encode(TOKENIZER, ["word1 unheard word2", "word3 [MASK]"], second, 24)
+    batch = collate(encoded.input_ids, encoded.token_type_ids, 0)
+    ordinary = ordinary_tokens(batch, TOKENIZER)
+    assert ordinary.dtype == torch.bool
+    read = [TOKENIZER.convert_ids_to_tokens(ids) for ids in batch["input_ids"].tolist()]
+    special = {"[CLS]", "[SEP]", "[PAD]", "[MASK]"}
+    assert ordinary.tolist() == [[token not in special for token in row] for row in read]
+    assert "[UNK]" in read[0]
+
+
+def test_padding_is_not_ordinary_even_where_its_id_is_that_of_a_word() -> None:
+    batch = collate([[2, 9, 3], [2, 3]], None, pad_token_id=9)
+    assert ordinary_tokens(batch, TOKENIZER).tolist() == [[False, True, False], [False, False, False]]

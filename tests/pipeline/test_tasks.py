@@ -1,0 +1,117 @@
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pipeline.errors import PipelineError
+from pipeline.tasks import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, predictions
+
+rows = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def task(metric: Metric, labels: int = 2) -> Task:
+    kind: Kind = "regression" if metric in fitting_metrics("regression") else "classification"
+    names = tuple(f"label{number}" for number in range(labels)) if kind == "classification" else ()
+    return Task(name="t", kind=kind, metric=metric, labels=names, pair=False)
+
+
+def one_hot(answers: Floats, outputs: int) -> Floats:
+    """Logits whose highest is that of the answer."""
+    return np.eye(outputs)[answers.astype(int)] * 3 - 1
+
+
+@given(generator=rows, count=st.integers(2, 4))
+def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Generator, count: int) -> None:
+    labels, logits = generator.integers(0, count, 40), generator.normal(size=(40, count)).astype(np.float32)
+    answers = logits.argmax(axis=1)
+    average = "binary" if count == 2 else "macro"
+    wanted = {
+        "accuracy": sklearn.metrics.accuracy_score(labels, answers),
+        "f1": sklearn.metrics.f1_score(labels, answers, average=average),
+        "macro_f1": sklearn.metrics.f1_score(labels, answers, average="macro"),
+        "mcc": sklearn.metrics.matthews_corrcoef(labels, answers),
+    }
+    found = {metric: measure(task(metric, count), labels, logits) for metric in fitting_metrics("classification")}
+    assert found == pytest.approx(wanted)
+
+
+@given(generator=rows)
+def test_regression_is_measured_as_scipy_does(generator: np.random.Generator) -> None:
+    labels = generator.normal(size=30)
+    logits = (labels + generator.normal(size=30))[:, None] ** 3
+    assert measure(task("pearson"), labels, logits) == pytest.approx(scipy.stats.pearsonr(labels, logits[:, 0])[0])
+    assert measure(task("spearman"), labels, logits) == pytest.approx(scipy.stats.spearmanr(labels, logits[:, 0])[0])
+
+
+def test_labels_may_be_floats_as_shards_give_them() -> None:
+    labels, logits = np.array([0.0, 1.0, 1.0, 0.0]), one_hot(np.array([0, 1, 0, 0]), 2)
+    assert measure(task("accuracy"), labels, logits) == 0.75
+    assert measure(task("f1"), labels, logits) == pytest.approx(2 / 3)
+
+
+LABELS, ANSWERS = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
+"""F1 is 4/5 for the second label and 2/3 for the first."""
+
+
+def test_f1_of_two_labels_is_that_of_the_second() -> None:
+    assert measure(task("f1"), LABELS, one_hot(ANSWERS, 2)) == pytest.approx(4 / 5)
+    assert measure(task("f1"), 1 - LABELS, one_hot(1 - ANSWERS, 2)) == pytest.approx(2 / 3)
+
+
+def test_f1_of_three_labels_is_the_macro_average_even_where_the_third_does_not_occur() -> None:
+    assert measure(task("f1", 3), LABELS, one_hot(ANSWERS, 3)) == pytest.approx((4 / 5 + 2 / 3) / 2)
+
+
+@pytest.mark.parametrize("metric", ["f1", "mcc"])
+def test_a_model_that_always_gives_the_first_answer_is_worth_nothing(metric: Metric) -> None:
+    assert measure(task(metric), np.array([0, 1, 1]), one_hot(np.zeros(3), 2)) == 0
+
+
+@pytest.mark.parametrize("metric", fitting_metrics("regression"))
+@pytest.mark.filterwarnings("error")
+def test_a_correlation_with_equal_answers_or_equal_labels_is_zero_and_no_warning(metric: Metric) -> None:
+    varied, equal = np.array([1.0, 2.0, 4.0]), np.full(3, 0.3)
+    assert measure(task(metric), varied, equal[:, None]) == 0
+    assert measure(task(metric), equal, varied[:, None]) == 0
+
+
+def test_answers_are_the_highest_logit_or_the_value() -> None:
+    logits = np.array([[0.1, 0.9, 0.5], [2.0, -1.0, 0.0]])
+    np.testing.assert_array_equal(predictions(task("accuracy", 3), logits), [1, 0])
+    np.testing.assert_array_equal(predictions(task("pearson"), np.array([[0.25], [-3.0]])), [0.25, -3.0])
+
+
+def test_every_metric_fits_exactly_one_kind_of_task() -> None:
+    fitting = [fitting_metrics(kind) for kind in get_args(Kind)]
+    assert sorted(sum(fitting, ())) == sorted(get_args(Metric))
+
+
+def test_a_classifier_has_a_logit_a_label_and_a_regressor_one() -> None:
+    assert [task("accuracy", 5).outputs, task("spearman").outputs] == [5, 1]
+
+
+NAMED = Task(name="ö", kind="classification", metric="mcc", labels=("ja", "naïve"), pair=True)
+
+
+@pytest.mark.parametrize("saved", [task("f1", 3), task("pearson"), NAMED])
+def test_what_is_saved_is_what_is_read(tmp_path: Path, saved: Task) -> None:
+    saved.save(tmp_path)
+    assert Task.read(tmp_path) == saved
+
+
+def test_a_folder_that_no_stage_made_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=rf"^{tmp_path} has no {TASK_FILE}; .* dvc repro$"):
+        Task.read(tmp_path)
+
+
+def test_a_task_cannot_be_changed_nor_hold_what_is_not_known(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        task("f1").metric = "mcc"  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="metric"):
+        Task(name="t", kind="classification", metric="bleu", labels=("a", "b"), pair=False)  # type: ignore[arg-type]

@@ -1,0 +1,152 @@
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.errors import Faults, PipelineError
+from stages.command import folder_option, params_option, stage
+
+VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command changes around itself is changed back after each test."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(warnings, "filters", list(warnings.filters))
+    monkeypatch.setattr(logging.getLogger("torch"), "level", logging.NOTSET)
+
+
+def invoke(work: Callable[[], None], *arguments: str) -> Result:
+    @stage
+    def command() -> None:
+        """Do the work."""
+        work()
+
+    return CliRunner().invoke(command, arguments)
+
+
+def failing(error: BaseException) -> Callable[[], None]:
+    def work() -> None:
+        raise error
+
+    return work
+
+
+def test_a_command_that_ends_well_exits_with_zero_and_says_what_it_said() -> None:
+    result = invoke(lambda: click.echo("12 rows"))
+    assert (result.exit_code, result.output) == (0, "12 rows\n")
+
+
+def test_what_a_person_must_mend_is_a_sentence_and_a_failure_without_traceback() -> None:
+    result = invoke(failing(PipelineError("x.csv has no column 'text'; name it with corpus.text")))
+    assert result.exit_code == 1
+    assert result.stderr == "Error: x.csv has no column 'text'; name it with corpus.text\n"
+    assert result.stdout == ""
+
+
+def test_every_fault_is_printed() -> None:
+    result = invoke(failing(Faults("params.yaml", ["a is missing", "b is missing"])))
+    assert result.exit_code == 1
+    assert result.stderr == "Error: params.yaml: 2 faults, nothing was written\n  - a is missing\n  - b is missing\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("disk full"), KeyError("x")])
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
+    result = invoke(failing(error))
+    assert result.exit_code == 1
+    assert result.exception is error
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_the_docstring_and_runs_nothing(flag: str) -> None:
+    result = invoke(failing(AssertionError("help must not run the stage")), flag)
+    assert result.exit_code == 0
+    assert "Do the work." in result.output
+
+
+def test_a_spare_argument_is_refused_before_anything_runs() -> None:
+    assert invoke(failing(AssertionError("must not run")), "--spare").exit_code == 2
+
+
+@pytest.fixture
+def given() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def command(given: dict[str, Path]) -> click.Command:
+    @stage
+    @params_option
+    @folder_option("--out", "Where the products go.")
+    def run(params: Path, out: Path) -> None:
+        """Run."""
+        given.update(params=params, out=out)
+
+    return run
+
+
+def test_paths_arrive_as_paths_and_the_parameter_file_has_a_default(command: click.Command, given: dict[str, Path]) -> None:
+    assert CliRunner().invoke(command, ["--out", "data/out"]).exit_code == 0
+    assert given == {"params": Path("params.yaml"), "out": Path("data/out")}
+    assert CliRunner().invoke(command, ["--out", "x", "--params", "other.yaml"]).exit_code == 0
+    assert given == {"params": Path("other.yaml"), "out": Path("x")}
+
+
+def test_a_folder_that_is_not_named_is_asked_for(command: click.Command, given: dict[str, Path]) -> None:
+    result = CliRunner().invoke(command, [])
+    assert result.exit_code == 2
+    assert "Missing option '--out'" in result.stderr
+    assert given == {}
+
+
+def test_a_file_is_no_folder_and_a_folder_no_parameter_file(
+    command: click.Command, given: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (["--out", str(tmp_path / "file")], ["--out", "x", "--params", str(tmp_path)]):
+        assert CliRunner().invoke(command, arguments).exit_code == 2
+    assert given == {}
+
+
+def test_options_and_the_default_are_explained(command: click.Command) -> None:
+    shown = CliRunner().invoke(command, ["-h"]).output
+    assert "Where the products go." in shown
+    assert "[default: params.yaml]" in shown
+
+
+def test_libraries_are_quiet_while_a_stage_runs() -> None:
+    seen: list[str | None] = []
+
+    def work() -> None:
+        seen.extend(os.environ.get(name) for name in VARIABLES)
+        warnings.warn_explicit("noise", UserWarning, "x.py", 1, module="torch")
+        logging.getLogger("torch").warning("noise")
+
+    with warnings.catch_warnings(record=True) as caught:
+        result = invoke(work)
+    assert result.exit_code == 0
+    assert seen == ["1", "false", "error"]
+    assert caught == []
+    assert "noise" not in result.output
+
+
+def test_what_a_person_asked_of_a_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "debug")
+    seen: list[str] = []
+    invoke(lambda: seen.append(os.environ["TRANSFORMERS_VERBOSITY"]))
+    assert seen == ["debug"]
+
+
+def test_warnings_of_other_code_are_still_shown() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        invoke(lambda: warnings.warn_explicit("look here", UserWarning, "x.py", 1, module="pipeline.corpus"))
+    assert [str(one.message) for one in caught] == ["look here"]
