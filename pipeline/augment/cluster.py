@@ -1,5 +1,6 @@
 """Ray workers that run jobs: started, fed, replaced when they die. Knows Ray; not what a job computes."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -118,12 +119,13 @@ class Cluster:
 
 def _join_ray(runtime: RuntimeSettings) -> None:
     """Join the cluster that the environment or the settings name, else start Ray on this machine."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS") or runtime.ray_address
     if address:
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as cause:
             raise PipelineError(f"no Ray cluster answers at {address}: {_last_line(cause)}") from cause
     else:
@@ -134,6 +136,7 @@ def _join_ray(runtime: RuntimeSettings) -> None:
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,
+            logging_level=logging.ERROR,
         )
 
 
