@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+# Waiting threads sleep: where another program has a core, spinning ones make training several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help

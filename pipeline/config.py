@@ -17,6 +17,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without repeated keys, of which the plain loader would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(name) for name in names if names.count(name) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
 Places = tuple[str, ...]
 
@@ -24,7 +35,7 @@ Places = tuple[str, ...]
 def read_params(path: Path) -> dict[str, Any]:
     """The whole parameter file as plain mappings."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError as cause:
         raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
     except (yaml.YAMLError, UnicodeDecodeError) as cause:
@@ -85,7 +96,8 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
     where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:
         case "missing":
-            return f"{where} is missing{_nearest(where, params)}"
+            hint = "" if inner else _nearest(where, params)
+            return f"{where} is missing{hint}"
         case "extra_forbidden":
             return f"{where} is not a setting known here (value: {fault['input']!r})"
         case "model_type" | "dict_type":
@@ -103,15 +115,17 @@ def _place_of(spelled: list[str], params: dict[str, Any], absent: bool) -> str:
 
 
 def _nearest(place: str, params: dict[str, Any]) -> str:
-    """Where a name on the way to ``place`` is not there, which ones are."""
+    """Of the first name on the way to ``place`` that is not there: which ones are."""
     parts = place.split(".")
-    for depth in range(1, len(parts)):
-        above = ".".join(parts[:depth])
-        if lookup(params, above) is None:
-            names = params if depth == 1 else lookup(params, ".".join(parts[: depth - 1]))
+    for depth in range(1, len(parts) + 1):
+        above, missing = ".".join(parts[: depth - 1]), ".".join(parts[:depth])
+        if lookup(params, missing) is None:
+            names = lookup(params, above) if above else params
             known = ", ".join(map(str, names)) if isinstance(names, dict) else ""
-            return f": there is no {above}, only {known or 'nothing'}"
-    return ""
+            break
+    if depth == len(parts):
+        return f"; {above} has {known}" if above and known else ""
+    return f": there is no {missing}, only {known or 'nothing'}"
 
 
 def _wanted(fault: Any) -> str:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from pipeline.config import Settings
@@ -162,7 +162,6 @@ def fine_tune(
     Returns:
         One entry an epoch: epoch, step, mean training loss, dev metric.
     """
-    set_seed(settings.seed % 2**32)
     order = EpochOrder(train.lengths(), settings.batch_size, settings.seed)
     with tempfile.TemporaryDirectory(prefix="fine-tune-") as work:
         trainer = FineTuner(
@@ -180,7 +179,6 @@ def fine_tune(
         trainer.train()
         history = _history(trainer.state.log_history)
     model.to("cpu")  # type: ignore[arg-type]
-    model.eval()
     return history
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -49,7 +50,7 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
             output_loading_info=True,
             **({} if task is None else head_settings(task)),
         )
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError, SafetensorError) as cause:
         raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
     if task is None:
         _refuse_fresh(source, report)

@@ -1,6 +1,5 @@
 """Task kinds, label names and metrics. Knows what a prediction is worth, not where it came from."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 import sklearn.metrics
+from pydantic import ValidationError
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
@@ -45,11 +45,13 @@ class Task(Settings):
     @classmethod
     def read(cls, folder: Path) -> "Task":
         """Read ``task.json``; a folder without one was not made by ``prepare``."""
+        path = folder / TASK_FILE
         try:
-            content = json.loads((folder / TASK_FILE).read_text(encoding="utf-8"))
+            return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError as cause:
             raise PipelineError(f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro") from cause
-        return cls.model_validate_json(json.dumps(content))
+        except ValidationError as cause:
+            raise PipelineError(f"{path} is damaged; make the folder again: dvc repro") from cause
 
 
 def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:

@@ -1,5 +1,6 @@
 """Ray workers that run jobs: started, fed, replaced when they die. Knows Ray; not what a job computes."""
 
+import functools
 import logging
 import os
 import tempfile
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline.augment.jobs import Job
 from pipeline.augment.teacher import FrozenTeacher
@@ -21,6 +22,9 @@ AnyJob = TypeVar("AnyJob", bound=Job)
 
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 """Workers write shards themselves; what goes through Ray is the teacher, once a node, and the rows of one job a worker."""
+
+WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+"""How Ray says that a worker is no more; anything else is the job's own error."""
 
 DEATHS_ALLOWED = 3
 """How many workers may die on one job before the job is called the cause."""
@@ -43,14 +47,19 @@ class Worker:
     def __init__(self, files: dict[str, bytes]) -> None:
         # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
         torch.set_num_threads(1)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in files.items():
-                (Path(folder) / name).write_bytes(content)
-            self._teacher = FrozenTeacher(Path(folder))
+        self._files = files
 
     def run(self, job: Job) -> Any:
         """Do one job."""
         return job.run(self._teacher)
+
+    @functools.cached_property
+    def _teacher(self) -> FrozenTeacher:
+        """Loaded with the first job, so that a teacher that cannot be loaded is that job's error and not a worker's death."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self._files.items():
+                (Path(folder) / name).write_bytes(content)
+            return FrozenTeacher(Path(folder))
 
 
 class Cluster:
@@ -87,13 +96,13 @@ class Cluster:
             worker, job = busy.pop(finished)
             try:
                 result = ray.get(finished)
-            except RayActorError as cause:
+            except WORKER_LOST as cause:
                 deaths[id(job)] = deaths.get(id(job), 0) + 1
                 if deaths[id(job)] >= DEATHS_ALLOWED:
                     raise PipelineError(f"{job.name} killed {DEATHS_ALLOWED} workers: {_last_line(cause)}") from cause
                 print(f"a worker died on {job.name}; another takes it over", flush=True)
                 waiting.append(job)
-                self._idle.append(self._new_worker())
+                self._idle.insert(0, self._new_worker())  # behind those that are loaded already
             except RayTaskError as error:
                 raise PipelineError(f"{job.name} failed: {_last_line(error.cause)}") from error
             else:

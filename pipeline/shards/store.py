@@ -65,7 +65,7 @@ class ShardStore:
             note = json.loads((self.folder / f"{key_hash(key)}.note.json").read_text(encoding="utf-8"))
             value: dict[str, Any] = note["value"]
             return value if hash_of(note["key"]) == hash_of(key) else None
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def _receipt(self, key: Key) -> Receipt | None:
