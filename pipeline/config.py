@@ -65,6 +65,11 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         raise Faults(str(path), [_sentence(fault, places, params) for fault in error.errors()]) from None
 
 
+def existing(path: Path, section: str, override: str) -> Places:
+    """The places of a section, with that of its override where there is one."""
+    return (section,) if lookup(read_params(path), override) is None else (section, override)
+
+
 def lookup(params: Any, place: str) -> Any:
     """The value at a dotted place, or None where there is none."""
     for name in place.split("."):

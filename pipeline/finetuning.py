@@ -22,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from pipeline.config import Settings
 from pipeline.encoding import Batch
+from pipeline.errors import PipelineError
 from pipeline.files import written_whole
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats, Kind
@@ -172,7 +173,7 @@ def fine_tune(
             train_dataset=train,
             eval_dataset=DevRows(dev),
             data_collator=collate,
-            compute_metrics=lambda prediction: {"dev": measure_dev(prediction.predictions)},
+            compute_metrics=lambda prediction: {"dev": measure_dev(_finite(name, prediction.predictions))},
             callbacks=[EpochLines(name)],
         )
         trainer.remove_callback(PrinterCallback)
@@ -180,6 +181,12 @@ def fine_tune(
         history = _history(trainer.state.log_history)
     model.to("cpu")  # type: ignore[arg-type]
     return history
+
+
+def _finite(name: str, logits: Floats) -> Floats:
+    if not np.isfinite(logits).all():
+        raise PipelineError(f"{name}: training diverged, the answers are not numbers any more; lower learning_rate")
+    return logits
 
 
 def label_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
@@ -209,7 +216,7 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
 
 
 def _arguments(settings: OptimiserSettings, work: Path, warmup_steps: int) -> TrainingArguments:
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
@@ -232,7 +239,11 @@ def _arguments(settings: OptimiserSettings, work: Path, warmup_steps: int) -> Tr
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        logging_nan_inf_filter=False,
     )
+    # One device: the Trainer would wrap the model in DataParallel where it sees several GPUs, and hide its embeddings.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _history(log: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -4,6 +4,7 @@ Knows transformers models and tokenizers; must not know teachers, students or sh
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,10 @@ from pipeline.tasks import Task
 
 SUPPORTED = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
 """Model types for which ids and embeddings are tested to give equal logits."""
+
+
+HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head)\.")
+"""Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
@@ -39,8 +44,8 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    _refuse_unsupported(source)
     try:
-        _refuse_unsupported(source)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             source,
             use_safetensors=True,
@@ -52,18 +57,20 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
         )
     except (OSError, ValueError, SafetensorError) as cause:
         raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
-    if task is None:
-        _refuse_fresh(source, report)
+    _refuse_fresh(source, report, new_head=task is not None)
     return cast(PreTrainedModel, model.eval())
 
 
-def _refuse_fresh(source: str | Path, report: dict[str, Any]) -> None:
-    """A finished classifier brings every weight; one that is made up here would answer at random."""
+def _refuse_fresh(source: str | Path, report: dict[str, Any], new_head: bool) -> None:
+    """Weights that are made up here answer at random; only a head that is to be trained may be."""
     fresh = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if new_head:
+        fresh = [name for name in fresh if not HEAD.search(name)]
     if fresh:
+        way_out = "name a checkpoint of this architecture" if new_head else "fine-tune it first, or set teacher.fine_tune: true"
         raise PipelineError(
-            f"{source} is not a finished classifier: it lacks weights that its configuration asks for, or has them in another "
-            f"shape ({', '.join(fresh[:3])}); fine-tune it first, or set teacher.fine_tune: true"
+            f"{source} is not a finished {'encoder' if new_head else 'classifier'}: it lacks weights that its configuration "
+            f"asks for, or has them in another shape ({', '.join(fresh[:3])}); {way_out}"
         )
 
 
@@ -94,6 +101,7 @@ def embedding_width(folder: Path) -> int:
 
 def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that model and tokenizer take, special tokens included."""
+    _refuse_unsupported(source)
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     # These count positions from behind the padding token's id.
     offset = config.pad_token_id + 1 if config.model_type in ("mpnet", "roberta", "xlm-roberta") else 0
@@ -111,7 +119,12 @@ def model_hash(folder: Path) -> str:
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Names a tokenizer by everything that decides token ids, whatever folder it came from."""
-    named: dict[str, Any] = {"inputs": tokenizer.model_input_names, "special": sorted(tokenizer.all_special_ids)}
+    named: dict[str, Any] = {
+        "inputs": tokenizer.model_input_names,
+        "special": sorted(tokenizer.all_special_ids),
+        "unknown": tokenizer.unk_token_id,
+        "truncation_side": tokenizer.truncation_side,
+    }
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         named["rules"] = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
@@ -153,7 +166,10 @@ def pick_device() -> torch.device:
 
 
 def _refuse_unsupported(source: str | Path) -> None:
-    kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+    try:
+        kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+    except (OSError, ValueError) as cause:
+        raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
     if kind not in SUPPORTED:
         raise PipelineError(f"{source} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}")
 

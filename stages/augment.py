@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import click
+
 from pipeline import config
 from pipeline.augment.cluster import RuntimeSettings
 from pipeline.augment.passes import AugmentSettings, augment
@@ -15,17 +17,19 @@ class Needs(Settings):
 
 
 @stage
+@click.option("--task", required=True, help="Name of the task in params.yaml, whose entry `augment` stands over the section.")
 @folder_option("--scores", "Folder that `score` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote.")
 @params_option
 @folder_option("--out", "Where to write the shards and their manifest.")
-def main(scores: Path, teacher: Path, params: Path, out: Path) -> None:
+def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> None:
     """Perturb the word embeddings of every training example and store the teacher's answer to each perturbed variant.
 
     Ray workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
     so an interrupted run goes on where it was.
     """
-    needs = config.load(params, Needs, augment="augment", runtime="runtime")
+    places = config.existing(params, "augment", f"tasks.{task}.augment")
+    needs = config.load(params, Needs, augment=places, runtime="runtime")
     augment(scores, teacher, needs.augment, needs.runtime, out)
 
 

@@ -1,6 +1,7 @@
 """check: the whole of params.yaml read before any stage runs."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +14,7 @@ from pipeline.distill.training import StudentSettings
 from pipeline.errors import Faults
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
+from pipeline.perturbation import Effect
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
 from stages.command import params_option, stage
@@ -23,6 +25,7 @@ class TaskSettings(Settings):
     metric: Metric
     corpus: CorpusSettings
     teacher: TeacherSettings
+    augment: dict[str, Any] | None = None
 
 
 class Sections(Settings):
@@ -37,6 +40,10 @@ class Sections(Settings):
 
 class OneTask(Settings):
     task: TaskSettings
+
+
+class OneAugment(Settings):
+    augment: AugmentSettings
 
 
 class OneStudent(Settings):
@@ -86,7 +93,22 @@ def _entry_faults(path: Path, section: str, name: str) -> list[str]:
     kind, metric = entry.get("kind"), entry.get("metric")
     if kind in ("classification", "regression") and metric not in fitting_metrics(kind):
         faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
-    return faults + _found(path, OneTask, task=place)
+    found = _found(path, OneTask, task=place)
+    places = config.existing(path, "augment", f"{place}.augment")
+    return faults + found + _found(path, OneAugment, augment=places) + _flips_faults(path, place, places)
+
+
+def _flips_faults(path: Path, place: str, places: tuple[str, ...]) -> list[str]:
+    """A regression has no answers that flip, so no radius can be found from them."""
+    try:
+        radius = config.load(path, OneAugment, augment=places).augment.perturbation.radius
+    except Faults:
+        return []
+    regression = config.lookup(config.read_params(path), f"{place}.kind") == "regression"
+    if regression and isinstance(radius, Effect) and radius.flips is not None:
+        way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
+        return [f"{place}: the answers of a regression do not flip; give this task {way_out}"]
+    return []
 
 
 def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:

@@ -1,6 +1,7 @@
 """prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet
 
 from pipeline import config
 from pipeline.corpus.preparation import CorpusSettings, prepare
-from pipeline.files import folder_written_whole
+from pipeline.files import folder_written_whole, sha256_of, write_json
 from pipeline.tasks import Kind, Metric, Task
 from stages.command import folder_option, params_option, stage
 
@@ -23,6 +24,7 @@ class PrepareSettings(config.Settings):
     kind: Kind
     metric: Metric
     corpus: CorpusSettings
+    teacher: dict[str, Any]
 
 
 @stage
@@ -42,10 +44,17 @@ def main(task: str, params: Path, out: Path) -> None:
         for split, table in prepared.tables.items():
             pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
         prepared.task.save(folder)
+        write_json(folder / "start.json", start_of(str(settings.teacher.get("model"))))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
         click.echo(f"note: {count} {reason}")
+
+
+def start_of(model: str) -> dict[str, Any]:
+    """What the teacher starts from, so that `teach` runs again when the files of a local model change."""
+    files = sorted(file for file in Path(model).glob("*") if file.is_file())
+    return {"model": model, "files": {file.name: sha256_of(file) for file in files}}
 
 
 def labels_of(table: pa.Table, task: Task) -> str:

@@ -76,7 +76,7 @@ class CalibrationJob:
 
     def run(self, teacher: FrozenTeacher) -> Found:
         """Perturb the sample at one radius after the other."""
-        radius = self.settings.radius
+        radius = 0.0 if self.settings.objective == "none" else self.settings.radius
         if isinstance(radius, Effect):
             wanted, name = (radius.flips, "flips") if radius.flips is not None else (radius.divergence, "divergence")
             assert wanted is not None, "an Effect states exactly one"

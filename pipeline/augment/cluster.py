@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import ray
 import torch
+from pydantic import Field
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from pipeline.augment.jobs import Job
@@ -35,8 +36,8 @@ class RuntimeSettings(Settings):
 
     ray_address: str | None
     """Of a running cluster; null starts Ray on this machine. The environment's RAY_ADDRESS comes first."""
-    workers: int | None
-    """Number of worker processes; null is one a GPU, or one a processor core where there is no GPU."""
+    workers: Annotated[int, Field(ge=1)] | None
+    """Most worker processes; null and more than there is room for are one a GPU, or one a core where there is no GPU."""
     store: str
     """Folder of the shard store; on a cluster one that all nodes share."""
 
@@ -119,7 +120,8 @@ class Cluster:
 
     def _size(self) -> int:
         resources = ray.cluster_resources()
-        return self._runtime.workers or int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
+        places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
+        return min(self._runtime.workers or places, places)
 
     def _new_worker(self) -> Any:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) else {"num_cpus": 1}

@@ -13,24 +13,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from pipeline import encoding, models, perturbation
+from pipeline.augment import calibration as calibration_code
+from pipeline.augment import jobs as jobs_code
+from pipeline.augment import teacher as teacher_code
 from pipeline.augment.calibration import CalibrationJob, Found
 from pipeline.augment.cluster import Cluster, RuntimeSettings
 from pipeline.augment.jobs import PerturbJob, ScoreJob, ShardJob
 from pipeline.augment.partition import Partition, cut
 from pipeline.augment.teacher import Inputs
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole, hash_of
 from pipeline.models import embedding_width, load_tokenizer
 from pipeline.perturbation import PerturbationSettings
 from pipeline.progress import Counter
 from pipeline.seeding import seed_of
+from pipeline.shards import codec as codec_code
 from pipeline.shards.codec import CodecName
-from pipeline.shards.lineage import lineage
+from pipeline.shards.lineage import code_hash, lineage
 from pipeline.shards.manifest import Coding, Key, Manifest, Receipt, ShardEntry, check_agreement, manifest_hash
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import SPLITS, Split, Task
+
+SCORING_CODE = (encoding, models, jobs_code, teacher_code)
+PERTURBING_CODE = (*SCORING_CODE, perturbation, codec_code)
+"""What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -58,8 +68,8 @@ class AugmentSettings(Settings):
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Score the untouched inputs of every split and write shards and manifest to ``out``."""
     task = Task.read(prepared)
-    store = ShardStore(Path(runtime.store))
-    key: Key = lineage(teacher) | {"content": "scores", "batch_rows": settings.batch_rows}
+    store = ShardStore(Path(runtime.store).resolve())
+    key: Key = lineage(teacher) | {"content": "scores", "batch_rows": settings.batch_rows, "code": code_hash(*SCORING_CODE)}
     jobs = [
         ScoreJob(partition, key, key["max_length"], settings.batch_rows, store)
         for split in SPLITS
@@ -82,7 +92,7 @@ def augment(scores: Path, teacher: Path, settings: AugmentSettings, runtime: Run
     check_agreement(f"the scores in {scores}", key, source.manifest.key, "Score again with this teacher: dvc repro")
     # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were batched.
     key["score_batch_rows"] = source.manifest.key["batch_rows"]
-    store = ShardStore(Path(runtime.store))
+    store = ShardStore(Path(runtime.store).resolve())
     with Cluster(teacher, runtime) as cluster:
         found = _calibrated(source, key, settings, store, cluster)
         key |= _perturbation_key(settings, found.radius)
@@ -122,6 +132,7 @@ def _calibrated(source: Shards, key: Key, settings: AugmentSettings, store: Shar
     sample = inputs.take(chosen)
     note: Key = key | {
         "calibration": settings.model_dump(mode="json", exclude={"variants"}),
+        "code": code_hash(*PERTURBING_CODE, calibration_code),
         "examples": hash_of(
             [[example_id, ids.tolist()] for example_id, ids in zip(sample.example_ids, sample.input_ids, strict=True)]
         ),
@@ -148,6 +159,7 @@ def _perturbation_key(settings: AugmentSettings, radius: float) -> Key:
     search = settings.perturbation.model_dump(mode="json") | {"radius": radius}
     return {
         "content": "perturbations",
+        "code": code_hash(*PERTURBING_CODE),
         "perturbation": search,
         "codec": settings.codec,
         "seed": settings.seed,
@@ -193,9 +205,19 @@ def _finish(name: str, jobs: Sequence[ShardJob], store: ShardStore, cluster: Clu
         numbers = {id(jobs[number]): number for number in missing}
         with Counter(name, len(missing), "shards") as counter:
             for job, receipt in cluster.run([jobs[number] for number in missing]):
+                _check_shared(store, job)
                 receipts[numbers[id(job)]] = receipt
                 counter.advance(receipt.rows)
     return [receipt for receipt in receipts if receipt is not None]
+
+
+def _check_shared(store: ShardStore, job: ShardJob) -> None:
+    """A worker of another machine may have written to a folder of that machine alone."""
+    if not store.receipt_path(job.key).exists():
+        raise PipelineError(
+            f"{job.name} was computed, but its shard did not reach the store {store.folder}; "
+            "set runtime.store to a folder that all nodes of the cluster share"
+        )
 
 
 def _manifest(

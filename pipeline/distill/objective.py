@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +25,12 @@ class ObjectiveSettings(Settings):
     form: Literal["kl", "mse"]
     """How logits are compared; a regression is always compared by squared error."""
     temperature: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "ObjectiveSettings":
+        if not self.hard + self.soft + self.perturbed:
+            raise ValueError("one of the weights hard, soft and perturbed must be above 0")
+        return self
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

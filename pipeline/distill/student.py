@@ -102,6 +102,8 @@ def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[i
                 f"{name}: {value} is more than the teacher's {getattr(teacher, name)}; a student is at most as wide"
             )
         setattr(config, name, value or getattr(teacher, name))
+    if getattr(teacher, "embedding_size", None) == teacher.hidden_size:
+        config.embedding_size = config.hidden_size
     if hasattr(config, "pooler_hidden_size"):  # DeBERTa's, which its constructor copies from the hidden size
         config.pooler_hidden_size = config.hidden_size
     if config.hidden_size % config.num_attention_heads:
@@ -147,12 +149,12 @@ def _fill(
     copied = mapped = fresh = 0
     for name, parameter in model.named_parameters():
         theirs = _teacher_name(name, chosen)
-        held = source[theirs]
-        if held.shape == parameter.shape:
+        held = source.get(theirs)
+        if held is not None and held.shape == parameter.shape:
             parameter.copy_(held)
             copied += parameter.numel()
             continue
-        narrowed = narrowing.parameter(theirs, held) if narrowing else None
+        narrowed = narrowing.parameter(theirs, held) if narrowing and held is not None else None
         if narrowed is not None and narrowed.shape == parameter.shape:
             parameter.copy_(narrowed)
             mapped += parameter.numel()

@@ -193,6 +193,8 @@ def _open(scores: Path, shards: Path, teacher: Path, settings: StudentSettings) 
         return known, None
     perturbations = Shards(shards)
     check_agreement(f"the perturbations in {shards}", wanted, perturbations.manifest.key, way_out)
+    made_from = {"scores": perturbations.manifest.details["scores"]}
+    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, way_out)
     if not perturbations.manifest.variants:
         raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or augmentation: none for this student")
     return known, perturbations

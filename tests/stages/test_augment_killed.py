@@ -66,7 +66,17 @@ class Stage:
         self.store, self.out, self.output = folder / "store", folder / "shards", folder / "output.txt"
         runtime = {"ray_address": None, "workers": 2, "store": str(self.store)}
         (folder / "params.yaml").write_text(yaml.safe_dump({"augment": AUGMENT, "runtime": runtime}), encoding="utf-8")
-        self._command = [sys.executable, "-m", "stages.augment", "--scores", "scores", "--teacher", str(teacher)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "stages.augment",
+            "--task",
+            "tiny",
+            "--scores",
+            "scores",
+            "--teacher",
+            str(teacher),
+        ]
         self._folder = folder
         self._seen: dict[int, psutil.Process] = {}
 

@@ -50,3 +50,21 @@ def test_a_students_settings_stand_over_those_of_distill(write: Callable[[str, s
     assert status == 1
     assert "students.half.optimiser.epochs: input should be greater than or equal to 1, not 0" in text
     assert "1 fault," in text
+
+
+def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for_flips(
+    write: Callable[[str, str], Path],
+) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    scores = content["tasks"]["movies"] | {"kind": "regression", "metric": "pearson"}
+    scores["corpus"] = {name: value for name, value in scores["corpus"].items() if name != "labels"}
+    content["tasks"]["movie_scores"] = scores
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert status == 1
+    assert "tasks.movie_scores: the answers of a regression do not flip; give this task augment:" in text
+    scores["augment"] = {"perturbation": {"radius": {"flips": None, "divergence": 0.01}}}
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert status == 0, text
+    scores["augment"] = {"variant": 3}
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert "tasks.movie_scores.augment.variant is not a setting known here (value: 3)" in text

@@ -32,7 +32,11 @@ def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **
         "test": 0.3,
         "duplicates": "refuse",
     } | corpus
-    params = {"tasks": {"movies": {"kind": kind, "metric": metric, "corpus": keys, "augment": {"steps": 1}}}}
+    params = {
+        "tasks": {
+            "movies": {"kind": kind, "metric": metric, "corpus": keys, "teacher": {"model": "weights"}, "augment": {"steps": 1}}
+        }
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
 
@@ -63,7 +67,7 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
     (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
     run(folder)
     assert hashes(folder / "out/movies") == first
-    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json"}
+    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", "start.json"}
     assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
 
 
@@ -119,3 +123,15 @@ def test_help_explains_the_stage() -> None:
     output = CliRunner().invoke(main, ["--help"]).output
     assert "Read, check and split the raw data of one task." in output
     assert "--task" in output
+
+
+def test_a_local_model_whose_files_change_changes_what_teach_depends_on(folder: Path) -> None:
+    table(folder / "x.csv", ROWS)
+    (folder / "weights").mkdir()
+    found = []
+    for content in ("old", "old", "new"):
+        (folder / "weights" / "model.safetensors").write_text(content, encoding="utf-8")
+        assert run(folder).exit_code == 0
+        found.append(hashes(folder / "out/movies"))
+    assert found[0] == found[1]
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"start.json"}

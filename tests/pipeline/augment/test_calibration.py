@@ -101,6 +101,7 @@ def test_what_is_measured_is_what_the_rows_say(frozen: FrozenTeacher, sample: In
     assert 0 < found.flips < 1
 
 
-def test_a_control_that_moves_nothing_has_no_radius(frozen: FrozenTeacher, sample: Inputs) -> None:
-    with pytest.raises(PipelineError, match=r"no radius .* has the effect 0.1 on the teacher: at 2 it is 0;"):
-        job_of(frozen, sample, objective="none", radius={"flips": 0.1}).run(frozen)
+def test_a_control_that_moves_nothing_needs_no_radius(frozen: FrozenTeacher, sample: Inputs) -> None:
+    found = job_of(frozen, sample, objective="none", radius={"flips": 0.1}).run(frozen)
+    assert (found.radius, found.flips) == (0.0, 0.0)
+    assert found.divergence == pytest.approx(0.0, abs=1e-6)

@@ -170,9 +170,15 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("workers", "resources", "expected"),
-    [(None, {"CPU": 4.0}, 4), (None, {"CPU": 16.0, "GPU": 2.0}, 2), (3, {"CPU": 16.0, "GPU": 2.0}, 3), (None, {}, 1)],
+    [
+        (None, {"CPU": 4.0}, 4),
+        (None, {"CPU": 16.0, "GPU": 2.0}, 2),
+        (1, {"CPU": 16.0, "GPU": 2.0}, 1),
+        (3, {"CPU": 16.0, "GPU": 2.0}, 2),
+        (None, {}, 1),
+    ],
 )
-def test_there_is_one_worker_a_gpu_else_one_a_core_unless_the_settings_say_otherwise(
+def test_there_is_one_worker_a_gpu_else_one_a_core_unless_the_settings_ask_for_fewer(
     workers: int | None, resources: dict[str, float], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
