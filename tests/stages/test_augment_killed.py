@@ -181,7 +181,6 @@ def undisturbed(stage: Stage, tmp_path: Path, teacher: Path) -> Path:
     return tmp_path / "undisturbed"
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_a_killed_run_goes_on_where_it_was_and_outlives_a_killed_worker(stage: Stage, undisturbed: Path) -> None:
     shards = len(Shards(undisturbed).manifest.shards)
 
