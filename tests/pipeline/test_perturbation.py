@@ -375,36 +375,22 @@ def test_a_row_is_counted_once_its_gradient_vanished_in_any_step_and_no_other_ro
     assert found.vanished.nonzero().flatten().tolist() == [3, 4]
 
 
-def test_a_gradient_of_one_token_is_enough_not_to_have_vanished() -> None:
+def felt_at(token: int) -> Perturbed:
+    """What is found for a model that feels δ at one token alone."""
     model = SmallModel()
-    only_first = torch.zeros(TOKENS, 1)
-    only_first[1] = 1
-    found = perturb(
-        lambda delta: model(delta * only_first),
-        model.clean,
-        model.noise,
-        model.free,
-        RADIUS,
-        settings_of(),
-        "classification",
+    only = torch.zeros(TOKENS, 1)
+    only[token] = 1
+    return perturb(
+        lambda delta: model(delta * only), model.clean, model.noise, model.free, RADIUS, settings_of(), "classification"
     )
-    assert not found.vanished.any()
+
+
+def test_a_gradient_of_one_token_is_enough_not_to_have_vanished() -> None:
+    assert not felt_at(1).vanished.any()
 
 
 def test_a_gradient_on_tokens_that_may_not_be_touched_does_not_count() -> None:
-    model = SmallModel()
-    only_special = torch.zeros(TOKENS, 1)
-    only_special[0] = 1
-    found = perturb(
-        lambda delta: model(delta * only_special),
-        model.clean,
-        model.noise,
-        model.free,
-        RADIUS,
-        settings_of(),
-        "classification",
-    )
-    assert found.vanished.all()
+    assert felt_at(0).vanished.all()
 
 
 def test_a_confident_models_tiny_gradients_still_lead_uphill() -> None:
