@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import Faults, PipelineError
 
+LONGEST_SHOWN = 80
+"""A faulty section longer than this is not repeated in the sentence about it."""
+
 
 class Settings(BaseModel):
     """Base of every settings model: no unknown keys, no silent conversions, no change after reading."""
@@ -101,8 +104,10 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
     where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:
         case "missing":
-            hint = "" if inner else _nearest(where, params)
+            hint = _nearest(where, params) if not inner else f" (or {spelled[-1]})" if len(spelled) > 1 else ""
             return f"{where} is missing{hint}"
+        case "value_error" if len(repr(fault["input"])) > LONGEST_SHOWN:
+            return f"{where}: {_wanted(fault)}"
         case "extra_forbidden":
             return f"{where} is not a setting known here (value: {fault['input']!r})"
         case "model_type" | "dict_type":

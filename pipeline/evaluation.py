@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from pipeline.config import Settings
 from pipeline.encoding import Batch, Integers, collate, length_buckets
 from pipeline.errors import PipelineError
-from pipeline.models import labels_of, parameter_count
+from pipeline.models import labels_of, logits_from_ids, parameter_count
 from pipeline.seeding import seed_of
 from pipeline.shards.reader import Row, Rows
 from pipeline.tasks import Floats, Task, measure, predictions
@@ -84,20 +84,13 @@ class Speeds(Settings):
     student: Speed
 
 
-class Model(Protocol):
-    """Anything that answers a batch as transformers' classifiers do."""
-
-    def __call__(self, **batch: Any) -> Any:
-        """The answer's ``logits`` are [rows, outputs]."""
-
-
 def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int) -> Floats:
     """The model's logits [rows, outputs] in the order of ``rows``, computed where the model lies."""
     found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
     with torch.inference_mode():
         for positions in length_buckets(rows.lengths(), batch_rows):
             batch = {name: tensor.to(model.device) for name, tensor in _batch(rows, positions, pad_token_id).items()}
-            found[positions] = model(**batch).logits.float().cpu().numpy()
+            found[positions] = logits_from_ids(model, batch).float().cpu().numpy()
     return found
 
 
@@ -181,7 +174,7 @@ def difference_interval(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def speeds(models: Sequence[Model], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
+def speeds(models: Sequence[PreTrainedModel], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
     """How fast each model answers the same test rows; the models take turns, so that noise of the machine hits all.
 
     Rows keep the order of the split and are padded within their batch, as requests would be.
@@ -214,10 +207,10 @@ def _speed(turns: Sequence[tuple[list[float], list[float]]], timed: int) -> Spee
     return Speed(latency_ms=float(np.median(singles)) * 1000, rows_per_s=timed / group)
 
 
-def _seconds(model: Model, batches: Sequence[Batch]) -> list[float]:
+def _seconds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
     ticks = [time.perf_counter()]
     for batch in batches:
-        model(**batch)
+        logits_from_ids(model, batch)
         ticks.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(ticks)]
 

@@ -24,6 +24,7 @@ from pipeline.config import Settings
 from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
 from pipeline.files import written_whole
+from pipeline.scouting import snapshot_steps
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats, Kind
 
@@ -138,6 +139,18 @@ class EpochLines(TrainerCallback):
         )
 
 
+class Snapshots(TrainerCallback):
+    """Saves the model as it is after some of the steps."""
+
+    def __init__(self, steps: int, folders: Sequence[Path]) -> None:
+        self._folders = dict(zip(snapshot_steps(steps, len(folders)), folders, strict=True))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        """Save after a step that has a folder."""
+        if state.global_step in self._folders:
+            facts["model"].save_pretrained(self._folders[state.global_step])
+
+
 def fine_tune(
     name: str,
     model: PreTrainedModel,
@@ -147,6 +160,7 @@ def fine_tune(
     loss: Loss,
     measure_dev: Callable[[Floats], float],
     settings: OptimiserSettings,
+    snapshots: Sequence[Path] = (),
 ) -> list[dict[str, float]]:
     """Train ``model`` in place, leave it with the weights of its best epoch, and return its history.
 
@@ -159,22 +173,29 @@ def fine_tune(
         loss: what is made small.
         measure_dev: from dev logits [rows, outputs] to the figure whose highest value is best.
         settings: how long and how fast.
+        snapshots: folders for the weights on the way, evenly along the steps, the last at the end.
 
     Returns:
         One entry an epoch: epoch, step, mean training loss, dev metric.
+
+    Raises:
+        PipelineError: the training diverged, or has fewer steps than snapshots are wanted.
     """
     order = EpochOrder(train.lengths(), settings.batch_size, settings.seed)
+    steps = len(order) * settings.epochs
+    if len(snapshots) > steps:
+        raise PipelineError(f"{name}: {len(snapshots)} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
     with tempfile.TemporaryDirectory(prefix="fine-tune-") as work:
         trainer = FineTuner(
             loss=loss,
             order=order,
             model=model,
-            args=_arguments(settings, Path(work), warmup_steps=round(settings.warmup * len(order) * settings.epochs)),
+            args=_arguments(settings, Path(work), warmup_steps=round(settings.warmup * steps)),
             train_dataset=train,
             eval_dataset=DevRows(dev),
             data_collator=collate,
             compute_metrics=lambda prediction: {"dev": measure_dev(_finite(name, prediction.predictions))},
-            callbacks=[EpochLines(name)],
+            callbacks=[EpochLines(name), Snapshots(steps, snapshots)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -1,4 +1,4 @@
-"""Pretrained classifiers: loaded safely, named by hash, run from word embeddings as from token ids.
+"""Pretrained classifiers: loaded safely, named by hash, run from word embeddings as from token ids, padded as alone.
 
 Knows transformers models and tokenizers; must not know teachers, students or shards.
 """
@@ -19,24 +19,40 @@ from pipeline.errors import PipelineError
 from pipeline.files import hash_of, sha256_of
 from pipeline.tasks import Task
 
-SUPPORTED = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
-"""Model types for which ids and embeddings are tested to give equal logits."""
+ENCODERS = (
+    "albert", "bert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert", "mpnet", "roberta", "xlm-roberta",
+)  # fmt: skip
+DECODERS = ("gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen2", "qwen3")
+READ_AT_THE_END = (*DECODERS, "xlnet")
+"""Model types whose head reads the last position, padding or not: they are run with a row's tokens at its end."""
 
+SUPPORTED = tuple(sorted((*ENCODERS, *READ_AT_THE_END)))
+"""Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
 
-HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head)\.")
+HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_summary|logits_proj)\.")
 """Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub id or folder."""
+    """The tokenizer of a hub id or folder; one without a padding token pads with its end-of-text token."""
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     except (OSError, ValueError) as cause:
         raise PipelineError(f"no tokenizer can be loaded from {source}: {_first_line(cause)}") from cause
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise PipelineError(
+                f"the tokenizer of {source} has neither a padding nor an end-of-text token; name one as pad_token in its "
+                "tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedModel:
     """A sequence classifier from safetensors of a hub id or folder, in float32 and evaluation mode.
+
+    Where its configuration names no padding token, as many decoders' do not, it gets its tokenizer's.
 
     Args:
         source: hub id or folder.
@@ -58,6 +74,8 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
     except (OSError, ValueError, SafetensorError) as cause:
         raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
     _refuse_fresh(source, report, new_head=task is not None)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(source).pad_token_id
     return cast(PreTrainedModel, model.eval())
 
 
@@ -105,6 +123,8 @@ def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     # These count positions from behind the padding token's id.
     offset = config.pad_token_id + 1 if config.model_type in ("mpnet", "roberta", "xlm-roberta") else 0
+    if config.max_position_embeddings < 0:  # XLNet's, whose positions are relative and have no end
+        return int(tokenizer.model_max_length)
     return min(int(tokenizer.model_max_length), int(config.max_position_embeddings) - offset)
 
 
@@ -115,6 +135,11 @@ def model_hash(folder: Path) -> str:
         config.pop(passing, None)
     weights = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
     return hash_of({"config": config, "weights": weights})
+
+
+def commit_of(source: str) -> str:
+    """The commit of a model of a hub, as it lies in the local cache after it was fetched."""
+    return str(getattr(AutoConfig.from_pretrained(source, trust_remote_code=False), "_commit_hash", None))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -134,18 +159,51 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def word_embeddings(model: PreTrainedModel) -> Tensor:
-    """The word-embedding table [vocabulary, width]; its width need not be the model's hidden size."""
-    return cast(Tensor, model.get_input_embeddings().weight)
+    """The word-embedding table [vocabulary, width] as the model reads it; its width need not be the model's hidden size.
+
+    It is the weight itself, unless the model scales it on reading, as Gemma does.
+    """
+    words = model.get_input_embeddings()
+    scale = getattr(words, "embed_scale", None)
+    return cast(Tensor, words.weight if scale is None else words.weight * scale)
+
+
+def embed(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Word embeddings [rows, tokens, width] of token ids [rows, tokens], as the model reads them."""
+    return cast(Tensor, model.get_input_embeddings()(input_ids))
+
+
+def logits_from_ids(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits [rows, outputs] of rows padded on the right: those that transformers gives each row alone."""
+    return logits_from_embeddings(model, batch, embed(model, batch["input_ids"]))
 
 
 def logits_from_embeddings(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Tensor:
     """Logits [rows, outputs] from word embeddings [rows, tokens, width] in place of ``batch["input_ids"]``.
 
-    Rows must be padded on the right: models that count positions from the ids of unpadded tokens (RoBERTa, MPNet) count
-    the same way from embeddings only then.
+    Rows must be padded on the right; what counts as padding is told by ``attention_mask`` and never by ids. Embeddings on
+    padding are not read: MobileBERT would see the first of them from the last token.
     """
-    others = {name: value for name, value in batch.items() if name != "input_ids"}
-    return cast(Tensor, model(inputs_embeds=embeddings, **others).logits)
+    inputs = {name: value for name, value in batch.items() if name != "input_ids"}
+    inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
+    kind = model.config.model_type
+    if kind in READ_AT_THE_END:
+        inputs = _with_padding_first(inputs)
+    if kind in DECODERS:
+        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return cast(Tensor, model(**inputs, position_ids=positions, use_cache=False).logits)
+    return cast(Tensor, model(**inputs).logits)
+
+
+def _with_padding_first(inputs: Batch) -> Batch:
+    """Rows padded on the right, [rows, tokens] or [rows, tokens, width], as rows padded on the left."""
+    mask = inputs["attention_mask"]
+    tokens = mask.shape[1]
+    source = (torch.arange(tokens, device=mask.device) + mask.sum(dim=1, keepdim=True)) % tokens
+    return {
+        name: torch.take_along_dim(value, source if value.dim() == 2 else source.unsqueeze(-1), dim=1)
+        for name, value in inputs.items()
+    }
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
@@ -167,11 +225,14 @@ def pick_device() -> torch.device:
 
 def _refuse_unsupported(source: str | Path) -> None:
     try:
-        kind = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as cause:
         raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
+    kind = config.model_type
     if kind not in SUPPORTED:
         raise PipelineError(f"{source} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}")
+    if kind == "xlnet" and config.summary_type != "last":
+        raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
 
 def _first_line(error: BaseException) -> str:

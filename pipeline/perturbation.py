@@ -19,7 +19,15 @@ from pipeline.config import Settings
 from pipeline.seeding import seed_of
 from pipeline.tasks import Kind
 
-Objective = Literal["divergence", "label", "noise", "none"]
+Objective = Literal["divergence", "label", "gold_label", "gap", "noise", "none"]
+"""What is raised; noise and none are the controls.
+
+divergence and gap are one formula, of the teacher's untouched answer and the perturbed one of the model whose gradient aims:
+the teacher itself, or a scout.
+"""
+CONTROLS: tuple[Objective, ...] = ("noise", "none")
+"""Objectives that follow no gradient."""
+
 Norm = Literal["l2", "linf"]
 Forward = Callable[[Tensor], Tensor]
 """From δ [rows, tokens, width] to logits [rows, outputs]."""
@@ -57,6 +65,24 @@ class PerturbationSettings(Settings):
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What is known of the untouched rows."""
+
+    logits: Tensor
+    """[rows, outputs], the teacher's."""
+    labels: Tensor
+    """[rows], class indices or values in float32; NaN where there is none."""
+
+    def own(self, kind: Kind) -> Tensor:
+        """The teacher's answer, [rows]."""
+        return self.logits[:, 0] if kind == "regression" else self.logits.argmax(dim=-1).to(self.logits.dtype)
+
+    def labels_or_own(self, kind: Kind) -> Tensor:
+        """The label where there is one, else the teacher's answer, [rows]."""
+        return torch.where(self.labels.isnan(), self.own(kind), self.labels)
+
+
+@dataclass(frozen=True)
 class Perturbed:
     """The result for one batch."""
 
@@ -90,16 +116,22 @@ def radius_of(fraction: float, norm: Norm, table: Tensor) -> float:
     return length if norm == "l2" else length / float(table.shape[1]) ** 0.5
 
 
-def random_start(names: list[tuple[str | int, ...]], lengths: list[int], width: int) -> Tensor:
-    """Standard normal noise [rows, longest, width], zero beyond each row's length.
+def random_start(
+    names: list[tuple[str | int, ...]], lengths: list[int], width: int, tokens: int, device: torch.device | None = None
+) -> Tensor:
+    """Random signs ±1 [rows, ``tokens``, ``width``] on a device, zero beyond each row's length.
 
-    Every row is drawn from a seed of its own names, so that it is the same in any batch and at any padding.
+    Every row is drawn from a seed of its own names, so that it is the same in any batch, at any padding and on any device.
+    A bit an element, unpacked where it is used: on a GPU finer noise would take longer to draw than the model to run.
     """
-    start = np.zeros((len(names), max(lengths), width), dtype=np.float32)
-    for number, (name, length) in enumerate(zip(names, lengths, strict=True)):
-        generator = np.random.Generator(np.random.Philox(key=seed_of(*name)))
-        start[number, :length] = generator.standard_normal((length, width), dtype=np.float32)
-    return torch.from_numpy(start)
+    packed = np.zeros((len(names), tokens, -(-width // 8)), dtype=np.uint8)
+    for row, (name, length) in enumerate(zip(names, lengths, strict=True)):
+        drawn = np.random.Generator(np.random.Philox(key=seed_of(*name))).bytes(length * packed.shape[2])
+        packed[row, :length] = np.frombuffer(drawn, np.uint8).reshape(length, -1)
+    bits = torch.from_numpy(packed).to(device).unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=device)
+    signs = 2.0 * bits.bitwise_and(1).flatten(2)[..., :width] - 1.0
+    inside = torch.arange(tokens, device=device) < torch.tensor(lengths, device=device).unsqueeze(-1)
+    return signs * inside.unsqueeze(-1)
 
 
 def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
@@ -125,7 +157,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 def perturb(
     forward: Forward,
-    clean_logits: Tensor,
+    answer: Answer,
     noise: Tensor,
     free: Tensor,
     radius: float,
@@ -136,8 +168,8 @@ def perturb(
 
     Args:
         forward: the model, from δ to logits; its parameters must not ask for gradients.
-        clean_logits: [rows, outputs], of the untouched input.
-        noise: [rows, tokens, width], standard normal; gives the start its direction.
+        answer: what is known of each row; the objective moves the model away from it.
+        noise: [rows, tokens, width]; gives the start its direction.
         free: [rows, tokens], true where a perturbation may land.
         radius: of every token's ball, in the units of the embeddings.
         settings: objective, norm and steps; its ``radius`` is not read here.
@@ -152,7 +184,7 @@ def perturb(
     if whole:
         return Perturbed(delta, vanished)
     for _ in range(settings.steps):
-        gradient = _gradient(forward, delta, clean_logits, settings.objective, kind) * where
+        gradient = _gradient(forward, delta, answer, settings.objective, kind) * where
         vanished |= (gradient == 0).flatten(1).all(dim=1)
         step = settings.step_size * radius * steepest(gradient, settings.norm)
         delta = project(delta + step, radius, settings.norm) * where
@@ -164,16 +196,19 @@ def _on_edge(noise: Tensor, radius: float, norm: Norm) -> Tensor:
     return radius * steepest(noise, norm)
 
 
-def _gradient(forward: Forward, delta: Tensor, clean: Tensor, objective: Objective, kind: Kind) -> Tensor:
+def _gradient(forward: Forward, delta: Tensor, answer: Answer, objective: Objective, kind: Kind) -> Tensor:
     """Gradient of the objective to δ, row by row: the sum over rows keeps them apart."""
     with torch.enable_grad():
         delta = delta.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(_objective(forward(delta), clean, objective, kind).sum(), delta)
+        (gradient,) = torch.autograd.grad(_objective(forward(delta).float(), answer, objective, kind).sum(), delta)
     return gradient.float()
 
 
-def _objective(logits: Tensor, clean: Tensor, objective: Objective, kind: Kind) -> Tensor:
-    """What is raised, [rows]: the divergence, or the cross-entropy of the untouched input's answer."""
-    if objective == "label" and kind == "classification":
-        return functional.cross_entropy(logits, clean.argmax(dim=-1), reduction="none")
-    return divergence(clean, logits, kind)
+def _objective(logits: Tensor, answer: Answer, objective: Objective, kind: Kind) -> Tensor:
+    """What is raised, [rows]: the distance from the teacher's output, its answer, or the label."""
+    if objective in ("divergence", "gap"):
+        return divergence(answer.logits, logits, kind)
+    known = answer.labels_or_own(kind) if objective == "gold_label" else answer.own(kind)
+    if kind == "regression":
+        return (logits[:, 0] - known).square()
+    return functional.cross_entropy(logits, known.long(), reduction="none")

@@ -17,7 +17,7 @@ from pipeline.encoding import Batch, collate, encode, length_buckets, model_inpu
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
-from pipeline.models import head_settings, load_classifier, load_tokenizer, longest_input, saved_labels
+from pipeline.models import head_settings, load_classifier, load_tokenizer, logits_from_ids, longest_input, saved_labels
 from pipeline.tasks import Floats, Split, Task, measure
 
 
@@ -106,7 +106,7 @@ def _fine_tuned(
         return batch | {"labels": torch.tensor(labels, dtype=torch.float32)}
 
     def loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(**model_inputs(batch)).logits
+        logits = logits_from_ids(model, model_inputs(batch))
         return label_loss(logits, batch["labels"], task.kind), logits
 
     history = fine_tune(
@@ -137,7 +137,7 @@ def _logits(model: PreTrainedModel, rows: Examples, tokenizer: PreTrainedTokeniz
     for positions in length_buckets(rows.lengths(), 64):
         types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in positions]
         batch = collate([rows.input_ids[i] for i in positions], types, int(tokenizer.pad_token_id))
-        result[positions] = model(**batch).logits.numpy()
+        result[positions] = logits_from_ids(model, batch).numpy()
     return result
 
 

@@ -1,14 +1,16 @@
-"""augment: adversarial perturbations of the train split, labelled by the teacher, as shards."""
+"""augment: variants of the train split, perturbed, edited or mixed, labelled by the teacher, as shards."""
 
 from pathlib import Path
 
 import click
 
 from pipeline import config
-from pipeline.augment.cluster import RuntimeSettings
-from pipeline.augment.passes import AugmentSettings, augment
+from pipeline.augment.estimate import augment_estimate
+from pipeline.augment.passes import augment
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
-from stages.command import folder_option, params_option, stage
+from stages.command import folder_option, params_option, plan_option, stage
 
 
 class Needs(Settings):
@@ -20,17 +22,23 @@ class Needs(Settings):
 @click.option("--task", required=True, help="Name of the task in params.yaml, whose entry `augment` stands over the section.")
 @folder_option("--scores", "Folder that `score` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote.")
+@folder_option("--aim", "Folder of the model whose gradient is followed: the teacher's again, or that of a scout.")
 @params_option
 @folder_option("--out", "Where to write the shards and their manifest.")
-def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> None:
-    """Perturb the word embeddings of every training example and store the teacher's answer to each perturbed variant.
+@plan_option
+def main(task: str, scores: Path, teacher: Path, aim: Path, params: Path, out: Path, plan: bool) -> None:
+    """Make variants of every training example and store them with the teacher's answer to each.
 
-    Ray workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
+    Workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
     so an interrupted run goes on where it was.
     """
     places = config.existing(params, "augment", f"tasks.{task}.augment")
     needs = config.load(params, Needs, augment=places, runtime="runtime")
-    augment(scores, teacher, needs.augment, needs.runtime, out)
+    scout = None if aim.resolve() == teacher.resolve() else aim
+    if plan:
+        click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime).lines()))
+    else:
+        augment(scores, teacher, scout, needs.augment, needs.runtime, out)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 """check: the whole of params.yaml read before any stage runs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from pipeline import config
-from pipeline.augment.cluster import RuntimeSettings
-from pipeline.augment.passes import AugmentSettings, ScoreSettings
+from pipeline.augment.plans import aim_faults, kind_faults
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
 from pipeline.corpus.preparation import TASK_NAME, CorpusSettings
+from pipeline.distill.scout import ScoutSettings
 from pipeline.distill.training import StudentSettings
 from pipeline.errors import Faults
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
-from pipeline.perturbation import Effect
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
 from stages.command import params_option, stage
@@ -25,6 +26,8 @@ class TaskSettings(Settings):
     metric: Metric
     corpus: CorpusSettings
     teacher: TeacherSettings
+    aim: Literal["teacher", "scout"]
+    """Whose gradient aims the perturbations; the name of the folder below ``data``."""
     augment: dict[str, Any] | None = None
 
 
@@ -44,6 +47,10 @@ class OneTask(Settings):
 
 class OneAugment(Settings):
     augment: AugmentSettings
+
+
+class OneScout(Settings):
+    scout: ScoutSettings
 
 
 class OneStudent(Settings):
@@ -71,7 +78,7 @@ def main(params: Path) -> None:
 def faults_of(path: Path) -> list[str]:
     """Everything that is wrong with a parameter file."""
     content = config.read_params(path)
-    known = {*MAPPINGS, "distill", *Sections.model_fields}
+    known = {*MAPPINGS, "distill", "scouts", *Sections.model_fields}
     faults = [f"{name} is not a section known here" for name in content if name not in known]
     faults += _found(path, Sections, **{name: name for name in Sections.model_fields})
     for section in MAPPINGS:
@@ -80,6 +87,7 @@ def faults_of(path: Path) -> list[str]:
             continue
         for name in content[section]:
             faults += _entry_faults(path, section, str(name))
+    faults += _scouts_faults(path)
     return list(dict.fromkeys(faults))
 
 
@@ -89,26 +97,38 @@ def _entry_faults(path: Path, section: str, name: str) -> list[str]:
     if section == "students":
         faults += [f"{place}: the teacher is called so in every table; choose another name"] if name == "teacher" else []
         return faults + _found(path, OneStudent, student=("distill", place))
-    entry = config.lookup(config.read_params(path), place) or {}
-    kind, metric = entry.get("kind"), entry.get("metric")
+    content = config.read_params(path)
+    kind, metric = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.metric")
     if kind in ("classification", "regression") and metric not in fitting_metrics(kind):
         faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
     found = _found(path, OneTask, task=place)
     places = config.existing(path, "augment", f"{place}.augment")
-    return faults + found + _found(path, OneAugment, augment=places) + _flips_faults(path, place, places)
+    return faults + found + _found(path, OneAugment, augment=places) + _aim_faults(path, place, places)
 
 
-def _flips_faults(path: Path, place: str, places: tuple[str, ...]) -> list[str]:
-    """A regression has no answers that flip, so no radius can be found from them."""
+def _aim_faults(path: Path, place: str, places: tuple[str, ...]) -> list[str]:
+    """What in the settings of a task's perturbations contradicts its kind or its aim."""
     try:
-        radius = config.load(path, OneAugment, augment=places).augment.perturbation.radius
+        settings = config.load(path, OneAugment, augment=places).augment
     except Faults:
         return []
-    regression = config.lookup(config.read_params(path), f"{place}.kind") == "regression"
-    if regression and isinstance(radius, Effect) and radius.flips is not None:
-        way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
-        return [f"{place}: the answers of a regression do not flip; give this task {way_out}"]
-    return []
+    content = config.read_params(path)
+    kind, aim = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.aim")
+    return [f"{place}: {fault}" for fault in kind_faults(settings, kind) + aim_faults(settings, aim == "scout")]
+
+
+def _scouts_faults(path: Path) -> list[str]:
+    """A scout for every task that is aimed at one, and for no other, since each costs a training."""
+    content = config.read_params(path)
+    scouts, tasks = content.get("scouts"), content.get("tasks")
+    if not isinstance(scouts, dict):
+        return ["scouts must map names of tasks to their scouts' settings; {} for none"]
+    aims = {name: task.get("aim") for name, task in tasks.items() if isinstance(task, dict)} if isinstance(tasks, dict) else {}
+    faults = [f"scouts.{name}: there is no such task" for name in scouts if name not in aims]
+    faults += [f"scouts.{name}: its task has aim: {aims[name]}" for name in scouts if aims.get(name, "scout") != "scout"]
+    wanting = [name for name, aim in aims.items() if aim == "scout" and name not in scouts]
+    faults += [f"tasks.{name} has aim: scout, but scouts has no entry {name}" for name in wanting]
+    return faults + [fault for name in scouts for fault in _found(path, OneScout, scout=("distill", f"scouts.{name}"))]
 
 
 def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:

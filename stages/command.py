@@ -1,4 +1,4 @@
-"""What every stage's command shares: a PipelineError is printed as a sentence, and libraries keep quiet."""
+"""What every stage's command shares: what went wrong is printed as a sentence, and libraries keep quiet."""
 
 import functools
 import logging
@@ -21,6 +21,11 @@ params_option = click.option(
 )
 
 
+plan_option = click.option(
+    "--plan", is_flag=True, help="Say what would be computed, how much disk and time it takes, and write nothing."
+)
+
+
 def folder_option(flag: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A required option that names a folder."""
     return click.option(flag, required=True, type=click.Path(path_type=Path, file_okay=False), help=meaning)
@@ -34,8 +39,8 @@ def stage(function: Callable[..., None]) -> click.Command:
         _quiet_libraries()
         try:
             function(**arguments)
-        except PipelineError as error:
-            raise click.ClickException(str(error)) from error
+        except (PipelineError, OSError) as error:
+            raise click.ClickException(str(error) or type(error).__name__) from error
 
     return click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})(run)
 

@@ -41,9 +41,7 @@ def main(task: str, params: Path, out: Path) -> None:
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     with folder_written_whole(out) as folder:
-        for split, table in prepared.tables.items():
-            pyarrow.parquet.write_table(table, folder / f"{split}.parquet")
-        prepared.task.save(folder)
+        prepared.save(folder)
         write_json(folder / "start.json", start_of(str(settings.teacher.get("model"))))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")

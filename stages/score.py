@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import click
+
 from pipeline import config
-from pipeline.augment.cluster import RuntimeSettings
-from pipeline.augment.passes import ScoreSettings, score
+from pipeline.augment.estimate import score_estimate
+from pipeline.augment.passes import score
+from pipeline.augment.recipes import ScoreSettings
+from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
-from stages.command import folder_option, params_option, stage
+from stages.command import folder_option, params_option, plan_option, stage
 
 
 class Needs(Settings):
@@ -19,14 +23,18 @@ class Needs(Settings):
 @folder_option("--teacher", "Folder that `teach` wrote.")
 @params_option
 @folder_option("--out", "Where to write the shards and their manifest.")
-def main(prepared: Path, teacher: Path, params: Path, out: Path) -> None:
+@plan_option
+def main(prepared: Path, teacher: Path, params: Path, out: Path, plan: bool) -> None:
     """Run the frozen teacher over the untouched inputs of every split.
 
-    Ray workers write one shard a partition to the shard store; what the store already has is not computed again. Afterwards
+    Workers write one shard a partition to the shard store; what the store already has is not computed again. Afterwards
     no stage needs the texts any more, and none needs the teacher to label an untouched input.
     """
     needs = config.load(params, Needs, score="score", runtime="runtime")
-    score(prepared, teacher, needs.score, needs.runtime, out)
+    if plan:
+        click.echo("\n".join(score_estimate(prepared, teacher, needs.score, needs.runtime).lines()))
+    else:
+        score(prepared, teacher, needs.score, needs.runtime, out)
 
 
 if __name__ == "__main__":

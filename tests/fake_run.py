@@ -1,7 +1,7 @@
 """Products of every stage before the report, small and made up, in the form in which the stages write them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ PERTURBATION = {
     "start": 0.3,
     "special_tokens": False,
 }
+AUGMENT = {
+    "perturbation": PERTURBATION,
+    "keep_label": False,
+    "text_edits": {"mask": 0.12, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3},
+    "masked_lm": None,
+    "mixing": {"alpha": 0.4},
+    "codec": "sign",
+    "seed": 13,
+}
+Recipes = Sequence[Sequence[str]]
 
 
 def params(*tasks: str, students: Mapping[str, Any] = STUDENTS) -> dict[str, Any]:
@@ -110,23 +120,35 @@ def write_scores(data: Path, task: Task, rows: int) -> None:
     write_shards(data / "scores" / task.name, "scores", task, parts, _key(task, "scores"), details={"truncated": 3})
 
 
-def write_perturbations(data: Path, task: Task, rows: int, variants: int) -> None:
-    """Perturbed variants of the train split whose divergences are log-normal."""
+def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipes: Recipes = (("perturb",),)) -> None:
+    """Variants of the train split, with δ where their recipe says so, whose divergences are log-normal."""
     labels = labels_of(task, rows)
     logits = answers(task, labels, 0.7, 0)
     parts: dict[tuple[Split, int], dict[str, Any]] = {}
     for variant in range(1, variants + 1):
-        random = np.random.default_rng(variant)
+        random, perturbed = np.random.default_rng(variant), "perturb" in recipes[(variant - 1) % len(recipes)]
         columns = score_columns(task, "train", labels, logits, variant)
         parts["train", variant] = columns | {
-            "delta": [b""] * rows,
-            "delta_scale": [np.ones(len(row), dtype=np.float32) for row in columns["input_ids"]],
+            "partner_id": [None] * rows,
+            "partner_ids": [None] * rows,
+            "own_weight": [None] * rows,
+            "delta": [b"" if perturbed else None] * rows,
+            "delta_scale": [np.ones(len(row), dtype=np.float32) if perturbed else None for row in columns["input_ids"]],
             "perturbed_logits": list(logits),
             "divergence": random.lognormal(-2.5, 1.4, rows).astype(np.float32),
             "flipped": random.random(rows) < (0.15 + 0.02 * variant if task.kind == "classification" else 0),
         }
-    key = _key(task, "perturbations") | {"perturbation": PERTURBATION, "codec": "sign", "seed": 13}
-    details = {"radius": 0.104, "flips": 0.187, "divergence": 0.142, "rows": 256}
+    key = _key(task, "perturbations")
+    radius = 0.104 if any("perturb" in recipe for recipe in recipes) else 0.0
+    found = {"radius": radius, "flips": 0.187, "divergence": 0.142, "rows": 256}
+    details = {
+        "scores": manifest_hash(data / "scores" / task.name),
+        "recipes": [list(recipe) for recipe in recipes],
+        "radius": radius,
+        "calibration": found,
+        "snapshots": 0,
+        "settings": AUGMENT,
+    }
     more = {"coding": Coding(codec="sign", width=384), "variants": variants, "details": details}
     write_shards(data / "shards" / task.name, "perturbations", task, parts, key, **more)
 
@@ -191,10 +213,11 @@ def write_run(
     variants: int = 2,
     students: Mapping[str, Mapping[str, Any]] = STUDENTS,
     noise: Mapping[str, float] = NOISE,
+    recipes: Recipes = (("perturb",),),
 ) -> None:
     """All products of one task."""
     write_scores(data, task, rows)
-    write_perturbations(data, task, rows, variants)
+    write_perturbations(data, task, rows, variants, recipes)
     labels = labels_of(task, rows)
     teacher = answers(task, labels, 0.7, 0)
     _write_history(data / "teacher" / task.name, measure(task, labels, teacher), 3)

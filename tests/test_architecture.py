@@ -24,6 +24,8 @@ ORDER = [
     "pipeline.corpus.preparation",
     "pipeline.encoding",
     "pipeline.models",
+    "pipeline.scouting",
+    "pipeline.views",
     "pipeline.finetuning",
     "pipeline.teaching",
     "pipeline.perturbation",
@@ -33,18 +35,31 @@ ORDER = [
     "pipeline.shards.lineage",
     "pipeline.shards.store",
     "pipeline.shards.writer",
+    "pipeline.shards.upkeep",
     "pipeline.shards.reader",
     "pipeline.augment.partition",
+    "pipeline.augment.text_edits",
+    "pipeline.augment.masked_lm",
+    "pipeline.augment.inputs",
+    "pipeline.augment.batches",
     "pipeline.augment.teacher",
+    "pipeline.augment.recipes",
+    "pipeline.augment.model_set",
+    "pipeline.augment.variants",
     "pipeline.augment.jobs",
     "pipeline.augment.calibration",
+    "pipeline.augment.workers",
     "pipeline.augment.cluster",
+    "pipeline.augment.plans",
+    "pipeline.augment.completion",
+    "pipeline.augment.estimate",
     "pipeline.augment.passes",
     "pipeline.distill.narrowing",
     "pipeline.distill.student",
     "pipeline.distill.objective",
     "pipeline.distill.card",
     "pipeline.distill.training",
+    "pipeline.distill.scout",
     "pipeline.evaluation",
     "pipeline.report.facts",
     "pipeline.report.plots",
@@ -104,6 +119,11 @@ def test_every_module_has_its_place_in_the_order() -> None:
 def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
     above = set(ORDER[: ORDER.index(module)])
     assert own(imports(module)) <= above, f"{module} imports {sorted(own(imports(module)) - above)}, which stand below it"
+
+
+def test_ray_is_loaded_only_by_a_run_that_uses_it() -> None:
+    tree = ast.parse(file_of("pipeline.augment.passes").read_text(encoding="utf-8"))
+    assert "pipeline.augment.cluster" not in {name for node in tree.body for name in _names(node)}
 
 
 @pytest.mark.parametrize(("half", "other"), [("augment", "distill"), ("distill", "augment")])

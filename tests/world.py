@@ -1,25 +1,21 @@
 """A tiny world for tests: a task, a tokenizer, a teacher with random weights, a corpus, shards. Nothing is downloaded."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from pipeline.augment.cluster import RuntimeSettings
-from pipeline.augment.jobs import Job
-from pipeline.augment.passes import AugmentSettings, ScoreSettings, augment, score
-from pipeline.augment.teacher import FrozenTeacher
+from pipeline.augment.passes import augment, score
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.workers import RuntimeSettings
 from pipeline.models import head_settings
-from pipeline.perturbation import PerturbationSettings
 from pipeline.tasks import Split, Task
 
 WORDS = [f"word{number}" for number in range(60)]
@@ -93,47 +89,48 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
     return folder
 
 
-class InProcess:
-    """Runs jobs here, one after the other, in place of Ray workers."""
-
-    def __init__(self, teacher: Path, runtime: RuntimeSettings) -> None:
-        self._teacher = teacher
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """Like ``Cluster.run``."""
-        teacher = FrozenTeacher(self._teacher)
-        for job in jobs:
-            yield job, job.run(teacher)
-
-
-SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8)
-AUGMENT_SETTINGS = AugmentSettings(
-    variants=2,
-    perturbation=PerturbationSettings(
-        objective="divergence", norm="l2", radius=0.2, steps=1, step_size=1.0, start=0.5, special_tokens=False
-    ),
-    codec="int8",
-    seed=1,
-    calibration_rows=8,
-    batch_rows=8,
-)
+SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32")
+AUGMENT: dict[str, Any] = {
+    "variants": 2,
+    "recipes": [["perturb"]],
+    "perturbation": {
+        "objective": "divergence",
+        "norm": "l2",
+        "radius": 0.2,
+        "steps": 1,
+        "step_size": 1.0,
+        "start": 0.5,
+        "special_tokens": False,
+    },
+    "keep_label": False,
+    "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "ngram": 3, "span": 0.5},
+    "masked_lm": None,
+    "mixing": {"alpha": 0.4},
+    "codec": "int8",
+    "precision": "float32",
+    "seed": 1,
+    "calibration_rows": 8,
+    "batch_rows": 8,
+}
+"""The section ``augment`` of a params.yaml of the tiny world."""
 
 
-def runtime_at(folder: Path) -> RuntimeSettings:
-    """Two workers and a store of its own."""
-    return RuntimeSettings(ray_address=None, workers=2, store=str(folder / "store"))
+def augment_settings(perturbation: dict[str, Any] | None = None, **changed: Any) -> AugmentSettings:
+    """These settings, some of them changed."""
+    search = AUGMENT["perturbation"] | (perturbation or {})
+    return AugmentSettings.model_validate(AUGMENT | changed | {"perturbation": search})
+
+
+AUGMENT_SETTINGS = augment_settings()
+
+
+def runtime_at(folder: Path, workers: int = 0) -> RuntimeSettings:
+    """A store of its own, and this process as the worker."""
+    return RuntimeSettings(ray_address=None, workers=workers, store=str(folder / "store"), max_bytes=None)
 
 
 def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSettings = AUGMENT_SETTINGS) -> tuple[Path, Path]:
-    """Scores and perturbations of a corpus, made in this process: the folders `score` and `augment` would write."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.augment.passes.Cluster", InProcess)
-        score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
-        augment(folder / "scores", teacher, settings, runtime_at(folder), folder / "shards")
+    """Scores and variants of a corpus, made in this process: the folders `score` and `augment` would write."""
+    score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
+    augment(folder / "scores", teacher, None, settings, runtime_at(folder), folder / "shards")
     return folder / "scores", folder / "shards"

@@ -1,17 +1,19 @@
 """Find the radius whose effect on the teacher is the one asked for. Knows numbers and a sample, not shards."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.augment.teacher import FrozenTeacher, Inputs
+from pipeline.augment.jobs import Done
+from pipeline.augment.model_set import ModelSet
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.errors import PipelineError
-from pipeline.perturbation import Effect, PerturbationSettings
-from pipeline.shards.codec import CodecName
+from pipeline.perturbation import Effect
+from pipeline.shards.store import ShardStore
 
 SMALLEST, LARGEST = 2e-3, 2.0
 """Where a radius is looked for, as fractions of the mean word-embedding length."""
@@ -62,28 +64,43 @@ def _no_radius(wanted: float, edge: float, effect: float) -> str:
 class CalibrationJob:
     """Find the radius for the effect asked for, or take the one given, and measure what it does to a sample."""
 
-    inputs: Inputs
-    clean_logits: npt.NDArray[np.float32]
-    seed: int
-    settings: PerturbationSettings
-    codec: CodecName
-    batch_rows: int
+    scored: Scored
+    settings: AugmentSettings
+    snapshots: int | None
+    """Of the scout that the perturbations are aimed at; each is tried on its share of the sample."""
 
     @property
     def name(self) -> str:
         """What a person calls it."""
-        return f"calibration of the radius on {len(self.inputs.example_ids)} rows"
+        return f"calibration of the radius on {len(self.scored.inputs)} rows"
 
-    def run(self, teacher: FrozenTeacher) -> Found:
-        """Perturb the sample at one radius after the other."""
-        radius = 0.0 if self.settings.objective == "none" else self.settings.radius
+    def work(self) -> "CalibrationJob":
+        """The sample travels with it."""
+        return self
+
+    def run(self, models: ModelSet, store: ShardStore) -> Done:
+        """Perturb the sample at one radius after the other; the store is not touched."""
+        search = self.settings.perturbation
+        radius = 0.0 if search.objective == "none" else search.radius
         if isinstance(radius, Effect):
             wanted, name = (radius.flips, "flips") if radius.flips is not None else (radius.divergence, "divergence")
             assert wanted is not None, "an Effect states exactly one"
-            radius = find_radius(lambda tried: getattr(self._measure(teacher, tried), name), wanted)
-        return self._measure(teacher, radius)
+            radius = find_radius(lambda tried: getattr(self._measure(models, tried), name), wanted)
+        return Done(self._measure(models, radius), tuple(models.batches.notes()))
 
-    def _measure(self, teacher: FrozenTeacher, radius: float) -> Found:
-        rows = teacher.perturb(self.inputs, self.clean_logits, 1, self.seed, radius, self.settings, self.codec, self.batch_rows)
-        flips = float(np.mean([row.flipped for row in rows]))
-        return Found(radius, flips, float(np.mean([row.divergence for row in rows])), len(rows))
+    def _measure(self, models: ModelSet, radius: float) -> Found:
+        labels = [label for part in self._parts() for label in self._perturbed(models, radius, *part)]
+        flips = float(np.mean([label.flipped for label in labels]))
+        return Found(radius, flips, float(np.mean([label.divergence for label in labels])), len(labels))
+
+    def _parts(self) -> Iterator[tuple[Scored, int | None]]:
+        """The sample in as many parts as there are snapshots to aim at."""
+        parts = self.snapshots or 1
+        for number in range(min(parts, len(self.scored.inputs))):
+            chosen = np.arange(number, len(self.scored.inputs), parts)
+            yield self.scored.take(chosen), self.snapshots and number + 1
+
+    def _perturbed(self, models: ModelSet, radius: float, part: Scored, snapshot: int | None) -> list[Label]:
+        """The untouched rows perturbed once, whatever else the recipes do."""
+        alone = self.settings.model_copy(update={"recipes": [["perturb"]], "keep_label": False})
+        return make_variant(models, part, None, Making(1, alone, radius, snapshot)).labels

@@ -1,86 +1,162 @@
-"""Ray workers that run jobs: started, fed, replaced when they die. Knows Ray; not what a job computes."""
+"""Ray workers that do jobs: started, fed, replaced when they die. Knows Ray; not what a job computes.
 
-import functools
+A worker that sees the store writes there itself. One that does not hands its shard back in small pieces, so that nothing
+large ever waits in Ray's object store.
+"""
+
 import logging
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import ray
 import torch
-from pydantic import Field
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from pipeline.augment.jobs import Job
-from pipeline.augment.teacher import FrozenTeacher
-from pipeline.config import Settings
+from pipeline.augment.jobs import Done, Work
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.teacher import Precision
+from pipeline.augment.workers import AnyJob, RuntimeSettings, failure, landmark, last_line
 from pipeline.errors import PipelineError
+from pipeline.files import sha256_of, written_whole
+from pipeline.shards.manifest import Receipt
+from pipeline.shards.store import ShardStore
 
-AnyJob = TypeVar("AnyJob", bound=Job)
+LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
+"""What goes through Ray is the rows of one job a worker, and pieces of files."""
 
-LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
-"""Workers write shards themselves; what goes through Ray is the teacher, once a node, and the rows of one job a worker."""
+PIECE_BYTES = 8 * 2**20
+"""Files travel in pieces of this size, one at a time."""
 
-WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
-"""How Ray says that a worker is no more; anything else is the job's own error."""
+WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+"""How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
 
 DEATHS_ALLOWED = 3
 """How many workers may die on one job before the job is called the cause."""
 
+ARRIVAL_SECONDS = 180.0
+"""How long nothing but the start of workers is waited for."""
 
-class RuntimeSettings(Settings):
-    """What changes speed and never a byte."""
+ANSWER_SECONDS = 10.0
+"""How long a cluster is given to answer its address; Ray itself would try for minutes."""
 
-    ray_address: str | None
-    """Of a running cluster; null starts Ray on this machine. The environment's RAY_ADDRESS comes first."""
-    workers: Annotated[int, Field(ge=1)] | None
-    """Most worker processes; null and more than there is room for are one a GPU, or one a core where there is no GPU."""
-    store: str
-    """Folder of the shard store; on a cluster one that all nodes share."""
+LEAVING_SECONDS = 10.0
+"""How long workers have to tidy up."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a new worker sees of the driver's files."""
+
+    models: bool
+    store: bool
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A worker that has all it needs."""
+
+    worker: Any
+    home: bool
+    """Whether it writes to the store itself."""
 
 
 class Worker:
-    """One process with the teacher on its device."""
+    """One process with the models on its device."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore) -> None:
         # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
         torch.set_num_threads(1)
-        self._files = files
+        self._folders, self._precision, self._store = folders, precision, store
+        self._models: ModelSet | None = None
 
-    def run(self, job: Job) -> Any:
-        """Do one job."""
-        return job.run(self._teacher)
+    def look(self, hashes: dict[str, str], mark: str) -> Sight:
+        """Which of the driver's files are here, byte for byte; a store that is not is replaced by a folder of this worker."""
+        models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
+        store = Path(mark).exists()
+        if not store:
+            self._store = ShardStore(self._own / "store")
+        return Sight(models, store)
 
-    @functools.cached_property
-    def _teacher(self) -> FrozenTeacher:
-        """Loaded with the first job, so that a teacher that cannot be loaded is that job's error and not a worker's death."""
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in self._files.items():
-                (Path(folder) / name).write_bytes(content)
-            return FrozenTeacher(Path(folder))
+    def receive(self, path: str, piece: bytes) -> None:
+        """Take the next piece of a file of the driver's."""
+        target = self._received(Path(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab") as file:
+            file.write(piece)
+
+    def use_received(self) -> None:
+        """From now on the models are those that were received."""
+        self._folders = self._folders.at(self._received)
+
+    def run(self, work: Work) -> Done:
+        """Do a job's work."""
+        if self._models is None:
+            self._models = ModelSet(self._folders, self._precision)
+        return work.run(self._models, self._store)
+
+    def piece(self, receipt: Receipt, start: int) -> bytes:
+        """A piece of a shard that waits in this worker's own folder."""
+        with self._store.shard_path(receipt.key).open("rb") as file:
+            file.seek(start)
+            return file.read(PIECE_BYTES)
+
+    def forget(self, receipt: Receipt) -> None:
+        """Delete a shard that was handed back."""
+        self._store.receipt_path(receipt.key).unlink()
+        self._store.shard_path(receipt.key).unlink()
+
+    def leave(self) -> None:
+        """Delete what was received, if anything was."""
+        if "_own" in vars(self):
+            shutil.rmtree(self._own)
+
+    @cached_property
+    def _own(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="augment-worker-"))
+
+    def _received(self, path: Path) -> Path:
+        """Where a file or folder of the driver's lies once it is received."""
+        return self._own / "models" / path.relative_to(path.anchor)
 
 
 class Cluster:
-    """Workers of one teacher. Ray is started, or joined, when the first job comes and left with the ``with`` block."""
+    """Workers of one set of models. Ray is started, or joined, when the first job comes and left with the ``with`` block."""
 
-    def __init__(self, teacher_folder: Path, runtime: RuntimeSettings) -> None:
-        self._teacher_folder = teacher_folder
-        self._runtime = runtime
-        self._idle: list[Any] = []
-        self._started = False
+    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore, runtime: RuntimeSettings) -> None:
+        self._folders = folders.at(Path.resolve)
+        self._precision, self._store, self._runtime = precision, store, runtime
+        self._idle: list[Seat] = []
+        self._arriving: dict[Any, Any] = {}
+        self._guests: list[Any] = []
+        self._failed_arrivals = 0
+        self._open = ExitStack()
+        self._mark: Path | None = None
 
     def __enter__(self) -> "Cluster":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._started:
-            ray.shutdown()
+        self._open.close()
 
-    def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Any]]:
-        """Run jobs on all workers; give each with its result as it is finished, in whatever order.
+    def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
+        """Run jobs on all workers; give each with what was done as it is finished, in whatever order.
 
         Raises:
             PipelineError: a job failed, or killed ``DEATHS_ALLOWED`` workers; names the job and the cause.
@@ -88,44 +164,119 @@ class Cluster:
         self._start(len(jobs))
         waiting = list(reversed(jobs))
         deaths: dict[int, int] = {}
-        busy: dict[Any, tuple[Any, AnyJob]] = {}
+        busy: dict[Any, tuple[Seat, AnyJob]] = {}
         while waiting or busy:
             while waiting and self._idle:
-                worker, job = self._idle.pop(), waiting.pop()
-                busy[worker.run.remote(job)] = (worker, job)
-            finished = ray.wait(list(busy), num_returns=1)[0][0]
-            worker, job = busy.pop(finished)
+                seat, job = self._idle.pop(), waiting.pop()
+                busy[seat.worker.run.remote(job.work())] = (seat, job)
+            ready = self._next([*busy, *self._arriving], patient=bool(busy))
+            if ready in self._arriving:
+                self._arrived(ready)
+                continue
+            seat, job = busy.pop(ready)
             try:
-                result = ray.get(finished)
+                done = ray.get(ready)
+                self._bring_home(seat, done)
             except WORKER_LOST as cause:
+                self._guests = [guest for guest in self._guests if guest is not seat.worker]
                 deaths[id(job)] = deaths.get(id(job), 0) + 1
                 if deaths[id(job)] >= DEATHS_ALLOWED:
-                    raise PipelineError(f"{job.name} killed {DEATHS_ALLOWED} workers: {_last_line(cause)}") from cause
+                    raise PipelineError(f"{job.name} killed {DEATHS_ALLOWED} workers: {last_line(cause)}") from cause
                 print(f"a worker died on {job.name}; another takes it over", flush=True)
                 waiting.append(job)
-                self._idle.insert(0, self._new_worker())  # behind those that are loaded already
+                self._call_workers(len(waiting) + len(busy), busy=len(busy))
             except RayTaskError as error:
-                raise PipelineError(f"{job.name} failed: {_last_line(error.cause)}") from error
+                error.cause.add_note(str(error))  # says where in the worker, which the cause no longer knows
+                raise failure(job.name, error.cause) from error
+            except (RayError, PipelineError) as error:
+                raise failure(job.name, error) from error
             else:
-                self._idle.append(worker)
-                yield job, result
+                self._idle.append(seat)
+                yield job, done
 
     def _start(self, jobs: int) -> None:
-        if not self._started:
+        if self._mark is None:
+            self._mark = self._open.enter_context(landmark(self._store))
             _join_ray(self._runtime)
-            self._started = True
-            self._files = ray.put({file.name: file.read_bytes() for file in _files_of(self._teacher_folder)})
-        while len(self._idle) < min(self._size(), jobs):
-            self._idle.append(self._new_worker())
+            self._open.callback(ray.shutdown)
+            self._open.callback(self._take_leave)
+            self._hashes = {str(file): sha256_of(file) for file in self._folders.files()}
+        self._call_workers(jobs, busy=0)
 
-    def _size(self) -> int:
+    def _call_workers(self, jobs: int, busy: int) -> None:
+        """Have as many workers as there are places, or jobs; the place of a dead one may be gone with its node."""
         resources = ray.cluster_resources()
+        share = {"num_gpus": 1} if resources.get("GPU", 0) else {"num_cpus": 1}
+        for _ in range(busy + len(self._idle) + len(self._arriving), min(self._size(resources), jobs)):
+            worker: Any = ray.remote(Worker).options(**share).remote(self._folders, self._precision, self._store)
+            self._arriving[worker.look.remote(self._hashes, str(self._mark))] = worker
+
+    def _size(self, resources: dict[str, float]) -> int:
         places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
         return min(self._runtime.workers or places, places)
 
-    def _new_worker(self) -> Any:
-        share = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) else {"num_cpus": 1}
-        return ray.remote(Worker).options(**share).remote(self._files)
+    def _next(self, promises: list[Any], patient: bool) -> Any:
+        """The next promise that is kept; who waits for workers alone does not wait for ever."""
+        ready, _ = ray.wait(promises, num_returns=1, timeout=None if patient else ARRIVAL_SECONDS)
+        if not ready:
+            raise PipelineError(
+                f"no worker could be started within {ARRIVAL_SECONDS:.0f} seconds; the cluster has no free place, or its nodes "
+                "lack this package (see them with: ray status)"
+            )
+        return ready[0]
+
+    def _arrived(self, promise: Any) -> None:
+        """Give a new worker what it does not see, and a seat."""
+        worker = self._arriving.pop(promise)
+        try:
+            sight: Sight = ray.get(promise)
+            if not (sight.models and sight.store):
+                self._guests.append(worker)
+            if not sight.models:
+                self._send_models(worker)
+        except (*WORKER_LOST, RayTaskError) as cause:
+            self._failed_arrivals += 1
+            if self._failed_arrivals >= DEATHS_ALLOWED:
+                raise PipelineError(f"{DEATHS_ALLOWED} workers could not be started: {last_line(cause)}") from cause
+            self._call_workers(len(self._arriving) + len(self._idle) + 1, busy=0)
+        else:
+            self._idle.append(Seat(worker, sight.store))
+
+    def _send_models(self, worker: Any) -> None:
+        for path in self._hashes:
+            with Path(path).open("rb") as file:
+                ray.get(worker.receive.remote(path, file.read(PIECE_BYTES)))  # also of an empty file
+                while piece := file.read(PIECE_BYTES):
+                    ray.get(worker.receive.remote(path, piece))
+        ray.get(worker.use_received.remote())
+
+    def _bring_home(self, seat: Seat, done: Done) -> None:
+        """Fetch a shard that a worker could not write to the store itself."""
+        receipt = done.result
+        if seat.home or not isinstance(receipt, Receipt):
+            return
+        try:
+            with written_whole(self._store.shard_path(receipt.key)) as partial:
+                self._fetch(seat, receipt, partial)
+            self._store.finish(receipt)
+        except RayError:
+            raise
+        except OSError as cause:
+            raise PipelineError(f"the store {self._store.folder} does not take it: {cause.strerror or cause}") from cause
+        ray.get(seat.worker.forget.remote(receipt))
+
+    def _fetch(self, seat: Seat, receipt: Receipt, partial: Path) -> None:
+        with partial.open("wb") as file:
+            while file.tell() < receipt.bytes and (piece := ray.get(seat.worker.piece.remote(receipt, file.tell()))):
+                file.write(piece)
+        if sha256_of(partial) != receipt.sha256:
+            raise PipelineError("what came from its worker is not what the worker wrote; look for a full or failing disk there")
+
+    def _take_leave(self) -> None:
+        """Have workers of other machines delete what they received; those at work do it if they are done in time."""
+        leaving = [worker.leave.remote() for worker in self._guests]
+        if leaving:
+            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
 
 
 def _join_ray(runtime: RuntimeSettings) -> None:
@@ -136,11 +287,23 @@ def _join_ray(runtime: RuntimeSettings) -> None:
     address = os.environ.get("RAY_ADDRESS") or runtime.ray_address
     if address:
         try:
+            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as cause:
-            raise PipelineError(f"no Ray cluster answers at {address}: {_last_line(cause)}") from cause
+        except (OSError, RuntimeError, ValueError) as cause:
+            raise PipelineError(f"no Ray cluster answers at {address}: {last_line(cause)}") from cause
     else:
-        cores = runtime.workers or os.cpu_count()
+        _start_ray(runtime.workers or os.cpu_count() or 1)
+
+
+def _reach(address: str) -> None:
+    """Knock at ``host:port``; what is no such address is Ray's to understand."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+
+
+def _start_ray(cores: int) -> None:
+    try:
         ray.init(
             address="local",
             num_cpus=cores,
@@ -149,13 +312,7 @@ def _join_ray(runtime: RuntimeSettings) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """What a worker needs of a teacher's folder: its files, not what training left in folders below."""
-    return sorted(file for file in folder.iterdir() if file.is_file())
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    except (OSError, RuntimeError, ValueError) as cause:
+        raise PipelineError(
+            f"Ray does not start on this machine: {last_line(cause)}; runtime.workers: 0 does the work without it"
+        ) from cause

@@ -1,32 +1,58 @@
-"""One shard as a piece of work: its key, and how the teacher makes its rows. Knows keys and the store, not Ray."""
+"""One shard as a piece of work: its key, what a worker needs for it, and how its rows are made. Knows the store, not Ray.
 
+The driver holds jobs, which are small; it reads a job's rows only when a worker takes it, and they travel with it.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.augment.partition import Partition
-from pipeline.augment.teacher import FrozenTeacher, Inputs
+from pipeline.augment.inputs import Inputs, Partner
+from pipeline.augment.masked_lm import RowCandidates
+from pipeline.augment.model_set import ModelSet
+from pipeline.augment.partition import Partition, Place
+from pipeline.augment.teacher import FrozenTeacher
+from pipeline.augment.variants import Made, Making, Scored, make_variant
 from pipeline.encoding import encode
-from pipeline.perturbation import PerturbationSettings
-from pipeline.shards.codec import CodecName
-from pipeline.shards.manifest import Key, Receipt
-from pipeline.shards.schema import shard_schema
+from pipeline.errors import PipelineError
+from pipeline.shards.manifest import Key, Receipt, ShardEntry
+from pipeline.shards.reader import Rows, Shards
+from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.store import ShardStore
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Split
+from pipeline.tasks import Floats, Split
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a worker says of finished work."""
+
+    result: Any
+    """A receipt, or what else the work gives."""
+    notes: tuple[str, ...] = ()
+    """What a person should know and no product says."""
+
+
+class Work(Protocol):
+    """What a worker does; it travels with all that it needs beside the models."""
+
+    def run(self, models: ModelSet, store: ShardStore) -> Done:
+        """Do it; a shard goes into the store."""
 
 
 class Job(Protocol):
-    """What a worker can be given."""
+    """What the driver has to give away."""
 
     @property
     def name(self) -> str:
         """What a person calls it, in progress lines and errors."""
 
-    def run(self, teacher: FrozenTeacher) -> Any:
-        """Do it."""
+    def work(self) -> Work:
+        """Read what a worker needs for it."""
 
 
 class ShardJob(Job, Protocol):
@@ -45,105 +71,235 @@ class ShardJob(Job, Protocol):
     @property
     def variant(self) -> int: ...
 
-    def run(self, teacher: FrozenTeacher) -> Receipt:
-        """Compute the shard, write it to the store and its receipt after it."""
-
 
 @dataclass(frozen=True)
 class ScoreJob:
     """The teacher's logits on the untouched inputs of a partition: variant 0."""
 
-    examples: Partition
+    place: Place
     shared_key: Key
-    max_length: int
     batch_rows: int
-    store: ShardStore
     variant: int = 0
 
     @property
     def split(self) -> Split:
-        return self.examples.split
+        return self.place.split
 
     @property
     def partition(self) -> int:
-        return self.examples.number
+        return self.place.number
 
     @property
     def key(self) -> Key:
-        return self.shared_key | {"variant": 0, "examples": self.examples.examples_hash()}
+        return self.shared_key | {"variant": 0, "examples": self.place.examples_hash}
 
     @property
     def name(self) -> str:
         return f"scores of {self.split}, partition {self.partition}"
 
-    def run(self, teacher: FrozenTeacher) -> Receipt:
-        """Encode the texts and score them."""
-        encoded = encode(teacher.tokenizer, self.examples.first, self.examples.second, self.max_length)
-        ids = [np.array(row, dtype=np.int32) for row in encoded.input_ids]
-        types = None if encoded.token_type_ids is None else [np.array(row, dtype=np.int8) for row in encoded.token_type_ids]
-        inputs = Inputs(self.examples.example_ids, ids, types)
-        columns = _columns(inputs, 0, self.examples.labels, teacher.logits(inputs, self.batch_rows))
-        schema = shard_schema("scores", teacher.task.kind, types is not None)
-        path, statistics = self.store.shard_path(self.key), {"truncated": float(encoded.truncated)}
-        receipt = write_shard(path, schema, columns, self.key, {}, statistics)
-        self.store.finish(receipt)
-        return receipt
+    def work(self) -> "ScoreWork":
+        """The texts."""
+        return ScoreWork(self.place.read(), self.key, self.key["max_length"], self.batch_rows)
 
 
 @dataclass(frozen=True)
-class PerturbJob:
-    """One perturbed variant of a partition of the train split."""
+class ScoreWork:
+    """Encode texts and score them."""
 
-    inputs: Inputs
-    labels: list[float | int | None]
-    clean_logits: npt.NDArray[np.float32]
-    examples_hash: str
-    shared_key: Key
-    partition: int
-    variant: int
-    seed: int
-    radius: float
-    settings: PerturbationSettings
-    codec: CodecName
+    examples: Partition
+    key: Key
+    max_length: int
     batch_rows: int
-    store: ShardStore
+
+    def run(self, models: ModelSet, store: ShardStore) -> Done:
+        """Write the shard of scores."""
+        inputs, truncated = self.encoded(models.teacher)
+        logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
+        columns = _columns(inputs, 0, self.examples.labels, logits)
+        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None)
+        statistics = {"truncated": float(truncated)}
+        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
+        return Done(receipt, tuple(models.batches.notes()))
+
+    def encoded(self, teacher: FrozenTeacher) -> tuple[Inputs, int]:
+        """The texts as token ids, and how many were cut."""
+        encoded = encode(teacher.tokenizer, self.examples.first, self.examples.second, self.max_length)
+        ids = [np.array(row, dtype=np.int32) for row in encoded.input_ids]
+        types = None if encoded.token_type_ids is None else [np.array(row, dtype=np.int8) for row in encoded.token_type_ids]
+        return Inputs(self.examples.example_ids, ids, types), encoded.truncated
+
+
+@dataclass(frozen=True)
+class ScoreShard:
+    """One shard of scores, read when it is needed."""
+
+    source: Shards
+    entry: ShardEntry
+
+    @property
+    def examples_hash(self) -> str:
+        """Names the examples."""
+        return str(self.entry.receipt.key["examples"])
+
+    def read(self) -> tuple[Scored, list[float | int | None]]:
+        """The rows, and their labels as the schema wants them."""
+        shard = self.source.rows_of(self.entry)
+        types = shard.lists("token_type_ids") if self.source.manifest.token_types else None
+        inputs = Inputs(shard.column("example_id").to_pylist(), shard.lists("input_ids"), types)
+        return Scored(inputs, shard.labels(), shard.matrix("teacher_logits")), shard.column("label").to_pylist()
+
+
+@dataclass(frozen=True)
+class CandidatesJob:
+    """The words that a masked language model finds likely at every place of a partition's texts."""
+
+    scores: ScoreShard
+    shared_key: Key
+    variant: int = 0
     split: Split = "train"
 
     @property
+    def partition(self) -> int:
+        return self.scores.entry.partition
+
+    @property
     def key(self) -> Key:
-        return self.shared_key | {"variant": self.variant, "examples": self.examples_hash}
+        return self.shared_key | {"examples": self.scores.examples_hash}
+
+    @property
+    def name(self) -> str:
+        return f"word candidates, partition {self.partition}"
+
+    def work(self) -> "CandidatesWork":
+        """The token ids."""
+        return CandidatesWork(self.scores.read()[0].inputs, self.key)
+
+
+@dataclass(frozen=True)
+class CandidatesWork:
+    """Ask a masked language model for candidates."""
+
+    inputs: Inputs
+    key: Key
+
+    def run(self, models: ModelSet, store: ShardStore) -> Done:
+        """Write the candidates; they serve every variant of these rows."""
+        found = models.masked_lm.candidates(self.inputs.input_ids, self.inputs.token_type_ids)
+        columns: dict[str, list[Any]] = {
+            "example_id": list(self.inputs.example_ids),
+            "input_ids": list(self.inputs.input_ids),
+            "starts": [row.starts for row in found],
+            "stops": [row.stops for row in found],
+            "candidates": [row.ids for row in found],
+        }
+        schema = candidates_schema()
+        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, {}))
+        return Done(receipt)
+
+
+@dataclass(frozen=True)
+class VariantJob:
+    """One variant of a partition of the train split."""
+
+    scores: ScoreShard
+    shared_key: Key
+    deciding: Key
+    making: Making
+    candidates: Path | None = None
+    """Where the words lie that may stand for others, if the recipe replaces words."""
+    split: Split = "train"
+
+    @property
+    def variant(self) -> int:
+        return self.making.variant
+
+    @property
+    def partition(self) -> int:
+        return self.scores.entry.partition
+
+    @property
+    def key(self) -> Key:
+        return self.shared_key | self.deciding | {"variant": self.variant, "examples": self.scores.examples_hash}
 
     @property
     def name(self) -> str:
         return f"variant {self.variant}, partition {self.partition}"
 
-    def run(self, teacher: FrozenTeacher) -> Receipt:
-        """Perturb the rows and have the teacher label them."""
-        rows = teacher.perturb(
-            self.inputs, self.clean_logits, self.variant, self.seed, self.radius, self.settings, self.codec, self.batch_rows
-        )
-        columns = _columns(self.inputs, self.variant, self.labels, self.clean_logits) | {
-            "delta": [row.delta for row in rows],
-            "delta_scale": [row.delta_scale for row in rows],
-            "perturbed_logits": [row.logits for row in rows],
-            "divergence": [row.divergence for row in rows],
-            "flipped": [row.flipped for row in rows],
-        }
-        statistics = {
-            "divergence": float(np.mean([row.divergence for row in rows])),
-            "flipped": float(sum(row.flipped for row in rows)),
-            "vanished": float(sum(row.vanished for row in rows)),
-        }
-        schema = shard_schema("perturbations", teacher.task.kind, self.inputs.token_type_ids is not None)
-        description = {"codec": self.codec, "width": teacher.width}
-        receipt = write_shard(self.store.shard_path(self.key), schema, columns, self.key, description, statistics)
-        self.store.finish(receipt)
-        return receipt
+    def work(self) -> "VariantWork":
+        """The rows with their scores."""
+        scored, labels = self.scores.read()
+        candidates = None if self.candidates is None else read_candidates(self.candidates)
+        return VariantWork(scored, labels, candidates, self.making, self.key)
 
 
-def _columns(
-    inputs: Inputs, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]
-) -> dict[str, list[Any]]:
+@dataclass(frozen=True)
+class VariantWork:
+    """Make the variant and have the teacher label it."""
+
+    scored: Scored
+    labels: list[float | int | None]
+    candidates: Sequence[RowCandidates] | None
+    making: Making
+    key: Key
+
+    def run(self, models: ModelSet, store: ShardStore) -> Done:
+        """Write the shard of the variant."""
+        made = make_variant(models, self.scored, self.candidates, self.making)
+        columns = _columns(made.inputs, self.making.variant, self.labels, self.scored.logits) | _variant_columns(made)
+        schema = shard_schema("perturbations", models.teacher.task.kind, made.inputs.token_type_ids is not None)
+        coding = {"codec": self.making.settings.codec, "width": models.teacher.width}
+        description = coding if "perturb" in self.making.recipe else {}
+        statistics = _statistics(made)
+        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
+        return Done(receipt, tuple(models.batches.notes()))
+
+
+def kept(store: ShardStore, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
+    """Write a shard into the store and its receipt after it.
+
+    Raises:
+        PipelineError: the store cannot be written to; nothing half-written is left.
+    """
+    try:
+        receipt = write(store.shard_path(key))
+        store.finish(receipt)
+    except OSError as cause:
+        raise PipelineError(f"the store {store.folder} does not take it: {cause.strerror or cause}") from cause
+    return receipt
+
+
+def read_candidates(path: Path) -> list[RowCandidates]:
+    """What a ``CandidatesJob`` wrote."""
+    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+        rows = Rows(candidates_schema(), [file.read_all()])
+    columns = [rows.lists(name) for name in ("starts", "stops", "candidates")]
+    return [RowCandidates(*row) for row in zip(*columns, strict=True)]
+
+
+def _variant_columns(made: Made) -> dict[str, list[Any]]:
+    partners: Sequence[Partner | None] = made.inputs.partners or [None] * len(made.labels)
+    return {
+        "partner_id": [None if partner is None else partner.example_id for partner in partners],
+        "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
+        "own_weight": [None if partner is None else partner.own_weight for partner in partners],
+        "delta": [label.delta for label in made.labels],
+        "delta_scale": [label.delta_scale for label in made.labels],
+        "perturbed_logits": [label.logits for label in made.labels],
+        "divergence": [label.divergence for label in made.labels],
+        "flipped": [label.flipped for label in made.labels],
+    }
+
+
+def _statistics(made: Made) -> dict[str, float]:
+    return {
+        "divergence": float(np.mean([label.divergence for label in made.labels])),
+        "flipped": float(sum(label.flipped for label in made.labels)),
+        "vanished": float(sum(label.vanished for label in made.labels)),
+        "shortened": float(sum(label.shortened for label in made.labels)),
+    }
+
+
+def _columns(inputs: Inputs, variant: int, labels: list[float | int | None], logits: Floats) -> dict[str, list[Any]]:
     """The columns that scores and perturbations share."""
     types = {} if inputs.token_type_ids is None else {"token_type_ids": list(inputs.token_type_ids)}
     return {

@@ -41,10 +41,10 @@ Dev chose the epoch, so the figure is a little too good; test figures stand in t
 |---|---|
 | teacher (sha256 of weights and configuration) | `{{ facts.teacher }}` |
 | scores (sha256 of their manifest) | `{{ facts.scores }}` |
-| perturbations (sha256 of their manifest) | {{ "`%s`"|format(facts.shards) if facts.shards else "none" }} |
+| variants (sha256 of their manifest) | {{ "`%s`"|format(facts.shards) if facts.shards else "none" }} |
 | first weights | {{ start }} |
-{%- if perturbation %}
-| perturbation | {{ perturbation }} |
+{%- if variants %}
+| what they are | {{ variants }} |
 {%- endif %}
 
 ```json
@@ -53,14 +53,14 @@ Dev chose the epoch, so the figure is a little too good; test figures stand in t
 """
 
 
-def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest, perturbations: Manifest | None) -> None:
+def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest, variants: Manifest | None) -> None:
     """Write ``README.md`` in the form that the hub reads."""
     words = ", ".join(f"`{label}`" for label in task.labels)
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
             pipeline_tag="text-classification",
-            tags=["knowledge-distillation", "adversarial-data-augmentation"],
+            tags=["knowledge-distillation", *(["adversarial-data-augmentation"] if variants and variants.perturbed else [])],
             metrics=[task.metric],
         ),
         template_str=CARD,
@@ -69,12 +69,12 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
         kind=task.kind,
         metric=task.metric,
         answer=f"It answers one of {words}." if words else "It answers with a number.",
-        how="with adversarial perturbations of its word embeddings" if perturbations else "on untouched inputs alone",
+        how=_how(variants),
         example='{"text": "first text", "text_pair": "second text"}' if task.pair else '"a text"',
         max_length=scores.key["max_length"],
         facts=facts,
         start=_start(facts["start"]),
-        perturbation=_perturbation(perturbations),
+        variants=_made(variants),
         settings=json.dumps(facts["settings"], indent=2),
     )
     card.save(folder / "README.md")
@@ -89,11 +89,26 @@ def _start(start: dict[str, Any]) -> str:
     return f"teacher's layers {', '.join(map(str, start['layers']))}; parameters {', '.join(parts)}{error}"
 
 
-def _perturbation(manifest: Manifest | None) -> str | None:
+def _how(variants: Manifest | None) -> str:
+    if variants is None:
+        return "on untouched inputs alone"
+    return f"with {'adversarial perturbations of its word embeddings' if variants.perturbed else 'variants of its inputs'}"
+
+
+def _made(manifest: Manifest | None) -> str | None:
     if manifest is None or manifest.coding is None:
         return None
-    search = manifest.key["perturbation"]
+    made = f"{manifest.variants} a text ({' · '.join(' + '.join(recipe) for recipe in manifest.recipes)})"
+    if not manifest.perturbed:
+        return made
+    search = manifest.details["settings"]["perturbation"]
+    snapshots = manifest.details["snapshots"]
+    aimed = f", aimed at {_count(snapshots, 'snapshot')} of a scout" if snapshots else ""
     return (
-        f"{manifest.variants} variants, objective {search['objective']}, {search['norm']} radius {search['radius']:g}, "
-        f"{search['steps']} steps, stored as {manifest.coding.codec}"
+        f"{made}; objective {search['objective']}{aimed}, {search['norm']} radius "
+        f"{manifest.details['radius']:g}, {_count(search['steps'], 'step')}, stored as {manifest.coding.codec}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

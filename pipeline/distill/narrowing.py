@@ -16,6 +16,9 @@ from torch import Tensor
 Axis = Literal["stream", "heads", "inner", "other"]
 """What an axis of a weight runs along."""
 
+NARROWABLE = ("albert", "bert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta")
+"""Model types whose widths may be cut: one residual stream, and as many key and value heads as query heads."""
+
 ROLES: tuple[tuple[str, Axis, Axis], ...] = (
     (r"\.(pos_)?(query|key|value)(_proj)?\.|\.[qkv]_lin\.|\.attn\.[qkv]\.", "heads", "stream"),
     (r"\.attention\.(output\.)?dense\.|\.out_lin\.|\.attn\.o\.", "stream", "heads"),

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from pipeline.config import Settings
-from pipeline.distill.narrowing import Narrowing, head_positions, spread
+from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
 from pipeline.models import load_classifier, word_embeddings
 
 Size = Annotated[int, Field(ge=1)] | None
-LAYER_NUMBER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
+LAYER_NUMBER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")
 
 
 class SizeSettings(Settings):
@@ -95,14 +95,26 @@ def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[i
     config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None):
         config.layer_types = [teacher.layer_types[number] for number in chosen]
+    if any((size.hidden, size.heads, size.intermediate)):
+        _narrow(config, size)
+    return config
+
+
+def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
+    """Put the widths asked for in place of the teacher's."""
+    if config.model_type not in NARROWABLE:
+        raise PipelineError(
+            f"a {config.model_type!r} student cannot be narrower than its teacher, only shallower: "
+            "leave out hidden, heads and intermediate, and give layers"
+        )
+    as_wide = getattr(config, "embedding_size", None) == config.hidden_size
     wanted = {"hidden_size": size.hidden, "num_attention_heads": size.heads, _inner(config): size.intermediate}
     for name, value in wanted.items():
-        if value is not None and value > getattr(teacher, name):
-            raise PipelineError(
-                f"{name}: {value} is more than the teacher's {getattr(teacher, name)}; a student is at most as wide"
-            )
-        setattr(config, name, value or getattr(teacher, name))
-    if getattr(teacher, "embedding_size", None) == teacher.hidden_size:
+        most = getattr(config, name)
+        if value is not None and value > most:
+            raise PipelineError(f"{name}: {value} is more than the teacher's {most}; a student is at most as wide")
+        setattr(config, name, value or most)
+    if as_wide:
         config.embedding_size = config.hidden_size
     if hasattr(config, "pooler_hidden_size"):  # DeBERTa's, which its constructor copies from the hidden size
         config.pooler_hidden_size = config.hidden_size
@@ -111,7 +123,6 @@ def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[i
             f"hidden: {config.hidden_size} cannot be shared by heads: {config.num_attention_heads}; "
             "the number of heads must divide the hidden size"
         )
-    return config
 
 
 def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
@@ -129,8 +140,8 @@ def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
 
 
 def _narrowing(teacher: PreTrainedConfig, own: PreTrainedConfig, linear: Tensor | None) -> Narrowing | None:
-    """How layers become narrower; None where the residual stream does, but not along the map of the embeddings."""
-    if linear is None and own.hidden_size != teacher.hidden_size:
+    """How layers become narrower; None where they cannot, or the residual stream does not follow the embeddings' map."""
+    if teacher.model_type not in NARROWABLE or (linear is None and own.hidden_size != teacher.hidden_size):
         return None
     head_size = teacher.hidden_size // teacher.num_attention_heads
     return Narrowing(

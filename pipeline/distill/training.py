@@ -3,6 +3,8 @@
 Knows shards and a student; the corpus is not read and the teacher never runs.
 """
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +22,20 @@ from pipeline.encoding import Batch, collate, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole, write_json
 from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, write_history
-from pipeline.models import load_tokenizer, logits_from_embeddings
+from pipeline.models import embed, load_tokenizer, logits_from_embeddings, logits_from_ids
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Positions, Row, Rows, Shards, join
 from pipeline.tasks import Floats, Task, measure, predictions
+from pipeline.views import carried, mixing_batch, view_embeddings
 
 LINEAGE_FILE = "lineage.json"
+
+AGAIN = "Make them again for this teacher: dvc repro"
+
+VARIANT = "variant_"
+"""Before the names of a batch's entries that belong to the variants."""
 
 
 class StudentSettings(SizeSettings):
@@ -79,18 +87,8 @@ def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: Stud
             "use start: teacher, or augmentation: none"
         )
     task = known.manifest.task
-    train, dev = _train_rows(known, perturbations), known.rows("dev", 0)
-    labels, teacher_logits = answers(task, dev), dev.matrix("teacher_logits")
-    history = fine_tune(
-        f"distill {task.name} {name}",
-        student.model,
-        train,
-        DistillRows(dev, []),
-        Collator(known, perturbations),
-        StudentLoss(student, settings.objective, task),
-        lambda logits: measure(task, labels, logits),
-        settings.optimiser,
-    )
+    history = train_student(f"distill {task.name} {name}", student, known, perturbations, settings)
+    dev = known.rows("dev", 0)
     facts = {
         "task": task.name,
         "student": name,
@@ -99,7 +97,7 @@ def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: Stud
         "scores": manifest_hash(scores),
         "shards": None if perturbations is None else manifest_hash(shards),
         "dev": best_epoch(history)["dev"],
-        "teacher_dev": measure(task, labels, teacher_logits),
+        "teacher_dev": measure(task, answers(task, dev), dev.matrix("teacher_logits")),
         "best_epoch": best_epoch(history)["epoch"],
         "start": student.facts,
     }
@@ -113,6 +111,30 @@ def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: Stud
     return facts
 
 
+def train_student(
+    name: str,
+    student: Student,
+    known: Shards,
+    perturbations: Shards | None,
+    settings: StudentSettings,
+    snapshots: Sequence[Path] = (),
+) -> list[dict[str, float]]:
+    """Train a student in place and return its history; ``snapshots`` are folders for its weights on the way."""
+    task, dev = known.manifest.task, known.rows("dev", 0)
+    labels = answers(task, dev)
+    return fine_tune(
+        name,
+        student.model,
+        _train_rows(known, perturbations),
+        DistillRows(dev, []),
+        Collator(known, perturbations),
+        StudentLoss(student, settings.objective, task),
+        lambda logits: measure(task, labels, logits),
+        settings.optimiser,
+        snapshots,
+    )
+
+
 def answers(task: Task, rows: Rows) -> Floats:
     """The labels of a split, or the teacher's answers where the corpus has none."""
     labels = rows.labels()
@@ -121,7 +143,7 @@ def answers(task: Task, rows: Rows) -> Floats:
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows to a batch: token ids padded, labels, the teacher's logits, and the coded perturbations."""
+    """Rows to a batch: token ids padded, labels, the teacher's logits, and under names of their own the variants."""
 
     scores: Shards
     perturbations: Shards | None
@@ -133,29 +155,38 @@ class Collator:
         labels = [np.nan if row.label is None else row.label for row in rows]
         batch["labels"] = torch.tensor(labels, dtype=torch.float32)
         batch["teacher_logits"] = torch.from_numpy(np.stack([row.teacher_logits for row in rows]))
-        perturbed = [row for _, row in pairs if row is not None]
-        return batch | self._perturbed(perturbed, batch["input_ids"].shape[1]) if perturbed else batch
+        variants = [row for _, row in pairs if row is not None]
+        of_variants = self._variant(variants) if variants else {}
+        return batch | {VARIANT + name: value for name, value in of_variants.items()}
 
-    def _perturbed(self, rows: list[Row], tokens: int) -> Batch:
-        """Codes [rows, tokens, width] and scales [rows, tokens], zero on padding, with the teacher's logits on them."""
-        assert self.perturbations is not None, "perturbed rows come from perturbation shards"
-        assert self.perturbations.manifest.coding is not None, "perturbation shards say how they are coded"
+    def _variant(self, rows: list[Row]) -> Batch:
+        """The variants' own inputs, the teacher's logits on them and, where they are perturbed, codes and scales of δ."""
+        types = None if rows[0].token_type_ids is None else [row.token_type_ids for row in rows]
+        batch = mixing_batch(
+            [row.input_ids for row in rows],
+            types,  # type: ignore[arg-type]
+            [row.partner_ids for row in rows],
+            [row.own_weight for row in rows],
+            self.scores.manifest.pad_token_id,
+        )
+        if any(row.delta is not None for row in rows):
+            batch |= self._coded(rows, batch["input_ids"].shape[1])
+        batch["logits"] = torch.from_numpy(np.stack([row.perturbed_logits for row in rows]))  # type: ignore[misc]
+        return batch
+
+    def _coded(self, rows: list[Row], tokens: int) -> Batch:
+        """Codes [rows, tokens, width] and scales [rows, tokens]; zero on padding and for rows that are not perturbed."""
+        assert self.perturbations is not None, "variants come from shards"
+        assert self.perturbations.manifest.coding is not None, "shards of variants say how they are coded"
         width, codec = self.perturbations.manifest.coding.width, CODECS[self.perturbations.manifest.coding.codec]
-        logits: list[Floats] = []
         codes = np.zeros((len(rows), tokens, width), dtype=codec.dtype)
         scales = np.zeros((len(rows), tokens), dtype=np.float32)
         for number, row in enumerate(rows):
-            assert row.delta is not None, "the schema of perturbations has it"
-            assert row.perturbed_logits is not None, "the schema of perturbations has it"
-            unpacked = codec.unpack(row.delta, width)
-            codes[number, : len(unpacked)] = unpacked
-            scales[number, : len(unpacked)] = row.delta_scale
-            logits.append(row.perturbed_logits)
-        return {
-            "codes": torch.from_numpy(codes),
-            "scales": torch.from_numpy(scales),
-            "perturbed_logits": torch.from_numpy(np.stack(logits)),
-        }
+            if row.delta is not None:
+                unpacked = codec.unpack(row.delta, width)
+                codes[number, : len(unpacked)] = unpacked
+                scales[number, : len(unpacked)] = row.delta_scale
+        return {"codes": torch.from_numpy(codes), "scales": torch.from_numpy(scales)}
 
 
 @dataclass(frozen=True)
@@ -167,34 +198,36 @@ class StudentLoss:
     task: Task
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        inputs = model_inputs(batch)
-        logits = model(**inputs).logits
-        perturbed = None
-        if "codes" in batch:
-            delta = carried(dequantise(batch["codes"], batch["scales"]), self.student.map)
-            words = model.get_input_embeddings()(batch["input_ids"])
-            perturbed = (logits_from_embeddings(model, inputs, words + delta), batch["perturbed_logits"])
+        logits = logits_from_ids(model, model_inputs(batch))
+        variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+        perturbed = (self._on_variant(model, variant), variant["logits"]) if variant else None
         loss = distillation_loss(logits, batch["teacher_logits"], batch["labels"], perturbed, self.objective, self.task.kind)
         return loss, logits
 
+    def _on_variant(self, model: PreTrainedModel, variant: Batch) -> Tensor:
+        """The student's logits on what the teacher labelled."""
+        words = view_embeddings(functools.partial(embed, model), variant)
+        if "codes" in variant:
+            words = words + carried(dequantise(variant["codes"], variant["scales"]), self.student.map)
+        return logits_from_embeddings(model, model_inputs(variant), words)
 
-def carried(delta: Tensor, linear: Tensor | None) -> Tensor:
-    """A perturbation [..., teacher's width] in the student's word-embedding space [..., student's width]."""
-    return delta if linear is None else delta @ linear.to(delta.device)
+
+def open_scores(scores: Path, teacher: Path) -> Shards:
+    """Open the scores, and refuse those of another teacher."""
+    known = Shards(scores)
+    check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
+    return known
 
 
 def _open(scores: Path, shards: Path, teacher: Path, settings: StudentSettings) -> tuple[Shards, Shards | None]:
     """Open what the student learns from, and refuse what does not belong together."""
-    known = Shards(scores)
-    wanted = lineage(teacher)
-    way_out = "Make them again for this teacher: dvc repro"
-    check_agreement(f"the scores in {scores}", wanted, known.manifest.key, way_out)
+    known = open_scores(scores, teacher)
     if settings.augmentation == "none":
         return known, None
     perturbations = Shards(shards)
-    check_agreement(f"the perturbations in {shards}", wanted, perturbations.manifest.key, way_out)
+    check_agreement(f"the perturbations in {shards}", lineage(teacher), perturbations.manifest.key, AGAIN)
     made_from = {"scores": perturbations.manifest.details["scores"]}
-    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, way_out)
+    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
     if not perturbations.manifest.variants:
         raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or augmentation: none for this student")
     return known, perturbations

@@ -153,19 +153,37 @@ def _origins(report: TaskReport) -> list[tuple[str, Rows]]:
     """Titled definition tables: task, teacher, and how the perturbations were made."""
     scores, shards = report.scores, report.perturbations
     answers = ", ".join(report.task.labels) or "one value"
-    shown = ("content", "teacher", "tokenizer", "kind", "labels", "perturbation", "codec", "seed")
-    search = flattened(shards.key.get("perturbation", {}))
+    shown = ("content", "teacher", "tokenizer", "kind", "labels")
     others = [(name, value) for name, value in flattened(shards.key) if name.split(".")[0] not in shown]
-    coding = [] if shards.coding is None else [("codec", shards.coding.codec), ("embedding width", shards.coding.width)]
-    seed = [("seed", shards.key["seed"])] if "seed" in shards.key else []
     task = [("kind", report.task.kind), ("answers", answers), ("metric", report.task.metric), *_row_counts(scores)]
+    recipes = " · ".join(" + ".join(recipe) for recipe in shards.recipes)
+    found = {name: value for name, value in shards.details.items() if shards.perturbed and name in ("radius", "calibration")}
     return [
         ("Task", [*task, *flattened(scores.details)]),
         ("Teacher", [("teacher", scores.key.get("teacher")), ("tokenizer", scores.key.get("tokenizer")), *others]),
         ("Manifests", [("scores", report.hashes["scores"]), ("shards", report.hashes["shards"])]),
-        ("Perturbations", [("variants", shards.variants), *search, *coding, *seed]),
-        ("Radius found, and its effect on a sample of the train split", flattened(shards.details)),
+        ("Variants", [("variants", shards.variants), ("recipes", recipes), *_search(shards)]),
+        ("Radius found, and its effect on a sample of the train split", flattened(found)),
     ]
+
+
+def _search(shards: Manifest) -> Rows:
+    """The settings of the steps that some recipe has."""
+    settings = shards.details.get("settings", {})
+    steps = {step for recipe in shards.recipes for step in recipe}
+    needed = {"perturbation": "perturb", "keep_label": "perturb", "mixing": "mix", "masked_lm": "masked_lm"}
+    used = {name: value for name, value in settings.items() if name in needed and needed[name] in steps}
+    edits = {name: share for name, share in settings.get("text_edits", {}).items() if name in steps}
+    search = used.pop("perturbation", {}) | _carrier(shards)
+    return [*flattened(search), *flattened(used | {"text_edits": edits} if edits else used)]
+
+
+def _carrier(shards: Manifest) -> dict[str, Any]:
+    """What the perturbations are aimed at and stored as, where there are any."""
+    if not shards.perturbed or shards.coding is None:
+        return {}
+    aim = {"snapshots of the scout": shards.details["snapshots"]} if shards.details.get("snapshots") else {}
+    return aim | {"codec": shards.coding.codec, "embedding width": shards.coding.width}
 
 
 def _row_counts(scores: Manifest) -> Rows:

@@ -68,6 +68,16 @@ class Manifest(Settings):
     """What was found on the way and helps to read the figures: the radius, truncated texts."""
     shards: tuple[ShardEntry, ...]
 
+    @property
+    def recipes(self) -> list[list[str]]:
+        """The steps of the variants, in turn; a recipe that no variant has got to is left out."""
+        return list(self.details.get("recipes", [])[: self.variants])
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether any variant has a δ."""
+        return any("perturb" in recipe for recipe in self.recipes)
+
     def save(self, folder: Path) -> None:
         """Write the manifest; it is the last file of its folder to be written."""
         write_json(folder / MANIFEST_FILE, self.model_dump())

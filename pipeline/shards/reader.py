@@ -28,6 +28,8 @@ class Row:
     token_type_ids: npt.NDArray[np.int8] | None
     label: float | None
     teacher_logits: Floats
+    partner_ids: npt.NDArray[np.int32] | None = None
+    own_weight: float | None = None
     delta: memoryview | None = None
     delta_scale: Floats | None = None
     perturbed_logits: Floats | None = None
@@ -63,6 +65,15 @@ class Rows(Sequence[Row]):
         """A column of equally long lists as [rows, values]."""
         flat = np.asarray(pc.list_flatten(self.column(name)), dtype=np.float32)
         return flat.reshape(len(self), -1 if len(self) else 0)
+
+    def lists(self, name: str) -> list[npt.NDArray[Any]]:
+        """A column of lists as one array a row; views of the mapped file."""
+        found: list[npt.NDArray[Any]] = []
+        for batch in self._batches:
+            column = batch.column(name)
+            ends = column.offsets.to_numpy()
+            found += np.split(column.values.to_numpy()[ends[0] : ends[-1]], (ends - ends[0])[1:-1])
+        return found
 
     def labels(self) -> npt.NDArray[np.float64]:
         """The labels as numbers, NaN where there is none."""
@@ -138,6 +149,8 @@ def _row(batch: pa.RecordBatch, index: int) -> Row:
     names = batch.schema.names
     label = batch.column("label")[index].as_py()
     perturbed = "delta" in names
+    coded = perturbed and batch.column("delta")[index].is_valid
+    mixed = perturbed and batch.column("partner_ids")[index].is_valid
     return Row(
         example_id=batch.column("example_id")[index].as_py(),
         variant=batch.column("variant")[index].as_py(),
@@ -145,8 +158,10 @@ def _row(batch: pa.RecordBatch, index: int) -> Row:
         token_type_ids=_list(batch, "token_type_ids", index) if "token_type_ids" in names else None,
         label=None if label is None else float(label),
         teacher_logits=_list(batch, "teacher_logits", index),
-        delta=memoryview(batch.column("delta")[index].as_buffer()) if perturbed else None,
-        delta_scale=_list(batch, "delta_scale", index) if perturbed else None,
+        partner_ids=_list(batch, "partner_ids", index) if mixed else None,
+        own_weight=batch.column("own_weight")[index].as_py() if mixed else None,
+        delta=memoryview(batch.column("delta")[index].as_buffer()) if coded else None,
+        delta_scale=_list(batch, "delta_scale", index) if coded else None,
         perturbed_logits=_list(batch, "perturbed_logits", index) if perturbed else None,
     )
 

@@ -12,10 +12,10 @@ import pyarrow as pa
 from pipeline.errors import PipelineError
 from pipeline.tasks import Kind
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Content = Literal["scores", "perturbations"]
-"""What a set of shards holds: untouched inputs (variant 0), or their perturbed variants 1..V."""
+"""What a set of shards holds: untouched inputs (variant 0), or their perturbed variants 1..V: by δ, edited or mixed."""
 
 METADATA = b"adversarial_shard"
 """Name of the schema metadata entry that holds the shard's key and how its perturbations are coded, as JSON."""
@@ -30,14 +30,17 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     =================== =============== ==========================================================================
     example_id          string          names the example; rows of two shards are joined by it, never by position
     variant             int16           0 for the untouched input
-    input_ids           list<int32>     real tokens only, special tokens included, no padding
+    input_ids           list<int32>     what the model reads: real tokens, special ones included; edited where the variant is
     token_type_ids      list<int8>      only where the model has them
     label               int32 | float32 class index or value; null where the corpus has none
     teacher_logits      list<float32>   on the untouched input
-    delta               binary          variant ≥ 1: coded perturbation, tokens × width, row by row (codec.py)
-    delta_scale         list<float32>   variant ≥ 1: one scale a token
-    perturbed_logits    list<float32>   variant ≥ 1: the teacher's, on the input plus the decoded perturbation
-    divergence          float32         variant ≥ 1: KL(untouched ‖ perturbed) in nats; squared error for regression
+    partner_id          string          variant ≥ 1, mixed: the example whose embeddings are mixed in; else null
+    partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter of both is filled with padding tokens
+    own_weight          float32         variant ≥ 1, mixed: λ, the share of the row's own embeddings
+    delta               binary          variant ≥ 1, perturbed: coded δ, tokens × width, row by row (codec.py); else null
+    delta_scale         list<float32>   variant ≥ 1, perturbed: one scale a token
+    perturbed_logits    list<float32>   variant ≥ 1: the teacher's, on exactly what this row holds, the decoded δ included
+    divergence          float32         variant ≥ 1: KL(untouched ‖ variant) in nats; squared error for regression
     flipped             bool            variant ≥ 1: whether the teacher's answer changed
     =================== =============== ==========================================================================
     """
@@ -52,8 +55,11 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     ]
     if content == "perturbations":
         fields += [
-            pa.field("delta", pa.binary(), nullable=False),
-            pa.field("delta_scale", floats, nullable=False),
+            pa.field("partner_id", pa.string()),
+            pa.field("partner_ids", pa.list_(pa.int32())),
+            pa.field("own_weight", pa.float32()),
+            pa.field("delta", pa.binary()),
+            pa.field("delta_scale", floats),
             pa.field("perturbed_logits", floats, nullable=False),
             pa.field("divergence", pa.float32(), nullable=False),
             pa.field("flipped", pa.bool_(), nullable=False),
@@ -61,8 +67,24 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     return pa.schema(fields)
 
 
+def candidates_schema() -> pa.Schema:
+    """Words that may stand for those of a text: an intermediate result, kept in the store and part of no set.
+
+    =========== =========== ======================================================================================
+    example_id  string      names the example
+    input_ids   list<int32> its tokens
+    starts      list<int32> of every word, its first token
+    stops       list<int32> the token after its last
+    candidates  list<int32> equally many token ids a word, one word after the other
+    =========== =========== ======================================================================================
+    """
+    whole = pa.list_(pa.int32())
+    types = {"example_id": pa.string(), "input_ids": whole, "starts": whole, "stops": whole, "candidates": whole}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
+
+
 def with_metadata(schema: pa.Schema, description: dict[str, Any]) -> pa.Schema:
-    """The schema with what a shard says of itself: its key, and codec and width where it holds perturbations."""
+    """The schema with what a shard says of itself: its key, and codec and width where it is of perturbed variants."""
     return schema.with_metadata({METADATA: json.dumps(description, sort_keys=True).encode()})
 
 

@@ -1,11 +1,14 @@
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.encoding import collate, encode, length_buckets, model_inputs, ordinary_tokens
+from pipeline.encoding import EVEN_ROWS, collate, encode, length_buckets, model_inputs, ordinary_tokens
 from tests.world import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -56,20 +59,50 @@ def test_a_model_without_token_types_gets_none() -> None:
     assert encode(tokenizer, ["word1"], None, 9).token_type_ids is None
 
 
-@given(lengths=st.lists(st.integers(1, 64), max_size=60), rows=st.integers(1, 9))
-def test_buckets_hold_every_position_once_shortest_first_in_full_batches(lengths: list[int], rows: int) -> None:
+@given(lengths=st.lists(st.integers(1, 64), max_size=60), rows=st.integers(1, 24))
+def test_buckets_hold_every_position_once_longest_first(lengths: list[int], rows: int) -> None:
     buckets = length_buckets(np.array(lengths, dtype=np.int64), rows)
     flat = [int(position) for bucket in buckets for position in bucket]
     assert sorted(flat) == list(range(len(lengths)))
-    assert [lengths[position] for position in flat] == sorted(lengths)
-    assert all(len(bucket) == rows for bucket in buckets[:-1])
+    assert [lengths[position] for position in flat] == sorted(lengths, reverse=True)
     assert all(0 < len(bucket) <= rows for bucket in buckets)
+    even = EVEN_ROWS if rows % EVEN_ROWS == 0 else rows
+    assert all(len(bucket) % even == 0 for bucket in buckets[:-1]), "so that a halved batch has the same bits"
+
+
+def cost_of(lengths: npt.NDArray[np.int64], sizes: Sequence[int], rows: int) -> float:
+    """Tokens computed and an eighth of a full batch's for each batch, of rows taken longest first."""
+    ordered, ends = np.sort(lengths)[::-1], np.cumsum([0, *sizes])
+    tokens = sum(size * int(ordered[start]) for start, size in zip(ends[:-1], sizes, strict=True))
+    return tokens + len(sizes) * rows * float(lengths.mean()) / 8
+
+
+def compositions(units: int, most: int) -> Iterator[list[int]]:
+    """All ways to write a number as a sum of 1..most, in order."""
+    if not units:
+        yield []
+    for first in range(1, min(units, most) + 1):
+        yield from ([first, *rest] for rest in compositions(units - first, most))
+
+
+@given(lengths=st.lists(st.integers(1, 100), min_size=8, max_size=64).map(lambda row: row[: len(row) // 8 * 8]))
+@settings(deadline=None)
+def test_no_other_cut_into_batches_costs_less(lengths: list[int]) -> None:
+    found = np.array(lengths, dtype=np.int64)
+    own = cost_of(found, [len(bucket) for bucket in length_buckets(found, 32)], 32)
+    ways = ([8 * units for units in way] for way in compositions(len(lengths) // 8, 4))
+    assert own == pytest.approx(min(cost_of(found, way, 32) for way in ways))
+
+
+def test_one_long_row_does_not_lengthen_a_full_batch_of_short_ones() -> None:
+    lengths = np.array([10] * 63 + [200])
+    assert [len(bucket) for bucket in length_buckets(lengths, 32)] == [8, 24, 32]
 
 
 def test_rows_of_equal_length_keep_their_order() -> None:
     lengths = np.tile([7, 3], 50)
     flat = np.concatenate(length_buckets(lengths, 8))
-    np.testing.assert_array_equal(flat, [*range(1, 100, 2), *range(0, 100, 2)])
+    np.testing.assert_array_equal(flat, [*range(0, 100, 2), *range(1, 100, 2)])
 
 
 @given(rows=lists_of_ids, pad=st.integers(0, 3))
@@ -84,6 +117,18 @@ def test_a_batch_is_what_the_tokenizers_own_padding_makes(rows: list[list[int]],
     for name, found in batch.items():
         assert found.dtype == torch.int64
         assert torch.equal(found, wanted[name])
+
+
+@given(rows=lists_of_ids, tokens=st.integers(0, 20))
+@settings(deadline=None)
+def test_a_batch_is_padded_at_least_to_the_length_asked_for_and_never_cut(rows: list[list[int]], tokens: int) -> None:
+    types = [[1] * len(row) for row in rows]
+    usual, longer = collate(rows, types, 9), collate(rows, types, 9, tokens)
+    longest = max(map(len, rows))
+    for name, fill in (("input_ids", 9), ("attention_mask", 0), ("token_type_ids", 0)):
+        assert longer[name].shape == (len(rows), max(longest, tokens))
+        assert torch.equal(longer[name][:, :longest], usual[name])
+        assert longer[name][:, longest:].eq(fill).all()
 
 
 def test_a_batch_without_token_types_has_none() -> None:

@@ -1,7 +1,6 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from pipeline import evaluation
+from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
 from pipeline.evaluation import (
     agreement,
@@ -28,6 +28,7 @@ from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.tasks import Floats, Task
 from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
+from tests.pipeline.test_models import of_type
 
 ROWS = 37
 
@@ -64,6 +65,14 @@ def test_logits_are_in_row_order_whatever_the_batches(model: PreTrainedModel, ro
     wanted = one_by_one(model, rows)
     assert np.ptp(wanted[:, 0]) > 1e-3, "rows must differ, or their order would not be seen"
     np.testing.assert_allclose(logits_of(model, rows, 0, batch_rows), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mobilebert", "xlnet"])
+def test_padding_moves_no_logit_of_a_type_that_reads_it(kind: str, rows: Rows) -> None:
+    sensitive = of_type(kind, vocab_size=50)
+    np.testing.assert_allclose(logits_of(sensitive, rows, 0, 100), one_by_one(sensitive, rows), atol=1e-4)
+    (speed,) = speeds([sensitive], rows, 0, 4, 1)
+    assert speed.latency_ms > 0
 
 
 def test_token_types_reach_the_model(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -175,15 +184,21 @@ class Clock:
         self.calls: list[tuple[str, int]] = []
 
     def model(self, name: str, cost: Callable[[int], float]) -> Any:
-        def answer(**batch: torch.Tensor) -> Any:
+        def answer(batch: Batch) -> None:
             rows = len(batch["input_ids"])
             self.calls.append((name, rows))
             self.now += cost(rows)
-            return SimpleNamespace(logits=None)
 
         return answer
 
 
+@pytest.fixture
+def models_are_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a function from a batch stand in for a model."""
+    monkeypatch.setattr(evaluation, "logits_from_ids", lambda model, batch: model(batch))
+
+
+@pytest.mark.usefixtures("models_are_functions")
 def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
@@ -194,6 +209,7 @@ def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatc
     assert {size for _, size in clock.calls} == {evaluation.LATENCY_ROWS, evaluation.THROUGHPUT_ROWS}
 
 
+@pytest.mark.usefixtures("models_are_functions")
 def test_models_take_turns(rows: Rows) -> None:
     clock = Clock()
     speeds([clock.model("teacher", lambda _: 0.0), clock.model("student", lambda _: 0.0)], rows, 0, 4, 3)
@@ -201,12 +217,13 @@ def test_models_take_turns(rows: Rows) -> None:
     assert turns == ["teacher", "student"] * 4, "a warm-up and three rounds"
 
 
+@pytest.mark.usefixtures("models_are_functions")
 def test_timing_runs_on_one_thread_and_gives_the_others_back_after_a_failure(rows: Rows) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     seen: list[int] = []
 
-    def failing(**batch: torch.Tensor) -> Any:
+    def failing(batch: Batch) -> Any:
         seen.append(torch.get_num_threads())
         raise RuntimeError("broken")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from pipeline.encoding import Batch, collate, model_inputs
+from pipeline.errors import PipelineError
 from pipeline.finetuning import (
     HISTORY_FILE,
     EpochOrder,
@@ -32,8 +33,8 @@ from pipeline.finetuning import (
     label_loss,
     write_history,
 )
-from pipeline.models import head_settings
-from pipeline.tasks import Floats, Task
+from pipeline.models import head_settings, load_classifier
+from pipeline.tasks import Floats, Kind, Task
 from tests.world import MAX_LENGTH, SPECIAL, WORDS
 
 Lengths = npt.NDArray[np.int64]
@@ -120,31 +121,20 @@ def as_labels(values: list[int | None]) -> Tensor:
     return torch.tensor([float("nan") if value is None else float(value) for value in values])
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
 @given(values=labels)
 @settings(deadline=None)
-def test_the_loss_of_classes_is_torchs_cross_entropy_over_the_rows_that_have_a_label(values: list[int | None]) -> None:
+def test_the_loss_is_torchs_over_the_rows_that_have_a_label(kind: Kind, values: list[int | None]) -> None:
     known = [number for number, value in enumerate(values) if value is not None]
-    logits = some_logits(len(values), 3)
-    loss = label_loss(logits, as_labels(values), "classification")
+    logits = some_logits(len(values), 3 if kind == "classification" else 1)
+    loss = label_loss(logits, as_labels(values), kind)
     targets = torch.tensor([-100 if value is None else value for value in values])
-    wanted = functional.cross_entropy(logits, targets, ignore_index=-100) if known else torch.tensor(0.0)
-    torch.testing.assert_close(loss, wanted)
+    squares = functional.mse_loss(logits[:, 0], targets.float(), reduction="none")
+    reference = functional.cross_entropy(logits, targets) if kind == "classification" else squares[known].mean()
+    torch.testing.assert_close(loss, reference if known else torch.tensor(0.0))
     loss.backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
-    assert (logits.grad.abs().sum(dim=1) > 0).nonzero().flatten().tolist() == known
-
-
-@given(values=labels)
-@settings(deadline=None)
-def test_the_loss_of_values_is_torchs_squared_error_over_the_rows_that_have_a_label(values: list[int | None]) -> None:
-    known = [number for number, value in enumerate(values) if value is not None]
-    logits = some_logits(len(values), 1)
-    loss = label_loss(logits, as_labels(values), "regression")
-    wanted = torch.stack([(logits[n, 0] - float(values[n] or 0)) ** 2 for n in known]).mean() if known else torch.tensor(0.0)
-    torch.testing.assert_close(loss, wanted)
-    loss.backward()
-    assert logits.grad is not None
     assert (logits.grad.abs().sum(dim=1) > 0).nonzero().flatten().tolist() == known
 
 
@@ -238,6 +228,7 @@ def test_a_separable_problem_is_learnt_and_its_history_says_so(
     before = accuracy_on(DEV)(one_by_one(model.eval(), DEV))
     history = tune(model)
     after = accuracy_on(DEV)(one_by_one(model, DEV))
+    assert (model.training, model.device.type) == (False, "cpu"), "left as it is used"
     assert before < 0.7
     assert after > 0.9
     assert after == best_epoch(history)["dev"]
@@ -250,12 +241,6 @@ def test_a_separable_problem_is_learnt_and_its_history_says_so(
         wanted = f"toy: epoch {entry['epoch']}/3, loss {entry['loss']:.4f}, dev {entry['dev']:.4f}, "
         assert line.startswith(wanted)
     assert printed[-1].endswith(" 0 s left")
-
-
-def test_a_trained_model_is_left_as_it_is_used(model: PreTrainedModel) -> None:
-    tune(model, {"epochs": 1})
-    assert not model.training
-    assert {str(parameter.device) for parameter in model.parameters()} == {"cpu"}
 
 
 class Scripted:
@@ -273,7 +258,7 @@ class Scripted:
     ("figures", "best"),
     [((0.2, 0.9, 0.5), 1), ((0.9, 0.2, 0.5), 0), ((0.1, 0.7, 0.7), 1), ((-3.0, -9.0, -1.0), 2)],
 )
-def test_the_model_is_left_with_the_weights_of_its_best_epoch_not_of_its_last(
+def test_the_model_is_left_with_the_weights_of_its_first_best_epoch_and_dev_logits_come_row_by_row(
     model: PreTrainedModel, figures: tuple[float, ...], best: int
 ) -> None:
     measure = Scripted(*figures)
@@ -283,13 +268,6 @@ def test_the_model_is_left_with_the_weights_of_its_best_epoch_not_of_its_last(
     assert min(distance for epoch, distance in enumerate(distances) if epoch != best) > 1e-2
     assert [entry["dev"] for entry in history] == list(figures)
     assert best_epoch(history)["epoch"] == best + 1
-
-
-def test_dev_logits_come_in_the_order_of_the_rows_one_a_row(model: PreTrainedModel) -> None:
-    measure = Scripted(1.0)
-    tune(model, {"epochs": 1}, measure_dev=measure)
-    (seen,) = measure.seen
-    np.testing.assert_allclose(seen, one_by_one(model, DEV), atol=1e-4)
 
 
 def test_every_epoch_asks_for_every_row_once_under_its_own_number(model: PreTrainedModel) -> None:
@@ -367,6 +345,33 @@ def test_the_learning_rate_rises_for_its_share_of_the_steps_then_falls_to_zero(
     assert [group["weight_decay"] for group in steps[0]["groups"]] == [0.03, 0.0]
 
 
+def weights(model: PreTrainedModel) -> bytes:
+    return b"".join(tensor.detach().numpy().tobytes() for _, tensor in sorted(model.state_dict().items()))
+
+
+@pytest.mark.parametrize("wanted", [[24], [8, 16, 24], [5, 10, 14, 19, 24]])
+def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
+    untrained: PreTrainedModel, tmp_path: Path, wanted: list[int]
+) -> None:
+    model, plain = copy.deepcopy(untrained), copy.deepcopy(untrained)
+    after: list[bytes] = []
+    handle = register_optimizer_step_post_hook(lambda *_: after.append(weights(plain)))
+    history = tune(plain, measure_dev=Scripted(0.9, 0.5, 0.2))
+    handle.remove()
+    folders = [tmp_path / str(number) for number in wanted]
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), snapshots=folders) == history
+    assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
+    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
+    assert sorted(tmp_path.iterdir()) == sorted(folders)
+
+
+def test_more_snapshots_than_steps_are_refused_before_training(model: PreTrainedModel, tmp_path: Path) -> None:
+    before = weights(model)
+    with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ; keep fewer, or train longer"):
+        tune(model, snapshots=[tmp_path / str(number) for number in range(25)])
+    assert weights(model) == before
+
+
 def test_the_loss_that_is_told_is_the_loss_that_was_given(model: PreTrainedModel) -> None:
     def constant(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = model(**model_inputs(batch)).logits
@@ -374,11 +379,6 @@ def test_the_loss_that_is_told_is_the_loss_that_was_given(model: PreTrainedModel
 
     history = tune(model, {"epochs": 2}, loss=constant)
     assert [entry["loss"] for entry in history] == pytest.approx([2.5, 2.5])
-
-
-def test_the_best_of_equals_is_the_first() -> None:
-    history = [{"epoch": epoch, "step": epoch, "loss": 1.0, "dev": dev} for epoch, dev in enumerate([0.1, 0.8, 0.8], 1)]
-    assert best_epoch(history)["epoch"] == 2
 
 
 def test_a_history_is_one_row_an_epoch_that_any_program_reads(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import shutil
@@ -12,32 +13,48 @@ from tokenizers.normalizers import Lowercase
 from transformers import (
     AlbertConfig,
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    LlamaConfig,
+    MobileBertConfig,
     ModernBertConfig,
     MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
     XLMRobertaConfig,
+    XLNetConfig,
     set_seed,
 )
 
-from pipeline.encoding import Batch, collate
+from pipeline.encoding import Batch, collate, encode
 from pipeline.errors import PipelineError
 from pipeline.models import (
+    DECODERS,
+    READ_AT_THE_END,
     SUPPORTED,
+    embed,
     embedding_width,
     freeze,
     labels_of,
     load_classifier,
     load_tokenizer,
     logits_from_embeddings,
+    logits_from_ids,
+    longest_input,
     model_hash,
     parameter_count,
     saved_labels,
@@ -46,7 +63,7 @@ from pipeline.models import (
 )
 from tests.world import make_task, make_tokenizer, save_teacher
 
-VOCABULARY, PAD = 40, 1
+VOCABULARY, PAD, UNUSED = 40, 1, 39
 LENGTHS = (11, 3, 7, 2)
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -60,30 +77,53 @@ SIZES: dict[str, Any] = {
     "num_labels": 3,
 }
 NARROW_WORDS = 8
+GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
+SLIDING: dict[str, Any] = GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+RELATIVE: dict[str, Any] = SIZES | {
+    "relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+}  # fmt: skip
+VERSION_3: dict[str, Any] = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 4}
 CONFIGURATIONS: dict[str, PreTrainedConfig] = {
     "albert": AlbertConfig(**SIZES, embedding_size=NARROW_WORDS),
     "bert": BertConfig(**SIZES),
-    "deberta-v2": DebertaV2Config(
-        **SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0
-    ),
+    "deberta-v2": DebertaV2Config(**RELATIVE),
+    "deberta-v2, version 3": DebertaV2Config(**VERSION_3),
+    "deberta-v2, version 3 with convolution": DebertaV2Config(**VERSION_3, conv_kernel_size=3),
     "distilbert": DistilBertConfig(
         vocab_size=VOCABULARY, pad_token_id=PAD, dim=16, n_layers=2, n_heads=2, hidden_dim=32,
         max_position_embeddings=20, initializer_range=0.3, num_labels=3,
     ),
     "electra": ElectraConfig(**SIZES, embedding_size=NARROW_WORDS),
+    "gemma": GemmaConfig(**GROUPED),
+    "gemma2": Gemma2Config(**SLIDING),
+    "gemma3_text": Gemma3TextConfig(**SLIDING),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, pad_token_id=PAD, n_embd=16, n_layer=2, n_head=2, n_positions=20,
+        initializer_range=0.3, num_labels=3,
+    ),
+    "llama": LlamaConfig(**GROUPED),
+    "mobilebert": MobileBertConfig(**SIZES, embedding_size=NARROW_WORDS, intra_bottleneck_size=8),
     "modernbert": ModernBertConfig(
         **SIZES, global_attn_every_n_layers=2, local_attention=4, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
     ),
     "mpnet": MPNetConfig(**SIZES),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**SLIDING, use_sliding_window=True),
     "roberta": RobertaConfig(**SIZES),
     "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "xlnet": XLNetConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, d_model=16, n_layer=2, n_head=2, d_inner=32,
+        initializer_range=0.3, num_labels=3,
+    ),
 }  # fmt: skip
-WITH_TOKEN_TYPES = ("albert", "bert", "electra")
+WITH_TOKEN_TYPES = ("albert", "bert", "electra", "gpt2", "mobilebert", "xlnet")
 
 
-def of_type(kind: str) -> PreTrainedModel:
+def of_type(kind: str, attention: str | None = None, **changed: Any) -> PreTrainedModel:
     set_seed(1)
-    model = AutoModelForSequenceClassification.from_config(CONFIGURATIONS[kind])
+    config = copy.deepcopy(CONFIGURATIONS[kind])
+    config.update(changed)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
     with torch.no_grad():  # what starts as zeros or ones, biases and norms, takes part too
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -92,7 +132,7 @@ def of_type(kind: str) -> PreTrainedModel:
 
 def rows_of(kind: str, lengths: tuple[int, ...] = LENGTHS) -> Batch:
     generator = torch.Generator().manual_seed(2)
-    ids = [torch.randint(4, VOCABULARY, (length,), generator=generator).numpy() for length in lengths]
+    ids = [torch.randint(4, UNUSED, (length,), generator=generator).numpy() for length in lengths]
     types = [torch.randint(0, 2, (length,), generator=generator).numpy() for length in lengths]
     return collate(ids, types if kind in WITH_TOKEN_TYPES else None, PAD)
 
@@ -102,32 +142,48 @@ def alone(batch: Batch, row: int) -> Batch:
     return {name: value[row : row + 1, :length] for name, value in batch.items()}
 
 
+def plain(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """What transformers itself answers to each row by itself, from ids, without padding or mask."""
+    singles = [alone(batch, row) for row in range(len(batch["input_ids"]))]
+    return torch.cat([model(**{n: value for n, value in one.items() if n != "attention_mask"}).logits for one in singles])
+
+
+def assert_as_plain(model: PreTrainedModel, batch: Batch) -> None:
+    """From ids and from embeddings, together and one by one, every row has the logits of transformers."""
+    wanted = plain(model, batch)
+    assert torch.pdist(wanted).min() > 1e-3, "the rows must have different answers for the comparison to mean something"
+    singles = [alone(batch, row) for row in range(len(wanted))]
+    found = {
+        "ids": logits_from_ids(model, batch),
+        "embeddings": logits_from_embeddings(model, batch, embed(model, batch["input_ids"])),
+        "ids, alone": torch.cat([logits_from_ids(model, one) for one in singles]),
+        "embeddings, alone": torch.cat([logits_from_embeddings(model, one, embed(model, one["input_ids"])) for one in singles]),
+    }
+    for name, logits in found.items():
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5, msg=lambda fault, name=name: f"{name}: {fault}")
+
+
 def test_every_supported_type_is_tried_here() -> None:
-    assert sorted(CONFIGURATIONS) == sorted(SUPPORTED)
+    assert {config.model_type for config in CONFIGURATIONS.values()} == set(SUPPORTED)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (6, 5)], ids=["of many lengths", "one token longer"])
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_ids_and_embeddings_give_the_logits_that_transformers_gives_each_row_alone(kind: str, lengths: tuple[int, ...]) -> None:
+    assert_as_plain(of_type(kind), rows_of(kind, lengths))
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
-def test_ids_and_embeddings_give_equal_logits_padded_and_alone(kind: str) -> None:
-    model, batch = of_type(kind), rows_of(kind)
-    table = word_embeddings(model)
-    from_ids = model(**batch).logits
-    assert from_ids.std(dim=0).min() > 1e-2, "the rows must have different answers for the comparison to mean something"
-    torch.testing.assert_close(logits_from_embeddings(model, batch, table[batch["input_ids"]]), from_ids, atol=1e-5, rtol=1e-5)
-    for row in range(len(LENGTHS)):
-        single = alone(batch, row)
-        torch.testing.assert_close(model(**single).logits, from_ids[row : row + 1], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            logits_from_embeddings(model, single, table[single["input_ids"]]),
-            from_ids[row : row + 1],
-            atol=1e-5,
-            rtol=1e-5,
-        )
+def test_a_regression_is_run_alike(kind: str) -> None:
+    model = of_type(kind, num_labels=1)
+    assert logits_from_ids(model, rows_of(kind)).shape == (len(LENGTHS), 1)
+    assert_as_plain(model, rows_of(kind))
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_what_lies_on_padding_changes_no_logit_and_what_lies_on_a_token_does(kind: str) -> None:
     model, batch = of_type(kind), rows_of(kind)
-    words = word_embeddings(model)[batch["input_ids"]]
+    words = embed(model, batch["input_ids"])
     noise = torch.randn(words.shape, generator=torch.Generator().manual_seed(3))
     real = batch["attention_mask"].unsqueeze(-1)
     clean = logits_from_embeddings(model, batch, words)
@@ -140,18 +196,85 @@ def test_what_lies_on_padding_changes_no_logit_and_what_lies_on_a_token_does(kin
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_the_gradient_is_a_number_and_lies_on_tokens_alone(kind: str) -> None:
+    model, batch = of_type(kind), rows_of(kind)
+    words = embed(model, batch["input_ids"]).detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(logits_from_embeddings(model, batch, words)[:, 0].sum(), words)
+    assert gradient.isfinite().all()
+    assert torch.equal((gradient != 0).any(dim=-1), batch["attention_mask"] == 1)
+
+
+@pytest.mark.parametrize("kind", sorted({*DECODERS} - {"gemma2"}))  # Gemma 2 has the eager one only
+def test_either_attention_gives_the_same_numbers_where_a_query_sees_no_key(kind: str) -> None:
+    """Padding in front leaves causal attention nothing to look at, which a softmax answers with NaN."""
+    answers = []
+    for attention in ("eager", "sdpa"):
+        model, batch = of_type(kind, attention), rows_of(kind)
+        assert model.config._attn_implementation == attention
+        words = embed(model, batch["input_ids"]).detach().requires_grad_(True)
+        logits = logits_from_embeddings(model, batch, words)
+        answers.append((logits, torch.autograd.grad(logits[:, 0].sum(), words)[0]))
+    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", READ_AT_THE_END)
+def test_a_row_that_ends_in_the_padding_token_is_read_at_its_end(kind: str) -> None:
+    """Where the end-of-text token pads too, ids alone cannot tell a row's end; the mask can."""
+    model, batch = of_type(kind), rows_of(kind)
+    for row, length in enumerate(LENGTHS):
+        batch["input_ids"][row, length - 1] = PAD
+    by_ids = plain(model, batch)
+    model.config.pad_token_id = UNUSED
+    by_mask = plain(model, batch)
+    model.config.pad_token_id = PAD
+    torch.testing.assert_close(logits_from_ids(model, batch), by_mask, atol=1e-5, rtol=1e-5)
+    if kind in DECODERS:
+        assert (by_mask - by_ids).abs().amax(dim=1).min() > 1e-3, "reading before the end must be seen"
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "xlnet"])
+def test_a_tokenizer_that_pads_on_the_left_makes_no_difference(kind: str) -> None:
+    model, texts = of_type(kind, vocab_size=65), ["word1 word2 word3", "word4"]
+    left, right = make_tokenizer(), make_tokenizer()
+    left.padding_side = "left"
+    batches = [collate(encode(one, texts, None, 9).input_ids, None, PAD) for one in (left, right)]
+    assert torch.equal(logits_from_ids(model, batches[0]), logits_from_ids(model, batches[1]))
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_the_table_holds_the_embeddings_as_the_model_reads_them(kind: str) -> None:
+    model, ids = of_type(kind), rows_of(kind)["input_ids"]
+    torch.testing.assert_close(word_embeddings(model)[ids], embed(model, ids))
+    assert (word_embeddings(model) is model.get_input_embeddings().weight) == (not kind.startswith("gemma"))
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_the_width_is_that_of_the_word_embeddings_and_read_without_weights(kind: str, tmp_path: Path) -> None:
     of_type(kind).save_pretrained(tmp_path)
     assert word_embeddings(load_classifier(tmp_path)).shape == (VOCABULARY, embedding_width(tmp_path))
     (tmp_path / "model.safetensors").unlink()
-    assert embedding_width(tmp_path) == (NARROW_WORDS if kind in ("albert", "electra") else 16)
+    assert embedding_width(tmp_path) == (NARROW_WORDS if kind in ("albert", "electra", "mobilebert") else 16)
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_task(kind: str, tmp_path: Path) -> None:
+    model, batch = of_type(kind), rows_of(kind)
+    model.save_pretrained(tmp_path / "whole")
+    assert torch.equal(logits_from_ids(load_classifier(tmp_path / "whole"), batch), logits_from_ids(model, batch))
+    body = AutoModel.from_config(CONFIGURATIONS[kind])
+    body.save_pretrained(tmp_path / "body")
+    with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
+        load_classifier(tmp_path / "body")
+    headed = load_classifier(tmp_path / "body", make_task())
+    assert torch.equal(headed.get_input_embeddings().weight, body.get_input_embeddings().weight)
+    assert logits_from_ids(headed, batch).shape == (len(LENGTHS), 2)
 
 
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
-        ("gpt2", GPT2Config()),
         ("bart", BartConfig()),
+        ("gemma3", Gemma3Config()),
     ],
 )
 def test_an_unsupported_type_is_refused_by_name(kind: str, config: PreTrainedConfig, tmp_path: Path) -> None:
@@ -161,6 +284,56 @@ def test_an_unsupported_type_is_refused_by_name(kind: str, config: PreTrainedCon
     assert str(refusal.value) == (
         f"{tmp_path} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}"
     )
+
+
+def test_an_xlnet_that_summarises_over_padding_is_refused(tmp_path: Path) -> None:
+    XLNetConfig(summary_type="mean").save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match="XLNet with summary_type 'mean'; only 'last' is supported"):
+        load_classifier(tmp_path)
+
+
+def tokenizer_with(**special: str) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with no other special tokens than these."""
+    return PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, model_max_length=77, **special)
+
+
+@pytest.mark.parametrize(
+    ("special", "padding"),
+    [({"eos_token": "[SEP]", "pad_token": "[PAD]"}, 0), ({"eos_token": "[SEP]"}, 3)],
+    ids=["a padding token", "only an end"],
+)
+def test_a_decoder_without_a_padding_token_gets_its_tokenizers_or_the_end_of_text(
+    special: dict[str, str], padding: int, tmp_path: Path
+) -> None:
+    of_type("gpt2", pad_token_id=None).save_pretrained(tmp_path)
+    tokenizer_with(**special).save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token_id == padding
+    model = load_classifier(tmp_path)
+    assert model.config.pad_token_id == padding
+    assert_as_plain(model, rows_of("gpt2"))
+    load_tokenizer(tmp_path).save_pretrained(tmp_path / "again")
+    assert tokenizer_hash(load_tokenizer(tmp_path / "again")) == tokenizer_hash(load_tokenizer(tmp_path))
+
+
+def test_a_padding_token_that_a_model_names_is_kept(tmp_path: Path) -> None:
+    of_type("llama").save_pretrained(tmp_path)
+    tokenizer_with(eos_token="[SEP]").save_pretrained(tmp_path)
+    assert load_classifier(tmp_path).config.pad_token_id == PAD
+
+
+def test_a_tokenizer_that_has_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
+    tokenizer_with(unk_token="[UNK]").save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=rf"the tokenizer of {tmp_path} has neither a padding nor an end-of-text token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "most"), [("xlnet", 77), ("gpt2", 20), ("llama", 20), ("bert", 20), ("roberta", 18)])
+def test_the_longest_input_is_what_both_tokenizer_and_positions_take(kind: str, most: int, tmp_path: Path) -> None:
+    CONFIGURATIONS[kind].save_pretrained(tmp_path)
+    assert longest_input(tmp_path, tokenizer_with(pad_token="[PAD]")) == most
+    short = tokenizer_with(pad_token="[PAD]")
+    short.model_max_length = 5
+    assert longest_input(tmp_path, short) == 5
 
 
 class Trap:

@@ -10,12 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from pipeline.errors import PipelineError
 from pipeline.finetuning import OptimiserSettings
 from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings, teach
+from tests.pipeline.test_models import of_type
 from tests.world import MAX_LENGTH, WORDS, make_task, make_tokenizer, save_prepared, save_teacher
 
 OPTIMISER = OptimiserSettings(epochs=8, batch_size=16, learning_rate=2e-3, warmup=0.1, weight_decay=0.0, seed=1)
@@ -64,6 +66,16 @@ def answers_of(folder: Path, texts: list[str]) -> torch.Tensor:
         return torch.cat([model(**tokenizer(text, truncation=True, return_tensors="pt")).logits for text in texts])
 
 
+def save_pretrained_of(kind: str, folder: Path) -> Path:
+    """A tiny classifier that reads the last position, its tokenizer without a padding token."""
+    of_type(kind, vocab_size=65, pad_token_id=None).save_pretrained(folder)
+    backend = make_tokenizer().backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    names = ["input_ids", "attention_mask"]
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", model_input_names=names).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def learnable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_learnable(tmp_path_factory.mktemp("corpus") / "prepared", make_task())
@@ -85,6 +97,31 @@ def test_a_fine_tuned_teacher_has_learned_the_task_and_works_with_transformers_a
         history = list(csv.DictReader(file))
     assert [row["epoch"] for row in history] == [str(epoch) for epoch in range(1, 9)]
     assert max(float(row["dev"]) for row in history) == value
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen3", "xlnet"])
+def test_a_teacher_that_reads_the_last_position_is_fine_tuned_and_adopted_and_answers_batches_as_texts_alone(
+    kind: str, learnable: Path, tmp_path: Path
+) -> None:
+    pretrained = save_pretrained_of(kind, tmp_path / "pretrained")
+    value = teach(learnable, settings_of(pretrained), OPTIMISER, tmp_path / "tuned")
+    texts, labels = dev_texts(learnable)
+    right = float((answers_of(tmp_path / "tuned", texts).argmax(-1) == torch.tensor(labels)).float().mean())
+    assert value == pytest.approx(right)
+    assert value > 0.8
+    assert AutoTokenizer.from_pretrained(tmp_path / "tuned").pad_token == "[SEP]"
+    assert AutoConfig.from_pretrained(tmp_path / "tuned").pad_token_id == 3
+    adopted = teach(learnable, settings_of(tmp_path / "tuned", fine_tune=False), OPTIMISER, tmp_path / "adopted")
+    assert adopted == pytest.approx(value)
+
+
+def test_what_is_measured_while_training_is_what_each_text_alone_gives(learnable: Path, tmp_path: Path) -> None:
+    """Barely trained, so that a text answered otherwise beside longer ones would be counted otherwise."""
+    pretrained = save_pretrained_of("xlnet", tmp_path / "pretrained")
+    barely = OPTIMISER.model_copy(update={"epochs": 1, "learning_rate": 1e-9})
+    value = teach(learnable, settings_of(pretrained), barely, tmp_path / "out")
+    texts, labels = dev_texts(learnable)
+    assert value == float((answers_of(tmp_path / "out", texts).argmax(-1) == torch.tensor(labels)).double().mean())
 
 
 def test_fine_tuning_twice_gives_the_same_weights(prepared: Path, teacher: Path, tmp_path: Path) -> None:

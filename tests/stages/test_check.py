@@ -1,6 +1,9 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from click.testing import CliRunner
 
@@ -68,3 +71,74 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
     scores["augment"] = {"variant": 3}
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert "tasks.movie_scores.augment.variant is not a setting known here (value: 3)" in text
+
+
+MOVIES = "tasks.movies"
+SCOUTED: dict[str, Any] = {
+    f"{MOVIES}.aim": "scout",
+    "scouts": {"movies": {"layers": 3, "snapshots": 2}},
+    "augment.perturbation.objective": "gap",
+}
+"""Changes that make a sound file with a scout of the default one."""
+
+
+def changed(changes: dict[str, Any]) -> str:
+    """The default file with other values at dotted places; None takes a setting out."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for place, value in changes.items():
+        *way, name = place.split(".")
+        section = content
+        for step in way:
+            section = section[step]
+        section.pop(name, None)
+        section |= {} if value is None else {name: copy.deepcopy(value)}
+    return yaml.safe_dump(content)
+
+
+def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Callable[[str, str], Path]) -> None:
+    status, text = check(write("params.yaml", changed(SCOUTED)))
+    assert status == 0, text
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({f"{MOVIES}.aim": None}, f"{MOVIES}.aim is missing"),
+        ({f"{MOVIES}.aim": "student"}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not 'student'"),
+        ({f"{MOVIES}.aim": ["scout"]}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not ['scout']"),
+        (SCOUTED | {"scouts": {}}, f"{MOVIES} has aim: scout, but scouts has no entry movies"),
+        ({"scouts": SCOUTED["scouts"]}, "scouts.movies: its task has aim: teacher"),
+        ({"scouts": {"books": {"snapshots": 2}}}, "scouts.books: there is no such task"),
+        ({"scouts": ["movies"]}, "scouts must map names of tasks to their scouts' settings; {} for none"),
+        ({"scouts": None}, "scouts must map names of tasks to their scouts' settings; {} for none"),
+        (SCOUTED | {"scouts.movies": 5}, "scouts.movies: must be a mapping of names to settings, not 5"),
+        (SCOUTED | {"scouts.movies.snapshots": 0}, "scouts.movies.snapshots: input should be greater than or equal to 1"),
+        (SCOUTED | {"scouts.movies.layer": 2}, "scouts.movies.layer is not a setting known here (value: 2)"),
+        ({"augment.perturbation.objective": "gap"}, f"{MOVIES}: the objective gap needs a scout: set aim: scout"),
+        ({f"{MOVIES}.augment": {"perturbation": {"objective": "gap"}}}, f"{MOVIES}: the objective gap needs a scout"),
+        (SCOUTED | {"augment.perturbation.objective": "divergence"}, f"{MOVIES}: the objective divergence is the teacher's"),
+        (SCOUTED | {"augment.perturbation.objective": "noise"}, f"{MOVIES}: the objective noise follows no gradient"),
+        (SCOUTED | {"augment.recipes": [["mask"]]}, f"{MOVIES}: no recipe perturbs, so a scout has nothing to do"),
+        ({f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson"}, f"{MOVIES}: the answers of a regression do not flip"),
+        ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'ngram'"),
+        ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
+        ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
+        ({"augment.recipes": [["masked_lm"]]}, "augment: a recipe asks for masked_lm, so the setting masked_lm must say"),
+        ({"augment.recipes": []}, "augment.recipes: list should have at least 1 item"),
+        ({MOVIES: 5}, "tasks.movies: must be a mapping of names to settings, not 5"),
+        ({MOVIES: None, "tasks.a": []}, "tasks.a: must be a mapping of names to settings, not []"),
+    ],
+)
+def test_what_contradicts_itself_is_a_sentence_that_names_the_place(
+    write: Callable[[str, str], Path], changes: dict[str, Any], sentence: str
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
+    assert status == 1
+    assert f"  - {sentence}" in text, text
+
+
+def test_a_scout_overrides_distill_and_one_fault_is_told_once(write: Callable[[str, str], Path]) -> None:
+    status, text = check(write("params.yaml", changed(SCOUTED | {"scouts.movies.optimiser": {"epochs": 0}})))
+    assert status == 1
+    assert "1 fault," in text
+    assert "scouts.movies.optimiser.epochs: input should be greater than or equal to 1, not 0" in text

@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.errors import Faults, PipelineError
+from stages import augment, score
 from stages.command import folder_option, params_option, stage
 
 VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
@@ -58,7 +60,15 @@ def test_every_fault_is_printed() -> None:
     assert result.stderr == "Error: params.yaml: 2 faults, nothing was written\n  - a is missing\n  - b is missing\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("disk full"), KeyError("x")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "data/x"), PermissionError("no rights"), OSError()])
+def test_what_the_machine_refuses_is_a_sentence_too(error: OSError) -> None:
+    result = invoke(failing(error))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert isinstance(result.exception, SystemExit)
+    assert result.stderr == f"Error: {str(error) or 'OSError'}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x")])
 def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
     result = invoke(failing(error))
     assert result.exit_code == 1
@@ -120,6 +130,11 @@ def test_options_and_the_default_are_explained(command: click.Command) -> None:
     shown = CliRunner().invoke(command, ["-h"]).output
     assert "Where the products go." in shown
     assert "[default: params.yaml]" in shown
+
+
+@pytest.mark.parametrize("main", [score.main, augment.main])
+def test_the_two_passes_of_the_teacher_can_be_planned(main: click.Command) -> None:
+    assert re.search(r"--plan +Say what would be computed", CliRunner().invoke(main, ["-h"]).output)
 
 
 def test_libraries_are_quiet_while_a_stage_runs() -> None:

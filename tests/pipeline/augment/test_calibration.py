@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment.calibration import LARGEST, SMALLEST, CalibrationJob, find_radius
-from pipeline.augment.teacher import FrozenTeacher, Inputs
+from pipeline.augment.batches import Batches
+from pipeline.augment.calibration import LARGEST, SMALLEST, CalibrationJob, Found, find_radius
+from pipeline.augment.inputs import Inputs
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.errors import PipelineError
-from pipeline.perturbation import PerturbationSettings
-from tests.world import SPECIAL, WORDS
+from pipeline.shards.store import ShardStore
+from tests.pipeline.augment.test_teacher import save_scout
+from tests.world import SPECIAL, WORDS, augment_settings
 
 ROWS = 128
 
@@ -42,66 +46,122 @@ def test_the_teacher_is_asked_about_a_dozen_times_at_most() -> None:
 
 
 @pytest.fixture(scope="module")
-def frozen(teacher: Path) -> FrozenTeacher:
-    return FrozenTeacher(teacher)
+def models(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
+    """The tiny teacher, and a scout of three snapshots that are other models."""
+    return ModelSet(ModelFolders(teacher, save_scout(tmp_path_factory.mktemp("scout"), [5, 6, 7]).folder), "float32")
 
 
 @pytest.fixture(scope="module")
-def sample() -> Inputs:
+def sample(models: ModelSet) -> Scored:
     generator = np.random.default_rng(3)
     words = [generator.integers(len(SPECIAL), len(SPECIAL + WORDS), generator.integers(4, 12)) for _ in range(ROWS)]
     ids = [np.array([2, *row, 3], dtype=np.int32) for row in words]
-    return Inputs([f"example {i}" for i in range(ROWS)], ids, [np.zeros(len(row), dtype=np.int8) for row in ids])
+    inputs = Inputs([f"example {i}" for i in range(ROWS)], ids, [np.zeros(len(row), dtype=np.int8) for row in ids])
+    return Scored(inputs, np.full(ROWS, np.nan), models.teacher.logits(inputs, Batches(), 64))
 
 
-def job_of(frozen: FrozenTeacher, sample: Inputs, **changed: Any) -> CalibrationJob:
-    usual = {
-        "objective": "divergence",
-        "norm": "l2",
-        "radius": 0.1,
-        "steps": 1,
-        "step_size": 1.0,
-        "start": 0.5,
-        "special_tokens": False,
-    }
-    return CalibrationJob(
-        inputs=sample,
-        clean_logits=frozen.logits(sample, 64),
-        seed=1,
-        settings=PerturbationSettings.model_validate(usual | changed),
-        codec="int8",
-        batch_rows=64,
-    )
+def job_of(
+    sample: Scored, snapshots: int | None = None, changed: dict[str, Any] | None = None, **search: Any
+) -> CalibrationJob:
+    return CalibrationJob(sample, augment_settings(perturbation=search, batch_rows=64, **(changed or {})), snapshots)
 
 
-@pytest.mark.parametrize(
-    ("effect", "tolerance"), [({"flips": 0.1}, 0.04), ({"flips": 0.05}, 0.03), ({"divergence": 0.05}, 0.01)]
-)
+def found_by(job: CalibrationJob, models: ModelSet) -> Found:
+    done = job.run(models, ShardStore(Path("nowhere")))
+    assert done.notes == ()
+    assert isinstance(done.result, Found)
+    return done.result
+
+
+EFFECTS: list[tuple[dict[str, float], float]] = [({"flips": 0.1}, 0.04), ({"flips": 0.05}, 0.03), ({"divergence": 0.05}, 0.01)]
+
+
+@pytest.mark.parametrize(("effect", "tolerance"), EFFECTS)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_the_sample_shows_the_effect_that_was_asked_for(
-    frozen: FrozenTeacher, sample: Inputs, norm: str, effect: dict[str, float], tolerance: float
+    models: ModelSet, sample: Scored, norm: str, effect: dict[str, float], tolerance: float
 ) -> None:
-    found = job_of(frozen, sample, radius=effect, norm=norm).run(frozen)
+    found = found_by(job_of(sample, radius=effect, norm=norm), models)
     ((name, wanted),) = effect.items()
     assert getattr(found, name) == pytest.approx(wanted, abs=tolerance)
-    measured = job_of(frozen, sample, radius=found.radius, norm=norm).run(frozen)
-    assert measured == found
+    assert found_by(job_of(sample, radius=found.radius, norm=norm), models) == found
 
 
-def test_what_is_measured_is_what_the_rows_say(frozen: FrozenTeacher, sample: Inputs) -> None:
-    job = job_of(frozen, sample, radius=0.2)
-    rows = frozen.perturb(sample, job.clean_logits, 1, 1, 0.2, job.settings, "int8", 64)
-    found = job.run(frozen)
+def test_what_is_measured_is_what_the_rows_say(models: ModelSet, sample: Scored) -> None:
+    job = job_of(sample, radius=0.2)
+    labels = make_variant(models, sample, None, Making(1, job.settings, 0.2, None)).labels
+    found = found_by(job, models)
     assert found.plain() == {
         "radius": 0.2,
-        "flips": sum(row.flipped for row in rows) / ROWS,
-        "divergence": pytest.approx(sum(row.divergence for row in rows) / ROWS),
+        "flips": sum(label.flipped for label in labels) / ROWS,
+        "divergence": pytest.approx(sum(label.divergence for label in labels) / ROWS),
         "rows": ROWS,
     }
     assert 0 < found.flips < 1
 
 
-def test_a_control_that_moves_nothing_needs_no_radius(frozen: FrozenTeacher, sample: Inputs) -> None:
-    found = job_of(frozen, sample, objective="none", radius={"flips": 0.1}).run(frozen)
+@pytest.mark.parametrize(("snapshots", "rows"), [(1, ROWS), (3, ROWS), (3, 2)])
+def test_each_snapshot_is_tried_on_its_own_share_of_the_sample(
+    models: ModelSet, sample: Scored, snapshots: int, rows: int
+) -> None:
+    job = job_of(sample.take(np.arange(rows)), snapshots, objective="gap", radius=0.2)
+    labels = []
+    for number in range(min(snapshots, rows)):
+        share = job.scored.take(np.arange(number, rows, snapshots))
+        labels += make_variant(models, share, None, Making(1, job.settings, 0.2, number + 1)).labels
+    found = found_by(job, models)
+    assert len(labels) == rows == found.rows
+    assert found.flips == sum(label.flipped for label in labels) / rows
+    assert found.divergence == pytest.approx(sum(label.divergence for label in labels) / rows)
+    assert found != found_by(job_of(job.scored, None, objective="gap", radius=0.2), models), "aimed at the teacher itself"
+
+
+@pytest.mark.parametrize("snapshots", [1, 3])
+def test_a_divergence_is_reached_where_perturbations_are_aimed_at_a_scouts_snapshots(
+    models: ModelSet, sample: Scored, snapshots: int
+) -> None:
+    found = found_by(job_of(sample, snapshots, objective="gap", radius={"divergence": 0.05}), models)
+    assert found.divergence == pytest.approx(0.05, abs=0.01)
+    own = found_by(job_of(sample, radius={"divergence": 0.05}), models)
+    assert found.radius > 1.1 * own.radius, "the teacher's own gradient moves it further at the same radius"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"recipes": [["mask"], ["perturb"]]}, {"recipes": [["mask", "perturb"]]}, {"keep_label": True}]
+)
+def test_the_radius_is_that_of_a_perturbation_alone_whatever_else_the_recipes_do(
+    models: ModelSet, sample: Scored, changed: dict[str, Any]
+) -> None:
+    plain = found_by(job_of(sample, radius=0.2), models)
+    assert found_by(job_of(sample, radius=0.2, changed=changed), models) == plain
+    assert plain.flips > 0
+
+
+def test_a_control_that_moves_nothing_needs_no_radius(models: ModelSet, sample: Scored) -> None:
+    found = found_by(job_of(sample, objective="none", radius={"flips": 0.1}), models)
     assert (found.radius, found.flips) == (0.0, 0.0)
     assert found.divergence == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_job_says_its_size_and_carries_its_sample(sample: Scored) -> None:
+    job = job_of(sample)
+    assert job.name == "calibration of the radius on 128 rows"
+    assert job.work() is job
+
+
+def test_memory_that_ran_out_on_the_way_is_told(models: ModelSet, sample: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "batches", Batches())
+    whole = models.teacher.logits_at
+
+    def limited(batch: Any, embeddings: Any) -> Any:
+        if len(embeddings) > 32:
+            raise MemoryError
+        return whole(batch, embeddings)
+
+    expected = found_by(job_of(sample, radius=0.2), models)
+    monkeypatch.setattr(models.teacher, "logits_at", limited)
+    done = job_of(sample, radius=0.2).run(models, ShardStore(Path("nowhere")))
+    (note,) = done.notes
+    assert note.startswith("memory ran out at ")
+    assert note.endswith(" rows a batch; it goes on with 32")
+    assert done.result == expected

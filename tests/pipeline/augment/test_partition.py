@@ -1,10 +1,15 @@
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment.partition import Partition, cut
+from pipeline.augment import partition
+from pipeline.augment.partition import Partition, cut, places
 
 IDS = [f"example {number}" for number in range(2000)]
 ROWS = 40
@@ -61,8 +66,6 @@ def test_a_change_costs_two_runs_of_fifty_on_average() -> None:
 
 
 USUAL: dict[str, Any] = {
-    "split": "train",
-    "number": 0,
     "example_ids": ["a", "b"],
     "first": ["one", "two"],
     "second": ["three", "four"],
@@ -87,6 +90,82 @@ def test_whatever_is_given_of_an_example_is_in_the_name_of_its_partition(changed
     assert Partition(**(USUAL | changed)).examples_hash() != Partition(**USUAL).examples_hash()
 
 
-def test_neither_place_nor_split_is_in_the_name_of_the_examples() -> None:
-    moved = Partition(**(USUAL | {"number": 7, "split": "dev"}))
-    assert moved.examples_hash() == Partition(**USUAL).examples_hash()
+def corpus_of(count: int, pair: bool = False) -> Partition:
+    """Different rows, some without a label."""
+    first = [f"text {number}" for number in range(count)]
+    labels: list[float | int | None] = [None if number % 7 == 3 else number % 2 for number in range(count)]
+    return Partition(IDS[:count], first, [f"second {number}" for number in range(count)] if pair else None, labels)
+
+
+def rows_from(whole: Partition, start: int, stop: int) -> Partition:
+    second = None if whole.second is None else whole.second[start:stop]
+    return Partition(whole.example_ids[start:stop], whole.first[start:stop], second, whole.labels[start:stop])
+
+
+def save(folder: Path, whole: Partition, group_rows: int, split: str = "train") -> Path:
+    """A table as `prepare` writes it, in row groups of this size."""
+    columns = {"id": pa.array(whole.example_ids, pa.string()), "text_a": pa.array(whole.first, pa.string())}
+    columns |= {} if whole.second is None else {"text_b": pa.array(whole.second, pa.string())}
+    columns["label"] = pa.array(whole.labels, pa.int32())
+    pq.write_table(pa.table(columns), folder / f"{split}.parquet", row_group_size=group_rows)
+    return folder
+
+
+@given(
+    count=st.integers(0, 150), rows=st.integers(1, 40), read=st.integers(1, 60), group=st.integers(1, 60), pair=st.booleans()
+)
+@settings(deadline=None, max_examples=60)
+def test_places_are_the_cuts_of_the_whole_list_however_the_table_is_written_and_read(
+    tmp_path_factory: pytest.TempPathFactory, count: int, rows: int, read: int, group: int, pair: bool
+) -> None:
+    whole = corpus_of(count, pair)
+    folder = save(tmp_path_factory.mktemp("corpus"), whole, group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(partition, "ROWS_A_READ", read)
+        found = list(places(folder, "train", rows))
+    assert [(place.start, place.stop) for place in found] == [(run.start, run.stop) for run in cut(whole.example_ids, rows)]
+    assert [place.number for place in found] == list(range(len(found)))
+    for place in found:
+        expected = rows_from(whole, place.start, place.stop)
+        assert place.read() == expected
+        assert place.examples_hash == expected.examples_hash()
+
+
+def test_a_place_reads_only_the_row_groups_that_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    read_row_groups = pq.ParquetFile.read_row_groups
+
+    def counted(file: pq.ParquetFile, groups: list[int], **options: Any) -> pa.Table:
+        seen.append(groups)
+        return read_row_groups(file, groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    found = list(places(save(tmp_path, corpus_of(300), 16), "train", 20))
+    for place in found:
+        place.read()
+    assert seen == [list(range(place.start // 16, (place.stop - 1) // 16 + 1)) for place in found]
+    assert max(map(len, seen)) <= 4, "a table of 19 groups is never read as a whole"
+
+
+def test_the_first_place_is_known_before_the_table_was_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = 0
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(file: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
+        nonlocal read
+        for batch in iter_batches(file, rows):
+            read += batch.num_rows
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    monkeypatch.setattr(partition, "ROWS_A_READ", 50)
+    next(places(save(tmp_path, corpus_of(2000), 100), "train", 20))
+    assert read <= 150
+
+
+def test_neither_place_nor_split_is_in_the_name_of_the_examples(tmp_path: Path) -> None:
+    whole = corpus_of(30)
+    for split in ("train", "dev"):
+        save(tmp_path, whole, 7, split)
+    train, dev = (list(places(tmp_path, split, 8)) for split in ("train", "dev"))  # type: ignore[arg-type]
+    assert [place.examples_hash for place in train] == [place.examples_hash for place in dev]

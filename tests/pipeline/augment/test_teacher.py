@@ -1,35 +1,27 @@
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForSequenceClassification
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, RobertaConfig, set_seed
+from transformers import RobertaForSequenceClassification as Roberta
 
-from pipeline.augment.teacher import FrozenTeacher, Inputs, PerturbedRow
+from pipeline.augment.batches import Batches
+from pipeline.augment.inputs import Inputs
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
+from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.errors import PipelineError
-from pipeline.perturbation import PerturbationSettings
-from pipeline.shards.codec import CodecName
-from tests.world import MAX_LENGTH, SPECIAL, WORDS, make_task, save_teacher
+from pipeline.models import head_settings
+from pipeline.scouting import ScoutFacts, ScoutFolder
+from tests.world import MAX_LENGTH, SPECIAL, WORDS, augment_settings, make_task, save_teacher
 
-WIDTH = 32
-RADIUS = 0.3
+WIDTH, NARROW = 32, 16
 Floats = npt.NDArray[np.float32]
-
-
-def settings_of(**changed: Any) -> PerturbationSettings:
-    usual = {
-        "objective": "divergence",
-        "norm": "l2",
-        "radius": RADIUS,
-        "steps": 2,
-        "step_size": 0.7,
-        "start": 0.5,
-        "special_tokens": False,
-    }
-    return PerturbationSettings.model_validate(usual | changed)
 
 
 def make_inputs(rows: int = 20, seed: int = 0) -> Inputs:
@@ -46,25 +38,8 @@ def make_inputs(rows: int = 20, seed: int = 0) -> Inputs:
     return Inputs([f"example {number}" for number in range(rows)], ids, types)
 
 
-def perturbed(
-    teacher: FrozenTeacher, inputs: Inputs, codec: CodecName = "float16", variant: int = 1, seed: int = 1,
-    radius: float = RADIUS, batch_rows: int = 8, **search: Any,
-) -> list[PerturbedRow]:  # fmt: skip
-    clean = teacher.logits(inputs, 8)
-    return teacher.perturb(inputs, clean, variant, seed, radius, settings_of(**search), codec, batch_rows)
-
-
-def decoded(row: PerturbedRow, codec: CodecName) -> Floats:
-    """The stored δ [tokens, width], decoded here and not by the codec."""
-    if codec == "sign":
-        codes = np.unpackbits(np.frombuffer(row.delta, np.uint8)).astype(np.float32).reshape(-1, WIDTH) * 2 - 1
-    else:
-        codes = np.frombuffer(row.delta, {"int8": "<i1", "float16": "<f2"}[codec]).astype(np.float32).reshape(-1, WIDTH)
-    return codes * np.array(row.delta_scale, dtype=np.float32)[:, None]
-
-
 class Plain:
-    """The teacher by transformers alone, one unpadded row at a time."""
+    """A classifier by transformers alone, one unpadded row at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -80,13 +55,51 @@ class Plain:
         ]
         return torch.cat(answers).numpy()
 
-    @torch.inference_mode()
     def logits_on(self, inputs: Inputs, row: int, delta: Floats) -> Floats:
+        """Logits [outputs] of one row moved by δ [tokens, width]."""
+        return self.logits_at(inputs, row, self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta))
+
+    @torch.inference_mode()
+    def logits_at(self, inputs: Inputs, row: int, embeddings: Tensor) -> Floats:
+        """Logits [outputs] of one row at embeddings [tokens, width]."""
         assert inputs.token_type_ids is not None
-        embeddings = self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta)
         types = torch.tensor(inputs.token_type_ids[row])[None].long()
         logits: Floats = self.model(inputs_embeds=embeddings[None], token_type_ids=types).logits[0].numpy()
         return logits
+
+
+def decoded(label: Label, codec: str = "int8") -> Floats:
+    """The stored δ [tokens, width], decoded here and not by the codec."""
+    assert label.delta is not None
+    if codec == "sign":
+        codes = np.unpackbits(np.frombuffer(label.delta, np.uint8)).astype(np.float32).reshape(-1, WIDTH) * 2 - 1
+    else:
+        codes = np.frombuffer(label.delta, {"int8": "<i1", "float16": "<f2"}[codec]).astype(np.float32).reshape(-1, WIDTH)
+    return codes * np.array(label.delta_scale, dtype=np.float32)[:, None]
+
+
+def spoil(folder: Path, name: str, row: int, value: float) -> Path:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights[name][row] = value
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def save_scout(folder: Path, seeds: Sequence[int], teacher: Path | None = None) -> ScoutFolder:
+    """A scout whose snapshots are other teachers, or, where ``teacher`` is given, half as wide with a map from its words."""
+    made, task, linear = ScoutFolder(folder), make_task(), None
+    for number, seed in enumerate(seeds, start=1):
+        save_teacher(made.snapshot(number), task, seed)
+        if teacher is not None:
+            set_seed(seed)
+            config = BertConfig.from_pretrained(teacher, hidden_size=NARROW, num_hidden_layers=2, **head_settings(task))
+            model = BertForSequenceClassification(config)
+            table = Plain(teacher).words
+            linear = torch.linalg.qr(torch.randn(WIDTH, NARROW)).Q if linear is None else linear
+            model.get_input_embeddings().weight.data = table @ linear
+            model.save_pretrained(made.snapshot(number))
+    made.save(ScoutFacts(key={}, scores="", snapshots=len(seeds), start={}, dev=0.5, settings={}), linear)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -104,115 +117,11 @@ def test_logits_are_those_of_transformers_on_each_row_alone(frozen: FrozenTeache
     inputs = make_inputs()
     expected = plain.logits(inputs)
     assert expected.std(axis=0).min() > 0.01
-    np.testing.assert_allclose(frozen.logits(inputs, batch_rows), expected, atol=1e-5)
+    np.testing.assert_allclose(frozen.logits(inputs, Batches(), batch_rows), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("codec", ["float16", "int8", "sign"])
-def test_the_stored_delta_scored_by_transformers_gives_the_stored_logits(
-    frozen: FrozenTeacher, plain: Plain, codec: CodecName, norm: str
-) -> None:
-    inputs = make_inputs()
-    clean = torch.tensor(plain.logits(inputs))
-    for number, row in enumerate(perturbed(frozen, inputs, codec, norm=norm)):
-        again = plain.logits_on(inputs, number, decoded(row, codec))
-        np.testing.assert_allclose(row.logits, again, atol=1e-5)
-        moved = torch.nn.functional.kl_div(
-            torch.tensor(again).log_softmax(-1), clean[number].log_softmax(-1), log_target=True, reduction="sum"
-        )
-        assert row.divergence == pytest.approx(float(moved), abs=1e-5)
-        assert row.flipped == (again.argmax() != int(clean[number].argmax()))
-
-
-@pytest.mark.parametrize("special_tokens", [False, True])
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("codec", ["float16", "int8", "sign"])
-def test_the_stored_delta_covers_every_token_within_the_radius_and_special_ones_only_if_asked(
-    frozen: FrozenTeacher, plain: Plain, codec: CodecName, norm: str, special_tokens: bool
-) -> None:
-    inputs = make_inputs()
-    length = RADIUS * float(plain.words.norm(dim=1).mean())
-    for number, row in enumerate(perturbed(frozen, inputs, codec, norm=norm, special_tokens=special_tokens)):
-        delta = decoded(row, codec)
-        assert delta.shape == (len(inputs.input_ids[number]), WIDTH)
-        reach = np.linalg.norm(delta, axis=1) if norm == "l2" else np.abs(delta).max(axis=1) * WIDTH**0.5
-        assert (reach <= length * (1 + 1e-5)).all()
-        free = (inputs.input_ids[number] >= len(SPECIAL)) | special_tokens
-        assert (reach[~free] == 0).all()
-        assert (reach[free] > 0.1 * length).all()
-
-
-def test_an_unknown_word_is_perturbed_as_any_other(frozen: FrozenTeacher) -> None:
-    ids = np.array([2, SPECIAL.index("[UNK]"), 9, 3], dtype=np.int32)
-    (row,) = perturbed(frozen, Inputs(["a"], [ids], [np.zeros(4, dtype=np.int8)]))
-    assert (np.abs(decoded(row, "float16")).sum(axis=1) > 0).tolist() == [False, True, True, False]
-
-
-def test_a_search_moves_the_teacher_further_than_noise_and_none_moves_nothing(frozen: FrozenTeacher) -> None:
-    inputs = make_inputs()
-    moved = {
-        objective: float(np.mean([row.divergence for row in perturbed(frozen, inputs, objective=objective)]))
-        for objective in ("divergence", "label", "noise", "none")
-    }
-    assert min(moved["divergence"], moved["label"]) > 3 * moved["noise"] > 0
-    assert abs(moved["none"]) < 1e-6
-    assert all(set(row.delta) == {0} for row in perturbed(frozen, inputs, objective="none"))
-
-
-def test_results_do_not_depend_on_who_shares_the_batch(frozen: FrozenTeacher) -> None:
-    inputs = make_inputs()
-    together = perturbed(frozen, inputs, batch_rows=64, steps=1)
-    order = np.random.default_rng(1).permutation(len(together))
-    shuffled = perturbed(frozen, inputs.take(order), batch_rows=5, steps=1)
-    (alone,) = perturbed(frozen, inputs.take(np.array([4])), batch_rows=1, steps=1)
-    pairs = [*((together[old], shuffled[new]) for new, old in enumerate(order)), (together[4], alone)]
-    for one, other in pairs:
-        np.testing.assert_allclose(decoded(one, "float16"), decoded(other, "float16"), atol=2e-3 * RADIUS)
-        np.testing.assert_allclose(one.logits, other.logits, atol=1e-3)
-
-
-def test_noise_and_its_logits_do_not_depend_on_who_shares_the_batch(frozen: FrozenTeacher) -> None:
-    inputs = make_inputs()
-    for one, other in zip(
-        perturbed(frozen, inputs, objective="noise", batch_rows=64),
-        perturbed(frozen, inputs, objective="noise", batch_rows=1),
-        strict=True,
-    ):
-        assert (one.delta, one.delta_scale) == (other.delta, other.delta_scale)
-        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("changed", [{"variant": 2}, {"seed": 2}])
-def test_another_variant_and_another_seed_start_elsewhere(frozen: FrozenTeacher, changed: dict[str, int]) -> None:
-    inputs = make_inputs()
-    for one, other in zip(perturbed(frozen, inputs), perturbed(frozen, inputs, **changed), strict=True):
-        assert one.delta != other.delta
-
-
-def test_equal_texts_of_two_examples_start_elsewhere(frozen: FrozenTeacher) -> None:
-    inputs = make_inputs().take(np.array([5, 5]))
-    renamed = Inputs(["a", "b"], inputs.input_ids, inputs.token_type_ids)
-    one, other = perturbed(frozen, renamed, objective="noise")
-    assert one.delta != other.delta
-
-
-def test_a_different_teacher_gives_different_perturbations(frozen: FrozenTeacher, tmp_path: Path) -> None:
-    inputs = make_inputs()
-    other = FrozenTeacher(save_teacher(tmp_path, make_task(), seed=1))
-    free = [ids >= len(SPECIAL) for ids in inputs.input_ids]
-    likeness = []
-    for one, two, where in zip(perturbed(frozen, inputs), perturbed(other, inputs), free, strict=True):
-        assert one.delta != two.delta
-        first, second = decoded(one, "float16")[where], decoded(two, "float16")[where]
-        likeness += list((first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1))
-    assert np.mean(likeness) < 0.6, "another scale is not enough: the directions are those of the teacher's own gradients"
-
-
-def spoil(folder: Path, name: str, row: int, value: float) -> Path:
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights[name][row] = value
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+def test_no_rows_have_no_logits(frozen: FrozenTeacher) -> None:
+    assert frozen.logits(Inputs([], [], None), Batches(), 8).shape == (0, 2)
 
 
 def test_a_teacher_with_a_nan_is_refused_with_the_example_that_shows_it(tmp_path: Path) -> None:
@@ -221,37 +130,99 @@ def test_a_teacher_with_a_nan_is_refused_with_the_example_that_shows_it(tmp_path
     broken = [name for name, ids in zip(inputs.example_ids, inputs.input_ids, strict=True) if 40 in ids]
     assert 1 < len(broken) < len(inputs.example_ids)
     with pytest.raises(PipelineError) as refusal:
-        FrozenTeacher(folder).logits(inputs, 4)
+        FrozenTeacher(folder).logits(inputs, Batches(), 4)
     assert str(refusal.value) == (
         f"the teacher answers the untouched input of example {broken[0]} with a value that is not a number "
         f"({len(broken)} such rows); the teacher is broken, train it again with a smaller learning rate"
     )
 
 
-def test_a_teacher_that_breaks_on_perturbed_inputs_is_refused_too(teacher: Path, tmp_path: Path) -> None:
-    inputs = make_inputs()
-    clean = FrozenTeacher(teacher).logits(inputs, 8)
-    broken = FrozenTeacher(spoil(save_teacher(tmp_path, make_task()), "classifier.bias", 0, float("inf")))
-    with pytest.raises(PipelineError, match=r"the perturbed input of variant 3 of example example 0 .*20 such rows"):
-        broken.perturb(inputs, clean, 3, 1, RADIUS, settings_of(objective="noise"), "int8", 8)
+def test_bfloat16_answers_nearly_as_float32_does_and_not_the_same(teacher: Path, frozen: FrozenTeacher) -> None:
+    inputs = make_inputs(200)
+    full, half = frozen.logits(inputs, Batches(), 64), FrozenTeacher(teacher, "bfloat16").logits(inputs, Batches(), 64)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(full - half).max() < 0.2 * full.std()
+    assert (full.argmax(axis=1) == half.argmax(axis=1)).mean() >= 0.95
 
 
-def test_rows_of_a_teacher_that_answers_everything_alike_have_vanished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_in_bfloat16_the_products_of_the_encoder_are_halved_and_the_head_norms_and_words_are_not(
+    tmp_path: Path, kind: str
+) -> None:
     folder = save_teacher(tmp_path, make_task())
-    constant = FrozenTeacher(spoil(spoil(folder, "classifier.weight", 0, 0.0), "classifier.weight", 1, 0.0))
-    assert all(row.vanished for row in perturbed(constant, make_inputs()))
+    if kind == "roberta":  # its head is two layers deep and shares their names with the encoder's
+        small = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        Roberta(RobertaConfig(vocab_size=65, type_vocab_size=2, pad_token_id=0, **small)).save_pretrained(folder)
+    teacher = FrozenTeacher(folder, "bfloat16")
+    for name, parameter in teacher._model.named_parameters():
+        halved = not any(part in name for part in ("classifier", "LayerNorm", "embeddings"))
+        assert parameter.dtype == (torch.bfloat16 if halved else torch.float32), name
+    batch = teacher.padded(make_inputs(), MAX_LENGTH)
+    logits = teacher.logits_at(batch, teacher.words(batch["input_ids"]))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float()), "a head in bfloat16 would give no finer logits"
 
 
-def test_no_row_of_a_lively_teacher_has_vanished(frozen: FrozenTeacher) -> None:
-    assert not any(row.vanished for row in perturbed(frozen, make_inputs()))
+def test_gradients_flow_through_bfloat16_to_delta_in_float32_and_point_as_those_of_float32(
+    teacher: Path, frozen: FrozenTeacher
+) -> None:
+    def slope(model: FrozenTeacher) -> Tensor:
+        batch = model.padded(make_inputs(), MAX_LENGTH)
+        words = model.words(batch["input_ids"])
+        delta = torch.zeros_like(words).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(model.logits_at(batch, words + delta)[:, 0].sum(), delta)
+        return gradient
+
+    full, half = slope(frozen), slope(FrozenTeacher(teacher, "bfloat16"))
+    assert half.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.98
 
 
-def test_a_regression_teacher_is_moved_in_squared_error_and_never_flipped(tmp_path: Path) -> None:
-    frozen = FrozenTeacher(save_teacher(tmp_path, make_task("regression")))
-    inputs = make_inputs()
-    clean = frozen.logits(inputs, 8)
-    assert clean.shape == (20, 1)
-    for before, row in zip(clean, perturbed(frozen, inputs), strict=True):
-        assert row.divergence == pytest.approx((row.logits[0] - before[0]) ** 2, rel=1e-4)
-        assert row.divergence > 0
-        assert not row.flipped
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_scout_reads_a_row_and_delta_through_its_own_words_and_map(
+    frozen: FrozenTeacher, teacher: Path, tmp_path: Path, mapped: bool
+) -> None:
+    folder, inputs = save_scout(tmp_path, [5, 6], teacher if mapped else None), make_inputs()
+    batch = frozen.padded(inputs, MAX_LENGTH)
+    delta = torch.randn(len(inputs), MAX_LENGTH, WIDTH, generator=torch.Generator().manual_seed(0))
+    for snapshot in (1, 2):
+        found = Scout(folder, snapshot, "float32").logits_at_delta(batch, delta)
+        plain, linear = Plain(folder.snapshot(snapshot)), folder.map()
+        for row, length in enumerate(inputs.lengths()):
+            moved = delta[row, :length] if linear is None else delta[row, :length] @ linear
+            np.testing.assert_allclose(found[row], plain.logits_on(inputs, row, moved.numpy()), atol=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_delta_aimed_at_a_scout_follows_its_gradient_and_is_labelled_by_the_teacher(
+    teacher: Path, tmp_path: Path, mapped: bool, precision: Precision
+) -> None:
+    folder, inputs = save_scout(tmp_path, [5, 6], teacher if mapped else None), make_inputs()
+    models = ModelSet(ModelFolders(teacher, tmp_path), precision)
+    clean = models.teacher.logits(inputs, Batches(), 8)
+    settings = augment_settings(
+        perturbation={"objective": "gap", "steps": 3, "step_size": 0.5}, codec="float16", precision=precision
+    )
+
+    def aimed(snapshot: int | None) -> list[Label]:
+        scored = Scored(inputs, np.full(len(inputs), np.nan), clean)
+        return make_variant(models, scored, None, Making(1, settings, 0.2, snapshot)).labels
+
+    def gap(labels: list[Label], snapshot: int) -> float:
+        """KL(teacher's untouched answer ‖ the snapshot's on the perturbed row), mean."""
+        scout, linear = Plain(folder.snapshot(snapshot)), folder.map()
+        moved = [
+            decoded(label, "float16") if linear is None else decoded(label, "float16") @ linear.numpy() for label in labels
+        ]
+        after = np.stack([scout.logits_on(inputs, row, delta) for row, delta in enumerate(moved)])
+        logs = [torch.tensor(logits).log_softmax(-1) for logits in (after, clean)]
+        return float(torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean"))
+
+    labels = {snapshot: aimed(snapshot) for snapshot in (None, 1, 2)}
+    assert gap(labels[1], 1) > 1.1 * max(gap(labels[None], 1), gap(labels[2], 1))
+    assert gap(labels[2], 2) > 1.1 * max(gap(labels[None], 2), gap(labels[1], 2))
+    own = Plain(teacher)
+    for row, label in enumerate(labels[1]):
+        expected = own.logits_on(inputs, row, decoded(label, "float16"))
+        np.testing.assert_allclose(label.logits, expected, atol=1e-5 if precision == "float32" else 0.2)

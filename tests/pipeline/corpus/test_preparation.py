@@ -2,13 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from pipeline import config
-from pipeline.corpus.preparation import CorpusSettings, Prepared, prepare
+from pipeline.corpus.preparation import ROWS_A_GROUP, CorpusSettings, Prepared, prepare
 from pipeline.errors import Faults
-from pipeline.tasks import Kind, Metric
+from pipeline.tasks import Kind, Metric, Task
 
 TRAIN = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(40)]
 DEV = [("dev text 1", "good"), ("dev text 2", "bad")]
@@ -73,6 +74,16 @@ def test_the_corpus_s_own_splits_are_kept_in_order_with_labels_as_indices(files:
     ]
     assert str(result.tables["train"].schema).split("\n") == ["id: string", "text_a: string", "label: int32"]
     assert result.notes == {}
+
+
+def test_what_is_saved_can_be_read_a_few_thousand_rows_at_a_time(tmp_path: Path, files: dict[str, str]) -> None:
+    many = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(2 * ROWS_A_GROUP + 1)]
+    result = prepared(files=files | {"train": tsv(tmp_path / "many.tsv", many)})
+    result.save(tmp_path)
+    assert ROWS_A_GROUP <= 4096
+    assert pq.ParquetFile(tmp_path / "train.parquet").metadata.num_row_groups == 3
+    assert {split: pq.read_table(tmp_path / f"{split}.parquet") for split in result.tables} == result.tables
+    assert Task.read(tmp_path) == result.task
 
 
 def test_listed_labels_decide_the_order(files: dict[str, str]) -> None:

@@ -1,12 +1,17 @@
+import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
+from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import SizeSettings, chosen_layers, make_student, principal_map
 from pipeline.distill.training import carried
 from pipeline.errors import PipelineError
-from pipeline.models import load_classifier, logits_from_embeddings, word_embeddings
+from pipeline.models import SUPPORTED, load_classifier, logits_from_embeddings, logits_from_ids, word_embeddings
+from tests.pipeline.test_models import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_task, save_teacher
 
 WHOLE = SizeSettings(start="teacher")
@@ -19,6 +24,59 @@ def test_a_student_of_the_teachers_size_is_the_teacher(teacher: Path) -> None:
     assert torch.equal(student.model.eval()(**IDS).logits, expected)
     assert student.map is None
     assert student.facts["parameters_fresh"] == 0
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_whole_student_of_every_type_answers_as_its_teacher(kind: str, tmp_path: Path) -> None:
+    teacher, batch = of_type(kind), rows_of(kind)
+    teacher.save_pretrained(tmp_path)
+    student = make_student(tmp_path, WHOLE, seed=0)
+    assert torch.equal(logits_from_ids(student.model.eval(), batch), logits_from_ids(teacher, batch))
+    assert (student.facts["parameters_fresh"], student.facts["parameters_mapped"], student.map) == (0, 0, None)
+
+
+def second_layer_alone(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without the first of its two layers; ALBERT's two are one that is run twice.
+
+    A ModernBERT's first layer has no norm in front, whichever of the teacher's it was.
+    """
+    for name, module in model.named_modules():
+        if re.search(r"(^|\.)(layer|layers|h)$", name) and isinstance(module, torch.nn.ModuleList):
+            del module[0]
+            if hasattr(module[0], "attn_norm"):
+                module[0].attn_norm = torch.nn.Identity()
+    model.config.num_hidden_layers = 1
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[1:]
+    return model
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_shallower_student_of_every_type_is_the_teacher_without_the_layers_left_out(kind: str, tmp_path: Path) -> None:
+    of_type(kind).save_pretrained(tmp_path / "teacher")
+    student = make_student(tmp_path / "teacher", SizeSettings(start="teacher", layers=[1]), seed=0)
+    student.model.save_pretrained(tmp_path / "student")
+    batch, saved = rows_of(kind), load_classifier(tmp_path / "student")
+    whole, half = logits_from_ids(of_type(kind), batch), logits_from_ids(saved, batch)
+    torch.testing.assert_close(half, logits_from_ids(second_layer_alone(of_type(kind)), batch), atol=1e-6, rtol=1e-6)
+    assert (half - whole).abs().max() > 1e-2, "the layer left out must be seen"
+    assert student.facts["parameters_fresh"] == student.facts["parameters_mapped"] == 0
+    assert saved.config.num_hidden_layers == len(getattr(saved.config, "layer_types", None) or [1]) == 1
+
+
+@pytest.mark.parametrize("start", ["teacher", "scratch"])
+@pytest.mark.parametrize("kind", sorted({*SUPPORTED} - {*NARROWABLE}))
+def test_a_type_whose_widths_cannot_be_cut_is_refused_by_name(
+    kind: str, start: Literal["teacher", "scratch"], tmp_path: Path
+) -> None:
+    of_type(kind).save_pretrained(tmp_path)
+    for width in ({"hidden": 8}, {"heads": 1}, {"intermediate": 16}):
+        with pytest.raises(PipelineError) as refusal:
+            make_student(tmp_path, SizeSettings(start=start, **width), seed=0)  # type: ignore[arg-type]
+        assert str(refusal.value) == (
+            f"a {kind!r} student cannot be narrower than its teacher, only shallower: "
+            "leave out hidden, heads and intermediate, and give layers"
+        )
 
 
 @pytest.mark.parametrize(

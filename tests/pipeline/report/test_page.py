@@ -289,3 +289,32 @@ def test_the_front_holds_what_nothing_beats_in_both(movies: TaskReport) -> None:
 
 def test_nested_settings_become_dotted_names() -> None:
     assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == [("a.b", 1), ("a.c.d", [2]), ("e", None)]
+
+
+def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any) -> str:
+    """The definition tables of a set of variants made by these recipes, as text."""
+    write_run(folder, variants=variants, students={"half": STUDENT}, recipes=recipes)
+    report = gather(folder, "movies", ["half"], 20)
+    shown = report.perturbations.model_copy(update={"details": report.perturbations.details | details})
+    text = page([replace(report, perturbations=shown)], SETTINGS)
+    return re.sub(r"<[^>]+>", " ", text.split('<div class="origins">')[1].split('<table class="students">')[0])
+
+
+@pytest.mark.parametrize(("recipes", "variants"), [([["mask"]], 2), ([["mask"], ["swap", "perturb"]], 1)])
+def test_a_set_that_is_nowhere_perturbed_is_shown_without_a_search_a_codec_or_a_radius(
+    recipes: list[list[str]], variants: int, tmp_path: Path
+) -> None:
+    text = origins(tmp_path, *recipes, variants=variants)  # the second recipe is one that no variant has got to
+    assert re.search(r"recipes\s+mask\s+text_edits.mask\s+0.12\s", text)
+    for name in ("objective", "radius", "Radius", "codec", "width", "steps", "keep_label", "alpha", "masked_lm", "swap"):
+        assert name not in text, name
+
+
+def test_the_settings_of_the_steps_in_use_are_shown_and_of_no_others(tmp_path: Path) -> None:
+    text = origins(tmp_path, ["delete", "perturb"], ["mix"], snapshots=3)
+    assert re.search(r"recipes\s+delete \+ perturb · mix\s", text)
+    shown = {"objective", "norm", "Radius found", "codec", "keep_label", "text_edits.delete", "mixing.alpha"}
+    assert {name for name in shown if name in text} == shown
+    assert re.search(r"snapshots of the scout\s+3\s", text)
+    for name in ("text_edits.mask", "ngram", "masked_lm", "seed"):
+        assert name not in text, name

@@ -52,6 +52,22 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**(fields | changes))
 
 
+@pytest.mark.parametrize(
+    ("recipes", "variants", "used", "perturbed"),
+    [
+        ([["mask", "perturb"], ["mix"]], 5, [["mask", "perturb"], ["mix"]], True),
+        ([["mask"], ["perturb"]], 1, [["mask"]], False),
+        ([["perturb"]], 0, [], False),
+    ],
+)
+def test_the_recipes_are_those_that_some_variant_has(
+    recipes: list[list[str]], variants: int, used: list[list[str]], perturbed: bool
+) -> None:
+    told = manifest(variants=variants, details={"recipes": recipes})
+    assert (told.recipes, told.perturbed) == (used, perturbed)
+    assert manifest(content="scores", variants=0, details={}).recipes == []
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     path = folder / MANIFEST_FILE
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")

@@ -1,14 +1,16 @@
 import json
+from typing import get_args
 
 import pyarrow as pa
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.shards.schema import METADATA, Content, description_of, shard_schema, with_metadata
+from pipeline.shards.schema import METADATA, Content, candidates_schema, description_of, shard_schema, with_metadata
 from pipeline.tasks import Kind
 
 COMMON = {"example_id", "variant", "input_ids", "label", "teacher_logits"}
-PERTURBED = {"delta", "delta_scale", "perturbed_logits", "divergence", "flipped"}
+LABELLED = {"perturbed_logits", "divergence", "flipped"}
+MIXED, PERTURBED = {"partner_id", "partner_ids", "own_weight"}, {"delta", "delta_scale"}
 CONTENTS: tuple[Content, ...] = ("scores", "perturbations")
 KINDS: tuple[Kind, ...] = ("classification", "regression")
 
@@ -18,7 +20,7 @@ def test_scores_hold_the_input_and_the_teachers_answer_and_nothing_of_perturbati
 
 
 def test_perturbations_are_rows_complete_in_themselves() -> None:
-    assert set(shard_schema("perturbations", "classification", False).names) == COMMON | PERTURBED
+    assert set(shard_schema("perturbations", "classification", False).names) == COMMON | LABELLED | MIXED | PERTURBED
 
 
 @pytest.mark.parametrize("content", CONTENTS)
@@ -32,10 +34,24 @@ def test_a_label_is_an_index_or_a_value_by_the_kind_of_task() -> None:
     assert shard_schema("scores", "regression", False).field("label").type == pa.float32()
 
 
-@pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_label_may_be_null(content: Content, kind: Kind) -> None:
-    assert [field.name for field in shard_schema(content, kind, True) if field.nullable] == ["label"]
+def test_of_scores_only_the_label_may_be_null_and_of_variants_what_their_recipe_lacks(kind: Kind) -> None:
+    """A variant that is only edited has neither δ nor partner; what the teacher said of it is always there."""
+    nullable = {c: {field.name for field in shard_schema(c, kind, True) if field.nullable} for c in CONTENTS}
+    assert nullable == {"scores": {"label"}, "perturbations": {"label"} | MIXED | PERTURBED}
+
+
+def test_candidates_are_whole_numbers_by_example_and_nothing_of_them_may_be_null() -> None:
+    schema = candidates_schema()
+    assert schema.names == ["example_id", "input_ids", "starts", "stops", "candidates"]
+    assert schema.field("example_id").type == pa.string()
+    assert {field.type for field in schema if field.name != "example_id"} == {pa.list_(pa.int32())}
+    assert not [field.name for field in schema if field.nullable]
+
+
+def test_candidates_are_no_content_of_a_set_of_shards() -> None:
+    """The store tells by this what no manifest ever lists."""
+    assert set(get_args(Content)) == set(CONTENTS)
 
 
 @pytest.mark.parametrize("content", CONTENTS)

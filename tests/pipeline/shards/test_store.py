@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ import pytest
 
 from pipeline.shards.manifest import Key, Receipt
 from pipeline.shards.schema import shard_schema
-from pipeline.shards.store import ShardStore
+from pipeline.shards.store import ShardStore, stored_file
 from pipeline.shards.writer import write_shard
 
 KEY: Key = {"teacher": "ab" * 32, "variant": 1, "examples": "cd" * 32}
@@ -193,3 +194,90 @@ def test_a_note_under_the_name_of_another_key_is_forgotten(store: ShardStore) ->
     (other,) = set(store.folder.iterdir()) - {note}
     other.replace(note)
     assert store.recall(KEY) is None
+
+
+def made_old(path: Path) -> float:
+    os.utime(path, (1000, 1000))
+    return path.stat().st_mtime
+
+
+def test_a_receipt_tells_when_its_shard_was_last_found(store: ShardStore) -> None:
+    finished(store)
+    before = made_old(store.receipt_path(KEY))
+    shard_before = made_old(store.shard_path(KEY))
+    assert store.find(OTHER) is None
+    assert store.receipt_path(KEY).stat().st_mtime == before
+    assert store.find(KEY) is not None
+    assert store.receipt_path(KEY).stat().st_mtime > before
+    assert store.shard_path(KEY).stat().st_mtime == shard_before, "a hard link in an output folder must not seem changed"
+
+
+def test_a_note_tells_when_it_was_last_recalled(store: ShardStore) -> None:
+    store.remember(KEY, {"radius": 0.3})
+    before = made_old(store.note_path(KEY))
+    assert store.recall(OTHER) is None
+    assert store.note_path(KEY).stat().st_mtime == before
+    assert store.recall(KEY) is not None
+    assert store.note_path(KEY).stat().st_mtime > before
+
+
+def test_a_store_that_may_only_be_read_still_finds_and_recalls(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = finished(store)
+    store.remember(KEY, {"radius": 0.3})
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.find(KEY) == receipt
+    assert store.recall(KEY) == {"radius": 0.3}
+
+
+def test_stock_is_taken_of_shards_receipts_notes_and_what_is_half_written(store: ShardStore) -> None:
+    receipt = finished(store)
+    computed(store, OTHER)
+    store.remember(KEY, {"radius": 0.3})
+    partial = store.folder / f".partial-0123456789ab-{store.shard_path(KEY).name}"
+    partial.touch()
+    found = store.contents()
+    entries = {entry.name: entry for entry in found.entries}
+    whole, orphan = (entries[store.shard_path(key).stem] for key in (KEY, OTHER))
+    assert [file.path for file in whole.files] == [store.receipt_path(KEY), store.shard_path(KEY)], "the receipt goes first"
+    assert (whole.receipt, whole.key) == (receipt, KEY)
+    assert (orphan.receipt_file, orphan.receipt, orphan.key) == (None, None, None)
+    assert [file.path for file in orphan.files] == [store.shard_path(OTHER)]
+    assert [(note.file.path, note.key) for note in found.notes] == [(store.note_path(KEY), KEY)]
+    assert [file.path for file in found.partials] == [partial]
+
+
+@pytest.mark.parametrize(
+    "name", ["train.arrow", "manifest.json", ".partial-0123456789ab-movies", "AB" * 16 + ".arrow", "ab" * 15 + ".json", "notes"]
+)
+def test_files_and_folders_that_are_not_the_stores_are_not_seen(store: ShardStore, name: str) -> None:
+    store.folder.mkdir()
+    (store.folder / name).touch()
+    (store.folder / ("cd" * 16 + ".arrow")).mkdir()
+    found = store.contents()
+    assert (found.entries, found.notes, found.partials) == ((), (), ())
+
+
+def test_the_key_of_a_receipt_of_another_version_is_known_but_not_its_receipt(store: ShardStore) -> None:
+    finished(store)
+    content = json.loads(store.receipt_path(KEY).read_text()) | {"compressed": True}
+    store.receipt_path(KEY).write_text(json.dumps(content))
+    (entry,) = store.contents().entries
+    assert (entry.receipt, entry.key) == (None, KEY)
+    store.receipt_path(KEY).write_text(json.dumps(content | {"key": OTHER}))
+    (entry,) = store.contents().entries
+    assert entry.key is None, "the key of another name is not this shard's"
+
+
+def test_a_file_that_was_replaced_touched_or_linked_is_another(store: ShardStore, tmp_path: Path) -> None:
+    finished(store)
+    path = store.shard_path(KEY)
+    seen = stored_file(path)
+    assert seen == stored_file(path)
+    os.link(path, tmp_path / "link")
+    assert stored_file(path) != seen
+    (tmp_path / "link").unlink()
+    assert stored_file(path) == seen
+    made_old(path)
+    assert stored_file(path) != seen
+    path.unlink()
+    assert stored_file(path) is None

@@ -23,6 +23,19 @@ SAID = {"codec": "int8", "width": 4}
 WIDTH = 4
 
 
+def mixing_and_perturbation(ids: list[Any], random: np.random.Generator) -> dict[str, Any]:
+    """Of three rows the first is perturbed, the second mixed with itself, and the third only edited."""
+    codes = [random.integers(0, 256, len(row) * WIDTH).astype(np.uint8).tobytes() for row in ids]
+    scales = [random.random(len(row)).astype(np.float32) for row in ids]
+    return {
+        "partner_id": [f"train-{number}" if number % 3 == 1 else None for number in range(len(ids))],
+        "partner_ids": [row if number % 3 == 1 else None for number, row in enumerate(ids)],
+        "own_weight": [0.75 if number % 3 == 1 else None for number in range(len(ids))],
+        "delta": [held if number % 3 == 0 else None for number, held in enumerate(codes)],
+        "delta_scale": [held if number % 3 == 0 else None for number, held in enumerate(scales)],
+    }
+
+
 def columns(rows: int) -> dict[str, Any]:
     random = np.random.default_rng(rows)
     ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 12, rows)]
@@ -33,8 +46,7 @@ def columns(rows: int) -> dict[str, Any]:
         "token_type_ids": [np.zeros(len(row), dtype=np.int8) for row in ids],
         "label": [None if number % 5 == 4 else number % 2 for number in range(rows)],
         "teacher_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
-        "delta": [random.integers(0, 256, len(row) * WIDTH).astype(np.uint8).tobytes() for row in ids],
-        "delta_scale": [random.random(len(row)).astype(np.float32) for row in ids],
+        **mixing_and_perturbation(ids, random),
         "perturbed_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
         "divergence": random.random(rows).astype(np.float32),
         "flipped": [bool(number % 3) for number in range(rows)],
@@ -167,7 +179,11 @@ def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Pa
     assert sha256_of(tmp_path / "x.arrow") == before.sha256
 
 
-def test_a_shard_opens_elsewhere_without_this_package(tmp_path: Path) -> None:
+def as_json(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else value
+
+
+def test_a_shard_of_perturbed_mixed_and_edited_rows_opens_elsewhere_without_this_package(tmp_path: Path) -> None:
     given = columns(ROWS_PER_BATCH + 3)
     write(tmp_path / "x.arrow", given)
     program = """
@@ -180,23 +196,22 @@ def test_a_shard_opens_elsewhere_without_this_package(tmp_path: Path) -> None:
             "pandas": pandas.read_feather("x.arrow").to_dict("records"),
             "datasets": load_dataset("arrow", data_files="x.arrow", cache_dir="cache")["train"].to_list(),
         }
-        names = ("example_id", "input_ids", "delta", "delta_scale", "flipped")
-        plain = lambda v: v.hex() if isinstance(v, bytes) else v.tolist() if hasattr(v, "tolist") else v
+        names = %s
+        absent = lambda v: v is None or v != v if not hasattr(v, "tolist") else v.ndim == 0 and v != v
+        told = lambda v: v.hex() if isinstance(v, bytes) else v.tolist() if hasattr(v, "tolist") else v
+        plain = lambda v: None if absent(v) else told(v)
         found = {tool: [[plain(row[n]) for n in names] for row in rows] for tool, rows in tables.items()}
         assert "pipeline" not in sys.modules
         print("\\n" + json.dumps(found))
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ""}
-    lines = "\n".join(line.removeprefix(" " * 8) for line in program.splitlines())
+    names = ("example_id", "input_ids", "partner_id", "partner_ids", "own_weight", "delta", "delta_scale", "flipped")
+    lines = "\n".join(line.removeprefix(" " * 8) for line in (program % (names,)).splitlines())
     run = [sys.executable, "-I", "-c", lines]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    wanted = [
-        [name, ids.tolist(), delta.hex(), scale.tolist(), flipped]
-        for name, ids, delta, scale, flipped in zip(
-            *(given[name] for name in ("example_id", "input_ids", "delta", "delta_scale", "flipped")), strict=True
-        )
-    ]
+    wanted = [[as_json(value) for value in row] for row in zip(*(given[name] for name in names), strict=True)]
     assert set(found) == {"pyarrow", "pandas", "datasets"}
-    assert all(rows == wanted for rows in found.values())
+    for tool, rows in found.items():
+        assert rows == wanted, tool

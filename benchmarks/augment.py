@@ -1,0 +1,375 @@
+"""How near the augment stage is to the arithmetic it must do: every figure a ratio taken in one run.
+
+python -m benchmarks.augment [--json FILE]
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForSequenceClassification, set_seed
+
+from benchmarks.timing import Figure, medians, print_table, timed
+from pipeline.augment.masked_lm import MaskedLMSettings
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.partition import places
+from pipeline.augment.passes import augment, open_workers, score
+from pipeline.augment.plans import Augmentation
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.teacher import FrozenTeacher, Precision
+from pipeline.augment.variants import Making, Scored, make_variant
+from pipeline.augment.workers import RuntimeSettings
+from pipeline.encoding import Batch, encode, length_buckets, ordinary_tokens
+from pipeline.models import head_settings, load_tokenizer
+from pipeline.perturbation import divergence, radius_of
+from pipeline.shards.codec import CODECS, CodecName, dequantise
+from pipeline.shards.reader import Shards
+from pipeline.shards.store import ShardStore
+from pipeline.tasks import Task
+from stages.command import stage
+
+BATCH_ROWS = 32
+RADIUS = 0.05
+TINYBERT_COPIES = 20
+"""Augmented copies of each text in TinyBERT."""
+
+
+def settings_of(**changed: Any) -> AugmentSettings:
+    """One perturbed variant, as the default has them, at a radius that need not be searched."""
+    search = {"objective": "divergence", "norm": "l2", "radius": RADIUS, "steps": 1, "step_size": 1.0, "start": 0.5}
+    usual: dict[str, Any] = {
+        "variants": 1,
+        "recipes": [["perturb"]],
+        "perturbation": search | {"special_tokens": False} | changed.pop("perturbation", {}),
+        "keep_label": False,
+        "text_edits": {"mask": 0.1, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3},
+        "masked_lm": None,
+        "mixing": {"alpha": 0.4},
+        "codec": "int8",
+        "precision": "float32",
+        "seed": 1,
+        "calibration_rows": 64,
+        "batch_rows": BATCH_ROWS,
+    }
+    return AugmentSettings.model_validate(usual | changed)
+
+
+class World:
+    """Scores of the first rows of a prepared task, in a folder of their own."""
+
+    def __init__(self, folder: Path, prepared: Path, teacher: Path, rows: int, shard_rows: int) -> None:
+        self.folder, self.teacher = folder, teacher
+        self.prepared = first_rows(prepared, folder / "prepared", rows)
+        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
+        score(self.prepared, teacher, score_settings, self.runtime(0), self.scores)
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores"
+
+    def runtime(self, workers: int) -> RuntimeSettings:
+        """A store that starts empty for every number of workers."""
+        store = str(self.folder / f"store-{workers}")
+        return RuntimeSettings(ray_address=None, workers=workers, store=store, max_bytes=None)
+
+    def scored(self) -> list[Scored]:
+        """The rows of each partition."""
+        plan = Augmentation.of(self.scores, self.teacher, None, settings_of())
+        return [job.scores.read()[0] for job in plan.jobs(RADIUS, ShardStore(self.folder))]
+
+
+def first_rows(prepared: Path, out: Path, rows: int) -> Path:
+    """The first rows of the train split, and little of the others."""
+    out.mkdir(parents=True)
+    for split, most in (("train", rows), ("dev", 8), ("test", 8)):
+        table = pq.read_table(prepared / f"{split}.parquet")
+        times = -(-most // table.num_rows)
+        repeated = pa.concat_tables([table] * times).slice(0, most)
+        names = pa.array([f"{split}{number:08d}" for number in range(most)])
+        pq.write_table(repeated.set_column(0, "id", names), out / f"{split}.parquet", row_group_size=4096)
+    Task.read(prepared).save(out)
+    return out
+
+
+def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BATCH_ROWS) -> None:
+    """What anybody would write by hand: pad, start, one step uphill, back into the ball, code, label. No rows are kept."""
+    radius = radius_of(RADIUS, "l2", teacher.table)
+    for part in scored:
+        for positions in length_buckets(part.inputs.lengths(), batch_rows):
+            rows = part.inputs.take(positions)
+            batch = teacher.padded(rows, int(rows.lengths().max()))
+            clean = torch.from_numpy(part.logits[positions]).to(teacher.device)
+            words = teacher.words(batch["input_ids"])
+            where = ordinary_tokens(batch, teacher.tokenizer).unsqueeze(-1)
+            delta = torch.randn_like(words) * where
+            delta = (delta * (0.5 * radius / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12))).requires_grad_(True)
+            moved = divergence(clean, teacher.logits_at(batch, words + delta), teacher.task.kind).sum()
+            (gradient,) = torch.autograd.grad(moved, delta)
+            step = gradient * (radius / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+            delta = (delta.detach() + step) * where
+            delta = delta * (radius / delta.norm(dim=-1, keepdim=True).clamp(min=radius))
+            with torch.inference_mode():
+                teacher.logits_at(batch, words + dequantise(*CODECS["int8"].quantise(delta)))
+
+
+def arithmetic(teacher: FrozenTeacher, batches: list[tuple[Batch, Tensor]]) -> None:
+    """The products alone, on batches that are ready: untouched forward, forward and backward to the input, forward."""
+    for batch, words in batches:
+        with torch.inference_mode():
+            teacher.logits_at(batch, words)
+        at = words.detach().clone().requires_grad_(True)
+        torch.autograd.grad(teacher.logits_at(batch, at).sum(), at)
+        with torch.inference_mode():
+            teacher.logits_at(batch, words)
+
+
+def ready_batches(teacher: FrozenTeacher, scored: list[Scored]) -> list[tuple[Batch, Tensor]]:
+    """The batches of the loop with their word embeddings."""
+    found = []
+    for part in scored:
+        for positions in length_buckets(part.inputs.lengths(), BATCH_ROWS):
+            rows = part.inputs.take(positions)
+            batch = teacher.padded(rows, int(rows.lengths().max()))
+            found.append((batch, teacher.words(batch["input_ids"])))
+    return found
+
+
+def loop_figures(world: World, rounds: int) -> tuple[list[Figure], float]:
+    """The bare loop beside its arithmetic; also the loop's rows a second."""
+    teacher, scored = FrozenTeacher(world.teacher), world.scored()
+    batches = ready_batches(teacher, scored)
+    work: dict[str, Callable[[], object]] = {
+        "loop": partial(bare_loop, teacher, scored),
+        "arithmetic": partial(arithmetic, teacher, batches),
+    }
+    seconds = medians(work, rounds)
+    ratio = seconds["loop"] / seconds["arithmetic"]
+    meaning = "bare loop's time ÷ that of untouched forward, forward + backward to the input, perturbed forward"
+    rows = sum(len(part.inputs) for part in scored)
+    return [Figure("loop_over_arithmetic", ratio, meaning, ("≤", 1.15))], rows / seconds["loop"]
+
+
+def stage_seconds(world: World, workers: int) -> float:
+    """Seconds of a row in the stage, start-up apart: all shards but each worker's first, written and published."""
+    settings, runtime = settings_of(), world.runtime(workers)
+    plan = Augmentation.of(world.scores, world.teacher, None, settings)
+    store = ShardStore(Path(runtime.store))
+    jobs = plan.jobs(RADIUS, store)
+    with open_workers(ModelFolders(world.teacher), "float32", store, runtime) as opened:
+        warm, rest = jobs[: max(workers, 1)], jobs[max(workers, 1) :]
+        list(opened.run(warm))
+        seconds = timed(lambda: list(opened.run(rest)))
+    return seconds / sum(job.scores.entry.receipt.rows for job in rest)
+
+
+def stage_figures(world: World, rounds: int) -> list[Figure]:
+    """The stage on one and two workers of one thread beside the bare loop, in turns."""
+    teacher, scored = FrozenTeacher(world.teacher), world.scored()
+    rows = sum(len(part.inputs) for part in scored)
+    found: dict[str, list[float]] = {"loop": [], "one": [], "two": []}
+    for number in range(rounds):
+        found["loop"].append(timed(partial(bare_loop, teacher, scored)) / rows)
+        for name, workers in (("one", 1), ("two", 2)):
+            fresh(world, workers)
+            found[name].append(stage_seconds(world, workers))
+        pace = ", ".join(f"{name} {1 / seconds[-1]:.1f} rows/s" for name, seconds in found.items())
+        print(f"round {number + 1} of {rounds}: {pace}", flush=True)
+    medium = {name: float(np.median(seconds)) for name, seconds in found.items()}
+    over = "stage's rows/s ÷ the bare loop's, one worker of one thread on Ray, shards written, start-up apart"
+    return [
+        Figure("stage_over_loop", medium["loop"] / medium["one"], over, ("≥", 0.90)),
+        Figure("two_workers", medium["one"] / medium["two"], "2 workers of 1 thread ÷ 1 worker of 1 thread", ("≥", 1.7)),
+        Figure("rows_per_second", 1 / medium["one"], "of one worker, one variant"),
+    ]
+
+
+def fresh(world: World, workers: int) -> None:
+    """Forget what a number of workers has computed."""
+    store = Path(world.runtime(workers).store)
+    for file in store.glob("*") if store.exists() else ():
+        file.unlink()
+
+
+def padding_figures(world: World, prepared: Path) -> list[Figure]:
+    """Tokens computed ÷ real tokens, partitions and batches as in the default run."""
+    tokenizer = load_tokenizer(world.teacher)
+    texts = pq.read_table(prepared / "train.parquet").column("text_a").to_pylist()
+    runs = [slice(place.start, place.stop) for place in places(prepared, "train", 256)]
+    found = []
+    for key, second, meaning in (
+        ("padding", None, "tokens computed ÷ real tokens, the corpus in shards of about 256 rows"),
+        ("padding_pairs", texts[1:] + texts[:1], "the same for pairs of its sentences, about as long as MRPC's"),
+    ):
+        lengths = np.array([len(ids) for ids in encode(tokenizer, texts, second, 128).input_ids])
+        computed = sum(padded_tokens(lengths[run]) for run in runs)
+        found.append(Figure(key, computed / lengths.sum(), meaning, ("≤", 1.10)))
+    return found
+
+
+def padded_tokens(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+    """Tokens of all batches of a partition, padding included."""
+    return sum(len(bucket) * int(lengths[bucket].max()) for bucket in length_buckets(lengths, BATCH_ROWS))
+
+
+def codec_figures(world: World) -> list[Figure]:
+    """How much of the divergence that the exact δ has is left after coding."""
+    found = []
+    for codec, norm, bar in (("sign", "linf", 0.95), ("int8", "l2", 0.99)):
+        exact = mean_divergence(world, "float16", norm)
+        kept = mean_divergence(world, codec, norm) / exact  # type: ignore[arg-type]
+        found.append(Figure(f"{codec}_kept", kept, f"divergence of the decoded δ ÷ of δ in float16, {norm}", ("≥", bar)))
+    made = variants_of(world, "sign", "linf")
+    bits = sum(8 * len(label.delta or b"") + 32 * len(label.delta_scale or ()) for label in made)
+    elements = sum(len(label.delta_scale or ()) for label in made) * FrozenTeacher(world.teacher).width
+    return [Figure("sign_bits", bits / elements, "stored bits an element, scales included", ("≤", 1.1)), *found]
+
+
+def mean_divergence(world: World, codec: CodecName, norm: str) -> float:
+    return float(np.mean([label.divergence for label in variants_of(world, codec, norm)]))
+
+
+def variants_of(world: World, codec: CodecName, norm: str) -> list[Any]:
+    models = ModelSet(ModelFolders(world.teacher), "float32")
+    making = Making(1, settings_of(codec=codec, perturbation={"norm": norm}), RADIUS, None)
+    return make_variant(models, world.scored()[0], None, making).labels
+
+
+def text_edit_figures(world: World, rounds: int) -> list[Figure]:
+    """Perturbed variants a second ÷ masked-LM variants a second, the teacher's logits included in both."""
+    config = AutoConfig.from_pretrained(world.teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        set_seed(0)
+        AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+        load_tokenizer(world.teacher).save_pretrained(folder)
+        words = MaskedLMSettings(model=folder, replace=0.4, candidates=15, batch_rows=64)
+        models = ModelSet(ModelFolders(world.teacher, None, words), "float32")
+        part = world.scored()[0].take(np.arange(min(64, len(world.scored()[0].inputs))))
+        inputs = part.inputs
+        candidates = models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids)
+        edits = settings_of(recipes=[["masked_lm"]], masked_lm=words.model_dump())
+        work: dict[str, Callable[[], object]] = {
+            "perturb": lambda: make_variant(models, part, None, Making(1, settings_of(), RADIUS, None)),
+            "replace": lambda: make_variant(models, part, candidates, Making(1, edits, 0.0, None)),
+            "candidates": lambda: models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
+        }
+        seconds = medians(work, rounds)
+    found = []
+    for key, copies in (("text_edit_ratio", TINYBERT_COPIES), ("text_edit_ratio_3", 3), ("text_edit_ratio_1", 1)):
+        ratio = (seconds["candidates"] / copies + seconds["replace"]) / seconds["perturb"]
+        found.append(Figure(key, ratio, f"perturbed variants/s ÷ masked-LM variants/s, {copies} of each text"))
+    return found
+
+
+def bf16_figures(world: World, rounds: int) -> list[Figure]:
+    """Rows a second and answers with the encoder's products in bfloat16."""
+    part = world.scored()[0]
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    sets = {precision: ModelSet(ModelFolders(world.teacher), precision) for precision in precisions}
+    work: dict[str, Callable[[], object]] = {
+        precision: partial(make_variant, models, part, None, Making(1, settings_of(), RADIUS, None))
+        for precision, models in sets.items()
+    }
+    seconds = medians(work, rounds)
+    answers = [m.teacher.logits(p.inputs, m.batches, BATCH_ROWS).argmax(1) for m in sets.values() for p in world.scored()]
+    half = len(answers) // 2
+    same = float(np.mean(np.concatenate(answers[:half]) == np.concatenate(answers[half:])))
+    return [
+        Figure("bf16_speedup", seconds["float32"] / seconds["bfloat16"], "rows/s in bfloat16 ÷ in float32"),
+        Figure("bf16_agreement", same, "share of rows with the same answer", ("≥", 0.995)),
+    ]
+
+
+def memory_figures(prepared: Path, rows: int) -> list[Figure]:
+    """Peak memory of whole runs of score and augment over ``rows`` and 10 × ``rows``, each a process of its own."""
+    (small, before), (large, _) = (peak_memory(prepared, count) for count in (rows, 10 * rows))
+    meaning = f"peak memory at {10 * rows:,} rows ÷ at {rows:,}, score and augment"
+    return [
+        Figure("memory_10x", large / small, meaning, ("≤", 1.2)),
+        Figure("memory_start_mb", before / 1000, "of the loaded program and a small teacher, before the first row"),
+        Figure("memory_peak_mb", small / 1000, f"peak at {rows:,} rows"),
+        Figure("memory_peak_10x_mb", large / 1000, f"peak at {10 * rows:,} rows"),
+    ]
+
+
+def peak_memory(prepared: Path, rows: int) -> tuple[int, int]:
+    """Peak and memory before the first row, in kilobytes."""
+    command = [sys.executable, "-m", "benchmarks.augment", "--memory", str(rows), "--prepared", str(prepared)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    peak, before = map(int, said.split())
+    return peak, before
+
+
+def run_for_memory(prepared: Path, rows: int) -> None:
+    """Score and augment so many rows with a small teacher in this process; print peak memory and that at the start."""
+    task = Task.read(prepared)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        teacher = small_teacher(folder / "teacher", prepared.parent.parent / "teacher" / task.name, task)
+        subset = first_rows(prepared, folder / "prepared", rows)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = peak_kilobytes()
+        runtime = RuntimeSettings(ray_address=None, workers=0, store=str(folder / "store"), max_bytes=None)
+        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
+        score(subset, teacher, scoring, runtime, folder / "scores")
+        augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
+        rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)
+        assert rows_there == rows, "every row was perturbed"
+        print(peak_kilobytes(), before)
+
+
+def peak_kilobytes() -> int:
+    """The most memory that this process has had, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def small_teacher(folder: Path, tokenizer_of: Path, task: Task) -> Path:
+    """A teacher of two narrow layers with random weights, so that memory is that of the rows."""
+    tokenizer = load_tokenizer(tokenizer_of)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        max_position_embeddings=512, **head_settings(task),
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    task.save(folder)
+    return folder
+
+
+@stage
+@click.option("--prepared", default="data/prepared/movies", show_default=True, type=click.Path(path_type=Path), help="Corpus.")
+@click.option("--teacher", default="data/teacher/movies", show_default=True, type=click.Path(path_type=Path), help="Model.")
+@click.option("--rows", default=640, show_default=True, help="Training rows that are timed.")
+@click.option("--rounds", default=3, show_default=True, help="Turns of which the median counts.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option("--memory", "memory_rows", type=int, hidden=True)
+def main(prepared: Path, teacher: Path, rows: int, rounds: int, target: Path | None, memory_rows: int | None) -> None:
+    """Measure the augment stage on this machine; close other programs first."""
+    if memory_rows is not None:
+        run_for_memory(prepared, memory_rows)
+        return
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = World(Path(folder) / "world", prepared, teacher, rows, shard_rows=64)
+        figures = [*loop_figures(world, rounds)[0], *stage_figures(world, rounds)]
+        figures += [*padding_figures(world, prepared), *codec_figures(world)]
+        figures += [*text_edit_figures(world, rounds), *bf16_figures(world, rounds), *memory_figures(prepared, 2000)]
+    print_table(f"augment, {rows} rows, {rounds} rounds, one thread a worker", figures)
+    if target is not None:
+        target.write_text(json.dumps({figure.key: round(figure.value, 4) for figure in figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

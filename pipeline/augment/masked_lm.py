@@ -1,0 +1,286 @@
+"""Words replaced by what a masked language model puts in their place, as TinyBERT augments its data.
+
+Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351): a word of one piece is masked and the model's K most probable
+words are its candidates; a word of several pieces has K near neighbours in an embedding space. Then every word is replaced by
+one of its candidates with a given probability. The authors' programme goes further than their algorithm: it spares stop words
+and whatever is not a-z, and shows the model the untouched sentence beside the masked one. Neither is done here.
+
+Two things differ from the paper. Its neighbours are GloVe's; our stand-in is the model's own word-embedding table, by cosine to
+the mean of the word's pieces. And a candidate is always one piece that is a word by itself, so a text never gets longer.
+
+Knows a masked language model and the tokenizer it shares with the teacher; not shards or stages.
+"""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from pipeline.augment.text_edits import Ids, Positions, Share, Types, runs
+from pipeline.config import Settings
+from pipeline.encoding import collate, length_buckets
+from pipeline.errors import PipelineError
+from pipeline.models import freeze, load_tokenizer, logits_from_ids, pick_device, tokenizer_hash, word_embeddings
+
+Booleans = npt.NDArray[np.bool_]
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder gives for bytes that are only a part of a character."""
+
+
+class MaskedLMSettings(Settings):
+    """Which model proposes words, and how many of them are taken."""
+
+    model: str
+    """Hub id or folder of a masked language model with the teacher's tokenizer, as safetensors."""
+    replace: Share
+    """Probability that a word is replaced; p_t of TinyBERT, there 0.4."""
+    candidates: Annotated[int, Field(ge=1)]
+    """Candidates a word; K of TinyBERT, there 15."""
+    batch_rows: Annotated[int, Field(ge=1)]
+    """Masked copies of rows a batch."""
+
+
+@dataclass(frozen=True)
+class RowCandidates:
+    """The words of one row and what may stand in their place."""
+
+    starts: Ids
+    """[words], the position of each word's first piece."""
+    stops: Ids
+    """[words], the position behind its last piece."""
+    ids: Ids
+    """[words × K], for each word its K candidates, best first."""
+
+
+def replace(
+    input_ids: Ids, token_type_ids: Types | None, candidates: RowCandidates, share: float, seed: int
+) -> tuple[Ids, Types | None]:
+    """One row whose words are each, with probability ``share``, replaced by one of their candidates, all equally likely.
+
+    A function of its arguments alone. A word of several pieces becomes one piece, so the row may get shorter, never longer;
+    token types follow their tokens. The word itself may be among its candidates, as in TinyBERT.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    words = len(candidates.starts)
+    each = len(candidates.ids) // max(words, 1)
+    chosen = generator.random(words) < share
+    drawn = candidates.ids[np.arange(words) * each + (generator.random(words) * each).astype(np.int64)]
+    ids, kept = input_ids.copy(), np.ones(len(input_ids), dtype=np.bool_)
+    ids[candidates.starts[chosen]] = drawn[chosen]
+    for start, stop in zip(candidates.starts[chosen], candidates.stops[chosen], strict=True):
+        kept[start + 1 : stop] = False
+    return ids[kept], None if token_type_ids is None else token_type_ids[kept]
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of special tokens; the unknown word is an ordinary one."""
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What each id of a vocabulary is within a word, as booleans [ids]."""
+
+    begins: Booleans
+    """Begins a word wherever it stands."""
+    apart: Booleans
+    """Is a word of its own, but joins a lone space before it: punctuation where spaces are marked, and added tokens."""
+    blank: Booleans
+    """Is a lone space, which begins a word."""
+    whole: Booleans
+    """Can be a word by itself: readable, and neither special nor added to the vocabulary later."""
+    special: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Pieces":
+        """Read off a tokenizer's vocabulary.
+
+        Raises:
+            PipelineError: the tokenizer does not say how its words begin.
+        """
+        continuing, space = _marks(tokenizer)
+        vocabulary, added = tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        known = added - {tokenizer.unk_token_id}
+        begins, apart, blank, whole = np.zeros((4, max(vocabulary.values()) + 1), dtype=np.bool_)
+        for piece, number in vocabulary.items():
+            text = _text(tokenizer, piece)
+            begins[number] = piece.startswith(space) and not (continuing and piece.startswith(continuing))
+            apart[number] = number in known or (space != "" and _is_punctuation(text))
+            blank[number] = piece == space
+            whole[number] = (begins[number] or apart[number]) and text != "" and BROKEN not in text and number not in added
+        return cls(begins, apart, blank, whole, special_ids(tokenizer))
+
+    def words(self, input_ids: Ids) -> Ids:
+        """First position of every word of a row and the one behind its last, [words, 2]; no word crosses a special token."""
+        here, before = input_ids[1:], input_ids[:-1]
+        behind = self.begins[here] | ((self.apart[here] | self.apart[before]) & ~self.blank[before])
+        spans: list[tuple[int, int]] = []
+        for start, stop in runs(input_ids, self.special):
+            starts = [start, *(start + 1 + np.flatnonzero(behind[start : stop - 1]))]
+            spans += zip(starts, [*starts[1:], stop], strict=True)
+        return np.array(spans, dtype=np.int32).reshape(-1, 2)
+
+
+class MaskedLM:
+    """A frozen masked language model on this worker's device, which proposes words."""
+
+    def __init__(self, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Load the model.
+
+        Args:
+            settings: names it, and how many candidates it gives.
+            tokenizer: the teacher's.
+
+        Raises:
+            PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
+        """
+        _refuse_other_tokenizer(settings.model, tokenizer)
+        self._settings = settings
+        self._device = pick_device()
+        self._model = freeze(_load(settings.model)).to(self._device)  # type: ignore[arg-type]
+        self._table = word_embeddings(self._model)
+        self._pieces = Pieces.of(tokenizer)
+        self._mask_id, self._pad_id = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id)
+        self._barred = _barred(self._pieces.whole, settings, len(self._table)).to(self._device)
+
+    @torch.inference_mode()
+    def candidates(self, input_ids: Sequence[Ids], token_type_ids: Sequence[Types] | None) -> list[RowCandidates]:
+        """The words of every row, each with its K candidates, none of them special or unknown.
+
+        Every word of one piece costs one pass of its row. Copies of all rows with one word masked share batches of like
+        length, and a batch is built when it is its turn, so memory does not grow with the rows.
+        """
+        spans = [self._pieces.words(ids) for ids in input_ids]
+        rows = np.repeat(np.arange(len(spans)), [len(words) for words in spans])
+        starts, stops = np.concatenate(spans).T
+        found = np.empty((len(rows), self._settings.candidates), dtype=np.int32)
+        one, several = np.flatnonzero(stops - starts == 1), np.flatnonzero(stops - starts > 1)
+        for words in self._batches(one, np.array([len(ids) for ids in input_ids])[rows]):
+            types = None if token_type_ids is None else [token_type_ids[row] for row in rows[words]]
+            found[words] = self._most_probable([input_ids[row] for row in rows[words]], types, starts[words])
+        directions = functional.normalize(self._table)
+        for words in self._batches(several, stops - starts):
+            pieces = [input_ids[rows[word]][starts[word] : stops[word]] for word in words]
+            found[words] = self._nearest(pieces, directions)
+        shares = np.split(found, np.cumsum([len(words) for words in spans])[:-1])
+        return [RowCandidates(words[:, 0], words[:, 1], ids.ravel()) for words, ids in zip(spans, shares, strict=True)]
+
+    def _batches(self, words: Positions, lengths: npt.NDArray[np.integer[Any]]) -> list[Positions]:
+        """Words in batches of like length; ``lengths`` are those of all words."""
+        return [words[chosen] for chosen in length_buckets(lengths[words], self._settings.batch_rows)]
+
+    def _most_probable(self, input_ids: Sequence[Ids], token_type_ids: Sequence[Types] | None, positions: Ids) -> Ids:
+        """Candidates [rows, K] for the word at one position of each row, which is masked."""
+        pairs = zip(input_ids, positions, strict=True)
+        masked = [np.where(np.arange(len(ids)) == position, self._mask_id, ids) for ids, position in pairs]
+        batch = collate(masked, token_type_ids, self._pad_id)
+        rows, places = torch.arange(len(masked)), torch.from_numpy(positions).long()
+
+        def only_masked(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
+            return (hidden[0][rows, places].unsqueeze(1),)
+
+        # The projection to the vocabulary is half the work of a small model; most models can be spared it but for the mask.
+        with self._model.get_output_embeddings().register_forward_pre_hook(only_masked):
+            logits = logits_from_ids(self._model, {name: value.to(self._device) for name, value in batch.items()})
+        return self._best(logits[:, 0] if logits.shape[1] == 1 else logits[rows, places])
+
+    def _nearest(self, words: Sequence[Ids], directions: Tensor) -> Ids:
+        """Candidates [words, K]: the nearest rows of the embedding table to the mean of each word's pieces, by cosine."""
+        means = [self._table[torch.tensor(pieces).long().to(self._device)].mean(dim=0) for pieces in words]
+        return self._best(functional.normalize(torch.stack(means)) @ directions.T)
+
+    def _best(self, scores: Tensor) -> Ids:
+        """Ids [rows, K] of the highest scores [rows, vocabulary] among whole words."""
+        best = scores.masked_fill(self._barred, -torch.inf).topk(self._settings.candidates).indices
+        return cast(Ids, best.to(torch.int32).cpu().numpy())
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What a piece starts with that continues a word, and what one starts with that begins a word; "" where there is none."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "none"}}
+    around = json.dumps([rules.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    if rules["model"]["type"] == "WordLevel":
+        return "", ""
+    if continuing := rules["model"].get("continuing_subword_prefix"):
+        return continuing, ""
+    for sign, space in (("▁", "▁"), ('"ByteLevel"', "Ġ")):
+        if sign in around:
+            return "", space
+    raise PipelineError(
+        f"masked-LM replacement cannot tell where words begin in the tokenizer of {tokenizer.name_or_path}: it knows word "
+        "pieces (##), byte-level pieces (Ġ), SentencePiece (▁) and whole words; choose another augmentation"
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, piece: str) -> str:
+    """A piece as a person reads it, without the space before it."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    return (piece if decoder is None else str(decoder.decode([piece]))).strip()
+
+
+def _is_punctuation(text: str) -> bool:
+    return text != "" and all(character != BROKEN and unicodedata.category(character)[0] in "PS" for character in text)
+
+
+def _barred(whole: Booleans, settings: MaskedLMSettings, size: int) -> Tensor:
+    """Where an id of the model's vocabulary, which may be larger than the tokenizer's, is never a candidate, [size]."""
+    if whole.sum() < settings.candidates:
+        raise PipelineError(
+            f"{settings.candidates} candidates a word are asked for, but the vocabulary of {settings.model} has only "
+            f"{whole.sum()} whole words; ask for fewer"
+        )
+    barred = torch.ones(size, dtype=torch.bool)
+    barred[np.flatnonzero(whole)] = False
+    return barred
+
+
+def _refuse_other_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    theirs, ours = tokenizer_hash(load_tokenizer(source)), tokenizer_hash(tokenizer)
+    if theirs != ours:
+        raise PipelineError(
+            f"the masked language model {source} has another tokenizer ({theirs[:12]}) than the teacher "
+            f"{tokenizer.name_or_path} ({ours[:12]}), so its words are not the teacher's; name a model that shares it"
+        )
+    if tokenizer.mask_token_id is None:
+        raise PipelineError(
+            f"the tokenizer of {source} has no mask token, so no word can be masked; choose another augmentation"
+        )
+
+
+def _load(source: str) -> PreTrainedModel:
+    """A masked language model from safetensors, in float32, all of whose weights were saved with it."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as cause:
+        raise PipelineError(
+            f"no masked language model can be loaded from {source}: {str(cause).strip().splitlines()[0]}"
+        ) from cause
+    # Weights that are tied to a saved one do not count as missing.
+    fresh = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    if fresh:
+        raise PipelineError(
+            f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "
+            f"in another shape ({', '.join(fresh[:3])}); name a checkpoint that was trained to fill masks"
+        )
+    return cast(PreTrainedModel, model)

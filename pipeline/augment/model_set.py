@@ -1,0 +1,66 @@
+"""What a worker computes with: the teacher, a scout, a masked language model, each loaded when first needed.
+
+Knows folders; not who computes or for which shard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pipeline.augment.batches import Batches
+from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
+from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
+from pipeline.scouting import ScoutFolder
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Where the models lie."""
+
+    teacher: Path
+    scout: Path | None = None
+    masked_lm: MaskedLMSettings | None = None
+    """Its model may also be a hub id, which every worker fetches itself."""
+
+    def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
+        """The same models at other places."""
+        scout = None if self.scout is None else moved(self.scout)
+        masked_lm = self.masked_lm
+        if masked_lm is not None and moved(Path(masked_lm.model)).is_dir():
+            masked_lm = masked_lm.model_copy(update={"model": str(moved(Path(masked_lm.model)))})
+        return ModelFolders(moved(self.teacher), scout, masked_lm)
+
+    def files(self) -> list[Path]:
+        """What a worker needs: of a model's folder its files, not what training left below; of a scout all snapshots."""
+        words = Path(self.masked_lm.model) if self.masked_lm is not None else None
+        flat = [folder for folder in (self.teacher, words) if folder is not None and folder.is_dir()]
+        found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
+        return sorted(found) + sorted(file for file in (self.scout.rglob("*") if self.scout else ()) if file.is_file())
+
+
+class ModelSet:
+    """The models of one worker; a teacher that cannot be loaded is the error of the first job, not of the worker."""
+
+    def __init__(self, folders: ModelFolders, precision: Precision) -> None:
+        self._folders, self._precision = folders, precision
+        self._scout: tuple[int, Scout] | None = None
+        self.batches = Batches()
+
+    @cached_property
+    def teacher(self) -> FrozenTeacher:
+        """The teacher on this worker's device."""
+        return FrozenTeacher(self._folders.teacher, self._precision)
+
+    @cached_property
+    def masked_lm(self) -> MaskedLM:
+        """The model that proposes words."""
+        assert self._folders.masked_lm is not None, "no recipe asks for masked_lm without its settings"
+        return MaskedLM(self._folders.masked_lm, self.teacher.tokenizer)
+
+    def scout(self, snapshot: int) -> Scout:
+        """A snapshot of the scout; the last one asked for is kept."""
+        assert self._folders.scout is not None, "only a job that is aimed at a scout asks for it"
+        if self._scout is None or self._scout[0] != snapshot:
+            self._scout = (snapshot, Scout(ScoutFolder(self._folders.scout), snapshot, self._precision))
+        return self._scout[1]

@@ -1,0 +1,231 @@
+"""What the two passes are to compute: the jobs with their keys, in order. Knows settings and hashes; computes no model.
+
+The radius of the perturbations is the one thing that must be found before the keys are known.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pipeline import encoding, models, perturbation, views
+from pipeline.augment import batches as batches_code
+from pipeline.augment import calibration as calibration_code
+from pipeline.augment import inputs as inputs_code
+from pipeline.augment import jobs as jobs_code
+from pipeline.augment import masked_lm as masked_lm_code
+from pipeline.augment import teacher as teacher_code
+from pipeline.augment import text_edits as text_edits_code
+from pipeline.augment import variants as variants_code
+from pipeline.augment.calibration import CalibrationJob, Found
+from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
+from pipeline.augment.partition import places
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
+from pipeline.augment.text_edits import OPERATIONS
+from pipeline.augment.variants import Making, Scored
+from pipeline.errors import PipelineError
+from pipeline.files import hash_of
+from pipeline.scouting import ScoutFolder, snapshot_for
+from pipeline.seeding import seed_of
+from pipeline.shards import codec as codec_code
+from pipeline.shards.lineage import code_hash, lineage
+from pipeline.shards.manifest import Key, ShardEntry, check_agreement
+from pipeline.shards.reader import Shards
+from pipeline.shards.schema import FORMAT_VERSION
+from pipeline.shards.store import ShardStore
+from pipeline.tasks import SPLITS, Kind
+
+SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, teacher_code, views)
+"""What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
+
+
+def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key, list[ScoreJob]]:
+    """The key that all scores share, and the jobs of every split."""
+    decided = settings.model_dump(include={"batch_rows", "precision"})
+    key: Key = lineage(teacher) | {"content": "scores", **decided, "code": code_hash(*SCORING_CODE)}
+    jobs = [
+        ScoreJob(place, key, settings.batch_rows)
+        for split in SPLITS
+        for place in places(prepared, split, settings.rows_per_shard)
+    ]
+    return key, jobs
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The second pass: variants of the train split of a set of scores."""
+
+    source: Shards
+    settings: AugmentSettings
+    snapshots: tuple[str, ...]
+    """Hashes of the scout's snapshots; empty where the teacher's own gradient is followed."""
+    key: Key
+    """What all shards share, whatever their recipe."""
+
+    @classmethod
+    def of(cls, scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings) -> "Augmentation":
+        """Check that all that is given belongs together.
+
+        Raises:
+            ShardMismatch: the scores, or the scout, were made with another teacher, tokenizer, label order or format.
+            PipelineError: the objective needs a scout and there is none, or the other way round.
+        """
+        source, wanted = Shards(scores), lineage(teacher)
+        check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
+        kind = source.manifest.task.kind
+        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind)]:
+            raise PipelineError("; ".join(faults))
+        snapshots: list[str] = []
+        if scout is not None:
+            found = ScoutFolder(scout).facts().key
+            check_agreement(
+                f"the snapshots of the scout in {scout}", wanted, found, "Make it again with this teacher: dvc repro"
+            )
+            snapshots = ScoutFolder(scout).hashes()
+        # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
+        made = {f"score_{name}": source.manifest.key[name] for name in ("batch_rows", "precision")}
+        return cls(source, settings, tuple(snapshots), wanted | {"content": "perturbations", **made})
+
+    @property
+    def name(self) -> str:
+        """What progress lines call it."""
+        return f"augment {self.source.manifest.task.name}"
+
+    def entries(self) -> Sequence[ShardEntry]:
+        """The score shards that become variants."""
+        return self.source.manifest.of_split("train")
+
+    def calibration(self) -> tuple[Key, CalibrationJob]:
+        """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
+        sample = self._sample()
+        job = CalibrationJob(sample, self.settings, len(self.snapshots) or None)
+        labels = [None if np.isnan(label) else float(label) for label in sample.labels]
+        rows = zip(sample.inputs.example_ids, sample.inputs.input_ids, labels, strict=True)
+        decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
+        note: Key = self.key | {
+            "calibration": decided,
+            "scout": list(self.snapshots),
+            "code": code_hash(*_code_of(["perturb"]), calibration_code),
+            "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
+        }
+        return note, job
+
+    def jobs(self, radius: float, store: ShardStore) -> list[VariantJob]:
+        """One for each variant and partition, variant by variant."""
+        decided = {variant: self._deciding(variant, radius) for variant in range(1, self.settings.variants + 1)}
+        return [
+            VariantJob(
+                scores=ScoreShard(self.source, entry),
+                shared_key=self.key,
+                deciding=decided[variant],
+                making=Making(variant, self.settings, radius, self._snapshot(variant)),
+                candidates=self._candidates_path(variant, entry, store),
+            )
+            for variant in decided
+            for entry in self.entries()
+        ]
+
+    def candidates(self, jobs: Sequence[VariantJob]) -> list[CandidatesJob]:
+        """What must be known before these jobs can replace words: one job a partition."""
+        needed = {job.partition for job in jobs if job.candidates is not None}
+        return [self._candidates_job(entry) for entry in self.entries() if entry.partition in needed]
+
+    def _deciding(self, variant: int, radius: float) -> Key:
+        recipe = self.settings.recipe(variant)
+        key = self.settings.deciding(variant, radius) | {"code": code_hash(*_code_of(recipe))}
+        if "masked_lm" in recipe:
+            key["masked_lm"] = key["masked_lm"] | self._candidates_key["masked_lm"]
+        if (snapshot := self._snapshot(variant)) is not None:
+            key["scout"] = self.snapshots[snapshot - 1]
+        return key
+
+    def _snapshot(self, variant: int) -> int | None:
+        aimed = self.snapshots and "perturb" in self.settings.recipe(variant)
+        return snapshot_for(variant, len(self.snapshots)) if aimed else None
+
+    @cached_property
+    def _candidates_key(self) -> Key:
+        """What decides the words that a masked language model proposes; not the share that is replaced.
+
+        Found once: it takes reading the whole model.
+        """
+        assert self.settings.masked_lm is not None, "settings with such a recipe say which model"
+        model = {"model": _source_hash(self.settings.masked_lm.model), "candidates": self.settings.masked_lm.candidates}
+        return {
+            "format_version": FORMAT_VERSION,
+            "content": "candidates",
+            "teacher": self.key["teacher"],
+            "tokenizer": self.key["tokenizer"],
+            "masked_lm": model,
+            "code": code_hash(masked_lm_code, text_edits_code, encoding),
+        }
+
+    def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
+        return CandidatesJob(ScoreShard(self.source, entry), self._candidates_key)
+
+    def _candidates_path(self, variant: int, entry: ShardEntry, store: ShardStore) -> Path | None:
+        if "masked_lm" not in self.settings.recipe(variant):
+            return None
+        return store.shard_path(self._candidates_job(entry).key)
+
+    def _sample(self) -> Scored:
+        """The examples whose ids have the smallest hashes, in the order of the corpus."""
+        drawn = heapq.nsmallest(self.settings.calibration_rows, self._drawn())
+        chosen = {entry: np.array(sorted(row for _, at, row in drawn if at == entry)) for entry in {at for _, at, _ in drawn}}
+        parts = [ScoreShard(self.source, self.entries()[entry]).read()[0].take(chosen[entry]) for entry in sorted(chosen)]
+        return Scored.joined(parts)
+
+    def _drawn(self) -> Iterator[tuple[int, int, int]]:
+        """For every training example a number from its id, and where it stands: entry and row."""
+        for number, entry in enumerate(self.entries()):
+            for row, example_id in enumerate(self.source.rows_of(entry).column("example_id").to_pylist()):
+                yield seed_of(self.settings.seed, "calibration", example_id), number, row
+
+
+def no_radius() -> Found:
+    """What stands for the radius where no variant is perturbed."""
+    return Found(0.0, 0.0, 0.0, 0)
+
+
+def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
+    """Where objective and aim do not go together."""
+    objective = settings.perturbation.objective
+    if scout and not settings.perturbs():
+        return ["no recipe perturbs, so a scout has nothing to do; set aim: teacher"]
+    if scout and not settings.aims():
+        return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
+    if scout and objective == "divergence":
+        return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
+    if not scout and settings.perturbs() and objective == "gap":
+        return ["the objective gap needs a scout: set aim: scout and give the task an entry in the section scouts"]
+    return []
+
+
+def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
+    """What makes no sense for a regression."""
+    radius: Any = settings.perturbation.radius
+    asks_flips = getattr(radius, "flips", None) is not None
+    if kind == "regression" and settings.perturbs() and asks_flips:
+        way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
+        return [f"the answers of a regression do not flip; give this task {way_out}"]
+    return []
+
+
+def _source_hash(source: str) -> str:
+    """Names a model by its weights, or a model of a hub by its commit."""
+    if Path(source).is_dir():
+        return models.model_hash(Path(source))
+    return f"{source}@{models.commit_of(source)}"
+
+
+def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
+    """The modules that decide the bytes of a variant; every row tells its divergence, which is defined beside the search."""
+    found = [*SCORING_CODE, variants_code, perturbation]
+    found += [codec_code] if "perturb" in recipe else []
+    found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
+    return found + ([masked_lm_code] if "masked_lm" in recipe else [])

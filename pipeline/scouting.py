@@ -1,0 +1,90 @@
+"""A scout's folder: snapshots of a small student along its training, at which perturbations are aimed.
+
+The distill half writes it, the augment half reads it. Knows files and hashes; not how a scout is trained or used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.files import hash_of, sha256_of, write_json
+from pipeline.models import model_hash
+
+SCOUT_FILE = "scout.json"
+MAP_FILE = "map.safetensors"
+
+
+class ScoutFacts(Settings):
+    """``scout.json``, written last."""
+
+    key: dict[str, Any]
+    """Of the scores it learnt from: teacher, tokenizer, label names."""
+    scores: str
+    """Hash of the manifest of these scores."""
+    snapshots: int
+    start: dict[str, Any]
+    """How its first weights came about."""
+    dev: float
+    """The task's metric on dev at the end of its training."""
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ScoutFolder:
+    """Snapshots 1..S, each a Hugging Face folder, and the map of embeddings where the scout's are narrower."""
+
+    folder: Path
+
+    def snapshot(self, number: int) -> Path:
+        """Where snapshot ``number`` lies, counted from 1."""
+        return self.folder / f"snapshot-{number}"
+
+    def facts(self) -> ScoutFacts:
+        """Read ``scout.json``.
+
+        Raises:
+            PipelineError: there is none, or it is damaged.
+        """
+        path = self.folder / SCOUT_FILE
+        try:
+            return ScoutFacts.model_validate_json(path.read_bytes())
+        except FileNotFoundError as cause:
+            raise PipelineError(
+                f"{self.folder} is no scout: it has no {SCOUT_FILE}; give the task an entry in the section scouts"
+            ) from cause
+        except ValidationError as cause:
+            raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+
+    def map(self) -> Tensor | None:
+        """[teacher's embedding width, scout's], or None where both share the teacher's space."""
+        path = self.folder / MAP_FILE
+        return safetensors.torch.load_file(path)["map"] if path.exists() else None
+
+    def save(self, facts: ScoutFacts, linear: Tensor | None) -> None:
+        """Write the map and, last, the facts; the snapshots lie there already."""
+        if linear is not None:
+            safetensors.torch.save_file({"map": linear.contiguous()}, self.folder / MAP_FILE)
+        write_json(self.folder / SCOUT_FILE, facts.model_dump())
+
+    def hashes(self) -> list[str]:
+        """What names each snapshot: its weights, and the map."""
+        path = self.folder / MAP_FILE
+        linear = sha256_of(path) if path.exists() else None
+        return [hash_of([model_hash(self.snapshot(n)), linear]) for n in range(1, self.facts().snapshots + 1)]
+
+
+def snapshot_for(variant: int, snapshots: int) -> int:
+    """Which snapshot variant ``variant`` is aimed at: 1..S in turn."""
+    return 1 + (variant - 1) % snapshots
+
+
+def snapshot_steps(total: int, snapshots: int) -> Sequence[int]:
+    """After which of ``total`` steps a snapshot is taken: evenly, the last at the end."""
+    return [round(total * number / snapshots) for number in range(1, snapshots + 1)]

@@ -1,0 +1,35 @@
+"""scout: a small student from the scores alone, at whose mistakes perturbations are aimed."""
+
+from pathlib import Path
+
+import click
+
+from pipeline import config
+from pipeline.config import Settings
+from pipeline.distill.scout import ScoutSettings, train_scout
+from stages.command import folder_option, params_option, stage
+
+
+class Needs(Settings):
+    scout: ScoutSettings
+
+
+@stage
+@click.option("--task", required=True, help="Name of the task, whose entry in the section `scouts` stands over `distill`.")
+@folder_option("--scores", "Folder that `score` wrote.")
+@folder_option("--teacher", "Folder that `teach` wrote: tokenizer, configuration and first weights; the teacher never runs.")
+@params_option
+@folder_option("--out", "Where to write the snapshots of the scout.")
+def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> None:
+    """Train a scout for one task and keep snapshots along its training.
+
+    A perturbation that moves the teacher need not move a student. With `aim: scout` variant i is searched by the gradient of
+    snapshot i, and labelled by the teacher.
+    """
+    needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"))
+    facts = train_scout(scores, teacher, needs.scout, out)
+    click.echo(f"{out}: {facts.snapshots} snapshots, dev {facts.dev:.4f} at the end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.augment.batches import Batches, half, out_of_memory
+from pipeline.augment.inputs import Inputs
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.recipes import Recipe
+from pipeline.augment.variants import Made, Making, Scored, make_variant
+from pipeline.encoding import EVEN_ROWS, Integers
+from pipeline.errors import PipelineError
+from tests.pipeline.augment.test_teacher import make_inputs
+from tests.world import augment_settings
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    MemoryError("Unable to allocate 3.0 GiB for an array"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"
+    ),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+class Device:
+    """Computes rows up to a number, and above it runs out of memory; it notes what it was given."""
+
+    def __init__(self, room: Callable[[Inputs, int], bool], error: Exception = ERRORS[0]) -> None:
+        self.room, self.error = room, error
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> list[str]:
+        self.asked.append((len(rows), tokens))
+        if not self.room(rows, tokens):
+            raise self.error
+        return [f"{name} at {position}" for name, position in zip(rows.example_ids, positions, strict=True)]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [rows for rows, _ in self.asked]
+
+
+def up_to(rows: int, error: Exception = ERRORS[0]) -> Device:
+    return Device(lambda asked, tokens: len(asked) <= rows, error)
+
+
+def of_lengths(lengths: list[int] | npt.NDArray[np.int64]) -> Inputs:
+    return Inputs([f"example {i}" for i in range(len(lengths))], [np.ones(length, np.int32) for length in lengths], None)
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=70), batch_rows=st.integers(1, 40), room=st.integers(1, 40))
+@settings(deadline=None)
+def test_every_row_gets_its_own_result_in_its_own_place_whatever_fits(lengths: list[int], batch_rows: int, room: int) -> None:
+    found = Batches().run(of_lengths(lengths), batch_rows, up_to(room))
+    assert found == [f"example {row} at {row}" for row in range(len(lengths))]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[-22:])
+def test_a_batch_that_does_not_fit_is_halved_and_later_ones_start_at_what_fits(error: Exception) -> None:
+    device, batches = up_to(8, error), Batches()
+    batches.run(of_lengths([5] * 64), 32, device)
+    assert device.sizes == [32, 16, *[8] * 8]
+    device.asked.clear()
+    batches.run(of_lengths([5] * 40), 32, device)
+    assert device.sizes == [8] * 5, "what fits is remembered from one call to the next"
+
+
+def test_what_was_halved_is_said_once() -> None:
+    batches = Batches()
+    batches.run(of_lengths([5] * 64), 32, up_to(8))
+    assert batches.notes() == [
+        "memory ran out at 32 rows a batch; it goes on with 16",
+        "memory ran out at 16 rows a batch; it goes on with 8",
+    ]
+    assert batches.notes() == []
+    batches.run(of_lengths([5] * 64), 32, up_to(8))
+    assert batches.notes() == []
+
+
+@pytest.mark.parametrize("rows", range(2, 200))
+def test_half_is_fewer_rows_and_a_multiple_of_eight_as_long_as_possible(rows: int) -> None:
+    found = half(rows)
+    assert 1 <= found < rows
+    assert found % EVEN_ROWS == 0 if rows > EVEN_ROWS else found == rows // 2
+    assert found <= rows / 2 + EVEN_ROWS
+
+
+@given(rows=st.integers(EVEN_ROWS, 60), room=st.integers(EVEN_ROWS, 60))
+@settings(deadline=None)
+def test_no_piece_of_a_batch_is_shorter_than_eight_rows_while_eight_fit(rows: int, room: int) -> None:
+    device = up_to(room)
+    Batches().run(of_lengths([5] * rows), 60, device)
+    assert min(device.sizes) >= EVEN_ROWS, "the rest of a batch that was cut would have other bits"
+
+
+def test_the_pieces_of_a_batch_are_padded_as_the_whole_batch_would_be() -> None:
+    inputs = of_lengths(np.random.default_rng(0).permutation(np.repeat(np.arange(20, 36), 4)))
+    whole, cut = up_to(64), up_to(8)
+    Batches().run(inputs, 32, whole)
+    Batches().run(inputs, 32, cut)
+    assert whole.sizes != cut.sizes
+    assert [tokens for rows, tokens in cut.asked if rows == 8] == [
+        tokens for rows, tokens in whole.asked for _ in range(rows // 8)
+    ]
+
+
+def test_one_row_that_does_not_fit_is_refused_by_its_name_and_length_and_the_others_are_not_blamed() -> None:
+    device = Device(lambda rows, tokens: "example 2" not in rows.example_ids)
+    with pytest.raises(PipelineError) as refusal:
+        Batches().run(of_lengths([5, 6, 9, 7]), 4, device)
+    assert str(refusal.value) == (
+        "example example 2 with its 9 tokens does not fit into memory even alone; "
+        "set a smaller tasks.<task>.teacher.max_length, or use a larger device"
+    )
+    assert device.sizes[-1] == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("can't allocate")])
+def test_another_error_is_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+    device, batches = up_to(8, error), Batches()
+    with pytest.raises(type(error)) as raised:
+        batches.run(of_lengths([5] * 16), 16, device)
+    assert raised.value is error
+    assert device.sizes == [16]
+    assert batches.notes() == []
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_what_a_failed_batch_held_is_let_go_before_the_next_try() -> None:
+    class Held:
+        alive = 0
+
+        def __init__(self) -> None:
+            Held.alive += 1
+
+        def __del__(self) -> None:
+            Held.alive -= 1
+
+    def compute(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
+        assert Held.alive == 0, "the error of the try before still holds its tensors"
+        held = Held()
+        if len(rows) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        del held
+        return [0] * len(rows)
+
+    Batches().run(of_lengths([5] * 16), 16, compute)
+
+
+def made_with(folder: Path, room: int, recipe: Recipe, rows: int, batch_rows: int) -> tuple[Made, list[int]]:
+    """A variant of rows by a teacher that takes so many rows at once, and the batches it was asked for."""
+    models, many, sizes = ModelSet(ModelFolders(folder), "float32"), make_inputs(10 * rows), []
+    inputs = many.take(np.argsort(-many.lengths(), kind="stable")[:rows])  # of like length, so that batches are large
+    clean = models.teacher.logits(inputs, Batches(), 8)
+    whole = models.teacher.logits_at
+
+    def limited(batch: dict[str, torch.Tensor], embeddings: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(embeddings))
+        if len(embeddings) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(batch, embeddings)
+
+    models.teacher.logits_at = limited  # type: ignore[method-assign]
+    settings = augment_settings(recipes=[recipe], batch_rows=batch_rows, perturbation={"steps": 2, "step_size": 0.7})
+    scored = Scored(inputs, np.full(rows, np.nan), clean)
+    return make_variant(models, scored, None, Making(1, settings, 0.3, None)), sizes
+
+
+@pytest.mark.parametrize("recipe", [["perturb"], ["mask", "perturb"], ["delete"], ["mix"]], ids=" ".join)
+@pytest.mark.parametrize("rows", [64, 59])
+@pytest.mark.parametrize("room", [8, 16])
+def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, recipe: Recipe, rows: int, room: int) -> None:
+    undisturbed, whole = made_with(teacher, 10**6, recipe, rows, 32)
+    found, pieces = made_with(teacher, room, recipe, rows, 32)
+    assert max(whole) == max(pieces) > 16, "what was tried first did not fit"
+    assert found.labels == undisturbed.labels, "δ, scales, logits and all that is told of them"
+    for one, other in zip(found.inputs.input_ids, undisturbed.inputs.input_ids, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_rest_of_a_cut_batch_has_the_same_bits_however_short_it_is(teacher: Path) -> None:
+    for rows in range(17, 24):
+        undisturbed, _ = made_with(teacher, 10**6, ["perturb"], rows, 32)
+        assert made_with(teacher, 8, ["perturb"], rows, 32)[0].labels == undisturbed.labels

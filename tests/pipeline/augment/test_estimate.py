@@ -1,0 +1,282 @@
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, set_seed
+
+from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, score_estimate
+from pipeline.augment.masked_lm import MaskedLM
+from pipeline.augment.passes import augment, score
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.teacher import FrozenModel
+from pipeline.augment.workers import ThisProcess
+from pipeline.errors import PipelineError
+from pipeline.shards.codec import CODECS, CodecName
+from pipeline.shards.reader import Shards
+from tests.world import SCORE_SETTINGS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared
+
+ONE_SHARD = SCORE_SETTINGS.model_copy(update={"rows_per_shard": 300, "batch_rows": 32})
+RECIPES = [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]
+
+
+@dataclass
+class Passes:
+    """Rows of the passes of a teacher, those that a gradient is taken through apart."""
+
+    rows: list[int] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)
+
+    def taken(self) -> tuple[int, int]:
+        counted = sum(self.rows), sum(self.followed)
+        self.rows.clear()
+        self.followed.clear()
+        return counted
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Passes:
+    counted, logits_at = Passes(), FrozenModel.logits_at
+
+    def counting(model: FrozenModel, batch: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+        counted.rows.append(len(embeddings))
+        if embeddings.requires_grad:
+            counted.followed.append(len(embeddings))
+        return logits_at(model, batch, embeddings)
+
+    monkeypatch.setattr(FrozenModel, "logits_at", counting)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    return counted
+
+
+@pytest.fixture(scope="module")
+def scores(made: tuple[Path, Path]) -> Path:
+    """Of 60 training rows; read only."""
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
+    """Scores of 400 training rows in one or two shards; read only."""
+    folder = tmp_path_factory.mktemp("many")
+    prepared = save_prepared(folder / "prepared", make_task(), {"train": 400, "dev": 4, "test": 4})
+    score(prepared, teacher, ONE_SHARD, runtime_at(folder), folder / "scores")
+    return folder / "scores"
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
+
+
+def planned(scores: Path, teacher: Path, folder: Path, settings: AugmentSettings) -> Estimate:
+    return augment_estimate(scores, teacher, None, settings, runtime_at(folder))
+
+
+def test_a_plan_writes_nothing_not_even_a_time_or_an_empty_store(
+    scores: Path, prepared: Path, teacher: Path, tmp_path: Path
+) -> None:
+    settings = augment_settings()
+    for already in (False, True):
+        if already:
+            score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+            augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+        before = [tree(folder) for folder in (tmp_path, scores, prepared, teacher)]
+        score_estimate(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path))
+        planned(scores, teacher, tmp_path, settings)
+        planned(scores, teacher, tmp_path, augment_settings({"radius": {"flips": 0.1}}))
+        assert [tree(folder) for folder in (tmp_path, scores, prepared, teacher)] == before
+        assert (tmp_path / "store").exists() == already
+
+
+@pytest.mark.parametrize("search", [{}, {"objective": "none", "radius": {"flips": 0.1}}, {"radius": {"divergence": 0.1}}])
+def test_shards_are_counted_before_half_way_and_after(
+    scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
+) -> None:
+    settings = augment_settings(search, variants=2)
+    shards = 2 * len(Shards(scores).manifest.of_split("train"))
+    before = planned(scores, teacher, tmp_path, settings)
+    assert (before.shards, before.missing, before.rows, before.missing_rows, before.variants) == (shards, shards, 60, 120, 2)
+    run = ThisProcess.run
+
+    def three_jobs(workers: ThisProcess, jobs: Any) -> Iterator[Any]:
+        yield from run(workers, jobs[:3])
+        if len(jobs) > 3:
+            raise PipelineError("killed")
+
+    monkeypatch.setattr(ThisProcess, "run", three_jobs)
+    with pytest.raises(PipelineError, match="killed"):
+        augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    monkeypatch.setattr(ThisProcess, "run", run)
+    assert planned(scores, teacher, tmp_path, settings).missing == shards - 3
+    augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    after = planned(scores, teacher, tmp_path, settings)
+    assert (after.missing, after.missing_rows, after.forwards, after.backwards, after.seconds) == (0, 0, 0, 0, 0.0)
+    assert set(after.bytes.values()) == {0}
+
+
+def test_a_damaged_shard_is_missing(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
+    for number, path in enumerate(sorted((tmp_path / "store").glob("*.arrow"))[:2]):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content[:-1] if number else bytes([content[0] ^ 1]) + content[1:])
+    assert planned(scores, teacher, tmp_path, augment_settings()).missing == 2
+
+
+def test_a_radius_that_is_not_known_means_that_nothing_is_in_the_store(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    augment(scores, teacher, None, augment_settings({"radius": 0.3}), runtime_at(tmp_path), tmp_path / "shards")
+    found = planned(scores, teacher, tmp_path, augment_settings({"radius": {"flips": 0.1}}))
+    assert found.missing == found.shards
+    edits = augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]])
+    augment(scores, teacher, None, edits, runtime_at(tmp_path), tmp_path / "shards")
+    assert planned(scores, teacher, tmp_path, edits).missing == 0, "edits need no radius"
+
+
+@pytest.mark.parametrize("codec", list(CODECS))
+def test_bytes_are_those_of_the_shards_then_written(many: Path, teacher: Path, tmp_path: Path, codec: CodecName) -> None:
+    settings = augment_settings(variants=1, codec=codec, batch_rows=32)
+    asked = {other: planned(many, teacher, tmp_path, settings.model_copy(update={"codec": other})) for other in CODECS}
+    manifest = augment(many, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    written = sum(entry.receipt.bytes for entry in manifest.shards)
+    assert [estimate.bytes[codec] for estimate in asked.values()] == [pytest.approx(written, rel=0.1)] * len(CODECS)
+    assert asked["sign"].bytes["sign"] < asked["sign"].bytes["int8"] / 1.5 < asked["sign"].bytes["float16"] / 2
+
+
+def test_bytes_of_small_shards_and_of_other_recipes_are_close_too(
+    many: Path, scores: Path, teacher: Path, tmp_path: Path
+) -> None:
+    for folder, recipe in ((scores, "perturb"), (many, "mask"), (many, "mix")):
+        settings = augment_settings(variants=1, recipes=[[recipe]], batch_rows=32)
+        estimate = planned(folder, teacher, tmp_path, settings).bytes["int8"]
+        manifest = augment(folder, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+        assert estimate == pytest.approx(sum(entry.receipt.bytes for entry in manifest.shards), rel=0.1), recipe
+
+
+def test_mixed_rows_are_as_long_as_the_longer_of_two_drawn_at_random() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, size=200)
+    drawn = np.random.default_rng(1).choice(lengths, (2, 200_000)).max(axis=0).mean()
+    assert mixed_tokens(lengths) == pytest.approx(drawn * len(lengths), rel=0.01)
+
+
+NONE = {"objective": "none", "radius": {"flips": 0.1}}
+SEARCHES: list[dict[str, Any]] = [{}, {"steps": 3}, {"objective": "noise"}, NONE, {"objective": "label"}]
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_passes_are_those_of_the_run(
+    scores: Path, teacher: Path, tmp_path: Path, passes: Passes, search: dict[str, Any]
+) -> None:
+    settings = augment_settings(search, variants=4, recipes=RECIPES)
+    estimate = planned(scores, teacher, tmp_path, settings)
+    passes.taken()
+    augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    assert (estimate.forwards, estimate.backwards) == passes.taken()
+    more = settings.model_copy(update={"variants": 5})
+    estimate = planned(scores, teacher, tmp_path, more)
+    passes.taken()
+    augment(scores, teacher, None, more, runtime_at(tmp_path), tmp_path / "shards")
+    assert (estimate.forwards, estimate.backwards) == passes.taken(), "the effect of the radius is known by now"
+
+
+@pytest.mark.parametrize("search", [{"radius": 0.5}, {"radius": {"divergence": 0.1}}])
+def test_passes_are_at_most_so_many_where_answers_are_kept_or_a_radius_is_searched(
+    scores: Path, teacher: Path, tmp_path: Path, passes: Passes, search: dict[str, Any]
+) -> None:
+    settings = augment_settings(search, keep_label=True)
+    estimate = planned(scores, teacher, tmp_path, settings)
+    passes.taken()
+    augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    forwards, backwards = passes.taken()
+    assert forwards < estimate.forwards <= 4 * forwards
+    assert backwards <= estimate.backwards <= backwards + settings.calibration_rows
+
+
+def test_no_variants_cost_nothing(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    estimate = planned(scores, teacher, tmp_path, augment_settings(variants=0))
+    assert (estimate.shards, estimate.forwards, estimate.backwards, estimate.seconds) == (0, 0, 0, 0.0)
+
+
+def test_a_score_plan_counts_every_row_of_every_split_that_is_not_scored(
+    prepared: Path, teacher: Path, tmp_path: Path, passes: Passes
+) -> None:
+    before = score_estimate(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path))
+    passes.taken()
+    manifest = score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    assert (before.forwards, before.backwards) == passes.taken()
+    assert (before.rows, before.missing, before.shards) == (100, len(manifest.shards), len(manifest.shards))
+    assert before.seconds > 0
+    after = score_estimate(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path))
+    assert (after.rows, after.missing, after.forwards, after.seconds) == (100, 0, 0, 0.0)
+
+
+def test_timing_asks_a_masked_language_model_for_a_few_texts_only(
+    many: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(tmp_path / "words")
+    make_tokenizer().save_pretrained(tmp_path / "words")
+    asked, look_up = [], MaskedLM.candidates
+    monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
+    words = {"model": str(tmp_path / "words"), "replace": 0.4, "candidates": 5, "batch_rows": 16}
+    settings = augment_settings(recipes=[["masked_lm"]], masked_lm=words, calibration_rows=64)
+    assert planned(many, teacher, tmp_path, settings).seconds > 0
+    assert max(asked) <= 4
+
+
+ESTIMATE = Estimate(
+    name="augment movies", rows=1600, variants=2, shards=8, missing=6, missing_rows=2400,
+    bytes={"float16": 2_500_000_000, "int8": 1_300_000, "sign": 999}, codec="int8",
+    forwards=4800, backwards=2400, seconds=600.0, workers=2,
+)  # fmt: skip
+
+
+def test_the_plan_as_a_person_reads_it() -> None:
+    assert ESTIMATE.lines() == [
+        "augment movies: nothing is written, this is the plan",
+        "  examples         1,600 in 2 variants",
+        "  shards           8: 2 in the store, 6 to compute",
+        "  rows to compute  2,400",
+        "  teacher passes   4,800 forward, 2,400 backward, a row each, at most",
+        "  bytes to write   float16 2.5 GB, int8 1.3 MB (chosen), sign 999 B",
+        "  time             about 5 min on 2 workers, about 10 min on one, by a short timing on this machine",
+    ]
+    scored = replace(ESTIMATE, variants=0, bytes={}, workers=1, seconds=20_000.0).lines()
+    assert [line for line in scored if "variants" in line or "bytes" in line] == []
+    assert scored[-1] == "  time             about 5.6 h, by a short timing on this machine"
+
+
+def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_exactly_enough_is_not(
+    scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    run = ThisProcess.run
+    monkeypatch.setattr(ThisProcess, "run", lambda self, jobs: started.extend(job.name for job in jobs) or run(self, jobs))
+    settings = augment_settings({"radius": {"divergence": 0.1}})
+    needed = planned(scores, teacher, tmp_path, settings).bytes
+    room = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"] - 1})
+    with pytest.raises(PipelineError) as refusal:
+        augment(scores, teacher, None, settings, room, tmp_path / "shards")
+    sizes = {codec: f"{size / 1000:.3g} kB" for codec, size in needed.items()}
+    assert str(refusal.value) == (
+        f"augment tiny would write about {sizes['int8']}, runtime.max_bytes allows {sizes['int8']}; nothing was computed. "
+        f"With another codec it would be: float16 {sizes['float16']}, sign {sizes['sign']}"
+    )
+    assert started == ["calibration of the radius on 8 rows"]
+    assert [path.name.split(".", 1)[1] for path in (tmp_path / "store").iterdir()] == ["note.json"]
+    assert not (tmp_path / "shards").exists()
+    assert len(json.loads(next((tmp_path / "store").iterdir()).read_text())["value"]) == 4
+    enough = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"]})
+    assert len(augment(scores, teacher, None, settings, enough, tmp_path / "shards").shards) == len(started) - 1
+
+
+def test_what_the_store_has_does_not_count_against_max_bytes(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
+    least = runtime_at(tmp_path).model_copy(update={"max_bytes": 1})
+    assert augment(scores, teacher, None, augment_settings(), least, tmp_path / "shards").shards
+    with pytest.raises(PipelineError, match=r"would write about .* kB, runtime\.max_bytes allows 1 B"):
+        augment(scores, teacher, None, augment_settings(variants=3), least, tmp_path / "shards")

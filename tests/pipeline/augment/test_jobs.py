@@ -1,0 +1,230 @@
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+from transformers import BertConfig, BertForMaskedLM, set_seed
+
+from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, kept, read_candidates
+from pipeline.augment.masked_lm import MaskedLMSettings
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.passes import augment, score
+from pipeline.augment.plans import Augmentation, scoring
+from pipeline.errors import PipelineError
+from pipeline.files import hash_of
+from pipeline.shards.reader import Shards
+from pipeline.shards.schema import candidates_schema
+from pipeline.shards.store import ShardStore
+from tests.world import SCORE_SETTINGS, WORDS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared
+
+
+@pytest.fixture(scope="module")
+def scores(made: tuple[Path, Path]) -> Path:
+    """Of 60 training rows; read only."""
+    return made[0]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    return ShardStore(tmp_path / "store")
+
+
+def with_weights(teacher: Path, folder: Path, name: str, row: slice, value: float) -> Path:
+    """The teacher with part of one weight replaced."""
+    copied = Path(shutil.copytree(teacher, folder))
+    weights = safetensors.torch.load_file(copied / "model.safetensors")
+    weights[name][row] = value
+    safetensors.torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    return copied
+
+
+def test_every_receipt_counts_what_its_rows_say(made: tuple[Path, Path]) -> None:
+    shards = Shards(made[1])
+    assert len(shards.manifest.shards) > 2
+    for entry in shards.manifest.shards:
+        rows, counted = shards.rows_of(entry), entry.receipt.statistics
+        assert counted["divergence"] == pytest.approx(pc.mean(rows.column("divergence")).as_py())
+        assert counted["flipped"] == sum(rows.column("flipped").to_pylist())
+        assert (counted["vanished"], counted["shortened"]) == (0, 0)
+        assert (entry.receipt.rows, entry.receipt.tokens) == (len(rows), rows.lengths().sum())
+
+
+def test_a_score_receipt_counts_the_texts_that_were_cut(prepared: Path, teacher: Path, store: ShardStore) -> None:
+    _, (job, *_) = scoring(prepared, teacher, SCORE_SETTINGS)
+    work = job.work()
+    shorter = ScoreWork(work.examples, job.key | {"max_length": 6}, 6, 8)
+    lengths = [len(text.split()) + 2 for text in work.examples.first]
+    receipt = shorter.run(ModelSet(ModelFolders(teacher), "float32"), store).result
+    assert receipt.statistics == {"truncated": sum(length > 6 for length in lengths)}
+    assert (receipt.rows, receipt.tokens) == (len(lengths), sum(min(length, 6) for length in lengths))
+
+
+def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+    constant = with_weights(teacher, tmp_path / "constant", "classifier.weight", slice(None), 0.0)
+    score(prepared, constant, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    settings = augment_settings(recipes=[["perturb"], ["mask"]])
+    found = augment(tmp_path / "scores", constant, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    for entry in found.shards:
+        assert entry.receipt.statistics["vanished"] == (entry.receipt.rows if entry.variant == 1 else 0)
+
+
+def test_rows_whose_perturbation_was_shortened_are_counted_and_none_flips(
+    scores: Path, teacher: Path, tmp_path: Path, store: ShardStore
+) -> None:
+    counted = {}
+    for keep_label in (False, True):
+        settings = augment_settings({"radius": 0.5}, keep_label=keep_label, variants=1)
+        found = augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+        statistics = [entry.receipt.statistics for entry in found.shards]
+        counted[keep_label] = [[held[name] for held in statistics] for name in ("flipped", "shortened")]
+    assert counted[True] == [[0.0] * len(found.shards), counted[False][0]]
+    assert sum(counted[False][0]) > 0
+
+
+def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+    settings = augment_settings(variants=3, recipes=[["perturb"], ["mask"], ["mix"]])
+    augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    shards = Shards(tmp_path / "shards")
+    present = {}
+    for variant in (1, 2, 3):
+        rows = shards.rows("train", variant)
+        nulls = {
+            name: rows.column(name).null_count for name in ("delta", "delta_scale", "partner_id", "partner_ids", "own_weight")
+        }
+        assert set(nulls.values()) <= {0, len(rows)}
+        present[variant] = {name for name, missing in nulls.items() if not missing}
+    assert present == {1: {"delta", "delta_scale"}, 2: set(), 3: {"partner_id", "partner_ids", "own_weight"}}
+
+
+def test_jobs_have_names_and_keys_of_their_own(scores: Path, prepared: Path, teacher: Path, store: ShardStore) -> None:
+    _, scored = scoring(prepared, teacher, SCORE_SETTINGS)
+    variants = Augmentation.of(scores, teacher, None, augment_settings(variants=3, recipes=[["perturb"], ["mask"]])).jobs(
+        0.2, store
+    )
+    jobs = [*scored, *variants]
+    assert len({hash_of(job.key) for job in jobs}) == len({job.name for job in jobs}) == len(jobs) > 15
+    assert (scored[0].name, variants[0].name) == ("scores of train, partition 0", "variant 1, partition 0")
+    assert all(job.key["variant"] == job.variant for job in jobs)
+
+
+def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
+    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+) -> None:
+    copied = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    _, jobs = scoring(copied, teacher, SCORE_SETTINGS)
+    held, work = pickle.dumps(jobs), jobs[0].work()
+    assert not any(text.encode() in held for text in work.examples.first)
+    assert work.examples.first[0].encode() in pickle.dumps(work)
+    (copied / "train.parquet").unlink()
+    with pytest.raises(FileNotFoundError):
+        jobs[0].work()
+
+
+def test_work_that_travelled_gives_the_same_bytes(scores: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+    settings = augment_settings(variants=2, recipes=[["perturb"], ["mix"]])
+    for job in Augmentation.of(scores, teacher, None, settings).jobs(0.2, store)[::4]:
+        models = ModelSet(ModelFolders(teacher), "float32")
+        here = job.work().run(models, store).result
+        there = pickle.loads(pickle.dumps(job.work())).run(models, ShardStore(tmp_path / "other")).result
+        assert here == there
+
+
+def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, store: ShardStore) -> None:
+    prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 20, "dev": 4, "test": 4})
+    table = pq.read_table(prepared / "train.parquet")
+    labels = pa.array([None if number % 2 else 1 for number in range(20)], pa.int32())
+    pq.write_table(table.set_column(2, "label", labels), prepared / "train.parquet")
+    score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    gold = augment_settings({"objective": "gold_label"})
+    augment(tmp_path / "scores", teacher, None, gold, runtime_at(tmp_path), tmp_path / "shards")
+    assert Shards(tmp_path / "shards").rows("train", 2).column("label").to_pylist() == labels.to_pylist()
+
+
+def test_a_teacher_with_a_weight_that_is_no_number_is_named_with_shard_and_example_and_nothing_is_published(
+    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+) -> None:
+    broken = with_weights(teacher, tmp_path / "broken", "classifier.weight", slice(0, 1), float("nan"))
+    sentence = (
+        r"^scores of train, partition 0 failed: the teacher answers the untouched input of example train00000 with a value "
+        r"that is not a number \((\d+) such rows\); the teacher is broken, train it again with a smaller learning rate$"
+    )
+    with pytest.raises(PipelineError, match=sentence):
+        score(prepared, broken, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    assert list(store.folder.iterdir()) == []
+
+
+def test_a_variant_that_the_teacher_does_not_answer_is_named_with_its_example(
+    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+) -> None:
+    mask = slice(make_tokenizer().mask_token_id, make_tokenizer().mask_token_id + 1)
+    broken = with_weights(teacher, tmp_path / "broken", "bert.embeddings.word_embeddings.weight", mask, float("nan"))
+    score(prepared, broken, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    masked = augment_settings(variants=1, recipes=[["mask"]])
+    with pytest.raises(
+        PipelineError, match=r"^variant 1, partition 0 failed: the teacher answers variant 1 of example train\d{5} with a value"
+    ):
+        augment(tmp_path / "scores", broken, None, masked, runtime_at(tmp_path), tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(store: ShardStore) -> None:
+    def fail(error: Exception) -> Any:
+        raise error
+
+    with pytest.raises(PipelineError, match=rf"^the store {store.folder} does not take it: Read-only file system$") as refusal:
+        kept(store, {}, lambda path: fail(OSError(30, "Read-only file system")))
+    assert isinstance(refusal.value.__cause__, OSError)
+    with pytest.raises(PipelineError, match=r"does not take it: said otherwise$"):
+        kept(store, {}, lambda path: fail(OSError("said otherwise")))
+    with pytest.raises(ValueError, match="columns"):
+        kept(store, {}, lambda path: fail(ValueError("columns")))
+    assert not store.has_receipt({})
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> MaskedLMSettings:
+    set_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(tmp_path / "words")
+    make_tokenizer().save_pretrained(tmp_path / "words")
+    return MaskedLMSettings(model=str(tmp_path / "words"), replace=0.4, candidates=5, batch_rows=16)
+
+
+def test_candidates_come_back_from_the_store_as_they_were_found(
+    scores: Path, teacher: Path, store: ShardStore, words: MaskedLMSettings
+) -> None:
+    shards = Shards(scores)
+    job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
+    models = ModelSet(ModelFolders(teacher, None, words), "float32")
+    receipt = job.work().run(models, store).result
+    assert store.find(job.key) == receipt
+    inputs = job.scores.read()[0].inputs
+    found, read = (
+        models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
+        read_candidates(store.shard_path(job.key)),
+    )
+    assert len(read) == len(found) == receipt.rows
+    for here, there in zip(found, read, strict=True):
+        for name in ("starts", "stops", "ids"):
+            np.testing.assert_array_equal(getattr(here, name), getattr(there, name), strict=True)
+    assert pa.ipc.open_file(store.shard_path(job.key)).schema.equals(candidates_schema())
+
+
+def test_a_text_without_words_has_no_candidates_and_goes_through(
+    tmp_path: Path, teacher: Path, store: ShardStore, words: MaskedLMSettings
+) -> None:
+    prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 3, "dev": 4, "test": 4})
+    table = pq.read_table(prepared / "train.parquet")
+    pq.write_table(table.set_column(1, "text_a", pa.array(["", WORDS[3], ""])), prepared / "train.parquet")
+    score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    asked = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=words.model_dump() | {"replace": 1.0})
+    augment(tmp_path / "scores", teacher, None, asked, runtime_at(tmp_path), tmp_path / "shards")
+    assert [len(ids) for ids in Shards(tmp_path / "shards").rows("train", 1).column("input_ids").to_pylist()] == [2, 3, 2]

@@ -1,0 +1,424 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    set_seed,
+)
+
+from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, Pieces, RowCandidates, replace, special_ids
+from pipeline.augment.text_edits import Ids, Types
+from pipeline.encoding import encode
+from pipeline.errors import PipelineError
+
+K = 5
+SYLLABLES = ["ba", "ko", "mi", "tu", "se"]
+WORDS = [first + second for first in SYLLABLES for second in SYLLABLES]
+MARKS = [".", ",", "!", "-"]
+SMILEY = "âĺº"
+"""The three bytes of ☺ as byte-level tokenizers spell them."""
+
+Rows = tuple[list[Ids], list[Types] | None]
+Found = list[tuple[int, int, list[int]]]
+"""First position, the one behind the last, and the candidates of each word."""
+
+
+def with_frame(backend: Tokenizer, specials: list[str], pair: str, **kept: Any) -> PreTrainedTokenizerFast:
+    """A tokenizer with [CLS], [SEP] and the like; ``specials`` are padding, unknown, first, last and mask."""
+    pad, unknown, first, last, mask = specials
+    known = [(token, backend.token_to_id(token)) for token in (first, last)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", pair=pair, special_tokens=known)
+    names = {"pad_token": pad, "unk_token": unknown, "cls_token": first, "sep_token": last, "mask_token": mask}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **kept)
+
+
+def wordpiece(types: bool = True, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """BERT's: words, syllables that begin one and syllables that continue one (##)."""
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [*specials, *WORDS[::2], *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES), *MARKS, *extra]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
+    return with_frame(backend, specials, "[CLS] $A [SEP] $B:1 [SEP]:1", model_input_names=inputs)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """RoBERTa's: BPE on bytes, a space as Ġ, two separators in a pair; a smiley's bytes are pieces without a meaning."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    letters = sorted(
+        {*"".join(SYLLABLES), *MARKS, "Ġ", *pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("☺")[0][0]}
+    )
+    merges = [(s[0], s[1]) for s in SYLLABLES] + [("Ġ", s) for s in SYLLABLES] + [(f"Ġ{w[:2]}", w[2:]) for w in WORDS[::2]]
+    merges += [("Ġ", SMILEY[0])]
+    pieces = dict.fromkeys([*specials, *letters, *("".join(pair) for pair in merges)])
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    order = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+    return with_frame(backend, order, "<s> $A </s> </s> $B </s>", model_input_names=["input_ids", "attention_mask"])
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """XLM-R's: Unigram pieces, a space as ▁."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = [*specials, "▁", *MARKS, *(f"▁{word}" for word in WORDS[::2]), *SYLLABLES, *(f"▁{s}" for s in SYLLABLES)]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    order = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+    return with_frame(backend, order, "<s> $A </s> </s> $B </s>", model_input_names=["input_ids", "attention_mask"])
+
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.3,
+}
+
+
+def save_bert(folder: Path) -> Path:
+    set_seed(0)
+    tokenizer = wordpiece()
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer) + 3, **SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_roberta(folder: Path) -> Path:
+    set_seed(1)
+    tokenizer = byte_level()
+    RobertaForMaskedLM(RobertaConfig(vocab_size=len(tokenizer), pad_token_id=1, **SIZES)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_roberta(tmp_path_factory.mktemp("roberta"))
+
+
+def settings_of(folder: Path, **changed: Any) -> MaskedLMSettings:
+    return MaskedLMSettings.model_validate({"model": str(folder), "replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
+
+
+def texts_of(count: int, seed: int = 0) -> list[str]:
+    """Texts of 1 to 8 words, of one piece or two, with marks behind, between and apart, and a sign that is rarely known."""
+    generator = np.random.default_rng(seed)
+    attached = [f"{generator.choice(WORDS)}{mark}" for mark in MARKS] + [
+        f"{generator.choice(WORDS)}-{word}" for word in WORDS[::4]
+    ]
+    choices = [*WORDS, *WORDS, *attached, *MARKS, "☺"]
+    return [" ".join(generator.choice(choices, generator.integers(1, 9))) for _ in range(count)]
+
+
+def rows_of(tokenizer: PreTrainedTokenizerFast, first: list[str], second: list[str] | None = None) -> Rows:
+    encoded = encode(tokenizer, first, second, 48)
+    types = None if encoded.token_type_ids is None else [np.array(row, np.int8) for row in encoded.token_type_ids]
+    return [np.array(ids, np.int32) for ids in encoded.input_ids], types
+
+
+def listed(candidates: RowCandidates) -> Found:
+    words = zip(candidates.starts.tolist(), candidates.stops.tolist(), candidates.ids.reshape(-1, K).tolist(), strict=True)
+    return list(words)
+
+
+class Plain:
+    """The same by transformers alone: one row, one mask at a time; words as the tokenizer itself counts them."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, whole: Sequence[str]) -> None:
+        self.model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+        self.tokenizer = tokenizer
+        self.whole = [number for piece, number in tokenizer.get_vocab().items() if piece in whole]
+
+    def candidates(self, *texts: str) -> Found:
+        row = self.tokenizer(*texts, return_tensors="pt")
+        encoding = row.encodings[0]
+        names = list(zip(encoding.sequence_ids, encoding.word_ids, strict=True))
+        words = sorted({name: None for name in names if name[1] is not None})
+        places = [[i for i, name in enumerate(names) if name == word] for word in words]
+        return [(places[0], places[-1] + 1, self.best(row, places)) for places in places]
+
+    @torch.inference_mode()
+    def best(self, row: Any, places: list[int]) -> list[int]:
+        if len(places) > 1:
+            table = self.model.get_input_embeddings().weight
+            mean = table[row["input_ids"][0, places]].mean(dim=0)
+            scores = torch.cosine_similarity(mean[None], table, dim=1)
+        else:
+            masked = row["input_ids"].clone()
+            masked[0, places] = self.tokenizer.mask_token_id
+            scores = self.model(**{**row, "input_ids": masked}).logits[0, places[0]]
+        return sorted(self.whole, key=lambda number: -float(scores[number]))[:K]
+
+
+BERT_WHOLE = [*WORDS[::2], *SYLLABLES, *MARKS]
+ROBERTA_WHOLE = [f"Ġ{word}" for word in [*WORDS[::2], *SYLLABLES]] + MARKS
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("batch_rows", [1, 7, 1000])
+def test_candidates_are_those_of_one_row_and_one_mask_at_a_time(bert: Path, pair: bool, batch_rows: int) -> None:
+    first, second = texts_of(12), texts_of(12, seed=9) if pair else None
+    tokenizer = wordpiece()
+    plain = Plain(bert, tokenizer, BERT_WHOLE)
+    found = MaskedLM(settings_of(bert, batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
+    want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
+    assert [listed(row) for row in found] == want
+    assert {stop - start for row in want for start, stop, _ in row} == {1, 2}
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("batch_rows", [1, 7, 1000])
+def test_candidates_of_byte_level_pieces_are_those_of_one_mask_at_a_time(roberta: Path, pair: bool, batch_rows: int) -> None:
+    first, second = texts_of(12), texts_of(12, seed=9) if pair else None
+    tokenizer = byte_level()
+    plain = Plain(roberta, tokenizer, ROBERTA_WHOLE)
+    found = MaskedLM(settings_of(roberta, batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
+    want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
+    assert [listed(row) for row in found] == want
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 8},
+    "deberta-v2": {"position_biased_input": False, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "electra": {"embedding_size": 8},
+    "mobilebert": {"embedding_size": 8, "intra_bottleneck_size": 16, "true_hidden_size": 16},
+    "modernbert": {"bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3},
+    "mpnet": {},
+    "xlm-roberta": {},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
+def test_candidates_of_every_architecture_are_those_of_one_mask_at_a_time(kind: str, tmp_path: Path) -> None:
+    tokenizer = wordpiece(types=kind in ("albert", "deberta-v2", "electra", "mobilebert"))
+    set_seed(2)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **SIZES | ARCHITECTURES[kind])
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = MaskedLM(settings_of(tmp_path), tokenizer).candidates(*rows_of(tokenizer, texts_of(6)))
+    plain = Plain(tmp_path, tokenizer, BERT_WHOLE)
+    assert [listed(row) for row in found] == [plain.candidates(text) for text in texts_of(6)]
+
+
+def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(bert: Path, roberta: Path) -> None:
+    for folder, tokenizer, whole in ((bert, wordpiece(), BERT_WHOLE), (roberta, byte_level(), ROBERTA_WHOLE)):
+        model = MaskedLM(settings_of(folder, candidates=len(whole)), tokenizer)
+        for row in model.candidates(*rows_of(tokenizer, texts_of(5))):
+            for ids in row.ids.reshape(-1, len(whole)):
+                assert sorted(tokenizer.convert_ids_to_tokens(ids.tolist())) == sorted(whole)
+
+
+def test_arrays_are_int32_and_flat_and_a_row_without_words_has_none(bert: Path) -> None:
+    tokenizer = wordpiece()
+    texts, empty = MaskedLM(settings_of(bert), tokenizer).candidates(*rows_of(tokenizer, ["bako kosetu", ""]))
+    assert [array.dtype for array in (texts.starts, texts.stops, texts.ids, empty.starts, empty.ids)] == [np.int32] * 5
+    assert (texts.starts.shape, texts.stops.shape, texts.ids.shape) == ((2,), (2,), (2 * K,))
+    assert empty.starts.size == empty.stops.size == empty.ids.size == 0
+
+
+def test_no_more_than_one_batch_of_masked_positions_goes_through_the_vocabulary(bert: Path) -> None:
+    tokenizer = wordpiece()
+    vocabulary, seen = len(tokenizer) + 3, []
+
+    def note(module: object, _: object, output: torch.Tensor) -> None:
+        if isinstance(module, torch.nn.Linear) and output.shape[-1] == vocabulary:
+            seen.append(output.numel() // vocabulary)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        found = MaskedLM(settings_of(bert, batch_rows=4), tokenizer).candidates(*rows_of(tokenizer, texts_of(20)))
+    assert max(seen) == 4
+    assert min(seen[:-1]) == 4
+    assert sum(seen) == sum(int((row.stops - row.starts == 1).sum()) for row in found)
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[str]]:
+    """The words of a row, each as its pieces."""
+    row = tokenizer(*texts)
+    return [row.tokens()[start:stop] for start, stop in Pieces.of(tokenizer).words(np.array(row["input_ids"], np.int32))]
+
+
+def test_words_of_wordpiece_end_where_no_continuing_piece_follows() -> None:
+    assert words_of(wordpiece(), "bako bamimi, xyz", "tu-tu") == [
+        ["ba", "##ko"], ["bami", "##mi"], [","], ["[UNK]"], ["tu"], ["-"], ["tu"],
+    ]  # fmt: skip
+
+
+def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(byte_level(), "baba, bamimi-se !", "koko ☺") == [
+        ["ba", "ba"], [","], ["Ġbami", "mi"], ["-"], ["se"], ["Ġ", "!"], ["ko", "ko"], ["Ġâ", "ĺ", "º"],
+    ]  # fmt: skip
+
+
+def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(sentencepiece(), "baba, bamimi-se !", "koxx xx") == [
+        ["▁baba"], [","], ["▁bami", "mi"], ["-"], ["se"], ["▁", "!"], ["▁ko", "xx"], ["▁", "xx"],
+    ]  # fmt: skip
+
+
+def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*specials, "ba", "##ko"])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = with_frame(backend, specials, "[CLS] $A [SEP] $B [SEP]")
+    assert words_of(tokenizer, "ba ##ko zz") == [["ba"], ["##ko"], ["[UNK]"]]
+    assert Pieces.of(tokenizer).whole.tolist() == [False] * 5 + [True] * 2
+
+
+def test_an_added_token_is_a_word_of_its_own_and_no_candidate() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<name>", normalized=False)])
+    assert words_of(tokenizer, "bako<name>mi") == [["ba", "ko"], ["<name>"], ["mi"]]
+    assert not Pieces.of(tokenizer).whole[tokenizer.convert_tokens_to_ids("<name>")]
+
+
+def test_a_tokenizer_that_does_not_mark_its_words_is_refused() -> None:
+    backend = Tokenizer(models.BPE({"b": 0, "a": 1, "ba</w>": 2}, [], end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(PipelineError, match=r"cannot tell where words begin .* choose another augmentation"):
+        Pieces.of(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_the_unknown_word_is_ordinary_and_all_else_that_is_special_is_not() -> None:
+    assert special_ids(wordpiece()) == {0, 2, 3, 4}
+    assert special_ids(byte_level()) == {0, 1, 2, 4}
+
+
+def test_a_model_with_another_tokenizer_is_refused_and_both_are_named(bert: Path) -> None:
+    other = wordpiece(extra=["more"])
+    other.name_or_path = "the/teacher"
+    with pytest.raises(PipelineError) as error:
+        MaskedLM(settings_of(bert), other)
+    assert f"masked language model {bert} has another tokenizer" in str(error.value)
+    assert "than the teacher the/teacher (" in str(error.value)
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(bert: Path, tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=r"has no mask token, so no word can be masked"):
+        MaskedLM(settings_of(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path))
+
+
+def test_a_classifier_is_not_a_masked_language_model(tmp_path: Path) -> None:
+    tokenizer = wordpiece()
+    tokenizer.save_pretrained(tmp_path)
+    BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=r"is not a finished masked language model: it lacks .*cls\.predictions"):
+        MaskedLM(settings_of(tmp_path), tokenizer)
+
+
+def test_weights_of_another_shape_are_refused(bert: Path, tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    BertConfig.from_pretrained(bert, intermediate_size=48).save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=r"in another shape \(bert\.encoder\.layer\.0\.intermediate"):
+        MaskedLM(settings_of(tmp_path), wordpiece())
+
+
+def test_a_checkpoint_that_holds_a_tied_projection_once_is_finished(bert: Path) -> None:
+    names = safetensors.torch.load_file(bert / "model.safetensors").keys()
+    assert "cls.predictions.decoder.weight" not in names
+    assert MaskedLM(settings_of(bert), wordpiece())
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
+    save_bert(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(PipelineError, match=f"no masked language model can be loaded from {tmp_path}: "):
+        MaskedLM(settings_of(tmp_path), wordpiece())
+    with pytest.raises(PipelineError, match=r"no tokenizer can be loaded from .*nowhere"):
+        MaskedLM(settings_of(tmp_path / "nowhere"), wordpiece())
+
+
+def test_more_candidates_than_the_vocabulary_has_words_are_refused(bert: Path) -> None:
+    with pytest.raises(PipelineError, match=f"23 candidates a word .* has only {len(BERT_WHOLE)} whole words"):
+        MaskedLM(settings_of(bert, candidates=len(BERT_WHOLE) + 1), wordpiece())
+
+
+@pytest.mark.parametrize("fault", [{"replace": 0.0}, {"replace": 1.5}, {"candidates": 0}, {"batch_rows": 0}, {"model": 3}])
+def test_settings_out_of_range_are_refused(fault: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(fault))):
+        settings_of(Path(), **fault)
+
+
+def candidates_of(*words: tuple[int, int, list[int]]) -> RowCandidates:
+    starts, stops, ids = ([word[part] for word in words] for part in range(3))
+    return RowCandidates(np.array(starts, np.int32), np.array(stops, np.int32), np.array(ids, np.int32).ravel())
+
+
+def replaced(
+    row: list[int], types: list[int], candidates: RowCandidates, share: float, seed: int
+) -> tuple[list[int], list[int]]:
+    ids, new_types = replace(np.array(row, np.int32), np.array(types, np.int8), candidates, share, seed)
+    assert new_types is not None
+    assert ids.dtype == np.int32
+    assert new_types.dtype == np.int8
+    return ids.tolist(), new_types.tolist()
+
+
+def test_a_replaced_word_is_one_of_its_candidates_and_of_one_piece() -> None:
+    row, types = [2, 10, 11, 12, 3, 13, 14, 3], [0, 0, 0, 0, 0, 1, 1, 1]
+    candidates = candidates_of((1, 3, [20, 21]), (3, 4, [30, 31]), (5, 7, [40, 41]))
+    found = {tuple(replaced(row, types, candidates, 1.0, seed)[0]) for seed in range(200)}
+    assert found == {(2, a, b, 3, c, 3) for a in (20, 21) for b in (30, 31) for c in (40, 41)}
+    assert replaced(row, types, candidates, 1.0, 0)[1] == [0, 0, 0, 0, 1, 1]
+    partly = {tuple(replaced(row, types, candidates, 0.5, seed)[0]) for seed in range(2000)}
+    first, second, third = [(10, 11), (20,), (21,)], [(12,), (30,), (31,)], [(13, 14), (40,), (41,)]
+    assert partly == {(2, *a, *b, 3, *c, 3) for a in first for b in second for c in third}
+
+
+def test_a_share_of_words_is_replaced_and_every_candidate_is_as_likely() -> None:
+    words, kinds = 20_000, 4
+    row = [10] * words
+    candidates = candidates_of(*((place, place + 1, [20, 21, 22, 23]) for place in range(words)))
+    ids, _ = replaced(row, [0] * words, candidates, 0.4, 7)
+    changed = words - ids.count(10)
+    assert abs(changed - 0.4 * words) < 4 * (words * 0.4 * 0.6) ** 0.5
+    for candidate in range(20, 20 + kinds):
+        assert abs(ids.count(candidate) - changed / kinds) < 4 * (changed * 0.25 * 0.75) ** 0.5
+
+
+@given(st.lists(st.integers(1, 3), max_size=12), st.floats(0.01, 1), st.integers(0, 2**63 - 1))
+def test_replacing_depends_on_the_seed_alone_and_never_lengthens(pieces: list[int], share: float, seed: int) -> None:
+    stops = np.cumsum(pieces).tolist()
+    words = [(stop - size, stop, [100 + stop]) for stop, size in zip(stops, pieces, strict=True)]
+    row = [2, *range(10, 10 + sum(pieces)), 3]
+    candidates = candidates_of(*((start + 1, stop + 1, ids) for start, stop, ids in words))
+    ids, types = replaced(row, list(range(len(row))), candidates, share, seed)
+    assert (ids, types) == replaced(row, list(range(len(row))), candidates, share, seed)
+    assert len(ids) <= len(row)
+    assert (ids[0], ids[-1]) == (2, 3)
+    kept = [(token, place) for token, place in zip(ids, types, strict=True) if token < 100]
+    assert kept == [(row[place], place) for _, place in kept]
+
+
+def test_a_row_without_words_or_types_stays_as_it_is_and_the_row_given_is_not_changed() -> None:
+    ids = np.array([2, 10, 3], np.int32)
+    unchanged, types = replace(ids, None, candidates_of(), 1.0, 0)
+    assert (unchanged.tolist(), types) == ([2, 10, 3], None)
+    changed, _ = replace(ids, None, candidates_of((1, 2, [20])), 1.0, 0)
+    assert (changed.tolist(), ids.tolist()) == ([2, 20, 3], [2, 10, 3])

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import BertConfig, BertForMaskedLM, set_seed
+
+from pipeline.augment.masked_lm import MaskedLMSettings
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.errors import PipelineError
+from pipeline.scouting import MAP_FILE, SCOUT_FILE
+from tests.pipeline.augment.test_teacher import make_inputs, save_scout
+from tests.world import MAX_LENGTH, SPECIAL, WORDS, make_task, make_tokenizer, save_teacher
+
+
+def words_of(model: str | Path) -> MaskedLMSettings:
+    return MaskedLMSettings(model=str(model), replace=0.4, candidates=5, batch_rows=8)
+
+
+def save_masked_lm(folder: Path) -> Path:
+    set_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **small)).save_pretrained(
+        folder
+    )
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> ModelFolders:
+    """A teacher with what its training left below, a scout with a map, and a masked language model."""
+    place = tmp_path_factory.mktemp("models")
+    for left in (save_teacher(place / "teacher", make_task()), save_masked_lm(place / "words")):
+        save_teacher(left / "checkpoint-10", make_task())
+    save_scout(place / "scout", [1, 2], teacher)
+    return ModelFolders(place / "teacher", place / "scout", words_of(place / "words"))
+
+
+def test_a_worker_needs_the_models_themselves_all_snapshots_and_nothing_that_training_left(folders: ModelFolders) -> None:
+    place = folders.teacher.parent
+    found = {str(file.relative_to(place)) for file in folders.files()}
+    assert found >= {"teacher/model.safetensors", "teacher/task.json", "teacher/tokenizer.json", "words/model.safetensors"}
+    assert found >= {
+        f"scout/{name}" for name in (SCOUT_FILE, MAP_FILE, "snapshot-1/config.json", "snapshot-2/model.safetensors")
+    }
+    assert not [name for name in found if "checkpoint" in name]
+    assert len(folders.files()) == len(found)
+    assert all(file.is_file() for file in folders.files())
+
+
+def test_the_files_come_in_the_same_order_each_time_and_a_hub_id_has_none(folders: ModelFolders) -> None:
+    assert folders.files() == folders.files()
+    teacher_alone = ModelFolders(folders.teacher).files()
+    assert teacher_alone == sorted(teacher_alone)
+    assert ModelFolders(folders.teacher, None, words_of("owner/no-folder-of-this-name")).files() == teacher_alone
+
+
+def test_models_at_another_place_are_the_same_models_there(folders: ModelFolders, tmp_path: Path) -> None:
+    words = save_masked_lm(tmp_path / "words")
+    there = folders.at(lambda path: tmp_path / path.name)
+    assert (there.teacher, there.scout) == (tmp_path / "teacher", tmp_path / "scout")
+    assert folders.masked_lm is not None
+    assert there.masked_lm == folders.masked_lm.model_copy(update={"model": str(words)})
+
+
+def test_a_hub_id_is_no_folder_to_move_and_what_is_not_there_is_not_made_up(folders: ModelFolders, tmp_path: Path) -> None:
+    hub = ModelFolders(folders.teacher, None, words_of("owner/model")).at(lambda path: tmp_path / path)
+    assert hub == ModelFolders(tmp_path / folders.teacher, None, words_of("owner/model"))
+    assert ModelFolders(folders.teacher).at(Path.resolve) == ModelFolders(folders.teacher.resolve())
+
+
+def test_a_relative_folder_of_words_is_found_from_anywhere_once_it_is_resolved(
+    folders: ModelFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders.teacher.parent)
+    there = ModelFolders(Path("teacher"), Path("scout"), words_of("words")).at(Path.resolve)
+    assert there == ModelFolders(
+        *(path.resolve() for path in (folders.teacher, folders.teacher.parent / "scout")), there.masked_lm
+    )
+    assert there.masked_lm == words_of((folders.teacher.parent / "words").resolve())
+
+
+def test_a_snapshot_of_the_scout_is_kept_until_another_is_asked_for(folders: ModelFolders) -> None:
+    models = ModelSet(folders, "float32")
+    first = models.scout(1)
+    assert models.scout(1) is first
+    second = models.scout(2)
+    assert second is not first
+    assert models.scout(2) is second
+    batch = models.teacher.padded(make_inputs(), MAX_LENGTH)
+    nothing = models.teacher.words(batch["input_ids"]) * 0
+    again = models.scout(1)
+    assert again is not first
+    assert again.logits_at_delta(batch, nothing).equal(first.logits_at_delta(batch, nothing))
+    assert not again.logits_at_delta(batch, nothing).equal(second.logits_at_delta(batch, nothing))
+
+
+def test_each_model_is_loaded_once_and_only_when_it_is_needed(folders: ModelFolders) -> None:
+    models = ModelSet(ModelFolders(folders.teacher, Path("nowhere"), words_of("nowhere")), "float32")
+    assert models.teacher is models.teacher
+    with pytest.raises(PipelineError, match="nowhere"):
+        models.scout(1)
+    with pytest.raises(PipelineError, match="nowhere"):
+        _ = models.masked_lm
+    ready = ModelSet(folders, "float32")
+    assert ready.masked_lm is ready.masked_lm
+    (row,) = ready.masked_lm.candidates([np.array([2, 9, 3], dtype=np.int32)], None)
+    assert len(row.ids) == 5
+
+
+def test_a_teacher_that_cannot_be_loaded_is_an_error_only_when_it_is_asked_for(tmp_path: Path) -> None:
+    models = ModelSet(ModelFolders(tmp_path / "no teacher"), "float32")
+    with pytest.raises(PipelineError, match="no teacher"):
+        _ = models.teacher
+
+
+def test_every_model_of_the_set_runs_in_the_precision_that_was_asked_for(folders: ModelFolders) -> None:
+    full, half = ModelSet(folders, "float32"), ModelSet(folders, "bfloat16")
+    batch = full.teacher.padded(make_inputs(), MAX_LENGTH)
+    nothing = full.teacher.words(batch["input_ids"]) * 0
+    answers = [models.scout(1).logits_at_delta(batch, nothing) for models in (full, half)]
+    assert 0 < (answers[0] - answers[1]).abs().max() < 0.5
+    answers = [models.teacher.logits_at(batch, models.teacher.words(batch["input_ids"])) for models in (full, half)]
+    assert 0 < (answers[0] - answers[1]).abs().max() < 0.5

@@ -1,0 +1,307 @@
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, set_seed
+
+from pipeline.augment import plans
+from pipeline.augment.jobs import CandidatesJob
+from pipeline.augment.masked_lm import MaskedLM
+from pipeline.augment.passes import augment, score
+from pipeline.augment.plans import Augmentation, aim_faults, kind_faults
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.teacher import FrozenModel
+from pipeline.errors import PipelineError
+from pipeline.files import hash_of
+from pipeline.models import model_hash
+from pipeline.scouting import ScoutFacts, ScoutFolder
+from pipeline.shards.lineage import lineage
+from pipeline.shards.manifest import Manifest, ShardMismatch
+from pipeline.shards.reader import Shards
+from pipeline.shards.store import ShardStore
+from tests.world import SCORE_SETTINGS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared, save_teacher
+
+EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "ngram": 3, "span": 0.5}
+AIMED = {"objective": "gap"}
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every pass of a teacher or scout, since the list was last cleared."""
+    counted: list[int] = []
+    logits_at = FrozenModel.logits_at
+
+    def counting(model: FrozenModel, batch: dict[str, Tensor], embeddings: Tensor) -> Tensor:
+        counted.append(len(embeddings))
+        return logits_at(model, batch, embeddings)
+
+    monkeypatch.setattr(FrozenModel, "logits_at", counting)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    return counted
+
+
+@pytest.fixture(scope="module")
+def scores(made: tuple[Path, Path]) -> Path:
+    """Of 60 training rows; read only."""
+    return made[0]
+
+
+def save_scout(folder: Path, teacher: Path, changed: dict[str, Any], snapshots: int = 2) -> Path:
+    for number in range(1, snapshots + 1):
+        save_teacher(folder / f"snapshot-{number}", make_task(), seed=10 + number)
+    key = lineage(teacher) | changed
+    ScoutFolder(folder).save(
+        ScoutFacts(key=key, scores="unread", snapshots=snapshots, start={}, dev=0.5, settings={}), linear=None
+    )
+    return folder
+
+
+def recomputed(manifest: Manifest, before: Manifest) -> set[int]:
+    """Variants of which no shard was there before; all shards of a variant or none."""
+    known = {entry.receipt.sha256 for entry in before.shards}
+    new = {entry.variant for entry in manifest.shards if entry.receipt.sha256 not in known}
+    assert not {entry.variant for entry in manifest.shards if entry.receipt.sha256 in known} & new
+    return new
+
+
+def test_scores_of_another_teacher_are_refused_by_the_name_of_the_field(scores: Path, tmp_path: Path) -> None:
+    other = save_teacher(tmp_path / "other", make_task(), seed=1)
+    with pytest.raises(ShardMismatch) as refusal:
+        Augmentation.of(scores, other, None, augment_settings())
+    text = str(refusal.value)
+    assert text.startswith(f"the scores in {scores} do not fit: teacher: ")
+    assert text.endswith("Score again with this teacher: dvc repro")
+    assert "; " not in text, "nothing but the teacher differs"
+
+
+def test_scores_of_another_label_order_are_refused_by_the_name_of_the_field(scores: Path, tmp_path: Path) -> None:
+    other = save_teacher(tmp_path / "other", make_task(labels=("good", "bad")))
+    with pytest.raises(ShardMismatch, match=r'labels: \["good", "bad"\] wanted, \["bad", "good"\] found'):
+        Augmentation.of(scores, other, None, augment_settings())
+
+
+def test_scores_that_were_tampered_with_are_not_augmented(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(scores, tmp_path / "scores"))
+    target = copied / Shards(copied).manifest.shards[0].file
+    target.write_bytes(target.read_bytes()[:-8])
+    with pytest.raises(ShardMismatch, match=rf"{target.name} has \d+ bytes, the manifest says \d+"):
+        Augmentation.of(copied, teacher, None, augment_settings())
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"teacher": "0" * 64}, r"teacher: [0-9a-f]{12}… wanted, 0{12}… found"),
+        ({"labels": ["good", "bad"]}, r'labels: \["bad", "good"\] wanted, \["good", "bad"\] found'),
+        ({"tokenizer": None}, r"tokenizer: [0-9a-f]{12}… wanted, null found"),
+    ],
+)
+def test_a_scout_of_something_else_is_refused_by_the_name_of_the_field(
+    scores: Path, teacher: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
+) -> None:
+    scout = save_scout(tmp_path / "scout", teacher, changed, 1)
+    with pytest.raises(
+        ShardMismatch, match=rf"the snapshots of the scout in {scout} do not fit: {sentence}\. Make it again"
+    ) as refusal:
+        Augmentation.of(scores, teacher, scout, augment_settings(AIMED))
+    assert "; " not in str(refusal.value), "nothing else differs"
+
+
+def test_a_folder_that_is_no_scout_is_refused(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=rf"^{tmp_path} is no scout: it has no scout\.json"):
+        Augmentation.of(scores, teacher, tmp_path, augment_settings(AIMED))
+
+
+@pytest.mark.parametrize(
+    ("objective", "recipes", "scout", "sentence"),
+    [
+        ("gap", [["perturb"]], False, "the objective gap needs a scout: set aim: scout"),
+        ("divergence", [["perturb"]], True, "the objective divergence is the teacher's own; aimed at a scout it is called gap"),
+        (
+            "noise",
+            [["perturb"]],
+            True,
+            "the objective noise follows no gradient, so a scout has nothing to do; set aim: teacher",
+        ),
+        ("none", [["perturb"]], True, "the objective none follows no gradient, so a scout has nothing to do; set aim: teacher"),
+        ("label", [["mask"], ["mix"]], True, "no recipe perturbs, so a scout has nothing to do; set aim: teacher"),
+        ("label", [["mask"], ["perturb"]], True, None),
+        ("gap", [["mask"], ["perturb"]], True, None),
+        ("gap", [["mask"]], False, None),
+        ("noise", [["perturb"]], False, None),
+    ],
+)
+def test_an_objective_goes_with_its_aim_or_is_refused(
+    objective: str, recipes: list[list[str]], scout: bool, sentence: str | None
+) -> None:
+    found = aim_faults(augment_settings({"objective": objective}, recipes=recipes), scout)
+    assert [fault[: len(sentence or "")] for fault in found] == ([] if sentence is None else [sentence])
+
+
+def test_what_does_not_fit_is_said_before_a_scout_is_read(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"^the objective gap needs a scout"):
+        Augmentation.of(scores, teacher, None, augment_settings(AIMED))
+    with pytest.raises(PipelineError, match=r"^the objective noise follows no gradient"):
+        Augmentation.of(scores, teacher, tmp_path / "nowhere", augment_settings({"objective": "noise"}))
+
+
+def test_a_regression_has_no_flips_to_ask_for_but_a_divergence() -> None:
+    asks = {name: augment_settings({"radius": {name: 0.1}}) for name in ("flips", "divergence")}
+    (sentence,) = kind_faults(asks["flips"], "regression")
+    assert sentence.startswith("the answers of a regression do not flip; give this task augment: {perturbation: {radius: ")
+    assert kind_faults(asks["flips"], "classification") == kind_faults(asks["divergence"], "regression") == []
+    assert kind_faults(augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
+
+
+def test_flips_of_a_regression_are_refused_before_anything_is_computed(tmp_path: Path, passes: list[int]) -> None:
+    task = make_task("regression")
+    prepared = save_prepared(tmp_path / "prepared", task, {"train": 12, "dev": 4, "test": 4})
+    teacher = save_teacher(tmp_path / "teacher", task)
+    score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    passes.clear()
+    asked = augment_settings({"radius": {"flips": 0.1}})
+    with pytest.raises(PipelineError, match=r"^the answers of a regression do not flip"):
+        augment(tmp_path / "scores", teacher, None, asked, runtime_at(tmp_path), tmp_path / "shards")
+    assert passes == []
+
+
+def test_a_shard_s_key_names_the_snapshot_it_is_aimed_at_in_turn(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    scout = save_scout(tmp_path / "scout", teacher, {})
+    plan = Augmentation.of(scores, teacher, scout, augment_settings(AIMED, variants=4, recipes=[["perturb"]] * 3 + [["mask"]]))
+    named = {job.variant: (job.key.get("scout"), job.making.snapshot) for job in plan.jobs(0.2, ShardStore(tmp_path))}
+    one, two = (hash_of([model_hash(scout / f"snapshot-{number}"), None]) for number in (1, 2))
+    assert one != two
+    assert named == {1: (one, 1), 2: (two, 2), 3: (one, 1), 4: (None, None)}
+
+
+def test_a_changed_snapshot_computes_only_the_variants_aimed_at_it(
+    scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    scout = save_scout(tmp_path / "scout", teacher, {})
+    settings = augment_settings(AIMED, variants=3, recipes=[["perturb"], ["perturb"], ["mask"]])
+
+    def run(name: str) -> Manifest:
+        passes.clear()
+        return augment(scores, teacher, scout, settings, runtime_at(tmp_path), tmp_path / name)
+
+    first = run("first")
+    assert run("again") == first
+    assert passes == []
+    assert first.details["snapshots"] == 2
+    weights = safetensors.torch.load_file(scout / "snapshot-2" / "model.safetensors")
+    safetensors.torch.save_file({name: -value for name, value in weights.items()}, scout / "snapshot-2" / "model.safetensors",
+                                metadata={"format": "pt"})  # fmt: skip
+    assert recomputed(run("second"), first) == {2}
+    calibration = 2 * settings.calibration_rows
+    assert sum(passes) == 2 * 60 + calibration
+
+
+def run_in(folder: Path, scores: Path, teacher: Path, settings: AugmentSettings) -> Manifest:
+    return augment(scores, teacher, None, settings, runtime_at(folder), folder / "shards")
+
+
+def test_a_recipe_added_at_the_end_computes_only_the_variants_whose_recipe_changed(
+    scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    first = run_in(tmp_path, scores, teacher, augment_settings(variants=4, recipes=[["perturb"], ["mask"]]))
+    passes.clear()
+    more = augment_settings(variants=4, recipes=[["perturb"], ["mask"], ["swap"]])
+    assert recomputed(run_in(tmp_path, scores, teacher, more), first) == {3, 4}
+    assert sum(passes) == 60 + 2 * 60, "variant 3 now swaps, variant 4 is now perturbed"
+
+
+@pytest.mark.parametrize(
+    ("changed", "variants", "rows"),
+    [
+        ({"text_edits": EDITS | {"mask": 0.5}}, {2}, 60),
+        ({"text_edits": EDITS | {"swap": 0.5}}, {3}, 2 * 60),
+        ({"text_edits": EDITS | {"delete": 0.5}}, set(), 0),
+        ({"mixing": {"alpha": 1.0}}, {4}, 60),
+        ({"codec": "sign"}, {1, 3}, 4 * 60 + 2 * 8),
+        ({"keep_label": False, "calibration_rows": 9}, set(), 2 * 9),
+    ],
+)
+def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
+    scores: Path, teacher: Path, tmp_path: Path, passes: list[int], changed: dict[str, Any], variants: set[int], rows: int
+) -> None:
+    usual: dict[str, Any] = {"variants": 4, "recipes": [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]}
+    first = run_in(tmp_path, scores, teacher, augment_settings(**usual))
+    passes.clear()
+    assert recomputed(run_in(tmp_path, scores, teacher, augment_settings(**usual | changed)), first) == variants
+    assert sum(passes) == rows
+    passes.clear()
+    assert run_in(tmp_path, scores, teacher, augment_settings(**usual)).shards == first.shards
+    assert passes == []
+
+
+def save_masked_lm(folder: Path) -> Path:
+    set_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_words_are_looked_up_once_for_all_variants_and_again_only_for_other_candidates(
+    scores: Path, teacher: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    look_up = MaskedLM.candidates
+    monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
+    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
+    found = []
+    for changed, rows in (({}, 60), ({"replace": 0.9}, 0), ({"candidates": 3}, 60)):
+        recipes = [["masked_lm"], ["masked_lm", "perturb"], ["perturb"]]
+        asked.clear()
+        settings = augment_settings(variants=3, recipes=recipes, masked_lm=words | changed)
+        found.append(run_in(tmp_path, scores, teacher, settings))
+        assert sum(asked) == rows, changed
+    assert [recomputed(later, found[0]) for later in found[1:]] == [{1, 2}, {1, 2}]
+    ids = {variant: Shards(tmp_path / "shards").rows("train", variant).column("input_ids").to_pylist() for variant in (1, 3)}
+    assert ids[1] != ids[3] == Shards(scores).rows("train", 0).column("input_ids").to_pylist()
+
+
+def test_a_masked_language_model_is_hashed_once_however_many_jobs_there_are(
+    scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, hashed = save_masked_lm(tmp_path / "words"), []
+    monkeypatch.setattr(plans.models, "model_hash", lambda source: hashed.append(source) or "hash")
+    words = {"model": str(folder), "replace": 0.4, "candidates": 5, "batch_rows": 16}
+    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=4, recipes=[["masked_lm"]], masked_lm=words))
+    jobs = plan.jobs(0.0, ShardStore(tmp_path))
+    needed: list[CandidatesJob] = plan.candidates(jobs[1:3])
+    assert hashed == [folder]
+    assert [job.partition for job in needed] == sorted({job.partition for job in jobs[1:3]})
+
+
+def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, teacher: Path, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def names(*modules: ModuleType) -> str:
+        return " ".join(sorted(module.__name__.rsplit(".", 1)[1] for module in modules))
+
+    monkeypatch.setattr(plans, "code_hash", names)
+    recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"]]
+    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=4, recipes=recipes))
+    code = {job.variant: set(job.key["code"].split()) for job in plan.jobs(0.2, ShardStore(tmp_path))}
+    everywhere = {"batches", "encoding", "inputs", "jobs", "models", "perturbation", "teacher", "variants", "views"}
+    edits, search = {"text_edits"}, {"codec"}
+    assert code == {1: everywhere | search, 2: everywhere | edits, 3: everywhere, 4: everywhere | edits | search}
+
+
+def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
+    scores: Path, prepared: Path, teacher: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(prepared / "train.parquet").to_pylist()
+    other = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    rows = [row | {"label": None if number % 3 else 1 - row["label"]} for number, row in enumerate(table)]
+    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(prepared / "train.parquet")), other / "train.parquet")
+    score(other, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    settings = augment_settings({"objective": "gold_label", "radius": {"divergence": 0.1}})
+    notes = [Augmentation.of(folder, teacher, None, settings).calibration()[0] for folder in (scores, tmp_path / "scores")]
+    assert {name for name in notes[0] if notes[0][name] != notes[1][name]} == {"examples"}

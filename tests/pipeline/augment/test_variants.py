@@ -1,0 +1,320 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from pipeline.augment.batches import Batches
+from pipeline.augment.inputs import Inputs
+from pipeline.augment.masked_lm import RowCandidates
+from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.recipes import Step
+from pipeline.augment.text_edits import OPERATIONS
+from pipeline.augment.variants import SHORTENINGS, Label, Made, Making, Scored, make_variant
+from pipeline.errors import PipelineError
+from pipeline.shards.codec import CodecName
+from tests.pipeline.augment.test_teacher import WIDTH, Plain, decoded, make_inputs, spoil
+from tests.world import SPECIAL, augment_settings, make_task, save_teacher
+
+CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")
+RADIUS = 0.3
+WORDS = {"model": "some/model", "replace": 0.5, "candidates": 1, "batch_rows": 8}
+
+
+def made(
+    models: ModelSet, inputs: Inputs, *recipe: Step, labels: Any = None, variant: int = 1, radius: float = RADIUS,
+    search: dict[str, Any] | None = None, candidates: list[RowCandidates] | None = None, **changed: Any,
+) -> Made:  # fmt: skip
+    usual = {"steps": 2, "step_size": 0.7} | (search or {})
+    settings = augment_settings(perturbation=usual, recipes=[list(recipe or ["perturb"])], masked_lm=WORDS, **changed)
+    known = np.full(len(inputs), np.nan) if labels is None else np.array(labels, dtype=np.float64)
+    scored = Scored(inputs, known, models.teacher.logits(inputs, Batches(), 8))
+    return make_variant(models, scored, candidates, Making(variant, settings, radius, None))
+
+
+def perturbed(models: ModelSet, inputs: Inputs, codec: CodecName = "float16", **changed: Any) -> list[Label]:
+    search = {name: changed.pop(name) for name in ("objective", "norm", "special_tokens", "steps") if name in changed}
+    return made(models, inputs, codec=codec, search=search, **changed).labels
+
+
+def same(one: Inputs, other: Inputs) -> bool:
+    return all(np.array_equal(*pair) for pair in zip(one.input_ids, other.input_ids, strict=True))
+
+
+@pytest.fixture(scope="module")
+def models(teacher: Path) -> ModelSet:
+    return ModelSet(ModelFolders(teacher), "float32")
+
+
+@pytest.fixture(scope="module")
+def plain(teacher: Path) -> Plain:
+    return Plain(teacher)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("codec", ["float16", "int8", "sign"])
+def test_the_stored_delta_scored_by_transformers_gives_the_stored_logits(
+    models: ModelSet, plain: Plain, codec: CodecName, norm: str
+) -> None:
+    inputs = make_inputs()
+    clean = torch.tensor(plain.logits(inputs))
+    for number, row in enumerate(perturbed(models, inputs, codec, norm=norm)):
+        again = plain.logits_on(inputs, number, decoded(row, codec))
+        np.testing.assert_allclose(row.logits, again, atol=1e-5)
+        logs = torch.tensor(again).log_softmax(-1), clean[number].log_softmax(-1)
+        moved = torch.nn.functional.kl_div(*logs, log_target=True, reduction="sum")
+        assert row.divergence == pytest.approx(float(moved), abs=1e-5)
+        assert row.flipped == (again.argmax() != int(clean[number].argmax()))
+        assert not row.shortened
+
+
+@pytest.mark.parametrize("special_tokens", [False, True])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("codec", ["float16", "int8", "sign"])
+def test_the_stored_delta_covers_every_token_within_the_radius_and_special_ones_only_if_asked(
+    models: ModelSet, plain: Plain, codec: CodecName, norm: str, special_tokens: bool
+) -> None:
+    inputs = make_inputs()
+    length = RADIUS * float(plain.words.norm(dim=1).mean())
+    for number, row in enumerate(perturbed(models, inputs, codec, norm=norm, special_tokens=special_tokens)):
+        delta = decoded(row, codec)
+        assert delta.shape == (len(inputs.input_ids[number]), WIDTH)
+        reach = np.linalg.norm(delta, axis=1) if norm == "l2" else np.abs(delta).max(axis=1) * WIDTH**0.5
+        assert (reach <= length * (1 + 1e-5)).all()
+        free = (inputs.input_ids[number] >= len(SPECIAL)) | special_tokens
+        assert (reach[~free] == 0).all()
+        assert (reach[free] > 0.1 * length).all()
+
+
+def test_an_unknown_word_is_perturbed_as_any_other(models: ModelSet) -> None:
+    (row,) = perturbed(models, Inputs(["a"], [np.array([CLS, UNKNOWN, 9, SEP], np.int32)], [np.zeros(4, np.int8)]))
+    assert (np.abs(decoded(row, "float16")).sum(axis=1) > 0).tolist() == [False, True, True, False]
+
+
+def test_a_search_moves_the_teacher_further_than_noise_and_none_moves_nothing(models: ModelSet) -> None:
+    def moved(objective: str) -> float:
+        return float(np.mean([row.divergence for row in perturbed(models, make_inputs(), objective=objective)]))
+
+    assert min(moved("divergence"), moved("label")) > 3 * moved("noise") > 0
+    assert abs(moved("none")) < 1e-6
+    assert all(set(row.delta or b"") == {0} for row in perturbed(models, make_inputs(), objective="none"))
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_gold_label_counts_for_the_rows_that_have_one_and_for_no_other(tmp_path: Path, kind: str) -> None:
+    models, inputs = ModelSet(ModelFolders(save_teacher(tmp_path, make_task(kind))), "float32"), make_inputs()
+    clean = models.teacher.logits(inputs, Batches(), 8)
+    other = clean[:, 0] + 1 if kind == "regression" else 1 - clean.argmax(axis=1)
+    labels = np.where(np.arange(len(inputs)) % 2, other, np.nan)
+    own = perturbed(models, inputs, objective="label")
+    gold = perturbed(models, inputs, objective="gold_label", labels=labels)
+    differ = np.array([one.delta != two.delta for one, two in zip(gold, own, strict=True)])
+    assert differ[1::2].sum() > 3
+    assert not differ[::2].any()
+
+    def nearness(row: int, logits: list[float]) -> float:
+        return logits[0] if kind == "regression" else logits[int(other[row])] - max(logits)
+
+    to_label, to_other = (np.mean([nearness(row, found[row].logits) for row in range(1, 20, 2)]) for found in (gold, own))
+    assert to_label < to_other - 0.1, "moved away from a label on the other side of what the teacher answers"
+
+
+def test_results_do_not_depend_on_who_shares_the_batch(models: ModelSet) -> None:
+    inputs = make_inputs()
+    together = perturbed(models, inputs, batch_rows=64, steps=1)
+    order = np.random.default_rng(1).permutation(len(together))
+    shuffled = perturbed(models, inputs.take(order), batch_rows=5, steps=1)
+    (alone,) = perturbed(models, inputs.take(np.array([4])), batch_rows=1, steps=1)
+    for one, other in [*((together[old], shuffled[new]) for new, old in enumerate(order)), (together[4], alone)]:
+        np.testing.assert_allclose(decoded(one, "float16"), decoded(other, "float16"), atol=2e-3 * RADIUS)
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-3)
+
+
+def test_noise_and_its_logits_do_not_depend_on_who_shares_the_batch(models: ModelSet) -> None:
+    many, single = (perturbed(models, make_inputs(), objective="noise", batch_rows=rows) for rows in (64, 1))
+    for one, other in zip(many, single, strict=True):
+        assert (one.delta, one.delta_scale) == (other.delta, other.delta_scale)
+        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("changed", [{"variant": 2}, {"seed": 2}])
+def test_another_variant_and_another_seed_start_elsewhere(models: ModelSet, changed: dict[str, int]) -> None:
+    pairs = zip(perturbed(models, make_inputs()), perturbed(models, make_inputs(), **changed), strict=True)
+    assert all(one.delta != other.delta for one, other in pairs)
+
+
+def test_equal_texts_of_two_examples_start_elsewhere(models: ModelSet) -> None:
+    ids, types = make_inputs().input_ids[5], np.zeros(24, dtype=np.int8)[: len(make_inputs().input_ids[5])]
+    one, other = perturbed(models, Inputs(["a", "b"], [ids] * 2, [types] * 2), objective="noise")
+    assert one.delta != other.delta
+
+
+def test_a_different_teacher_gives_different_directions(models: ModelSet, tmp_path: Path) -> None:
+    other = ModelSet(ModelFolders(save_teacher(tmp_path, make_task(), seed=1)), "float32")
+    likeness = []
+    for one, two in zip(perturbed(models, make_inputs()), perturbed(other, make_inputs()), strict=True):
+        first, second = decoded(one, "float16"), decoded(two, "float16")
+        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        likeness += list(((first * second).sum(1) / np.where(lengths > 0, lengths, 1))[lengths > 0])
+    assert np.mean(likeness) < 0.6, "another scale is not enough: the directions are those of the teacher's own gradients"
+
+
+@pytest.mark.parametrize("recipe", [["perturb"], ["mask"], ["mix"]], ids=" ".join)
+def test_a_teacher_that_breaks_on_a_variant_is_refused_with_the_example(models: ModelSet, tmp_path: Path, recipe: Any) -> None:
+    inputs = make_inputs()
+    clean = models.teacher.logits(inputs, Batches(), 8)
+    broken = ModelSet(ModelFolders(spoil(save_teacher(tmp_path, make_task()), "classifier.bias", 0, float("inf"))), "float32")
+    settings = augment_settings(recipes=[recipe], perturbation={"objective": "noise"})
+    with pytest.raises(PipelineError, match=r"answers variant 3 of example example 0 .*20 such rows"):
+        make_variant(broken, Scored(inputs, np.full(20, np.nan), clean), None, Making(3, settings, RADIUS, None))
+
+
+def test_rows_of_a_teacher_that_answers_everything_alike_have_vanished_and_no_row_of_a_lively_one(
+    models: ModelSet, tmp_path: Path
+) -> None:
+    spoilt = spoil(spoil(save_teacher(tmp_path, make_task()), "classifier.weight", 0, 0.0), "classifier.weight", 1, 0.0)
+    assert all(row.vanished for row in perturbed(ModelSet(ModelFolders(spoilt), "float32"), make_inputs()))
+    assert not any(row.vanished for row in perturbed(models, make_inputs()))
+
+
+@pytest.mark.parametrize("keep_label", [False, True])
+def test_a_regression_teacher_is_moved_in_squared_error_and_never_flipped(tmp_path: Path, keep_label: bool) -> None:
+    models = ModelSet(ModelFolders(save_teacher(tmp_path, make_task("regression"))), "float32")
+    clean = models.teacher.logits(make_inputs(), Batches(), 8)
+    for before, row in zip(clean, perturbed(models, make_inputs(), keep_label=keep_label), strict=True):
+        assert row.divergence == pytest.approx((row.logits[0] - before[0]) ** 2, rel=1e-4)
+        assert row.divergence > 0
+        assert not row.flipped
+        assert not row.shortened
+
+
+@pytest.mark.parametrize("codec", ["float16", "int8", "sign"])
+def test_labels_are_kept_by_shortening_the_delta_of_the_rows_that_flipped_and_of_no_other(
+    models: ModelSet, plain: Plain, codec: CodecName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, calls, whole = make_inputs(64), [0], models.teacher.logits_at
+    monkeypatch.setattr(models.teacher, "logits_at", lambda *given: calls.append(1) or whole(*given))
+    freely, before = perturbed(models, inputs, codec, batch_rows=64, radius=0.6), sum(calls)
+    kept = perturbed(models, inputs, codec, batch_rows=64, radius=0.6, keep_label=True)
+    assert sum(calls) - before <= before + len(SHORTENINGS) * before // 4, "at most four forwards more a batch"
+    assert 10 < sum(row.flipped for row in freely) < 64
+    assert not any(row.flipped for row in kept)
+    shares = set()
+    for number, (one, other) in enumerate(zip(freely, kept, strict=True)):
+        assert other.shortened == one.flipped
+        np.testing.assert_allclose(other.logits, plain.logits_on(inputs, number, decoded(other, codec)), atol=1e-5)
+        if not one.flipped:
+            assert one == other
+            continue
+        assert one.delta == other.delta
+        assert other.delta_scale is not None
+        (share,) = [
+            left for left in SHORTENINGS if np.array_equal(np.float32(one.delta_scale) * np.float32(left), other.delta_scale)
+        ]
+        longer = [left for left in SHORTENINGS if left > share]
+        tried = [plain.logits_on(inputs, number, decoded(one, codec) * np.float32(left)) for left in longer]
+        assert all(logits.argmax() == np.argmax(one.logits) for logits in tried), "it is no shorter than it must be"
+        shares.add(share)
+    assert len(shares) >= 3
+
+
+@pytest.mark.parametrize("recipe", [["mask"], ["delete"], ["swap"], ["ngram"], ["span"], ["delete", "mask"]], ids=" ".join)
+def test_an_edited_row_is_labelled_by_the_teacher_as_transformers_reads_it_with_its_types(
+    models: ModelSet, plain: Plain, recipe: list[Step]
+) -> None:
+    inputs = make_inputs()
+    found = made(models, inputs, *recipe)
+    np.testing.assert_allclose([row.logits for row in found.labels], plain.logits(found.inputs), atol=1e-5)
+    assert not same(found.inputs, inputs)
+    assert all(row.delta is None and row.delta_scale is None and not row.vanished for row in found.labels)
+    changed = plain.logits(inputs).argmax(axis=1) != plain.logits(found.inputs).argmax(axis=1)
+    assert [row.flipped for row in found.labels] == changed.tolist()
+
+
+def pairs() -> Inputs:
+    """Pairs whose first texts are even and whose second are odd."""
+    ids = [
+        np.array([CLS, *range(10 + 2 * row, 22 + 2 * row, 2), SEP, *range(31, 45, 2), SEP], dtype=np.int32) for row in range(12)
+    ]
+    return Inputs([f"pair {row}" for row in range(12)], ids, [np.repeat(np.array([0, 1], np.int8), 8) for _ in ids])
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_both_texts_of_a_pair_are_edited_and_no_word_leaves_its_text(models: ModelSet, operation: Step) -> None:
+    inputs = pairs()
+    found = made(models, inputs, operation).inputs
+    assert found.token_type_ids is not None
+    for before, ids, types in zip(inputs.input_ids, found.input_ids, found.token_type_ids, strict=True):
+        middle = ids.tolist().index(SEP)
+        assert types.tolist() == [0] * (middle + 1) + [1] * (len(ids) - middle - 1)
+        for own, text, parity in ((before[1:7], ids[1:middle], 0), (before[8:15], ids[middle + 1 : -1], 1)):
+            assert text.tolist() != own.tolist()
+            assert all(word % 2 == parity for word in text if word != MASK)
+
+
+@pytest.mark.parametrize("recipe", [["mask"], ["delete", "swap"], ["span"]], ids=" ".join)
+def test_the_same_row_is_edited_alike_in_any_company_and_otherwise_in_another_variant_or_with_another_seed(
+    models: ModelSet, recipe: list[Step]
+) -> None:
+    inputs, order = pairs(), np.random.default_rng(0).permutation(12)
+    found = made(models, inputs, *recipe).inputs
+    assert same(made(models, inputs.take(order), *recipe, batch_rows=3).inputs, found.take(order))
+    for changed in ({"variant": 2}, {"seed": 2}):
+        assert not same(made(models, inputs, *recipe, **changed).inputs, found)
+
+
+def test_words_are_replaced_by_their_candidates_before_anything_else_is_edited(models: ModelSet, plain: Plain) -> None:
+    inputs = pairs()
+    places = np.array([*range(1, 7), *range(8, 15)], dtype=np.int32)
+    candidates = [RowCandidates(places, places + 1, np.full(13, 50, dtype=np.int32)) for _ in inputs.input_ids]
+    found = made(models, inputs, "masked_lm", candidates=candidates)
+    replaced = [after != before for after, before in zip(found.inputs.input_ids, inputs.input_ids, strict=True)]
+    assert all((ids[row] == 50).all() for ids, row in zip(found.inputs.input_ids, replaced, strict=True))
+    assert 0.4 < np.mean([row[places].mean() for row in replaced]) < 0.6
+    np.testing.assert_allclose([row.logits for row in found.labels], plain.logits(found.inputs), atol=1e-5)
+    shortened = made(models, inputs, "masked_lm", "delete", candidates=candidates).inputs
+    for whole, ids in zip(found.inputs.input_ids, shortened.input_ids, strict=True):
+        assert len(ids) < len(whole)
+        assert not set(ids.tolist()) - set(whole.tolist())
+
+
+def test_an_edited_row_is_perturbed_on_the_edited_words_and_not_on_its_masks(models: ModelSet, plain: Plain) -> None:
+    edited, found = made(models, make_inputs(), "mask").inputs, made(models, make_inputs(), "mask", "perturb")
+    assert same(found.inputs, edited)
+    for row, (ids, label) in enumerate(zip(edited.input_ids, found.labels, strict=True)):
+        np.testing.assert_allclose(label.logits, plain.logits_on(edited, row, decoded(label)), atol=1e-5)
+        assert ((np.abs(decoded(label)).sum(axis=1) > 0) == (ids >= len(SPECIAL))).all()
+
+
+@pytest.mark.parametrize("rows", [20, 2, 1])
+def test_a_mixed_row_is_labelled_as_transformers_answers_the_mixture_by_hand(models: ModelSet, plain: Plain, rows: int) -> None:
+    inputs = make_inputs().take(np.arange(rows))
+    found, padding = made(models, inputs, "mix"), np.zeros(24, dtype=np.int64)
+    assert found.inputs.partners is not None
+    others = dict(zip(inputs.example_ids, inputs.input_ids, strict=True))
+    for row, (partner, label) in enumerate(zip(found.inputs.partners, found.labels, strict=True)):
+        length = max(len(inputs.input_ids[row]), len(others[partner.example_id]))
+        own, other = (
+            plain.words[np.append(ids, padding)[:length]] for ids in (inputs.input_ids[row], others[partner.example_id])
+        )
+        mixture = partner.own_weight * own + (1 - partner.own_weight) * other
+        np.testing.assert_allclose(label.logits, plain.logits_at(found.inputs, row, mixture), atol=1e-5)
+        assert len(found.inputs.input_ids[row]) == len(partner.input_ids) == length
+        assert label.delta is None
+    names = [partner.example_id for partner in found.inputs.partners]
+    assert sorted(names) == sorted(inputs.example_ids), "each row is the partner of one"
+    assert all(one != other for one, other in zip(names, inputs.example_ids, strict=True)) == (rows > 1)
+
+
+def test_weights_of_a_mixture_follow_the_beta_distribution_and_partners_change_with_the_variant(models: ModelSet) -> None:
+    inputs = make_inputs(300)
+    partners = made(models, inputs, "mix", mixing={"alpha": 2.0}).inputs.partners or []
+    weights = [partner.own_weight for partner in partners]
+    assert 0 < min(weights) < max(weights) < 1
+    assert kstest(weights, "beta", args=(2, 2)).pvalue > 0.01
+    assert np.float32(weights).tolist() == weights, "as it is stored"
+    others = made(models, inputs, "mix", mixing={"alpha": 2.0}, variant=2).inputs.partners or []
+    assert np.mean([one.example_id == two.example_id for one, two in zip(partners, others, strict=True)]) < 0.1
+    assert not {one.own_weight for one in partners} & {two.own_weight for two in others}

@@ -1,0 +1,438 @@
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.files import sha256_of
+from pipeline.shards import upkeep
+from pipeline.shards.manifest import Key, Manifest, ShardEntry
+from pipeline.shards.schema import FORMAT_VERSION, shard_schema
+from pipeline.shards.store import ShardStore
+from pipeline.shards.upkeep import Finding, Plan, Uses
+from pipeline.shards.writer import write_shard
+from pipeline.tasks import Task
+
+TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
+SCORES: Key = {"content": "scores", "teacher": "ab" * 32, "batch_rows": 8}
+SEARCH = {"objective": "divergence", "norm": "l2", "radius": 0.0143, "steps": 1}
+PERTURBED: Key = {"content": "perturbations", "teacher": "ab" * 32, "code": "ef" * 32, "perturbation": SEARCH, "codec": "int8"}
+STRONGER: Key = PERTURBED | {"perturbation": SEARCH | {"radius": 0.5}}
+HOUR, DAY = 3600.0, 24 * 3600.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ShardStore:
+    return ShardStore(tmp_path / "data" / "store")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def key_of(shared: Key, number: int = 0, variant: int = 1) -> Key:
+    return shared | {"examples": f"{number:064d}", "variant": variant}
+
+
+def unfinished(store: ShardStore, key: Key, held: Key | None = None) -> Any:
+    """A shard before its receipt is written; its metadata holds its key, or another."""
+    columns: dict[str, Any] = {
+        "example_id": ["a", "b"],
+        "variant": [1, 1],
+        "input_ids": [[2, 7, 3], [2, 8, 9, 3]],
+        "label": [0, None],
+        "teacher_logits": [[0.5, -0.5], [1.0, 2.0]],
+    }
+    schema = shard_schema("scores", "classification", False)
+    receipt = write_shard(store.shard_path(key), schema, columns, held or key, {}, {})
+    return receipt.model_copy(update={"key": key})
+
+
+def add(store: ShardStore, shared: Key, count: int = 2) -> list[Key]:
+    keys = [key_of(shared, number) for number in range(count)]
+    for key in keys:
+        store.finish(unfinished(store, key))
+    return keys
+
+
+def publish(folder: Path, store: ShardStore, keys: list[Key]) -> Path:
+    """A complete set in an output folder, hard-linked as the stages leave it."""
+    folder.mkdir(parents=True)
+    entries = []
+    for number, key in enumerate(keys):
+        receipt = store.receipt_named(store.shard_path(key).stem)
+        assert receipt is not None
+        store.place(key, folder / f"{number}.arrow")
+        entries.append(ShardEntry(file=f"{number}.arrow", split="train", variant=1, partition=number, receipt=receipt))
+    Manifest(
+        format_version=FORMAT_VERSION,
+        content="scores",
+        task=TASK,
+        key={},
+        token_types=False,
+        pad_token_id=0,
+        coding=None,
+        variants=1,
+        details={},
+        shards=tuple(entries),
+    ).save(folder)
+    return folder
+
+
+def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
+    """Everything in the store, or what one key has there, was last touched so long ago."""
+    then = time.time() - seconds
+    for path in [store.shard_path(key), store.receipt_path(key)] if key else store.folder.iterdir():
+        os.utime(path, (then, then))
+
+
+def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Other bytes in a file of its own, as on a disk that forgets; its links elsewhere are left alone."""
+    content = change(path.read_bytes())
+    path.unlink()
+    path.write_bytes(content)
+
+
+def flip_middle(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+
+
+def plan(store: ShardStore, data: Path, least_age: float = DAY) -> Plan:
+    return upkeep.plan(store.contents(), upkeep.look_for_uses([data], store), least_age, time.time())
+
+
+def doomed(found: Plan) -> set[str]:
+    return {file.path.name for one in found.garbage for file in one.files}
+
+
+def files_of(store: ShardStore, *keys: Key) -> set[str]:
+    return {path.name for key in keys for path in (store.shard_path(key), store.receipt_path(key))}
+
+
+def findings(store: ShardStore) -> list[Finding]:
+    found = [upkeep.examine(entry, time.time()) for entry in store.contents().entries]
+    return [one for one in found if one]
+
+
+def test_shards_that_differ_in_examples_and_variant_alone_are_one_set(store: ShardStore, data: Path) -> None:
+    scores, perturbed = add(store, SCORES, 3), add(store, PERTURBED)
+    store.finish(unfinished(store, key_of(PERTURBED, variant=2)))
+    add(store, STRONGER, 1)
+    folder = publish(data / "shards" / "tiny", store, perturbed)
+    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    assert [(one.content, one.settings, one.shards, one.rows, one.used_by) for one in sets] == [
+        ("scores", "batch_rows 8", 3, 6, ()),
+        ("perturbations", "divergence, l2, radius 0.0143, int8", 3, 6, (folder,)),
+        ("perturbations", "divergence, l2, radius 0.5, int8", 1, 2, ()),
+    ]
+    assert {one.teacher for one in sets} == {"ab" * 6}
+    assert sets[0].bytes == sum(store.shard_path(key).stat().st_size for key in scores)
+
+
+def test_sets_that_look_alike_to_a_person_but_were_made_by_other_code_are_two(store: ShardStore, data: Path) -> None:
+    add(store, PERTURBED)
+    add(store, PERTURBED | {"code": "00" * 32})
+    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    assert len({one.settings for one in sets}) == 1
+    assert len({one.name for one in sets}) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (SCORES, "batch_rows 8"),
+        ({"content": "perturbations", "teacher": "x"}, "–"),
+        (PERTURBED | {"perturbation": {"objective": "none", "norm": "l2", "radius": None}}, "none, l2, int8"),
+        ({"edit": {"share": 0.1}, "seed": 1}, 'edit {"share": 0.1}, seed 1'),
+        ({"perturbation": "of another form"}, "of another form"),
+        (
+            PERTURBED | {"recipe": ["mask", "perturb"], "text_edits": {"mask": 0.1}, "scout": "cd" * 32},
+            'mask+perturb, {"mask": 0.1}, divergence, scout cdcdcdcdcdcd, l2, radius 0.0143, int8',
+        ),
+        ({"recipe": ["mix"], "mixing": {"alpha": 0.4}, "seed": 1, "precision": "float32"}, 'mix, {"alpha": 0.4}'),
+    ],
+)
+def test_settings_of_any_key_are_said_in_short(key: Key, said: str) -> None:
+    assert upkeep.settings_of(key) == said
+
+
+def test_a_sound_store_has_no_findings(store: ShardStore) -> None:
+    add(store, SCORES)
+    add(store, PERTURBED)
+    age(store, DAY)
+    assert findings(store) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (flip_middle, "has other bytes than when it was written"),
+        (lambda whole: whole[:-9], "bytes, its receipt says"),
+        (lambda whole: b"", "has 0 bytes, its receipt says"),
+    ],
+)
+def test_a_damaged_shard_is_named_with_what_it_was(store: ShardStore, change: Callable[[bytes], bytes], said: str) -> None:
+    key, _ = add(store, PERTURBED)
+    spoil(store.shard_path(key), change)
+    (found,) = findings(store)
+    assert found.damaged
+    assert store.shard_path(key).name in found.text
+    assert said in found.text
+    described = upkeep.describe(found.entry)
+    assert described == f"perturbations of teacher {'ab' * 6}, divergence, l2, radius 0.0143, int8, variant 1"
+
+
+def test_a_shard_that_holds_another_key_than_its_receipt_is_damaged_and_the_difference_named(store: ShardStore) -> None:
+    key = key_of(SCORES)
+    store.finish(unfinished(store, key, held=key | {"batch_rows": 16}))
+    (found,) = findings(store)
+    assert found.damaged
+    assert "holds another key than its receipt: batch_rows: 8 wanted, 16 found" in found.text
+
+
+def test_a_file_that_is_no_arrow_file_is_damaged_even_if_its_receipt_fits(store: ShardStore) -> None:
+    key = key_of(SCORES)
+    receipt = unfinished(store, key)
+    store.shard_path(key).write_bytes(b"no arrow")
+    store.finish(receipt.model_copy(update={"bytes": 8, "sha256": sha256_of(store.shard_path(key))}))
+    (found,) = findings(store)
+    assert found.damaged
+    assert "is no shard of this package" in found.text
+
+
+@pytest.mark.parametrize("missing", ["shard", "receipt"])
+def test_half_of_a_pair_is_damaged_once_it_is_too_old_for_a_run_in_progress(store: ShardStore, missing: str) -> None:
+    (key,) = add(store, PERTURBED, 1)
+    (store.shard_path(key) if missing == "shard" else store.receipt_path(key)).unlink()
+    (found,) = findings(store)
+    assert not found.damaged
+    age(store, 2 * HOUR)
+    (found,) = findings(store)
+    assert found.damaged
+    assert f"without a {missing}" in found.text
+    assert "radius 0.0143, int8, variant 1" in upkeep.describe(found.entry), "a shard alone says itself what it is"
+
+
+def test_a_damaged_receipt_is_damage_but_one_of_another_version_is_left_alone(store: ShardStore) -> None:
+    (key,) = add(store, SCORES, 1)
+    path = store.receipt_path(key)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"compressed": True}))
+    (found,) = findings(store)
+    assert (found.damaged, "another version" in found.text) == (False, True)
+    path.write_text("{")
+    (found,) = findings(store)
+    assert (found.damaged, "is damaged" in found.text) == (True, True)
+
+
+def test_a_disk_that_cannot_read_a_shard_is_a_finding(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    add(store, SCORES, 1)
+    monkeypatch.setattr(upkeep, "sha256_of", broken)
+    (found,) = findings(store)
+    assert found.damaged
+    assert "cannot be read (Input/output error)" in found.text
+
+
+def test_what_no_manifest_lists_may_go_and_what_one_lists_may_not(store: ShardStore, data: Path) -> None:
+    used, spare = add(store, PERTURBED), add(store, STRONGER)
+    publish(data / "shards" / "tiny", store, used)
+    age(store, 2 * DAY)
+    found = plan(store, data)
+    assert doomed(found) == files_of(store, *spare)
+    assert all("radius 0.5" in one.label for one in found.garbage)
+
+
+def test_of_one_set_only_the_shards_that_are_listed_stay(store: ShardStore, data: Path) -> None:
+    first, second = add(store, PERTURBED)
+    publish(data / "shards" / "tiny", store, [first])
+    age(store, 2 * DAY)
+    assert doomed(plan(store, data)) == files_of(store, second)
+
+
+def test_a_run_of_days_keeps_what_it_computed_or_found_on_the_first(store: ShardStore, data: Path) -> None:
+    found_first, computing = add(store, PERTURBED), add(store, STRONGER)
+    others = add(store, PERTURBED | {"teacher": "cd" * 32})
+    age(store, 3 * DAY)
+    age(store, 1 * HOUR, computing[1])
+    found = plan(store, data)
+    assert doomed(found) == files_of(store, *others)
+    assert found.young == len(found_first + computing)
+
+
+def test_a_shard_that_a_run_has_just_found_is_in_use(store: ShardStore, data: Path) -> None:
+    keys = add(store, PERTURBED)
+    age(store, 30 * DAY)
+    assert doomed(plan(store, data)) == files_of(store, *keys)
+    assert store.find(keys[0]) is not None
+    assert doomed(plan(store, data)) == set()
+
+
+def test_half_written_files_stay_an_hour_however_small_the_least_age(store: ShardStore, data: Path) -> None:
+    key = key_of(SCORES)
+    unfinished(store, key)
+    partial = store.folder / f".partial-0123456789ab-{store.shard_path(key).name}"
+    partial.touch()
+    assert (doomed(plan(store, data, 0)), plan(store, data, 0).young) == (set(), 2)
+    age(store, 1.1 * HOUR)
+    assert doomed(plan(store, data, 0)) == {partial.name, store.shard_path(key).name}
+    assert doomed(plan(store, data, 2 * HOUR)) == set(), "nothing younger than the least age goes, partial files included"
+
+
+def test_notes_stay_with_a_teacher_that_is_in_use(store: ShardStore, data: Path) -> None:
+    publish(data / "scores" / "tiny", store, add(store, SCORES))
+    kept, spare = SCORES | {"calibration": 1}, SCORES | {"teacher": "cd" * 32}
+    for key in (kept, spare):
+        store.remember(key, {"radius": 0.3})
+    damaged = store.folder / ("00" * 16 + ".note.json")
+    damaged.write_text("{")
+    age(store, 2 * DAY)
+    assert doomed(plan(store, data)) == {store.note_path(spare).name, damaged.name}
+
+
+def test_by_products_that_no_manifest_ever_lists_stay_with_their_teacher(store: ShardStore, data: Path) -> None:
+    folder = publish(data / "scores" / "tiny", store, add(store, SCORES))
+    add(store, {"content": "candidates", "teacher": "ab" * 32})
+    spare = add(store, {"content": "candidates", "teacher": "cd" * 32})
+    age(store, 2 * DAY)
+    assert doomed(plan(store, data)) == files_of(store, *spare)
+    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    assert {(one.content, one.teacher[:2]): one.used_by for one in sets} == {
+        ("scores", "ab"): (folder,),
+        ("candidates", "ab"): (folder,),
+        ("candidates", "cd"): (),
+    }
+
+
+def test_a_shard_that_is_linked_elsewhere_frees_nothing(store: ShardStore, data: Path, tmp_path: Path) -> None:
+    linked, alone = add(store, PERTURBED)
+    store.place(linked, tmp_path / "kept.arrow")
+    age(store, 2 * DAY)
+    garbage = {one.files[1].path: one for one in plan(store, data).garbage}
+    both = garbage[store.shard_path(linked)]
+    assert both.freed == store.receipt_path(linked).stat().st_size
+    assert [file.path for file in both.linked] == [store.shard_path(linked)]
+    other = garbage[store.shard_path(alone)]
+    assert (other.freed, other.linked) == (other.bytes, ())
+
+
+def test_a_manifest_is_found_at_any_depth_but_not_in_the_store_or_hidden(store: ShardStore, data: Path) -> None:
+    keys = add(store, SCORES)
+    for place in ("scores/tiny", ".partial-0123456789ab-tiny", "scores/.old/tiny", "store/tiny"):
+        publish(data / place, store, keys)
+    uses = upkeep.look_for_uses([data], store)
+    assert uses.folders == {store.shard_path(key).stem: {data / "scores" / "tiny"} for key in keys}
+    assert (set(uses.teachers), uses.without, uses.unreadable) == ({"ab" * 32}, (), ())
+
+
+def test_manifests_behind_a_link_are_found_and_a_link_in_a_circle_ends(store: ShardStore, data: Path, tmp_path: Path) -> None:
+    keys = add(store, SCORES, 1)
+    publish(tmp_path / "disk" / "tiny", store, keys)
+    (data / "scores").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "circle").symlink_to(data)
+    assert set(upkeep.look_for_uses([data], store).folders) == {store.shard_path(keys[0]).stem}
+
+
+def test_what_any_of_several_clones_lists_is_in_use(store: ShardStore, data: Path, tmp_path: Path) -> None:
+    here, there = add(store, PERTURBED), add(store, STRONGER)
+    publish(data / "tiny", store, here)
+    publish(tmp_path / "clone" / "tiny", store, there)
+    uses = upkeep.look_for_uses([data, tmp_path / "clone"], store)
+    assert set(uses.folders) == {store.shard_path(key).stem for key in here + there}
+
+
+def test_a_mistyped_folder_is_refused_also_beside_one_that_is_right(store: ShardStore, data: Path, tmp_path: Path) -> None:
+    publish(data / "tiny", store, add(store, SCORES))
+    uses = upkeep.look_for_uses([data, tmp_path / "dta"], store)
+    with pytest.raises(PipelineError, match=r"no manifest.json below .*/dta, .* give --everything"):
+        upkeep.check_known(uses, everything=False)
+    upkeep.check_known(uses, everything=True)
+    upkeep.check_known(upkeep.look_for_uses([data], store), everything=False)
+
+
+@pytest.mark.parametrize("content", ["{", '{"format_version": 0}', "[]"])
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_manifest_that_cannot_be_read_is_named_and_nothing_overrules_it(
+    store: ShardStore, data: Path, content: str, everything: bool
+) -> None:
+    publish(data / "tiny", store, add(store, SCORES))
+    (data / "other").mkdir()
+    (data / "other" / "manifest.json").write_text(content)
+    with pytest.raises(PipelineError, match=r"so nothing is deleted:\n  - .*/data/other/manifest.json"):
+        upkeep.check_known(upkeep.look_for_uses([data], store), everything)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(store: ShardStore, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(data / "tiny", store, add(store, SCORES))
+    scan = os.scandir
+
+    def closed(path: Any) -> Any:
+        if str(path).endswith("tiny"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    uses = upkeep.look_for_uses([data], store)
+    assert uses.unreadable == (f"{data / 'tiny'} cannot be looked into (Permission denied)",)
+    with pytest.raises(PipelineError, match="nothing is deleted"):
+        upkeep.check_known(uses, everything=True)
+
+
+def test_a_receipt_is_deleted_before_its_shard(store: ShardStore, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed_at_the_second(path: Path, missing_ok: bool = False) -> None:
+        if gone:
+            raise Killed
+        gone.append(path)
+        unlink(path)
+
+    (key,) = add(store, SCORES, 1)
+    (entry,) = store.contents().entries
+    gone, unlink = list[Path](), Path.unlink
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_at_the_second)
+        with pytest.raises(Killed):
+            upkeep.delete(entry.files)
+    assert gone == [store.receipt_path(key)]
+    assert not store.has_receipt(key)
+    age(store, 2 * DAY)
+    assert doomed(plan(store, data)) == {store.shard_path(key).name}, "the next clearing finishes it"
+
+
+def found_by_a_run(store: ShardStore, key: Key, out: Path) -> None:
+    assert store.find(key) is not None
+
+
+def placed_by_a_run(store: ShardStore, key: Key, out: Path) -> None:
+    store.place(key, out)
+
+
+def computed_again(store: ShardStore, key: Key, out: Path) -> None:
+    unfinished(store, key)
+
+
+@pytest.mark.parametrize("event", [found_by_a_run, placed_by_a_run, computed_again])
+def test_what_a_run_takes_up_between_plan_and_deletion_stays(
+    store: ShardStore, data: Path, tmp_path: Path, event: Callable[[ShardStore, Key, Path], None]
+) -> None:
+    (key,) = add(store, SCORES, 1)
+    age(store, 2 * DAY)
+    (garbage,) = plan(store, data).garbage
+    event(store, key, tmp_path / "out.arrow")
+    assert not upkeep.delete(garbage.files)
+    assert store.find(key) is not None
+
+
+def test_nothing_in_use_is_all_that_can_be_said_of_no_manifests(store: ShardStore, data: Path) -> None:
+    add(store, SCORES)
+    assert upkeep.look_for_uses([data], store) == Uses({}, {}, (), (data,))

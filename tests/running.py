@@ -1,0 +1,189 @@
+"""``python -m stages.augment`` of the tiny world as a real process: started, starved, watched, killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import stages.augment
+from pipeline.augment.passes import augment, score
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.shards.manifest import manifest_hash
+from tests.world import AUGMENT, make_task, runtime_at, save_prepared
+
+ROOT = Path(__file__).parents[1]
+
+SEARCH: dict[str, Any] = AUGMENT["perturbation"]
+
+SECONDS = 120.0
+"""After which something that should happen is given up."""
+
+
+class Stage:
+    """One command, with its settings, in a folder that holds ``scores``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        teacher: Path,
+        settings: Mapping[str, Any] = AUGMENT,
+        workers: int = 0,
+        out: str = "shards",
+        store: Path | None = None,
+    ) -> None:
+        self.store, self.out, self.output = store or folder / "store", folder / out, folder / f"{out}.txt"
+        runtime = {"ray_address": None, "workers": workers, "store": str(self.store), "max_bytes": None}
+        params = folder / f"{out}.yaml"
+        params.write_text(yaml.safe_dump({"augment": dict(settings), "runtime": runtime}), encoding="utf-8")
+        given = {"task": "tiny", "scores": "scores", "teacher": teacher, "aim": teacher, "params": params, "out": out}
+        self.arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        self._folder = folder
+        self._seen: dict[int, psutil.Process] = {}
+
+    def start(
+        self,
+        *program: str,
+        limit: Callable[[], object] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> psutil.Process:
+        """Start it, or another program with its arguments; ``limit`` is called in the new process."""
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with self.output.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *(program or ("-m", "stages.augment")), *self.arguments],
+                cwd=self._folder,
+                env=inherited | {"PYTHONPATH": paths} | (environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=limit,
+            )
+        return psutil.Process(self._process.pid)
+
+    def run(self, *program: str, limit: Callable[[], object] | None = None) -> int:
+        """Start it and wait for its end."""
+        self.start(*program, limit=limit)
+        return self.end()
+
+    def run_here(self) -> tuple[int, str]:
+        """The same command in this process: how it ends, and the last line of what it says of errors."""
+        with contextlib.chdir(self._folder):
+            result = CliRunner().invoke(stages.augment.main, self.arguments)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.stderr.splitlines()[-1] if result.stderr else ""
+
+    def said(self) -> str:
+        return self.output.read_text(encoding="utf-8")
+
+    def last_line(self) -> str:
+        return self.said().splitlines()[-1]
+
+    def hash(self) -> str:
+        return manifest_hash(self.out)
+
+    def finished_shards(self) -> int:
+        return len([path for path in self.store.glob("*.json") if not path.name.endswith(".note.json")])
+
+    def unfinished(self) -> list[str]:
+        """What lies in the store and is neither a shard with its receipt nor a note."""
+        names = {path.name for path in self.store.iterdir()} if self.store.is_dir() else set()
+        pairs = {name for name in names if {Path(name).with_suffix(end).name for end in (".arrow", ".json")} <= names}
+        return sorted(name for name in names - pairs if not name.endswith(".note.json"))
+
+    def family(self) -> list[psutil.Process]:
+        """All processes of the run that were ever seen and live."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                self._seen.setdefault(process.pid, process)
+        return [process for process in self._seen.values() if lives(process)]
+
+    def until(self, happened: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        while not happened():
+            assert self._process.poll() is None, f"the stage ended too early:\n{self.said()}"
+            assert time.monotonic() - began < SECONDS, f"it did not come to that:\n{self.said()}"
+            time.sleep(0.05)
+        self.family()
+
+    def workers(self) -> list[psutil.Process]:
+        return [process for process in self.family() if "ray::Worker" in title(process)]
+
+    def end(self) -> int:
+        self.family()
+        return self._process.wait(timeout=SECONDS)
+
+    def left_behind(self) -> list[str]:
+        """What still lives some seconds after the driver has ended; it is ended too.
+
+        Ray's two agents do not count: for a minute they try to tell the server, which died with the driver, of its end.
+        """
+        began = time.monotonic()
+        while (left := [name for process in self.family() if not (name := title(process)).endswith("Agent")]) and (
+            time.monotonic() - began < 30
+        ):
+            time.sleep(0.1)
+        self.kill_all()
+        return left
+
+    def kill_all(self) -> None:
+        family = self.family()
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        kill(family)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """SIGKILL to each that still lives."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()).strip()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def scored(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
+    """A corpus of so many training rows, and its scores in ``folder / "scores"``."""
+    prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
+    settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
+    with unsynced():
+        score(prepared, teacher, settings, runtime_at(folder / "scoring"), folder / "scores")
+    return folder / "scores"
+
+
+def undisturbed(folder: Path, teacher: Path, settings: Mapping[str, Any] = AUGMENT) -> Path:
+    """What a run gives that nobody disturbs: one process, no Ray, a store of its own below ``folder / "undisturbed"``."""
+    out = folder / "undisturbed" / "shards"
+    with unsynced():
+        augment(folder / "scores", teacher, None, AugmentSettings.model_validate(settings), runtime_at(out.parent), out)
+    return out
+
+
+@contextlib.contextmanager
+def unsynced() -> Iterator[None]:
+    """Files need not outlive a crash of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
