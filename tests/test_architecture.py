@@ -48,6 +48,7 @@ ORDER = [
     "pipeline.augment.variants",
     "pipeline.augment.jobs",
     "pipeline.augment.calibration",
+    "pipeline.augment.worker",
     "pipeline.augment.workers",
     "pipeline.augment.cluster",
     "pipeline.augment.plans",

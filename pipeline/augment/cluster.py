@@ -6,19 +6,15 @@ large ever waits in Ray's object store.
 
 import logging
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import (
     NodeDiedError,
     ObjectLostError,
@@ -29,9 +25,10 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from pipeline.augment.jobs import Done, Work
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.jobs import Done
+from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.teacher import Precision
+from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
 from pipeline.augment.workers import AnyJob, RuntimeSettings, failure, landmark, last_line
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of, written_whole
@@ -40,9 +37,6 @@ from pipeline.shards.store import ShardStore
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """What goes through Ray is the rows of one job a worker, and pieces of files."""
-
-PIECE_BYTES = 8 * 2**20
-"""Files travel in pieces of this size, one at a time."""
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 """How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
@@ -61,79 +55,12 @@ LEAVING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What a new worker sees of the driver's files."""
-
-    models: bool
-    store: bool
-
-
-@dataclass(frozen=True)
 class Seat:
     """A worker that has all it needs."""
 
     worker: Any
     home: bool
     """Whether it writes to the store itself."""
-
-
-class Worker:
-    """One process with the models on its device."""
-
-    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore) -> None:
-        # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
-        torch.set_num_threads(1)
-        self._folders, self._precision, self._store = folders, precision, store
-        self._models: ModelSet | None = None
-
-    def look(self, hashes: dict[str, str], mark: str) -> Sight:
-        """Which of the driver's files are here, byte for byte; a store that is not is replaced by a folder of this worker."""
-        models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
-        store = Path(mark).exists()
-        if not store:
-            self._store = ShardStore(self._own / "store")
-        return Sight(models, store)
-
-    def receive(self, path: str, piece: bytes) -> None:
-        """Take the next piece of a file of the driver's."""
-        target = self._received(Path(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("ab") as file:
-            file.write(piece)
-
-    def use_received(self) -> None:
-        """From now on the models are those that were received."""
-        self._folders = self._folders.at(self._received)
-
-    def run(self, work: Work) -> Done:
-        """Do a job's work."""
-        if self._models is None:
-            self._models = ModelSet(self._folders, self._precision)
-        return work.run(self._models, self._store)
-
-    def piece(self, receipt: Receipt, start: int) -> bytes:
-        """A piece of a shard that waits in this worker's own folder."""
-        with self._store.shard_path(receipt.key).open("rb") as file:
-            file.seek(start)
-            return file.read(PIECE_BYTES)
-
-    def forget(self, receipt: Receipt) -> None:
-        """Delete a shard that was handed back."""
-        self._store.receipt_path(receipt.key).unlink()
-        self._store.shard_path(receipt.key).unlink()
-
-    def leave(self) -> None:
-        """Delete what was received, if anything was."""
-        if "_own" in vars(self):
-            shutil.rmtree(self._own)
-
-    @cached_property
-    def _own(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix="augment-worker-"))
-
-    def _received(self, path: Path) -> Path:
-        """Where a file or folder of the driver's lies once it is received."""
-        return self._own / "models" / path.relative_to(path.anchor)
 
 
 class Cluster:
@@ -145,7 +72,7 @@ class Cluster:
         self._idle: list[Seat] = []
         self._arriving: dict[Any, Any] = {}
         self._guests: list[Any] = []
-        self._failed_arrivals = 0
+        self._failed_arrivals = 0  # one after the other
         self._open = ExitStack()
         self._mark: Path | None = None
 
@@ -240,6 +167,7 @@ class Cluster:
                 raise PipelineError(f"{DEATHS_ALLOWED} workers could not be started: {last_line(cause)}") from cause
             self._call_workers(len(self._arriving) + len(self._idle) + 1, busy=0)
         else:
+            self._failed_arrivals = 0
             self._idle.append(Seat(worker, sight.store))
 
     def _send_models(self, worker: Any) -> None:

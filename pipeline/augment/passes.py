@@ -78,6 +78,8 @@ def radius_found(plan: Augmentation, store: ShardStore, workers: Workers) -> Fou
     if known is None:
         print(f"{plan.name}: {job.name}", flush=True)
         ((_, done),) = workers.run([job])
+        for note in done.notes:
+            print(f"{job.name}: {note}", flush=True)
         known = done.result.plain()
         try:
             store.remember(key, known)
