@@ -13,7 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.progress import Counter
 from pipeline.shards import upkeep
 from pipeline.shards.store import Contents, ShardStore
-from pipeline.shards.upkeep import Finding, Garbage, ShardSet, Uses
+from pipeline.shards.upkeep import Finding, Garbage, ShardSet
+from pipeline.shards.usage import Uses, check_known, look_for_uses
 from stages.command import params_option, stage
 
 WIDTH = 200
@@ -50,7 +51,7 @@ def list_sets(named: Path | None, params: Path, data: tuple[Path, ...]) -> None:
     A set is what one pass of a teacher made: its shards differ in examples and variant alone. Nothing is hashed.
     """
     store = _store(named, params)
-    contents, uses = store.contents(), upkeep.look_for_uses(data, store)
+    contents, uses = store.contents(), look_for_uses(data, store)
     sets = upkeep.sets_of(contents, uses)
     Console(width=WIDTH, highlight=False, markup=False).print(_table(sets, uses))
     for sentence in _doubts(uses):
@@ -99,8 +100,8 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
     what it had computed counts as unused once it is old enough. Abandoned partial files go too, if older than an hour.
     """
     store = _store(named, params)
-    uses = upkeep.look_for_uses(data, store)
-    upkeep.check_known(uses, everything)
+    uses = look_for_uses(data, store)
+    check_known(uses, everything)
     plan = upkeep.plan(store.contents(), uses, min_age_hours * 3600, time.time())
     garbage = [one for one in plan.garbage if upkeep.delete(one.files)] if delete else plan.garbage
     click.echo(f"{store.folder}: {'deleted' if delete else 'would be deleted'}:{'' if garbage else ' nothing'}")

@@ -35,6 +35,7 @@ ORDER = [
     "pipeline.shards.lineage",
     "pipeline.shards.store",
     "pipeline.shards.writer",
+    "pipeline.shards.usage",
     "pipeline.shards.upkeep",
     "pipeline.shards.reader",
     "pipeline.augment.partition",

@@ -1,28 +1,17 @@
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.shards import upkeep
-from pipeline.shards.manifest import Key, Manifest, ShardEntry
-from pipeline.shards.schema import FORMAT_VERSION, shard_schema
+from pipeline.shards.manifest import Key
 from pipeline.shards.store import ShardStore
-from pipeline.shards.upkeep import Finding, Plan, Uses
-from pipeline.shards.writer import write_shard
-from pipeline.tasks import Task
-
-TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
-SCORES: Key = {"content": "scores", "teacher": "ab" * 32, "batch_rows": 8}
-SEARCH = {"objective": "divergence", "norm": "l2", "radius": 0.0143, "steps": 1}
-PERTURBED: Key = {"content": "perturbations", "teacher": "ab" * 32, "code": "ef" * 32, "perturbation": SEARCH, "codec": "int8"}
-STRONGER: Key = PERTURBED | {"perturbation": SEARCH | {"radius": 0.5}}
-HOUR, DAY = 3600.0, 24 * 3600.0
+from pipeline.shards.upkeep import Finding, Plan
+from pipeline.shards.usage import look_for_uses
+from tests.stored import DAY, HOUR, PERTURBED, SCORES, STRONGER, add, age, key_of, publish, unfinished
 
 
 @pytest.fixture
@@ -33,62 +22,6 @@ def store(tmp_path: Path) -> ShardStore:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
-
-
-def key_of(shared: Key, number: int = 0, variant: int = 1) -> Key:
-    return shared | {"examples": f"{number:064d}", "variant": variant}
-
-
-def unfinished(store: ShardStore, key: Key, held: Key | None = None) -> Any:
-    """A shard before its receipt is written; its metadata holds its key, or another."""
-    columns: dict[str, Any] = {
-        "example_id": ["a", "b"],
-        "variant": [1, 1],
-        "input_ids": [[2, 7, 3], [2, 8, 9, 3]],
-        "label": [0, None],
-        "teacher_logits": [[0.5, -0.5], [1.0, 2.0]],
-    }
-    schema = shard_schema("scores", "classification", False)
-    receipt = write_shard(store.shard_path(key), schema, columns, held or key, {}, {})
-    return receipt.model_copy(update={"key": key})
-
-
-def add(store: ShardStore, shared: Key, count: int = 2) -> list[Key]:
-    keys = [key_of(shared, number) for number in range(count)]
-    for key in keys:
-        store.finish(unfinished(store, key))
-    return keys
-
-
-def publish(folder: Path, store: ShardStore, keys: list[Key]) -> Path:
-    """A complete set in an output folder, hard-linked as the stages leave it."""
-    folder.mkdir(parents=True)
-    entries = []
-    for number, key in enumerate(keys):
-        receipt = store.receipt_named(store.shard_path(key).stem)
-        assert receipt is not None
-        store.place(key, folder / f"{number}.arrow")
-        entries.append(ShardEntry(file=f"{number}.arrow", split="train", variant=1, partition=number, receipt=receipt))
-    Manifest(
-        format_version=FORMAT_VERSION,
-        content="scores",
-        task=TASK,
-        key={},
-        token_types=False,
-        pad_token_id=0,
-        coding=None,
-        variants=1,
-        details={},
-        shards=tuple(entries),
-    ).save(folder)
-    return folder
-
-
-def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
-    """Everything in the store, or what one key has there, was last touched so long ago."""
-    then = time.time() - seconds
-    for path in [store.shard_path(key), store.receipt_path(key)] if key else store.folder.iterdir():
-        os.utime(path, (then, then))
 
 
 def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -104,7 +37,7 @@ def flip_middle(whole: bytes) -> bytes:
 
 
 def plan(store: ShardStore, data: Path, least_age: float = DAY) -> Plan:
-    return upkeep.plan(store.contents(), upkeep.look_for_uses([data], store), least_age, time.time())
+    return upkeep.plan(store.contents(), look_for_uses([data], store), least_age, time.time())
 
 
 def doomed(found: Plan) -> set[str]:
@@ -125,7 +58,7 @@ def test_shards_that_differ_in_examples_and_variant_alone_are_one_set(store: Sha
     store.finish(unfinished(store, key_of(PERTURBED, variant=2)))
     add(store, STRONGER, 1)
     folder = publish(data / "shards" / "tiny", store, perturbed)
-    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    sets = upkeep.sets_of(store.contents(), look_for_uses([data], store))
     assert [(one.content, one.settings, one.shards, one.rows, one.used_by) for one in sets] == [
         ("scores", "batch_rows 8", 3, 6, ()),
         ("perturbations", "divergence, l2, radius 0.0143, int8", 3, 6, (folder,)),
@@ -138,7 +71,7 @@ def test_shards_that_differ_in_examples_and_variant_alone_are_one_set(store: Sha
 def test_sets_that_look_alike_to_a_person_but_were_made_by_other_code_are_two(store: ShardStore, data: Path) -> None:
     add(store, PERTURBED)
     add(store, PERTURBED | {"code": "00" * 32})
-    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    sets = upkeep.sets_of(store.contents(), look_for_uses([data], store))
     assert len({one.settings for one in sets}) == 1
     assert len({one.name for one in sets}) == 2
 
@@ -304,7 +237,7 @@ def test_by_products_that_no_manifest_ever_lists_stay_with_their_teacher(store: 
     spare = add(store, {"content": "candidates", "teacher": "cd" * 32})
     age(store, 2 * DAY)
     assert doomed(plan(store, data)) == files_of(store, *spare)
-    sets = upkeep.sets_of(store.contents(), upkeep.look_for_uses([data], store))
+    sets = upkeep.sets_of(store.contents(), look_for_uses([data], store))
     assert {(one.content, one.teacher[:2]): one.used_by for one in sets} == {
         ("scores", "ab"): (folder,),
         ("candidates", "ab"): (folder,),
@@ -322,68 +255,6 @@ def test_a_shard_that_is_linked_elsewhere_frees_nothing(store: ShardStore, data:
     assert [file.path for file in both.linked] == [store.shard_path(linked)]
     other = garbage[store.shard_path(alone)]
     assert (other.freed, other.linked) == (other.bytes, ())
-
-
-def test_a_manifest_is_found_at_any_depth_but_not_in_the_store_or_hidden(store: ShardStore, data: Path) -> None:
-    keys = add(store, SCORES)
-    for place in ("scores/tiny", ".partial-0123456789ab-tiny", "scores/.old/tiny", "store/tiny"):
-        publish(data / place, store, keys)
-    uses = upkeep.look_for_uses([data], store)
-    assert uses.folders == {store.shard_path(key).stem: {data / "scores" / "tiny"} for key in keys}
-    assert (set(uses.teachers), uses.without, uses.unreadable) == ({"ab" * 32}, (), ())
-
-
-def test_manifests_behind_a_link_are_found_and_a_link_in_a_circle_ends(store: ShardStore, data: Path, tmp_path: Path) -> None:
-    keys = add(store, SCORES, 1)
-    publish(tmp_path / "disk" / "tiny", store, keys)
-    (data / "scores").symlink_to(tmp_path / "disk")
-    (tmp_path / "disk" / "circle").symlink_to(data)
-    assert set(upkeep.look_for_uses([data], store).folders) == {store.shard_path(keys[0]).stem}
-
-
-def test_what_any_of_several_clones_lists_is_in_use(store: ShardStore, data: Path, tmp_path: Path) -> None:
-    here, there = add(store, PERTURBED), add(store, STRONGER)
-    publish(data / "tiny", store, here)
-    publish(tmp_path / "clone" / "tiny", store, there)
-    uses = upkeep.look_for_uses([data, tmp_path / "clone"], store)
-    assert set(uses.folders) == {store.shard_path(key).stem for key in here + there}
-
-
-def test_a_mistyped_folder_is_refused_also_beside_one_that_is_right(store: ShardStore, data: Path, tmp_path: Path) -> None:
-    publish(data / "tiny", store, add(store, SCORES))
-    uses = upkeep.look_for_uses([data, tmp_path / "dta"], store)
-    with pytest.raises(PipelineError, match=r"no manifest.json below .*/dta, .* give --everything"):
-        upkeep.check_known(uses, everything=False)
-    upkeep.check_known(uses, everything=True)
-    upkeep.check_known(upkeep.look_for_uses([data], store), everything=False)
-
-
-@pytest.mark.parametrize("content", ["{", '{"format_version": 0}', "[]"])
-@pytest.mark.parametrize("everything", [True, False])
-def test_a_manifest_that_cannot_be_read_is_named_and_nothing_overrules_it(
-    store: ShardStore, data: Path, content: str, everything: bool
-) -> None:
-    publish(data / "tiny", store, add(store, SCORES))
-    (data / "other").mkdir()
-    (data / "other" / "manifest.json").write_text(content)
-    with pytest.raises(PipelineError, match=r"so nothing is deleted:\n  - .*/data/other/manifest.json"):
-        upkeep.check_known(upkeep.look_for_uses([data], store), everything)
-
-
-def test_a_folder_that_cannot_be_looked_into_is_named(store: ShardStore, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    publish(data / "tiny", store, add(store, SCORES))
-    scan = os.scandir
-
-    def closed(path: Any) -> Any:
-        if str(path).endswith("tiny"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", closed)
-    uses = upkeep.look_for_uses([data], store)
-    assert uses.unreadable == (f"{data / 'tiny'} cannot be looked into (Permission denied)",)
-    with pytest.raises(PipelineError, match="nothing is deleted"):
-        upkeep.check_known(uses, everything=True)
 
 
 def test_a_receipt_is_deleted_before_its_shard(store: ShardStore, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -431,8 +302,3 @@ def test_what_a_run_takes_up_between_plan_and_deletion_stays(
     event(store, key, tmp_path / "out.arrow")
     assert not upkeep.delete(garbage.files)
     assert store.find(key) is not None
-
-
-def test_nothing_in_use_is_all_that_can_be_said_of_no_manifests(store: ShardStore, data: Path) -> None:
-    add(store, SCORES)
-    assert upkeep.look_for_uses([data], store) == Uses({}, {}, (), (data,))

@@ -1,0 +1,75 @@
+"""A shard store with something in it, and folders of products that use it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.shards.manifest import Key, Manifest, ShardEntry
+from pipeline.shards.schema import FORMAT_VERSION, shard_schema
+from pipeline.shards.store import ShardStore
+from pipeline.shards.writer import write_shard
+from pipeline.tasks import Task
+
+TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
+SCORES: Key = {"content": "scores", "teacher": "ab" * 32, "batch_rows": 8}
+SEARCH = {"objective": "divergence", "norm": "l2", "radius": 0.0143, "steps": 1}
+PERTURBED: Key = {"content": "perturbations", "teacher": "ab" * 32, "code": "ef" * 32, "perturbation": SEARCH, "codec": "int8"}
+STRONGER: Key = PERTURBED | {"perturbation": SEARCH | {"radius": 0.5}}
+HOUR, DAY = 3600.0, 24 * 3600.0
+
+
+def key_of(shared: Key, number: int = 0, variant: int = 1) -> Key:
+    return shared | {"examples": f"{number:064d}", "variant": variant}
+
+
+def unfinished(store: ShardStore, key: Key, held: Key | None = None) -> Any:
+    """A shard before its receipt is written; its metadata holds its key, or another."""
+    columns: dict[str, Any] = {
+        "example_id": ["a", "b"],
+        "variant": [1, 1],
+        "input_ids": [[2, 7, 3], [2, 8, 9, 3]],
+        "label": [0, None],
+        "teacher_logits": [[0.5, -0.5], [1.0, 2.0]],
+    }
+    schema = shard_schema("scores", "classification", False)
+    receipt = write_shard(store.shard_path(key), schema, columns, held or key, {}, {})
+    return receipt.model_copy(update={"key": key})
+
+
+def add(store: ShardStore, shared: Key, count: int = 2) -> list[Key]:
+    keys = [key_of(shared, number) for number in range(count)]
+    for key in keys:
+        store.finish(unfinished(store, key))
+    return keys
+
+
+def publish(folder: Path, store: ShardStore, keys: list[Key]) -> Path:
+    """A complete set in an output folder, hard-linked as the stages leave it."""
+    folder.mkdir(parents=True)
+    entries = []
+    for number, key in enumerate(keys):
+        receipt = store.receipt_named(store.shard_path(key).stem)
+        assert receipt is not None
+        store.place(key, folder / f"{number}.arrow")
+        entries.append(ShardEntry(file=f"{number}.arrow", split="train", variant=1, partition=number, receipt=receipt))
+    Manifest(
+        format_version=FORMAT_VERSION,
+        content="scores",
+        task=TASK,
+        key={},
+        token_types=False,
+        pad_token_id=0,
+        coding=None,
+        variants=1,
+        details={},
+        shards=tuple(entries),
+    ).save(folder)
+    return folder
+
+
+def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
+    """Everything in the store, or what one key has there, was last touched so long ago."""
+    then = time.time() - seconds
+    for path in [store.shard_path(key), store.receipt_path(key)] if key else store.folder.iterdir():
+        os.utime(path, (then, then))
