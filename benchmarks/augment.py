@@ -39,6 +39,7 @@ from pipeline.shards.store import ShardStore
 from pipeline.tasks import Task
 from stages.command import stage
 
+ROOT = Path(__file__).parent.parent
 BATCH_ROWS = 32
 RADIUS = 0.05
 TINYBERT_COPIES = 20
@@ -290,9 +291,9 @@ def bf16_figures(world: World, rounds: int) -> list[Figure]:
     ]
 
 
-def memory_figures(prepared: Path, rows: int) -> list[Figure]:
+def memory_figures(prepared: Path, teacher: Path, rows: int) -> list[Figure]:
     """Peak memory of whole runs of score and augment over ``rows`` and 10 × ``rows``, each a process of its own."""
-    (small, before), (large, _) = (peak_memory(prepared, count) for count in (rows, 10 * rows))
+    (small, before), (large, _) = (peak_memory(prepared, teacher, count) for count in (rows, 10 * rows))
     meaning = f"peak memory at {10 * rows:,} rows ÷ at {rows:,}, score and augment"
     return [
         Figure("memory_10x", large / small, meaning, ("≤", 1.2)),
@@ -302,20 +303,21 @@ def memory_figures(prepared: Path, rows: int) -> list[Figure]:
     ]
 
 
-def peak_memory(prepared: Path, rows: int) -> tuple[int, int]:
+def peak_memory(prepared: Path, teacher: Path, rows: int) -> tuple[int, int]:
     """Peak and memory before the first row, in kilobytes."""
-    command = [sys.executable, "-m", "benchmarks.augment", "--memory", str(rows), "--prepared", str(prepared)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    program = [sys.executable, "-m", "benchmarks.augment", "--memory", str(rows)]
+    command = [*program, "--prepared", str(prepared.resolve()), "--teacher", str(teacher.resolve())]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     peak, before = map(int, said.split())
     return peak, before
 
 
-def run_for_memory(prepared: Path, rows: int) -> None:
+def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
     """Score and augment so many rows with a small teacher in this process; print peak memory and that at the start."""
     task = Task.read(prepared)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        teacher = small_teacher(folder / "teacher", prepared.parent.parent / "teacher" / task.name, task)
+        teacher = small_teacher(folder / "teacher", tokenizer_of, task)
         subset = first_rows(prepared, folder / "prepared", rows)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = peak_kilobytes()
@@ -358,14 +360,14 @@ def small_teacher(folder: Path, tokenizer_of: Path, task: Task) -> Path:
 def main(prepared: Path, teacher: Path, rows: int, rounds: int, target: Path | None, memory_rows: int | None) -> None:
     """Measure the augment stage on this machine; close other programs first."""
     if memory_rows is not None:
-        run_for_memory(prepared, memory_rows)
+        run_for_memory(prepared, teacher, memory_rows)
         return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder) / "world", prepared, teacher, rows, shard_rows=64)
         figures = [*loop_figures(world, rounds)[0], *stage_figures(world, rounds)]
         figures += [*padding_figures(world, prepared), *codec_figures(world)]
-        figures += [*text_edit_figures(world, rounds), *bf16_figures(world, rounds), *memory_figures(prepared, 2000)]
+        figures += [*text_edit_figures(world, rounds), *bf16_figures(world, rounds), *memory_figures(prepared, teacher, 2000)]
     print_table(f"augment, {rows} rows, {rounds} rounds, one thread a worker", figures)
     if target is not None:
         target.write_text(json.dumps({figure.key: round(figure.value, 4) for figure in figures}, indent=2) + "\n")

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks import augment
+from benchmarks.augment import World
+from benchmarks.timing import Figure
+from pipeline.augment.teacher import FrozenTeacher
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Path) -> World:
+    return World(tmp_path_factory.mktemp("benchmark") / "world", prepared, teacher, rows=96, shard_rows=32)
+
+
+def by_key(figures: list[Figure]) -> dict[str, float]:
+    return {figure.key: figure.value for figure in figures}
+
+
+def test_the_world_has_as_many_rows_as_asked_for_though_the_corpus_is_smaller(world: World) -> None:
+    assert sum(len(part.inputs) for part in world.scored()) == 96
+
+
+def test_the_loop_and_its_arithmetic_do_the_passes_that_are_compared(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = FrozenTeacher(world.teacher)
+    batches = augment.ready_batches(teacher, world.scored())
+    passes: list[int] = []
+    answer = FrozenTeacher.logits_at
+
+    def counted(self: FrozenTeacher, batch: dict[str, object], at: object) -> object:
+        passes.append(1)
+        return answer(self, batch, at)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrozenTeacher, "logits_at", counted)
+    augment.bare_loop(teacher, world.scored())
+    assert len(passes) == 2 * len(batches), "one to follow the gradient, one to label"
+    passes.clear()
+    augment.arithmetic(teacher, batches)
+    assert len(passes) == 3 * len(batches)
+
+
+def test_the_stage_is_timed_on_shards_that_it_really_computes(world: World) -> None:
+    augment.fresh(world, 0)
+    assert augment.stage_seconds(world, 0) > 0
+    assert len(list((world.folder / "store-0").glob("*.arrow"))) == len(world.scored())
+    augment.fresh(world, 0)
+    assert not list((world.folder / "store-0").iterdir())
+
+
+def test_figures_of_codecs_padding_and_precision_are_what_their_keys_say(world: World, prepared: Path) -> None:
+    codecs, padding = by_key(augment.codec_figures(world)), by_key(augment.padding_figures(world, prepared))
+    assert codecs["sign_bits"] == pytest.approx(1 + 32 / 32), "a bit an element and a scale a token of 32"
+    assert 0.5 < codecs["sign_kept"] < 1.2
+    assert codecs["int8_kept"] == pytest.approx(1, abs=0.05)
+    assert 1 <= padding["padding"] < 1.6
+    assert 0.9 < by_key(augment.bf16_figures(world, 1))["bf16_agreement"] <= 1
+
+
+def test_edits_cost_less_each_the_more_there_are(world: World) -> None:
+    found = by_key(augment.text_edit_figures(world, 1))
+    assert found["text_edit_ratio"] < found["text_edit_ratio_3"] < found["text_edit_ratio_1"]
+
+
+def test_memory_is_measured_in_processes_of_their_own(prepared: Path, teacher: Path) -> None:
+    found = by_key(augment.memory_figures(prepared, teacher, 40))
+    assert found["memory_10x"] == pytest.approx(found["memory_peak_10x_mb"] / found["memory_peak_mb"])
+    assert found["memory_peak_mb"] >= found["memory_start_mb"] > 50
