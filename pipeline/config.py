@@ -1,7 +1,10 @@
 """params.yaml as strict, frozen settings: all faults of what a stage needs are reported at once, before work starts."""
 
 import functools
+import itertools
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import Faults, PipelineError
+
+FORM = re.compile(r"[\[\]]|^(constrained-)?(float|int|str|list|dict)$|^[A-Z]\w*$")
+"""What pydantic adds to the place of a fault to say which form of a setting it tried: a type's name."""
 
 LONGEST_SHOWN = 80
 """A faulty section longer than this is not repeated in the sentence about it."""
@@ -65,7 +71,7 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
     try:
         return model.model_validate(present)
     except ValidationError as error:
-        raise Faults(str(path), [_sentence(fault, places, params) for fault in error.errors()]) from None
+        raise Faults(str(path), [_sentence(fault, places, params) for fault in _merged_unions(error.errors())]) from None
 
 
 def existing(path: Path, section: str, override: str) -> Places:
@@ -97,6 +103,24 @@ def _over(below: Any, above: Any) -> Any:
     return above
 
 
+def _merged_unions(faults: Sequence[Any]) -> list[Any]:
+    """Where a setting has several forms, the library tells one fault for each; a person made one mistake."""
+    merged: dict[tuple[Any, ...], Any] = {}
+    for fault in faults:
+        place = tuple(itertools.takewhile(lambda part: not FORM.search(str(part)), fault["loc"]))
+        if place == fault["loc"]:
+            merged[place, fault["type"], fault["msg"]] = fault
+        elif place in merged:
+            merged[place]["ctx"].append(_form(fault))
+        else:
+            merged[place] = {**fault, "loc": place, "type": "no_form", "ctx": [_form(fault)]}
+    return list(merged.values())
+
+
+def _form(fault: Any) -> str:
+    return "it may be a mapping of settings" if fault["type"] in ("model_type", "dict_type") else _wanted(fault)
+
+
 def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
     field, *inner = fault["loc"]
     owners = _as_places(places.get(str(field), str(field)))
@@ -106,6 +130,8 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
         case "missing":
             hint = _nearest(where, params) if not inner else f" (or {spelled[-1]})" if len(spelled) > 1 else ""
             return f"{where} is missing{hint}"
+        case "no_form":
+            return f"{where}: {'; or '.join(dict.fromkeys(fault['ctx']))}"
         case "value_error" if len(repr(fault["input"])) > LONGEST_SHOWN:
             return f"{where}: {_wanted(fault)}"
         case "extra_forbidden":

@@ -10,6 +10,8 @@ from pipeline.augment.passes import augment
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.shards.manifest import Manifest
 from stages.command import folder_option, params_option, plan_option, stage
 
 
@@ -32,6 +34,7 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, params: Path, out: P
     Workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
     so an interrupted run goes on where it was.
     """
+    _check_task(task, scores, params)
     places = config.existing(params, "augment", f"tasks.{task}.augment")
     needs = config.load(params, Needs, augment=places, runtime="runtime")
     scout = None if aim.resolve() == teacher.resolve() else aim
@@ -39,6 +42,15 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, params: Path, out: P
         click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime).lines()))
     else:
         augment(scores, teacher, scout, needs.augment, needs.runtime, out)
+
+
+def _check_task(task: str, scores: Path, params: Path) -> None:
+    """A task that is not there, or not that of the scores, would silently leave its own settings out."""
+    tasks = config.lookup(config.read_params(params), "tasks") or {}
+    if task not in tasks:
+        raise PipelineError(f"{params} has no task {task}; it has {', '.join(map(str, tasks)) or 'none'}")
+    if (found := Manifest.read(scores).task.name) != task:
+        raise PipelineError(f"{scores} holds the scores of {found}, not of {task}")
 
 
 if __name__ == "__main__":

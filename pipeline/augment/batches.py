@@ -1,7 +1,6 @@
 """Rows through a model in batches that fit its memory. Knows lengths and what running out of memory looks like."""
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
@@ -23,10 +22,13 @@ class Compute(Protocol[Result]):
 
 
 class Batches:
-    """Batches of like length. One that does not fit is halved, and so are all after it, padded as before: same bits."""
+    """Batches of like length. One that does not fit is halved, padded as before; later ones are at most as large in tokens.
+
+    The bits are the same as long as ``EVEN_ROWS`` rows fit; of fewer the last digits may differ, and a note says so.
+    """
 
     def __init__(self) -> None:
-        self._fits: int | None = None
+        self._room: int | None = None  # tokens of a batch, padding included, that fit
         self._notes: list[str] = []
 
     def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> list[Result]:
@@ -38,8 +40,7 @@ class Batches:
         results: dict[int, Result] = {}
         lengths = inputs.lengths()
         for positions in length_buckets(lengths, batch_rows):
-            padded = functools.partial(compute, tokens=int(lengths[positions].max()))
-            for piece, made in self._fitting(inputs, positions, padded):
+            for piece, made in self._fitting(inputs, positions, int(lengths[positions].max()), compute):
                 results |= dict(zip(piece.tolist(), made, strict=True))
         return [results[position] for position in range(len(inputs))]
 
@@ -49,35 +50,48 @@ class Batches:
         return notes
 
     def _fitting(
-        self, inputs: Inputs, positions: Integers, compute: Callable[[Inputs, Integers], Sequence[Result]]
+        self, inputs: Inputs, positions: Integers, tokens: int, compute: Compute[Result]
     ) -> Iterator[tuple[Integers, Sequence[Result]]]:
         """The rows in pieces as large as fit, each with its results; rows before a short rest are computed again with it."""
         done = 0
         while done < len(positions):
-            most = self._fits or len(positions)
+            most = self._most_rows(len(positions), tokens)
             start = max(min(done, len(positions) - min(most, EVEN_ROWS)), 0)
             piece = positions[start : start + most]
             rows = inputs.take(piece)
             try:
-                made = compute(rows, piece)
+                made = compute(rows, piece, tokens)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 made = None  # halved below, where the error no longer holds what was computed
             if made is None:
-                self._halve(rows)
+                self._halve(rows, tokens)
             else:
                 done = start + len(piece)
                 yield piece, made
 
-    def _halve(self, rows: Inputs) -> None:
+    def _most_rows(self, rows: int, tokens: int) -> int:
+        """How many of these rows fit, a multiple of ``EVEN_ROWS`` where so many do."""
+        if self._room is None or rows * tokens <= self._room:
+            return rows
+        fitting = max(self._room // tokens, 1)
+        return fitting // EVEN_ROWS * EVEN_ROWS or fitting
+
+    def _halve(self, rows: Inputs, tokens: int) -> None:
         if len(rows) == 1:
             raise PipelineError(
                 f"example {rows.example_ids[0]} with its {rows.lengths()[0]} tokens does not fit into memory even alone; "
                 "set a smaller tasks.<task>.teacher.max_length, or use a larger device"
             )
-        self._fits = half(len(rows))
-        self._notes.append(f"memory ran out at {len(rows)} rows a batch; it goes on with {self._fits}")
+        fewer = half(len(rows))
+        self._room = fewer * tokens
+        few = (
+            ""
+            if fewer >= EVEN_ROWS
+            else f"; of fewer than {EVEN_ROWS} the last digits may differ from those of a larger device"
+        )
+        self._notes.append(f"memory ran out at {len(rows)} rows of {tokens} tokens; it goes on with {fewer}{few}")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

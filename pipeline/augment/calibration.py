@@ -1,7 +1,7 @@
 """Find the radius whose effect on the teacher is the one asked for. Knows numbers and a sample, not shards."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,16 +10,20 @@ import numpy as np
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelSet
 from pipeline.augment.recipes import AugmentSettings
-from pipeline.augment.variants import Label, Making, Scored, make_variant
+from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.errors import PipelineError
 from pipeline.perturbation import Effect
 from pipeline.shards.store import ShardStore
+from pipeline.tasks import Kind
 
 SMALLEST, LARGEST = 2e-3, 2.0
 """Where a radius is looked for, as fractions of the mean word-embedding length."""
 
 HALVINGS = 8
 """The radius is found to 2.7 %: a range of three powers of ten, halved eight times on the logarithmic scale."""
+
+ROWS_A_PART = 64
+"""About how many rows of the sample a worker tries at a time."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Found:
     flips: float
     divergence: float
     rows: int
+
+    def words(self, kind: Kind) -> str:
+        """For a person; the answers of a regression do not flip."""
+        flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's answers flip, "
+        return f"{flips}mean divergence {self.divergence:.3g}"
 
     def plain(self) -> dict[str, Any]:
         """For the manifest and the store."""
@@ -61,8 +70,8 @@ def _no_radius(wanted: float, edge: float, effect: float) -> str:
 
 
 @dataclass(frozen=True)
-class CalibrationJob:
-    """Find the radius for the effect asked for, or take the one given, and measure what it does to a sample."""
+class Calibration:
+    """The sample on which a radius is tried, and what is wanted of it."""
 
     scored: Scored
     settings: AugmentSettings
@@ -70,37 +79,68 @@ class CalibrationJob:
     """Of the scout that the perturbations are aimed at; each is tried on its share of the sample."""
 
     @property
+    def rows(self) -> int:
+        """Size of the sample."""
+        return len(self.scored.inputs)
+
+    @property
+    def wanted(self) -> Effect | float:
+        """The effect for which a radius is sought, or the radius given."""
+        return self.settings.perturbation.radius
+
+    def trial(self, radius: float) -> list["CalibrationJob"]:
+        """One radius on the whole sample, in parts that do not depend on who computes them."""
+        aims = self.snapshots or 1
+        parts = min(aims * max(self.rows // (ROWS_A_PART * aims), 1), self.rows)
+        return [
+            CalibrationJob(self.scored.take(np.arange(part, self.rows, parts)), self.settings, self._aim(part), radius)
+            for part in range(parts)
+        ]
+
+    def _aim(self, part: int) -> int | None:
+        return None if self.snapshots is None else 1 + part % self.snapshots
+
+    def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
+        """Try one radius after the other, each with all its parts at once; or measure the one given."""
+
+        def tried(radius: float) -> Found:
+            return joined(measure(self.trial(radius)))
+
+        if not isinstance(self.wanted, Effect):
+            return tried(self.wanted)
+        effect, name = (self.wanted.flips, "flips") if self.wanted.flips is not None else (self.wanted.divergence, "divergence")
+        assert effect is not None, "an Effect states exactly one"
+        return tried(find_radius(lambda radius: float(getattr(tried(radius), name)), effect))
+
+
+@dataclass(frozen=True)
+class CalibrationJob:
+    """What a radius does to a part of the sample."""
+
+    scored: Scored
+    settings: AugmentSettings
+    snapshot: int | None
+    radius: float
+
+    @property
     def name(self) -> str:
         """What a person calls it."""
-        return f"calibration of the radius on {len(self.scored.inputs)} rows"
+        return f"effect of the radius {self.radius:.3g} on {len(self.scored.inputs)} rows"
 
     def work(self) -> "CalibrationJob":
-        """The sample travels with it."""
+        """The rows travel with it."""
         return self
 
     def run(self, models: ModelSet, store: ShardStore) -> Done:
-        """Perturb the sample at one radius after the other; the store is not touched."""
-        search = self.settings.perturbation
-        radius = 0.0 if search.objective == "none" else search.radius
-        if isinstance(radius, Effect):
-            wanted, name = (radius.flips, "flips") if radius.flips is not None else (radius.divergence, "divergence")
-            assert wanted is not None, "an Effect states exactly one"
-            radius = find_radius(lambda tried: getattr(self._measure(models, tried), name), wanted)
-        return Done(self._measure(models, radius), tuple(models.batches.notes()))
-
-    def _measure(self, models: ModelSet, radius: float) -> Found:
-        labels = [label for part in self._parts() for label in self._perturbed(models, radius, *part)]
-        flips = float(np.mean([label.flipped for label in labels]))
-        return Found(radius, flips, float(np.mean([label.divergence for label in labels])), len(labels))
-
-    def _parts(self) -> Iterator[tuple[Scored, int | None]]:
-        """The sample in as many parts as there are snapshots to aim at."""
-        parts = self.snapshots or 1
-        for number in range(min(parts, len(self.scored.inputs))):
-            chosen = np.arange(number, len(self.scored.inputs), parts)
-            yield self.scored.take(chosen), self.snapshots and number + 1
-
-    def _perturbed(self, models: ModelSet, radius: float, part: Scored, snapshot: int | None) -> list[Label]:
-        """The untouched rows perturbed once, whatever else the recipes do."""
+        """Perturb the untouched rows once, whatever else the recipes do; the store is not touched."""
         alone = self.settings.model_copy(update={"recipes": [["perturb"]], "keep_label": False})
-        return make_variant(models, part, None, Making(1, alone, radius, snapshot)).labels
+        labels = make_variant(models, self.scored, None, Making(1, alone, self.radius, self.snapshot)).labels
+        flips, moved = (float(np.mean([getattr(label, name) for label in labels])) for name in ("flipped", "divergence"))
+        return Done(Found(self.radius, flips, moved, len(labels)), tuple(models.batches.notes()))
+
+
+def joined(parts: Sequence[Found]) -> Found:
+    """The effect on all rows of several parts."""
+    rows = sum(part.rows for part in parts)
+    flips, moved = (sum(getattr(part, name) * part.rows for part in parts) / rows for name in ("flips", "divergence"))
+    return Found(parts[0].radius, flips, moved, rows)

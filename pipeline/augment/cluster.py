@@ -25,7 +25,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from pipeline.augment.jobs import Done
+from pipeline.augment.jobs import Done, Job, Work
 from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.teacher import Precision
 from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
@@ -95,7 +95,7 @@ class Cluster:
         while waiting or busy:
             while waiting and self._idle:
                 seat, job = self._idle.pop(), waiting.pop()
-                busy[seat.worker.run.remote(job.work())] = (seat, job)
+                busy[seat.worker.run.remote(_read(job))] = (seat, job)
             ready = self._next([*busy, *self._arriving], patient=bool(busy))
             if ready in self._arriving:
                 self._arrived(ready)
@@ -205,6 +205,14 @@ class Cluster:
         leaving = [worker.leave.remote() for worker in self._guests]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
+
+
+def _read(job: Job) -> Work:
+    """What a worker needs for a job; what is wrong with it is the job's failure too."""
+    try:
+        return job.work()
+    except Exception as cause:
+        raise failure(job.name, cause) from cause
 
 
 def _join_ray(runtime: RuntimeSettings) -> None:

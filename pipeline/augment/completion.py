@@ -41,9 +41,8 @@ def take_stock(jobs: Sequence[ShardJob], store: ShardStore) -> Stocktaking:
     return Stocktaking(receipts, [job.name for job, receipt in pairs if receipt is None and store.has_receipt(job.key)])
 
 
-def finish(name: str, jobs: Sequence[ShardJob], store: ShardStore, workers: Workers) -> list[Receipt]:
+def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Workers) -> list[Receipt]:
     """A receipt for every job: from the store where it has the shard, else from the workers."""
-    stock = take_stock(jobs, store)
     if stock.damaged:
         print(f"{name}: damaged in the store, computed again: {', '.join(stock.damaged)}", flush=True)
     there = len(jobs) - len(stock.missing)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.augment.completion import take_stock
 from pipeline.augment.jobs import ScoreJob, ScoreWork, VariantJob
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation, scoring
@@ -19,6 +18,7 @@ from pipeline.augment.workers import RuntimeSettings
 from pipeline.encoding import Integers
 from pipeline.errors import PipelineError
 from pipeline.models import embedding_width
+from pipeline.perturbation import Effect
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import Task
@@ -106,7 +106,8 @@ def augment_estimate(
     """What ``augment`` would cost; where the radius is still to be found, no variant is in the store yet."""
     plan = Augmentation.of(scores, teacher, scout, settings)
     store = ShardStore(Path(runtime.store).resolve())
-    radius, searched = _radius(plan, store)
+    known = known_radius(plan, store)
+    radius, searched = UNKNOWN_RADIUS if known is None else known, _searched(plan, known)
     jobs = plan.jobs(radius, store)
     missing = [job for job in jobs if store.peek(job.key) is None]
     rows = sum(job.scores.entry.receipt.rows for job in missing)
@@ -123,12 +124,12 @@ def augment_estimate(
         codec=settings.codec,
         forwards=sum(forward for forward, _ in passes),
         backwards=sum(backward for _, backward in passes),
-        seconds=_variant_seconds(plan, missing, radius, models),
+        seconds=_variant_seconds(plan, missing, radius, searched, store, models),
         workers=_workers(runtime),
     )
 
 
-def check_room(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore, most: int | None, width: int) -> None:
+def check_room(plan: Augmentation, missing: Sequence[VariantJob], most: int | None, width: int) -> None:
     """Refuse what would add more to the store than is allowed.
 
     Raises:
@@ -136,7 +137,6 @@ def check_room(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore
     """
     if most is None:
         return
-    missing = [jobs[number] for number in take_stock(jobs, store).missing]
     sizes = {codec: bytes_of(plan, missing, codec, width) for codec in CODECS}
     if (size := sizes[plan.settings.codec]) > most:
         others = ", ".join(f"{codec} {_size(held)}" for codec, held in sizes.items() if codec != plan.settings.codec)
@@ -169,16 +169,20 @@ def mixed_tokens(lengths: Integers) -> float:
     return float(np.sort(lengths) @ np.arange(1, 2 * rows, 2)) / rows
 
 
-def _radius(plan: Augmentation, store: ShardStore) -> tuple[float, int]:
-    """The radius if it is known, and how many rows are perturbed to find it if not."""
-    if not plan.settings.perturbs() or not plan.settings.variants:
-        return 0.0, 0
-    key, job = plan.calibration()
-    if (known := store.peek_note(key)) is not None:
-        return float(known["radius"]), 0
-    search, rows = plan.settings.perturbation, len(job.scored.inputs)
-    asked = 0.0 if search.objective == "none" else search.radius
-    return (asked, rows) if isinstance(asked, float) else (UNKNOWN_RADIUS, SEARCHES * rows)
+def known_radius(plan: Augmentation, store: ShardStore) -> float | None:
+    """The radius, unless it is still to be found; leaves no trace."""
+    if not plan.settings.perturbs():
+        return 0.0
+    known = store.peek_note(plan.calibration()[0])
+    return None if known is None else float(known["radius"])
+
+
+def _searched(plan: Augmentation, radius: float | None) -> int:
+    """How many rows at most are perturbed to find a radius that is not known."""
+    if radius is not None:
+        return 0
+    calibration = plan.calibration()[1]
+    return calibration.rows * (SEARCHES if isinstance(calibration.wanted, Effect) else 1)
 
 
 def _steps(settings: AugmentSettings) -> int:
@@ -194,21 +198,22 @@ def _passes(settings: AugmentSettings, job: VariantJob) -> tuple[int, int]:
     return rows * (steps + 1 + again), rows * steps
 
 
-def _variant_seconds(plan: Augmentation, missing: Sequence[VariantJob], radius: float, models: ModelSet) -> float:
-    """Seconds of one worker for these jobs, by timing each recipe on a few rows."""
+def _variant_seconds(
+    plan: Augmentation, missing: Sequence[VariantJob], radius: float, searched: int, store: ShardStore, models: ModelSet
+) -> float:
+    """Seconds of one worker for these jobs and ``searched`` perturbations before, by timing each recipe on a few rows."""
     if not missing:
         return 0.0
     _, calibration = plan.calibration()
     sample = calibration.scored.take(np.arange(min(TIMED_ROWS, len(calibration.scored.inputs))))
     pace: dict[tuple[str, ...], float] = {}
-    words = 0.0
     for job in missing:
         recipe = tuple(job.making.recipe)
         pace[recipe] = pace[recipe] if recipe in pace else _seconds_a_row(models, sample, job.making)
-    rows = {job.partition: job.scores.entry.receipt.rows for job in missing if job.candidates is not None}
-    if rows:
-        words = _words_seconds(models, sample) * sum(rows.values())
-    return words + sum(pace[tuple(job.making.recipe)] * job.scores.entry.receipt.rows for job in missing)
+    search = searched * max((seconds for recipe, seconds in pace.items() if "perturb" in recipe), default=0.0)
+    made = sum(pace[tuple(job.making.recipe)] * job.scores.entry.receipt.rows for job in missing)
+    unknown = [job.scores.entry.receipt.rows for job in plan.candidates(missing) if store.peek(job.key) is None]
+    return search + made + (_words_seconds(models, sample) * sum(unknown) if unknown else 0.0)
 
 
 def _seconds_a_row(models: ModelSet, sample: Scored, making: Making) -> float:

@@ -248,7 +248,7 @@ class VariantWork:
         columns = _columns(made.inputs, self.making.variant, self.labels, self.scored.logits) | _variant_columns(made)
         schema = shard_schema("perturbations", models.teacher.task.kind, made.inputs.token_type_ids is not None)
         coding = {"codec": self.making.settings.codec, "width": models.teacher.width}
-        description = coding if "perturb" in self.making.recipe else {}
+        description = coding if self.making.moves else {}
         statistics = _statistics(made)
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
         return Done(receipt, tuple(models.batches.notes()))

@@ -27,7 +27,8 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from pipeline.augment.text_edits import Ids, Positions, Share, Types, runs
+from pipeline.augment.batches import half, out_of_memory
+from pipeline.augment.text_edits import Ids, Positions, Share, Types, runs, special_ids
 from pipeline.config import Settings
 from pipeline.encoding import collate, length_buckets
 from pipeline.errors import PipelineError
@@ -82,11 +83,6 @@ def replace(
     for start, stop in zip(candidates.starts[chosen], candidates.stops[chosen], strict=True):
         kept[start + 1 : stop] = False
     return ids[kept], None if token_type_ids is None else token_type_ids[kept]
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of special tokens; the unknown word is an ordinary one."""
-    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,20 @@ class MaskedLM:
         return [words[chosen] for chosen in length_buckets(lengths[words], self._settings.batch_rows)]
 
     def _most_probable(self, input_ids: Sequence[Ids], token_type_ids: Sequence[Types] | None, positions: Ids) -> Ids:
-        """Candidates [rows, K] for the word at one position of each row, which is masked."""
+        """Candidates [rows, K] for the word at one position of each row, which is masked; in halves where memory runs out."""
+        try:
+            return self._of_masked(input_ids, token_type_ids, positions)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(input_ids) == 1:
+                raise
+        middle = half(len(input_ids))
+        parts = [slice(middle), slice(middle, None)]
+        types = token_type_ids
+        found = [self._most_probable(input_ids[part], types and types[part], positions[part]) for part in parts]
+        return np.concatenate(found)
+
+    def _of_masked(self, input_ids: Sequence[Ids], token_type_ids: Sequence[Types] | None, positions: Ids) -> Ids:
+        """The same in one batch."""
         pairs = zip(input_ids, positions, strict=True)
         masked = [np.where(np.arange(len(ids)) == position, self._mask_id, ids) for ids, position in pairs]
         batch = collate(masked, token_type_ids, self._pad_id)

@@ -44,7 +44,7 @@ class ModelSet:
 
     def __init__(self, folders: ModelFolders, precision: Precision) -> None:
         self._folders, self._precision = folders, precision
-        self._scout: tuple[int, Scout] | None = None
+        self._scouts: dict[int, Scout] = {}
         self.batches = Batches()
 
     @cached_property
@@ -59,8 +59,8 @@ class ModelSet:
         return MaskedLM(self._folders.masked_lm, self.teacher.tokenizer)
 
     def scout(self, snapshot: int) -> Scout:
-        """A snapshot of the scout; the last one asked for is kept."""
+        """A snapshot of the scout; they are small and all kept, since a calibration asks for each again and again."""
         assert self._folders.scout is not None, "only a job that is aimed at a scout asks for it"
-        if self._scout is None or self._scout[0] != snapshot:
-            self._scout = (snapshot, Scout(ScoutFolder(self._folders.scout), snapshot, self._precision))
-        return self._scout[1]
+        if snapshot not in self._scouts:
+            self._scouts[snapshot] = Scout(ScoutFolder(self._folders.scout), snapshot, self._precision)
+        return self._scouts[snapshot]

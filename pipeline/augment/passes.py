@@ -1,10 +1,12 @@
 """The teacher's two passes: scores of every split, and variants of the train split. Each: plan, finish, publish."""
 
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.augment.calibration import Found
+from pipeline.augment.calibration import CalibrationJob, Found, joined
 from pipeline.augment.completion import finish, manifest_of, publish, take_stock
-from pipeline.augment.estimate import check_room
+from pipeline.augment.estimate import UNKNOWN_RADIUS, check_room, known_radius
 from pipeline.augment.jobs import VariantJob
 from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.plans import Augmentation, no_radius, scoring
@@ -13,9 +15,10 @@ from pipeline.augment.teacher import Precision
 from pipeline.augment.workers import RuntimeSettings, ThisProcess, Workers
 from pipeline.errors import PipelineError
 from pipeline.models import embedding_width
+from pipeline.perturbation import Effect
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Task
+from pipeline.tasks import Kind, Task
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
@@ -24,7 +27,7 @@ def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: Runti
     store = ShardStore(Path(runtime.store).resolve())
     key, jobs = scoring(prepared, teacher, settings)
     with open_workers(ModelFolders(teacher), settings.precision, store, runtime) as workers:
-        receipts = finish(f"score {task.name}", jobs, store, workers)
+        receipts = finish(f"score {task.name}", jobs, take_stock(jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
     manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
     if truncated:
@@ -53,13 +56,22 @@ def augment(
     plan = Augmentation.of(scores, teacher, scout, settings)
     store = ShardStore(Path(runtime.store).resolve())
     folders = ModelFolders(teacher, scout, settings.masked_lm)
+    width = embedding_width(teacher)
+    if known_radius(plan, store) is None:
+        check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)
     with open_workers(folders, settings.precision, store, runtime) as workers:
         found = radius_found(plan, store, workers) if settings.perturbs() else no_radius()
         jobs = plan.jobs(found.radius, store)
-        check_room(plan, jobs, store, runtime.max_bytes, embedding_width(teacher))
-        find_words(plan, jobs, store, workers)
-        receipts = finish(plan.name, jobs, store, workers)
+        stock = take_stock(jobs, store)
+        missing = [jobs[number] for number in stock.missing]
+        check_room(plan, missing, runtime.max_bytes, width)
+        find_words(plan, missing, store, workers)
+        receipts = finish(plan.name, jobs, stock, workers)
     return publish(out, store, _manifest(plan, teacher, scores, found, jobs, receipts))
+
+
+def _missing(jobs: list[VariantJob], store: ShardStore) -> list[VariantJob]:
+    return [jobs[number] for number in take_stock(jobs, store).missing]
 
 
 def open_workers(folders: ModelFolders, precision: Precision, store: ShardStore, runtime: RuntimeSettings) -> Workers:
@@ -73,33 +85,38 @@ def open_workers(folders: ModelFolders, precision: Precision, store: ShardStore,
 
 def radius_found(plan: Augmentation, store: ShardStore, workers: Workers) -> Found:
     """The radius, and what it does to a sample; it is remembered in the store."""
-    key, job = plan.calibration()
+    key, calibration = plan.calibration()
     known = store.recall(key)
+    kind = plan.source.manifest.task.kind
     if known is None:
-        print(f"{plan.name}: {job.name}", flush=True)
-        ((_, done),) = workers.run([job])
-        for note in done.notes:
-            print(f"{job.name}: {note}", flush=True)
-        known = done.result.plain()
+        seeking = "seeking the radius" if isinstance(calibration.wanted, Effect) else "measuring the effect of the radius"
+        print(f"{plan.name}: {seeking} on {calibration.rows} rows of the train split", flush=True)
+        known = calibration.find(functools.partial(_effects, plan.name, kind, workers)).plain()
         try:
             store.remember(key, known)
         except OSError as cause:
-            raise PipelineError(f"{job.name}: the store {store.folder} does not take it: {cause.strerror or cause}") from cause
+            raise PipelineError(f"the radius found: the store {store.folder} does not take it: {cause.strerror}") from cause
     result = Found(**known)
-    print(
-        f"{plan.name}: radius {result.radius:g}; on {result.rows} rows it flips "
-        f"{result.flips:.1%} of the teacher's answers, mean divergence {result.divergence:.3g}",
-        flush=True,
-    )
+    print(f"{plan.name}: radius {result.radius:g}, on {result.rows} rows {result.words(kind)}", flush=True)
     return result
 
 
-def find_words(plan: Augmentation, jobs: list[VariantJob], store: ShardStore, workers: Workers) -> None:
+def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[CalibrationJob]) -> list[Found]:
+    """What one radius does to each part of the sample."""
+    found: dict[int, Found] = {}
+    for job, done in workers.run(trial):
+        found[id(job)] = done.result
+        for note in done.notes:
+            print(f"{job.name}: {note}", flush=True)
+    in_order = [found[id(job)] for job in trial]
+    print(f"{name}: tried {trial[0].radius:.3g}, {joined(in_order).words(kind)}", flush=True)
+    return in_order
+
+
+def find_words(plan: Augmentation, missing: list[VariantJob], store: ShardStore, workers: Workers) -> None:
     """Have the candidates ready for every variant that is still to be made and replaces words."""
-    replacing = [job for job in jobs if job.candidates is not None]
-    missing = [replacing[number] for number in take_stock(replacing, store).missing]
     if wanted := plan.candidates(missing):
-        finish(f"{plan.name}, words", wanted, store, workers)
+        finish(f"{plan.name}, words", wanted, take_stock(wanted, store), workers)
 
 
 def _manifest(

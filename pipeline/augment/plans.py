@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from pipeline import encoding, models, perturbation, views
+from pipeline import encoding, models, perturbation, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
 from pipeline.augment import inputs as inputs_code
@@ -22,14 +23,16 @@ from pipeline.augment import masked_lm as masked_lm_code
 from pipeline.augment import teacher as teacher_code
 from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
-from pipeline.augment.calibration import CalibrationJob, Found
+from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
-from pipeline.augment.text_edits import OPERATIONS
+from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
 from pipeline.augment.variants import Making, Scored
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
+from pipeline.models import load_tokenizer
+from pipeline.perturbation import CONTROLS
 from pipeline.scouting import ScoutFolder, snapshot_for
 from pipeline.seeding import seed_of
 from pipeline.shards import codec as codec_code
@@ -40,7 +43,7 @@ from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import SPLITS, Kind
 
-SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, teacher_code, views)
+SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, seeding, teacher_code, views)
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
 
@@ -78,7 +81,8 @@ class Augmentation:
         source, wanted = Shards(scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
         kind = source.manifest.task.kind
-        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind)]:
+        pairs = pair_faults(settings, load_tokenizer(teacher)) if source.manifest.task.pair else []
+        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *pairs]:
             raise PipelineError("; ".join(faults))
         snapshots: list[str] = []
         if scout is not None:
@@ -100,10 +104,9 @@ class Augmentation:
         """The score shards that become variants."""
         return self.source.manifest.of_split("train")
 
-    def calibration(self) -> tuple[Key, CalibrationJob]:
+    def calibration(self) -> tuple[Key, Calibration]:
         """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
         sample = self._sample()
-        job = CalibrationJob(sample, self.settings, len(self.snapshots) or None)
         labels = [None if np.isnan(label) else float(label) for label in sample.labels]
         rows = zip(sample.inputs.example_ids, sample.inputs.input_ids, labels, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
@@ -113,7 +116,7 @@ class Augmentation:
             "code": code_hash(*_code_of(["perturb"]), calibration_code),
             "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
         }
-        return note, job
+        return note, Calibration(sample, self.settings, len(self.snapshots) or None)
 
     def jobs(self, radius: float, store: ShardStore) -> list[VariantJob]:
         """One for each variant and partition, variant by variant."""
@@ -155,14 +158,16 @@ class Augmentation:
         Found once: it takes reading the whole model.
         """
         assert self.settings.masked_lm is not None, "settings with such a recipe say which model"
-        model = {"model": _source_hash(self.settings.masked_lm.model), "candidates": self.settings.masked_lm.candidates}
+        decided = self.settings.masked_lm.model_dump(include={"candidates", "batch_rows"})
+        model = {"model": _source_hash(self.settings.masked_lm.model), **decided}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",
             "teacher": self.key["teacher"],
             "tokenizer": self.key["tokenizer"],
+            "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "code": code_hash(masked_lm_code, text_edits_code, encoding),
+            "code": code_hash(masked_lm_code, text_edits_code, encoding, models),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
@@ -195,10 +200,10 @@ def no_radius() -> Found:
 def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
     """Where objective and aim do not go together."""
     objective = settings.perturbation.objective
+    if scout and objective in CONTROLS:
+        return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
     if scout and not settings.perturbs():
         return ["no recipe perturbs, so a scout has nothing to do; set aim: teacher"]
-    if scout and not settings.aims():
-        return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
     if scout and objective == "divergence":
         return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
     if not scout and settings.perturbs() and objective == "gap":
@@ -216,11 +221,25 @@ def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
     return []
 
 
+def pair_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Edits of a pair whose tokenizer puts nothing between its texts would move words from one to the other."""
+    edits = sorted({step for recipe in settings.recipes for step in recipe} & {*OPERATIONS, "masked_lm"})
+    ids = np.array(tokenizer("a", "b")["input_ids"], dtype=np.int32)
+    if edits and len(runs(ids, special_ids(tokenizer))) < 2:
+        return [
+            f"this teacher's tokenizer puts no token between the texts of a pair, so {', '.join(edits)} cannot keep them apart"
+        ]
+    return []
+
+
 def _source_hash(source: str) -> str:
     """Names a model by its weights, or a model of a hub by its commit."""
     if Path(source).is_dir():
         return models.model_hash(Path(source))
-    return f"{source}@{models.commit_of(source)}"
+    try:
+        return f"{source}@{models.commit_of(source)}"
+    except (OSError, ValueError) as cause:
+        raise PipelineError(f"augment.masked_lm.model: {source} is neither a folder nor a model that a hub gives") from cause
 
 
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:

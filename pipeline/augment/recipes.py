@@ -62,6 +62,8 @@ class AugmentSettings(Settings):
                 raise ValueError(f"the recipe [{', '.join(recipe)}] {fault}")
         if self.masked_lm is None and any("masked_lm" in recipe for recipe in self.recipes):
             raise ValueError("a recipe asks for masked_lm, so the setting masked_lm must say which model and how")
+        if self.keep_label and any("perturb" in recipe and len(recipe) > 1 for recipe in self.recipes):
+            raise ValueError("keep_label cannot hold for [edit, perturb]: the edit itself may have changed the answer")
         radius = self.perturbation.radius
         if self.keep_label and isinstance(radius, Effect) and radius.flips is not None:
             raise ValueError("keep_label leaves no answer flipped, so the radius needs a number or a divergence, not flips")
@@ -71,9 +73,13 @@ class AugmentSettings(Settings):
         """The steps of a variant, counted from 1."""
         return self.recipes[(variant - 1) % len(self.recipes)]
 
+    def moves(self, recipe: Recipe) -> bool:
+        """Whether a recipe moves embeddings, so that a δ is stored; the objective none moves none."""
+        return "perturb" in recipe and self.perturbation.objective != "none"
+
     def perturbs(self) -> bool:
         """Whether any variant is perturbed, so that a radius is needed."""
-        return any("perturb" in recipe for recipe in self.recipes[: self.variants])
+        return any(self.moves(recipe) for recipe in self.recipes[: self.variants])
 
     def aims(self) -> bool:
         """Whether a gradient is followed."""

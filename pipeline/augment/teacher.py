@@ -29,6 +29,23 @@ HEADS = ("classifier", "score", "logits_proj")
 """What transformers calls the last layers, whose output are the logits."""
 
 
+class Arriving:
+    """Tensors on their way from the device to the processor, while the device is at work on what comes next."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
+        self._event = torch.cuda.Event() if any(tensor.is_cuda for tensor in tensors) else None
+        if self._event is not None:
+            self._event.record()
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The copies, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copies
+
+
 class FrozenModel:
     """A classifier in evaluation mode on this worker's device."""
 
@@ -43,11 +60,6 @@ class FrozenModel:
     def sent(self, value: Tensor) -> Tensor:
         """A tensor of the processor's on the device, without waiting for what the device has to do before."""
         return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value
-
-    def wait(self) -> None:
-        """Until the device has done everything and its copies have arrived."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def words(self, ids: Tensor) -> Tensor:
         """Word embeddings [rows, tokens, width] of token ids."""
@@ -85,13 +97,13 @@ class FrozenTeacher(FrozenModel):
             PipelineError: some are no numbers, or a row does not fit into memory; names the example.
         """
 
-        def compute(rows: Inputs, positions: Integers, tokens: int) -> list[Tensor]:
+        def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Arriving, int]]:
             batch = self.padded(rows, tokens)
-            return list(arriving_copy(self.logits_at(batch, view_embeddings(self.words, batch))))
+            answers = Arriving(self.logits_at(batch, view_embeddings(self.words, batch)))
+            return [(answers, row) for row in range(len(rows))]
 
         made = batches.run(inputs, batch_rows, compute)
-        self.wait()
-        logits = torch.stack(made).numpy() if made else np.empty((0, self.task.outputs), np.float32)
+        logits = np.array([answers.tensors[0][row].numpy() for answers, row in made]).reshape(len(made), self.task.outputs)
         check_finite(logits, inputs, "the untouched input")
         return logits
 
@@ -101,16 +113,12 @@ class Scout(FrozenModel):
 
     def __init__(self, folder: ScoutFolder, snapshot: int, precision: Precision) -> None:
         super().__init__(folder.snapshot(snapshot), precision)
-        self._map = folder.map()
+        linear = folder.map()
+        self._map = None if linear is None else linear.to(self.device)
 
     def logits_at_delta(self, batch: Batch, delta: Tensor) -> Tensor:
         """Logits [rows, outputs] at the rows of a batch moved by δ [rows, tokens, teacher's width]."""
         return self.logits_at(batch, view_embeddings(self.words, batch) + carried(delta, self._map))
-
-
-def arriving_copy(value: Tensor) -> Tensor:
-    """A copy on the processor; from a GPU it arrives later, see ``FrozenModel.wait``."""
-    return value.to("cpu", non_blocking=True)
 
 
 def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> None:

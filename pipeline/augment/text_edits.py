@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
@@ -77,6 +78,11 @@ def edit(
         behind = stop
     kept = np.concatenate([*order, np.arange(behind, len(ids))])
     return ids[kept], None if token_type_ids is None else token_type_ids[kept]
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of special tokens; the unknown word is an ordinary one."""
+    return frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
 
 def runs(input_ids: Ids, special: frozenset[int]) -> list[tuple[int, int]]:

@@ -5,7 +5,6 @@ Knows models and rows; not shards, keys or Ray.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pipeline.augment.inputs import Inputs, Partner
-from pipeline.augment.masked_lm import RowCandidates, replace, special_ids
+from pipeline.augment.masked_lm import RowCandidates, replace
 from pipeline.augment.model_set import ModelSet
-from pipeline.augment.recipes import AugmentSettings, Step
-from pipeline.augment.teacher import FrozenTeacher, arriving_copy, check_finite
-from pipeline.augment.text_edits import OPERATIONS, edit
+from pipeline.augment.recipes import AugmentSettings, Recipe
+from pipeline.augment.teacher import Arriving, FrozenTeacher, check_finite
+from pipeline.augment.text_edits import OPERATIONS, edit, special_ids
 from pipeline.encoding import Batch, Integers, ordinary_tokens
 from pipeline.perturbation import Answer, Perturbed, divergence, flipped, perturb, radius_of, random_start
 from pipeline.seeding import seed_of
@@ -65,9 +64,14 @@ class Making:
     """Which snapshot of the scout the perturbation is aimed at; None: at the teacher itself."""
 
     @property
-    def recipe(self) -> Sequence[Step]:
+    def recipe(self) -> Recipe:
         """The steps, in order."""
         return self.settings.recipe(self.variant)
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is a δ."""
+        return self.settings.moves(self.recipe)
 
     def seed(self, example_id: str, step: str) -> int:
         """Of one step on one row."""
@@ -87,27 +91,36 @@ class Label:
     shortened: bool
 
 
-@dataclass(frozen=True)
 class Answered:
-    """What a batch gave, copied from the device while the next is computed."""
+    """What a batch gave, turned into rows once, while the next batch is computed."""
 
-    columns: tuple[Tensor, ...]
-    """Logits [rows, outputs], then divergence, flipped, vanished and shortened, each [rows]."""
-    coded: Coded | None
-    lengths: Integers
+    def __init__(self, columns: Sequence[Tensor], coded: Coded | None, lengths: Integers, codec: CodecName) -> None:
+        """``columns`` are logits [rows, outputs], then divergence, flipped, vanished and shortened, each [rows]."""
+        self._arriving: Arriving | None = Arriving(*columns, *(coded or ()))
+        self._columns, self._lengths, self._codec = len(columns), lengths, codec
+        self._labels: list[Label] = []
 
-    def labels(self, codec: CodecName) -> list[Label]:
-        """One a row; the copies must have arrived."""
-        values = zip(*(column.tolist() for column in self.columns), strict=True)
-        return [Label(*delta, *value) for delta, value in zip(self._packed(codec), values, strict=True)]
+    def settle(self) -> None:
+        """Wait for the copies, make rows of them and let them go."""
+        if self._arriving is not None:
+            tensors, self._arriving = self._arriving.tensors, None
+            values = zip(*(column.tolist() for column in tensors[: self._columns]), strict=True)
+            deltas = self._packed(*tensors[self._columns :])
+            self._labels = [Label(*delta, *value) for delta, value in zip(deltas, values, strict=True)]
 
-    def _packed(self, codec: CodecName) -> list[tuple[bytes | None, list[float] | None]]:
+    @property
+    def labels(self) -> list[Label]:
+        """One a row."""
+        self.settle()
+        return self._labels
+
+    def _packed(self, *coded: Tensor) -> list[tuple[bytes | None, list[float] | None]]:
         """Codes as bytes and scales of each row's tokens."""
-        if self.coded is None:
-            return [(None, None)] * len(self.lengths)
-        codes, scales = (part.numpy() for part in self.coded)
-        pack = CODECS[codec].pack
-        return [(pack(codes[i, :length]), scales[i, :length].tolist()) for i, length in enumerate(self.lengths)]
+        if not coded:
+            return [(None, None)] * len(self._lengths)
+        codes, scales = (part.numpy() for part in coded)
+        pack = CODECS[self._codec].pack
+        return [(pack(codes[i, :length]), scales[i, :length].tolist()) for i, length in enumerate(self._lengths)]
 
 
 @dataclass(frozen=True)
@@ -115,16 +128,7 @@ class Made:
     """A finished variant of some rows."""
 
     inputs: Inputs
-    answers: list[tuple[Answered, int]]
-    """For each row the batch it was in, and where in it."""
-    codec: CodecName
-
-    @cached_property
-    def labels(self) -> list[Label]:
-        """One a row; coded here, where the device is already at work on other rows."""
-        batches = {id(batch): batch for batch, _ in self.answers}
-        packed = {number: batch.labels(self.codec) for number, batch in batches.items()}
-        return [packed[id(batch)][row] for batch, row in self.answers]
+    labels: list[Label]
 
 
 def make_variant(models: ModelSet, scored: Scored, candidates: Sequence[RowCandidates] | None, making: Making) -> Made:
@@ -144,19 +148,22 @@ def make_variant(models: ModelSet, scored: Scored, candidates: Sequence[RowCandi
         viewed = mixed(viewed, models.teacher.pad_token_id, making)
 
     teacher, settings = models.teacher, making.settings
-    radius = radius_of(making.radius, settings.perturbation.norm, teacher.table) if "perturb" in making.recipe else 0.0
+    radius = radius_of(making.radius, settings.perturbation.norm, teacher.table) if making.moves else 0.0
 
     def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Answered, int]]:
         known = (torch.from_numpy(part[positions]) for part in (scored.logits, labels))
-        answer = Answer(*(teacher.sent(part) for part in known))
-        answered = _answered(models, rows, answer, tokens, radius, making)
+        answered = _answered(models, rows, Answer(*(teacher.sent(part) for part in known)), tokens, radius, making)
+        if before:
+            before.pop().settle()  # while the device is at work on this one
+        before.append(answered)
         return [(answered, row) for row in range(len(rows))]
 
-    labels = scored.labels.astype(np.float32)
-    made = models.batches.run(viewed, settings.batch_rows, compute)
-    teacher.wait()
-    check_finite(np.array([batch.columns[0][row].numpy() for batch, row in made]), viewed, f"variant {making.variant}")
-    return Made(viewed, made, settings.codec)
+    labels, before = scored.labels.astype(np.float32), list[Answered]()
+    answers = models.batches.run(viewed, settings.batch_rows, compute)
+    made = [answered.labels[row] for answered, row in answers]
+    logits = np.array([label.logits for label in made], dtype=np.float32).reshape(len(made), -1)
+    check_finite(logits, viewed, f"variant {making.variant}")
+    return Made(viewed, made)
 
 
 def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandidates] | None, making: Making) -> Inputs:
@@ -207,19 +214,17 @@ def _answered(models: ModelSet, rows: Inputs, answer: Answer, tokens: int, radiu
     """One batch: search δ, code it, have the teacher answer."""
     teacher, kind = models.teacher, models.teacher.task.kind
     batch = teacher.padded(rows, tokens)
-    with torch.inference_mode(mode="perturb" not in making.recipe):
+    with torch.inference_mode(mode=not making.moves):
         words = view_embeddings(teacher.words, batch)
     coded, vanished, shortened = None, torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.bool)
-    if "perturb" in making.recipe:
+    if making.moves:
         found = _searched(models, batch, words, answer, rows, radius, making)
         coded, vanished = CODECS[making.settings.codec].quantise(found.delta), found.vanished
     logits = _logits(teacher, batch, words, coded)
     if coded is not None and making.settings.keep_label:
         coded, logits, shortened = _kept_label(teacher, batch, words, coded, logits, answer)
     columns = (logits, divergence(answer.logits, logits, kind), flipped(answer.logits, logits, kind), vanished, shortened)
-    lengths = rows.lengths()
-    arriving = None if coded is None else (arriving_copy(coded[0]), arriving_copy(coded[1]))
-    return Answered(tuple(arriving_copy(column) for column in columns), arriving, lengths)
+    return Answered(columns, coded, rows.lengths(), making.settings.codec)
 
 
 def _searched(

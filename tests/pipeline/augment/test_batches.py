@@ -77,12 +77,32 @@ def test_what_was_halved_is_said_once() -> None:
     batches = Batches()
     batches.run(of_lengths([5] * 64), 32, up_to(8))
     assert batches.notes() == [
-        "memory ran out at 32 rows a batch; it goes on with 16",
-        "memory ran out at 16 rows a batch; it goes on with 8",
+        "memory ran out at 32 rows of 5 tokens; it goes on with 16",
+        "memory ran out at 16 rows of 5 tokens; it goes on with 8",
     ]
     assert batches.notes() == []
     batches.run(of_lengths([5] * 64), 32, up_to(8))
     assert batches.notes() == []
+
+
+def test_of_fewer_rows_than_give_the_same_bits_it_is_said_that_digits_may_differ() -> None:
+    batches = Batches()
+    batches.run(of_lengths([5] * 8), 8, up_to(4))
+    (note,) = batches.notes()
+    assert note.endswith("it goes on with 4; of fewer than 8 the last digits may differ from those of a larger device")
+
+
+def test_shorter_rows_after_a_halved_batch_come_in_batches_as_large_in_tokens() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def device(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
+        sizes.append((len(rows), tokens))
+        if len(rows) * tokens > 16 * 20:
+            raise MemoryError
+        return positions.tolist()
+
+    Batches().run(of_lengths([20] * 32 + [5] * 32), 32, device)
+    assert sizes == [(32, 20), (16, 20), (16, 20), (32, 5)]
 
 
 @pytest.mark.parametrize("rows", range(2, 200))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.augment.batches import Batches
-from pipeline.augment.calibration import LARGEST, SMALLEST, CalibrationJob, Found, find_radius
+from pipeline.augment.calibration import LARGEST, SMALLEST, Calibration, CalibrationJob, Found, find_radius
 from pipeline.augment.inputs import Inputs
+from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.errors import PipelineError
@@ -60,17 +61,22 @@ def sample(models: ModelSet) -> Scored:
     return Scored(inputs, np.full(ROWS, np.nan), models.teacher.logits(inputs, Batches(), 64))
 
 
-def job_of(
-    sample: Scored, snapshots: int | None = None, changed: dict[str, Any] | None = None, **search: Any
-) -> CalibrationJob:
-    return CalibrationJob(sample, augment_settings(perturbation=search, batch_rows=64, **(changed or {})), snapshots)
+def job_of(sample: Scored, snapshots: int | None = None, changed: dict[str, Any] | None = None, **search: Any) -> Calibration:
+    return Calibration(sample, augment_settings(perturbation=search, batch_rows=64, **(changed or {})), snapshots)
 
 
-def found_by(job: CalibrationJob, models: ModelSet) -> Found:
-    done = job.run(models, ShardStore(Path("nowhere")))
-    assert done.notes == ()
+def found_by(calibration: Calibration, models: ModelSet) -> Found:
+    return calibration.find(lambda trial: [done_by(job, models).result for job in trial])
+
+
+def done_by(job: CalibrationJob, models: ModelSet) -> Done:
+    done = job.work().run(models, ShardStore(Path("nowhere")))
     assert isinstance(done.result, Found)
-    return done.result
+    return done
+
+
+def making_of(job: CalibrationJob) -> Making:
+    return Making(1, job.settings, job.radius, job.snapshot)
 
 
 EFFECTS: list[tuple[dict[str, float], float]] = [({"flips": 0.1}, 0.04), ({"flips": 0.05}, 0.03), ({"divergence": 0.05}, 0.01)]
@@ -89,7 +95,8 @@ def test_the_sample_shows_the_effect_that_was_asked_for(
 
 def test_what_is_measured_is_what_the_rows_say(models: ModelSet, sample: Scored) -> None:
     job = job_of(sample, radius=0.2)
-    labels = make_variant(models, sample, None, Making(1, job.settings, 0.2, None)).labels
+    halves = [sample.take(np.arange(part, ROWS, 2)) for part in (0, 1)]
+    labels = [label for half in halves for label in make_variant(models, half, None, Making(1, job.settings, 0.2, None)).labels]
     found = found_by(job, models)
     assert found.plain() == {
         "radius": 0.2,
@@ -105,13 +112,15 @@ def test_each_snapshot_is_tried_on_its_own_share_of_the_sample(
     models: ModelSet, sample: Scored, snapshots: int, rows: int
 ) -> None:
     job = job_of(sample.take(np.arange(rows)), snapshots, objective="gap", radius=0.2)
-    labels = []
-    for number in range(min(snapshots, rows)):
-        share = job.scored.take(np.arange(number, rows, snapshots))
-        labels += make_variant(models, share, None, Making(1, job.settings, 0.2, number + 1)).labels
+    trial = job.trial(0.2)
+    labels = [label for part in trial for label in make_variant(models, part.scored, None, making_of(part)).labels]
     found = found_by(job, models)
     assert len(labels) == rows == found.rows
-    assert found.flips == sum(label.flipped for label in labels) / rows
+    shares = [(part.snapshot, len(part.scored.inputs)) for part in trial]
+    assert {snapshot for snapshot, _ in shares} == set(range(1, min(snapshots, rows) + 1))
+    assert max(count for _, count in shares) - min(count for _, count in shares) <= 1
+    assert sorted(name for part in trial for name in part.scored.inputs.example_ids) == sorted(job.scored.inputs.example_ids)
+    assert found.flips == pytest.approx(sum(label.flipped for label in labels) / rows)
     assert found.divergence == pytest.approx(sum(label.divergence for label in labels) / rows)
     assert found != found_by(job_of(job.scored, None, objective="gap", radius=0.2), models), "aimed at the teacher itself"
 
@@ -137,16 +146,11 @@ def test_the_radius_is_that_of_a_perturbation_alone_whatever_else_the_recipes_do
     assert plain.flips > 0
 
 
-def test_a_control_that_moves_nothing_needs_no_radius(models: ModelSet, sample: Scored) -> None:
-    found = found_by(job_of(sample, objective="none", radius={"flips": 0.1}), models)
-    assert (found.radius, found.flips) == (0.0, 0.0)
-    assert found.divergence == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_job_says_its_size_and_carries_its_sample(sample: Scored) -> None:
-    job = job_of(sample)
-    assert job.name == "calibration of the radius on 128 rows"
-    assert job.work() is job
+def test_a_job_says_its_radius_and_size_and_carries_its_rows(sample: Scored) -> None:
+    first, second = job_of(sample).trial(0.25)
+    assert first.name == "effect of the radius 0.25 on 64 rows"
+    assert first.work() is first
+    assert not set(first.scored.inputs.example_ids) & set(second.scored.inputs.example_ids)
 
 
 def test_memory_that_ran_out_on_the_way_is_told(models: ModelSet, sample: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +162,11 @@ def test_memory_that_ran_out_on_the_way_is_told(models: ModelSet, sample: Scored
             raise MemoryError
         return whole(batch, embeddings)
 
-    expected = found_by(job_of(sample, radius=0.2), models)
+    job, _ = job_of(sample).trial(0.2)
+    expected = done_by(job, models).result
     monkeypatch.setattr(models.teacher, "logits_at", limited)
-    done = job_of(sample, radius=0.2).run(models, ShardStore(Path("nowhere")))
+    done = done_by(job, models)
     (note,) = done.notes
     assert note.startswith("memory ran out at ")
-    assert note.endswith(" rows a batch; it goes on with 32")
+    assert "; it goes on with " in note
     assert done.result == expected

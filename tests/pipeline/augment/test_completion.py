@@ -142,13 +142,15 @@ def test_receipts_stand_in_the_order_of_the_jobs_whoever_finishes_first(
         store.receipt_path(jobs[number].key).unlink()
     capsys.readouterr()
     workers = Backwards(receipts, jobs)
-    assert finish("augment tiny", jobs, store, workers) == receipts
+    assert finish("augment tiny", jobs, take_stock(jobs, store), workers) == receipts
     assert workers.given == [jobs[number].name for number in (0, 2, 3)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"augment tiny: {len(jobs)} shards, {len(jobs) - 3} in the store, 3 to compute"
     assert lines[1] == "variant 1, partition 2: memory ran out"
     assert lines[2].startswith("augment tiny: 3/3 shards, ")
-    assert finish("again", jobs[4:5], store, Backwards([], [])) == receipts[4:5], "no worker is asked for nothing"
+    assert finish("again", jobs[4:5], take_stock(jobs[4:5], store), Backwards([], [])) == receipts[4:5], (
+        "no worker is asked for nothing"
+    )
 
 
 def test_the_manifest_lists_every_shard_with_its_place(scores: Path, teacher: Path, tmp_path: Path) -> None:

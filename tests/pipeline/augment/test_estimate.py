@@ -1,4 +1,3 @@
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -266,12 +265,12 @@ def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_exactly_
         f"augment tiny would write about {sizes['int8']}, runtime.max_bytes allows {sizes['int8']}; nothing was computed. "
         f"With another codec it would be: float16 {sizes['float16']}, sign {sizes['sign']}"
     )
-    assert started == ["calibration of the radius on 8 rows"]
-    assert [path.name.split(".", 1)[1] for path in (tmp_path / "store").iterdir()] == ["note.json"]
+    assert started == []
+    assert not (tmp_path / "store").exists()
     assert not (tmp_path / "shards").exists()
-    assert len(json.loads(next((tmp_path / "store").iterdir()).read_text())["value"]) == 4
     enough = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"]})
-    assert len(augment(scores, teacher, None, settings, enough, tmp_path / "shards").shards) == len(started) - 1
+    made = augment(scores, teacher, None, settings, enough, tmp_path / "shards").shards
+    assert len(made) == len([name for name in started if name.startswith("variant")])
 
 
 def test_what_the_store_has_does_not_count_against_max_bytes(scores: Path, teacher: Path, tmp_path: Path) -> None:

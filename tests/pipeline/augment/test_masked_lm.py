@@ -22,8 +22,8 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, Pieces, RowCandidates, replace, special_ids
-from pipeline.augment.text_edits import Ids, Types
+from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, Pieces, RowCandidates, replace
+from pipeline.augment.text_edits import Ids, Types, special_ids
 from pipeline.encoding import encode
 from pipeline.errors import PipelineError
 

@@ -156,7 +156,9 @@ def test_the_manifest_tells_what_was_found_on_the_way(world: World, capsys: pyte
     assert found["rows"] == 60
     assert found["flips"] == pytest.approx(np.mean(rows.column("flipped").to_pylist()), abs=0.05)
     assert found["divergence"] == pytest.approx(np.mean(rows.column("divergence").to_pylist()), rel=1e-3)
-    assert f"radius 0.3; on 60 rows it flips {found['flips']:.1%}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "augment tiny: measuring the effect of the radius on 60 rows of the train split\n" in said
+    assert f"augment tiny: radius 0.3, on 60 rows {found['flips']:.1%} of the teacher's answers flip, mean" in said
 
 
 def test_the_radius_is_found_from_an_effect_and_stands_in_every_key(world: World) -> None:
@@ -193,7 +195,7 @@ def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(
 def test_a_radius_that_the_store_does_not_take_is_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.score()
     monkeypatch.setattr("pipeline.shards.store.write_json", Mock(side_effect=OSError(28, "No space left")))
-    with pytest.raises(PipelineError, match=r"^calibration .* rows: the store .*/store does not take it: No space left$"):
+    with pytest.raises(PipelineError, match=r"^the radius found: the store .*/store does not take it: No space left$"):
         world.augment()
 
 

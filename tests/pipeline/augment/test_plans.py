@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -7,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, set_seed
 
@@ -14,7 +16,7 @@ from pipeline.augment import plans
 from pipeline.augment.jobs import CandidatesJob
 from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
-from pipeline.augment.plans import Augmentation, aim_faults, kind_faults
+from pipeline.augment.plans import Augmentation, aim_faults, kind_faults, pair_faults
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.errors import PipelineError
@@ -289,7 +291,7 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
     recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"]]
     plan = Augmentation.of(scores, teacher, None, augment_settings(variants=4, recipes=recipes))
     code = {job.variant: set(job.key["code"].split()) for job in plan.jobs(0.2, ShardStore(tmp_path))}
-    everywhere = {"batches", "encoding", "inputs", "jobs", "models", "perturbation", "teacher", "variants", "views"}
+    everywhere = {"batches", "encoding", "inputs", "jobs", "models", "perturbation", "seeding", "teacher", "variants", "views"}
     edits, search = {"text_edits"}, {"codec"}
     assert code == {1: everywhere | search, 2: everywhere | edits, 3: everywhere, 4: everywhere | edits | search}
 
@@ -305,3 +307,33 @@ def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
     settings = augment_settings({"objective": "gold_label", "radius": {"divergence": 0.1}})
     notes = [Augmentation.of(folder, teacher, None, settings).calibration()[0] for folder in (scores, tmp_path / "scores")]
     assert {name for name in notes[0] if notes[0][name] != notes[1][name]} == {"examples"}
+
+
+@pytest.mark.parametrize("recipe", [["mask"], ["delete", "perturb"], ["perturb"], ["mix"]])
+def test_edits_of_a_pair_without_a_token_between_its_texts_are_refused(recipe: list[str]) -> None:
+    apart, joined = make_tokenizer(), make_tokenizer()
+    joined.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 2)]
+    )
+    settings = augment_settings(recipes=[recipe])
+    assert pair_faults(settings, apart) == []
+    edits = ", ".join(step for step in recipe if step in ("mask", "delete"))
+    wanted = f"this teacher's tokenizer puts no token between the texts of a pair, so {edits} cannot keep them apart"
+    assert pair_faults(settings, joined) == ([wanted] if edits else [])
+
+
+def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 1.0, "candidates": 3, "batch_rows": 16}
+    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=words)
+    found = {}
+    for length in (8, 24):
+        shorter = Path(shutil.copytree(teacher, tmp_path / f"teacher {length}"))
+        tokenizer = json.loads((shorter / "tokenizer_config.json").read_text())
+        (shorter / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": length}))
+        for store in ("shared", f"own {length}"):
+            out = tmp_path / store / str(length)
+            runtime = runtime_at(tmp_path / store)
+            score(prepared, shorter, SCORE_SETTINGS, runtime, out / "scores")
+            augment(out / "scores", shorter, None, settings, runtime, out / "shards")
+            found[store, length] = Shards(out / "shards").rows("train", 1).column("input_ids").to_pylist()
+        assert found["shared", length] == found[f"own {length}", length]
