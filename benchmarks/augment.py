@@ -4,8 +4,6 @@ python -m benchmarks.augment [--json FILE]
 """
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,56 +12,32 @@ from typing import Any
 
 import click
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, BertConfig, BertForSequenceClassification, set_seed
+from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
+from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
+from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, settings_of
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.partition import places
-from pipeline.augment.passes import augment, open_workers, score
+from pipeline.augment.passes import open_workers, score
 from pipeline.augment.plans import Augmentation
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.augment.workers import RuntimeSettings
 from pipeline.encoding import Batch, encode, length_buckets, ordinary_tokens
-from pipeline.models import head_settings, load_tokenizer
+from pipeline.models import load_tokenizer
 from pipeline.perturbation import divergence, radius_of
 from pipeline.shards.codec import CODECS, CodecName, dequantise
-from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Task
 from stages.command import stage
 
-ROOT = Path(__file__).parent.parent
-BATCH_ROWS = 32
-RADIUS = 0.05
 TINYBERT_COPIES = 20
 """Augmented copies of each text in TinyBERT."""
-
-
-def settings_of(**changed: Any) -> AugmentSettings:
-    """One perturbed variant, as the default has them, at a radius that need not be searched."""
-    search = {"objective": "divergence", "norm": "l2", "radius": RADIUS, "steps": 1, "step_size": 1.0, "start": 0.5}
-    usual: dict[str, Any] = {
-        "variants": 1,
-        "recipes": [["perturb"]],
-        "perturbation": search | {"special_tokens": False} | changed.pop("perturbation", {}),
-        "keep_label": False,
-        "text_edits": {"mask": 0.1, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3},
-        "masked_lm": None,
-        "mixing": {"alpha": 0.4},
-        "codec": "int8",
-        "precision": "float32",
-        "seed": 1,
-        "calibration_rows": 64,
-        "batch_rows": BATCH_ROWS,
-    }
-    return AugmentSettings.model_validate(usual | changed)
 
 
 class World:
@@ -88,19 +62,6 @@ class World:
         """The rows of each partition."""
         plan = Augmentation.of(self.scores, self.teacher, None, settings_of())
         return [job.scores.read()[0] for job in plan.jobs(RADIUS, ShardStore(self.folder))]
-
-
-def first_rows(prepared: Path, out: Path, rows: int) -> Path:
-    """The first rows of the train split, and little of the others."""
-    out.mkdir(parents=True)
-    for split, most in (("train", rows), ("dev", 8), ("test", 8)):
-        table = pq.read_table(prepared / f"{split}.parquet")
-        times = -(-most // table.num_rows)
-        repeated = pa.concat_tables([table] * times).slice(0, most)
-        names = pa.array([f"{split}{number:08d}" for number in range(most)])
-        pq.write_table(repeated.set_column(0, "id", names), out / f"{split}.parquet", row_group_size=4096)
-    Task.read(prepared).save(out)
-    return out
 
 
 def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BATCH_ROWS) -> None:
@@ -291,77 +252,14 @@ def bf16_figures(world: World, rounds: int) -> list[Figure]:
     ]
 
 
-def memory_figures(prepared: Path, teacher: Path, rows: int) -> list[Figure]:
-    """Peak memory of whole runs of score and augment over ``rows`` and 10 × ``rows``, each a process of its own."""
-    (small, before), (large, _) = (peak_memory(prepared, teacher, count) for count in (rows, 10 * rows))
-    meaning = f"peak memory at {10 * rows:,} rows ÷ at {rows:,}, score and augment"
-    return [
-        Figure("memory_10x", large / small, meaning, ("≤", 1.2)),
-        Figure("memory_start_mb", before / 1000, "of the loaded program and a small teacher, before the first row"),
-        Figure("memory_peak_mb", small / 1000, f"peak at {rows:,} rows"),
-        Figure("memory_peak_10x_mb", large / 1000, f"peak at {10 * rows:,} rows"),
-    ]
-
-
-def peak_memory(prepared: Path, teacher: Path, rows: int) -> tuple[int, int]:
-    """Peak and memory before the first row, in kilobytes."""
-    program = [sys.executable, "-m", "benchmarks.augment", "--memory", str(rows)]
-    command = [*program, "--prepared", str(prepared.resolve()), "--teacher", str(teacher.resolve())]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-    peak, before = map(int, said.split())
-    return peak, before
-
-
-def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
-    """Score and augment so many rows with a small teacher in this process; print peak memory and that at the start."""
-    task = Task.read(prepared)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        teacher = small_teacher(folder / "teacher", tokenizer_of, task)
-        subset = first_rows(prepared, folder / "prepared", rows)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = peak_kilobytes()
-        runtime = RuntimeSettings(ray_address=None, workers=0, store=str(folder / "store"), max_bytes=None)
-        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
-        score(subset, teacher, scoring, runtime, folder / "scores")
-        augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
-        rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)
-        assert rows_there == rows, "every row was perturbed"
-        print(peak_kilobytes(), before)
-
-
-def peak_kilobytes() -> int:
-    """The most memory that this process has had, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def small_teacher(folder: Path, tokenizer_of: Path, task: Task) -> Path:
-    """A teacher of two narrow layers with random weights, so that memory is that of the rows."""
-    tokenizer = load_tokenizer(tokenizer_of)
-    set_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        max_position_embeddings=512, **head_settings(task),
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    task.save(folder)
-    return folder
-
-
 @stage
 @click.option("--prepared", default="data/prepared/movies", show_default=True, type=click.Path(path_type=Path), help="Corpus.")
 @click.option("--teacher", default="data/teacher/movies", show_default=True, type=click.Path(path_type=Path), help="Model.")
 @click.option("--rows", default=640, show_default=True, help="Training rows that are timed.")
 @click.option("--rounds", default=3, show_default=True, help="Turns of which the median counts.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-@click.option("--memory", "memory_rows", type=int, hidden=True)
-def main(prepared: Path, teacher: Path, rows: int, rounds: int, target: Path | None, memory_rows: int | None) -> None:
+def main(prepared: Path, teacher: Path, rows: int, rounds: int, target: Path | None) -> None:
     """Measure the augment stage on this machine; close other programs first."""
-    if memory_rows is not None:
-        run_for_memory(prepared, teacher, memory_rows)
-        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder) / "world", prepared, teacher, rows, shard_rows=64)

@@ -17,8 +17,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
 
-from benchmarks.augment import RADIUS, bare_loop, settings_of
+from benchmarks.augment import bare_loop
 from benchmarks.timing import Figure, medians, print_table
+from benchmarks.worlds import RADIUS, settings_of
 from pipeline.augment.inputs import Inputs
 from pipeline.augment.jobs import VariantWork
 from pipeline.augment.model_set import ModelFolders, ModelSet

@@ -173,7 +173,7 @@ def known_radius(plan: Augmentation, store: ShardStore) -> float | None:
     """The radius, unless it is still to be found; leaves no trace."""
     if not plan.settings.perturbs():
         return 0.0
-    known = store.peek_note(plan.calibration()[0])
+    known = store.peek_note(plan.calibration[0])
     return None if known is None else float(known["radius"])
 
 
@@ -181,7 +181,7 @@ def _searched(plan: Augmentation, radius: float | None) -> int:
     """How many rows at most are perturbed to find a radius that is not known."""
     if radius is not None:
         return 0
-    calibration = plan.calibration()[1]
+    calibration = plan.calibration[1]
     return calibration.rows * (SEARCHES if isinstance(calibration.wanted, Effect) else 1)
 
 
@@ -204,7 +204,7 @@ def _variant_seconds(
     """Seconds of one worker for these jobs and ``searched`` perturbations before, by timing each recipe on a few rows."""
     if not missing:
         return 0.0
-    _, calibration = plan.calibration()
+    _, calibration = plan.calibration
     sample = calibration.scored.take(np.arange(min(TIMED_ROWS, len(calibration.scored.inputs))))
     pace: dict[tuple[str, ...], float] = {}
     for job in missing:

@@ -85,7 +85,7 @@ def open_workers(folders: ModelFolders, precision: Precision, store: ShardStore,
 
 def radius_found(plan: Augmentation, store: ShardStore, workers: Workers) -> Found:
     """The radius, and what it does to a sample; it is remembered in the store."""
-    key, calibration = plan.calibration()
+    key, calibration = plan.calibration
     known = store.recall(key)
     kind = plan.source.manifest.task.kind
     if known is None:

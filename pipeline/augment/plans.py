@@ -104,6 +104,7 @@ class Augmentation:
         """The score shards that become variants."""
         return self.source.manifest.of_split("train")
 
+    @cached_property
     def calibration(self) -> tuple[Key, Calibration]:
         """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
         sample = self._sample()

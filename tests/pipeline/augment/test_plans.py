@@ -305,7 +305,7 @@ def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
     pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(prepared / "train.parquet")), other / "train.parquet")
     score(other, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
     settings = augment_settings({"objective": "gold_label", "radius": {"divergence": 0.1}})
-    notes = [Augmentation.of(folder, teacher, None, settings).calibration()[0] for folder in (scores, tmp_path / "scores")]
+    notes = [Augmentation.of(folder, teacher, None, settings).calibration[0] for folder in (scores, tmp_path / "scores")]
     assert {name for name in notes[0] if notes[0][name] != notes[1][name]} == {"examples"}
 
 

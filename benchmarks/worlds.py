@@ -1,0 +1,62 @@
+"""What benchmarks work on: settings, the first rows of a corpus, teachers with random weights. Knows no clock."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import BertConfig, BertForSequenceClassification, set_seed
+
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.models import head_settings, load_tokenizer
+from pipeline.tasks import Task
+
+BATCH_ROWS = 32
+RADIUS = 0.05
+
+
+def settings_of(**changed: Any) -> AugmentSettings:
+    """One perturbed variant, as the default has them, at a radius that need not be searched."""
+    search = {"objective": "divergence", "norm": "l2", "radius": RADIUS, "steps": 1, "step_size": 1.0, "start": 0.5}
+    usual: dict[str, Any] = {
+        "variants": 1,
+        "recipes": [["perturb"]],
+        "perturbation": search | {"special_tokens": False} | changed.pop("perturbation", {}),
+        "keep_label": False,
+        "text_edits": {"mask": 0.1, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3},
+        "masked_lm": None,
+        "mixing": {"alpha": 0.4},
+        "codec": "int8",
+        "precision": "float32",
+        "seed": 1,
+        "calibration_rows": 64,
+        "batch_rows": BATCH_ROWS,
+    }
+    return AugmentSettings.model_validate(usual | changed)
+
+
+def first_rows(prepared: Path, out: Path, rows: int) -> Path:
+    """The first rows of the train split, and little of the others."""
+    out.mkdir(parents=True)
+    for split, most in (("train", rows), ("dev", 8), ("test", 8)):
+        table = pq.read_table(prepared / f"{split}.parquet")
+        times = -(-most // table.num_rows)
+        repeated = pa.concat_tables([table] * times).slice(0, most)
+        names = pa.array([f"{split}{number:08d}" for number in range(most)])
+        pq.write_table(repeated.set_column(0, "id", names), out / f"{split}.parquet", row_group_size=4096)
+    Task.read(prepared).save(out)
+    return out
+
+
+def small_teacher(folder: Path, tokenizer_of: Path, task: Task) -> Path:
+    """A teacher of two narrow layers with random weights, so that memory is that of the rows."""
+    tokenizer = load_tokenizer(tokenizer_of)
+    set_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
+        max_position_embeddings=512, **head_settings(task),
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    task.save(folder)
+    return folder

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.worlds import first_rows, settings_of, small_teacher
+from pipeline.augment.teacher import FrozenTeacher
+from pipeline.tasks import Task
+
+
+@pytest.mark.parametrize("rows", [7, 60, 150])
+def test_a_corpus_is_cut_or_repeated_to_the_rows_asked_for_each_with_a_name_of_its_own(
+    prepared: Path, tmp_path: Path, rows: int
+) -> None:
+    table = pq.read_table(first_rows(prepared, tmp_path / "cut", rows) / "train.parquet")
+    texts = pq.read_table(prepared / "train.parquet")["text_a"].to_pylist()
+    assert table["text_a"].to_pylist() == (texts * 3)[:rows]
+    assert len(set(table["id"].to_pylist())) == rows
+    assert Task.read(tmp_path / "cut") == Task.read(prepared)
+
+
+def test_a_small_teacher_has_the_tokenizer_and_the_labels_of_a_real_one(teacher: Path, tmp_path: Path) -> None:
+    small = FrozenTeacher(small_teacher(tmp_path, teacher, Task.read(teacher)))
+    real = FrozenTeacher(teacher)
+    assert small.task == real.task
+    assert small.tokenizer.get_vocab() == real.tokenizer.get_vocab()
+    assert small.width == 64
+
+
+def test_settings_may_change_below_the_perturbation_too() -> None:
+    changed = settings_of(codec="sign", perturbation={"norm": "linf"})
+    assert (changed.codec, changed.perturbation.norm, changed.perturbation.steps) == ("sign", "linf", 1)
