@@ -44,7 +44,8 @@ class Stage:
         self.store, self.out, self.output = store or folder / "store", folder / out, folder / f"{out}.txt"
         runtime = {"ray_address": None, "workers": workers, "store": str(self.store), "max_bytes": None}
         params = folder / f"{out}.yaml"
-        params.write_text(yaml.safe_dump({"augment": dict(settings), "runtime": runtime}), encoding="utf-8")
+        sections = {"tasks": {"tiny": {}}, "augment": dict(settings), "runtime": runtime}
+        params.write_text(yaml.safe_dump(sections), encoding="utf-8")
         given = {"task": "tiny", "scores": "scores", "teacher": teacher, "aim": teacher, "params": params, "out": out}
         self.arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         self._folder = folder

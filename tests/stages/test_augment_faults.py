@@ -11,15 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
-from stages import score
+from stages import augment, score
 from tests.running import Stage, scored, undisturbed
-from tests.world import AUGMENT, make_task, save_prepared, save_teacher
+from tests.world import AUGMENT, make_task, runtime_at, save_prepared, save_teacher
 
 BATCH_OF_16: dict[str, Any] = AUGMENT | {"batch_rows": 16}
 MASKING: dict[str, Any] = AUGMENT | {"variants": 1, "recipes": [["mask"]]}
@@ -264,3 +265,19 @@ def test_running_out_of_memory_gives_smaller_batches_the_same_bytes_and_a_note(f
     assert re.findall(r"^variant 1, partition \d+: memory ran out at \d+ rows a batch; it goes on with 8$", stage.said(), re.M)
     assert stage.said().count("memory ran out") == 1, "what fits is found once"
     assert stage.hash() == manifest_hash(wanted)
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [("tinny", "has no task tinny; it has tiny, other"), ("other", "scores holds the scores of tiny, not of other")],
+)
+def test_a_task_that_is_not_there_or_not_that_of_the_scores_is_refused(
+    folder: Path, teacher: Path, task: str, sentence: str
+) -> None:
+    tasks = {"tasks": {"tiny": {}, "other": {}}, "augment": AUGMENT, "runtime": runtime_at(folder).model_dump()}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tasks), encoding="utf-8")
+    options = {"task": task, "scores": folder / "scores", "teacher": teacher, "aim": teacher}
+    named = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    result = CliRunner().invoke(augment.main, [*named, "--params", str(folder / "params.yaml"), "--out", str(folder / "out")])
+    assert (result.exit_code, sentence in result.output) == (1, True), result.output
+    assert not (folder / "out").exists()

@@ -306,7 +306,7 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
         ({"files": ...}, ".hub: exactly one of files and hub must be given, not None"),
         ({"hub": "imdb"}, ".hub: exactly one of files and hub must be given, not 'imdb'"),
         ({"files": {"dev": "x.csv"}}, ".files: a train split must be named, not {'dev': 'x.csv'}"),
-        ({"files": {"train": "x", "validation": "y"}}, "input should be 'train', 'dev' or 'test', not 'validation'"),
+        ({"files": {"train": "x", "validation": "y"}}, "files.validation: input should be 'train', 'dev' or 'test'"),
         ({"config": "sst2"}, ".config: this belongs to hub and must be left out with files, not 'sst2'"),
         ({"revision": "main"}, ".revision: this belongs to hub and must be left out with files, not 'main'"),
         (
