@@ -29,6 +29,7 @@ class Batches:
 
     def __init__(self) -> None:
         self._room: int | None = None  # tokens of a batch, padding included, that fit
+        self._least = EVEN_ROWS  # rows that are tried at least
         self._notes: list[str] = []
 
     def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> list[Result]:
@@ -72,10 +73,10 @@ class Batches:
                 yield piece, made
 
     def _most_rows(self, rows: int, tokens: int) -> int:
-        """How many of these rows fit, a multiple of ``EVEN_ROWS`` where so many do."""
+        """How many of these rows should fit: a multiple of ``EVEN_ROWS``, unless not even so many have fitted before."""
         if self._room is None or rows * tokens <= self._room:
             return rows
-        fitting = max(self._room // tokens, 1)
+        fitting = max(self._room // tokens, self._least)
         return fitting // EVEN_ROWS * EVEN_ROWS or fitting
 
     def _halve(self, rows: Inputs, tokens: int) -> None:
@@ -85,7 +86,7 @@ class Batches:
                 "set a smaller tasks.<task>.teacher.max_length, or use a larger device"
             )
         fewer = half(len(rows))
-        self._room = fewer * tokens
+        self._room, self._least = fewer * tokens, min(fewer, EVEN_ROWS)
         few = (
             ""
             if fewer >= EVEN_ROWS

@@ -32,7 +32,7 @@ from pipeline.augment.teacher import FrozenModel
 answers = FrozenModel.logits_at
 
 def starved(model, batch, embeddings):
-    if len(embeddings) > 8:
+    if embeddings.shape[0] * embeddings.shape[1] > 8 * 14:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
     return answers(model, batch, embeddings)
 
@@ -262,22 +262,25 @@ def test_running_out_of_memory_gives_smaller_batches_the_same_bytes_and_a_note(f
     (folder / "starved.py").write_text(OUT_OF_MEMORY)
     stage = Stage(folder, teacher, BATCH_OF_16)
     assert stage.run(str(folder / "starved.py")) == 0, stage.said()
-    assert re.findall(r"^variant 1, partition \d+: memory ran out at \d+ rows a batch; it goes on with 8$", stage.said(), re.M)
+    note = r"^variant 1, partition \d+: memory ran out at \d+ rows of \d+ tokens; it goes on with 8$"
+    assert re.findall(note, stage.said(), re.M)
     assert stage.said().count("memory ran out") == 1, "what fits is found once"
     assert stage.hash() == manifest_hash(wanted)
 
 
 @pytest.mark.parametrize(
-    ("task", "sentence"),
-    [("tinny", "has no task tinny; it has tiny, other"), ("other", "scores holds the scores of tiny, not of other")],
+    ("named", "sentence"),
+    [("tinny", "has no task tinny; it has other, tiny"), ("other", "scores holds the scores of tiny, not of other")],
 )
 def test_a_task_that_is_not_there_or_not_that_of_the_scores_is_refused(
-    folder: Path, teacher: Path, task: str, sentence: str
+    folder: Path, teacher: Path, named: str, sentence: str
 ) -> None:
     tasks = {"tasks": {"tiny": {}, "other": {}}, "augment": AUGMENT, "runtime": runtime_at(folder).model_dump()}
     (folder / "params.yaml").write_text(yaml.safe_dump(tasks), encoding="utf-8")
-    options = {"task": task, "scores": folder / "scores", "teacher": teacher, "aim": teacher}
-    named = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    result = CliRunner().invoke(augment.main, [*named, "--params", str(folder / "params.yaml"), "--out", str(folder / "out")])
+    options = {"task": named, "scores": folder / "scores", "teacher": teacher, "aim": teacher}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    result = CliRunner().invoke(
+        augment.main, [*arguments, "--params", str(folder / "params.yaml"), "--out", str(folder / "out")]
+    )
     assert (result.exit_code, sentence in result.output) == (1, True), result.output
     assert not (folder / "out").exists()

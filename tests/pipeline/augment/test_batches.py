@@ -105,6 +105,21 @@ def test_shorter_rows_after_a_halved_batch_come_in_batches_as_large_in_tokens() 
     assert sizes == [(32, 20), (16, 20), (16, 20), (32, 5)]
 
 
+def test_rows_longer_than_those_that_were_halved_are_still_tried_as_many_as_give_the_same_bits() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def device(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
+        sizes.append((len(rows), tokens))
+        if len(rows) * tokens > 8 * 20:
+            raise MemoryError
+        return positions.tolist()
+
+    batches = Batches()
+    batches.run(of_lengths([13] * 16), 16, device)
+    batches.run(of_lengths([14] * 16), 16, device)
+    assert sizes == [(16, 13), (8, 13), (8, 13), (8, 14), (8, 14)]
+
+
 @pytest.mark.parametrize("rows", range(2, 200))
 def test_half_is_fewer_rows_and_a_multiple_of_eight_as_long_as_possible(rows: int) -> None:
     found = half(rows)
