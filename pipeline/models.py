@@ -4,6 +4,7 @@ Knows transformers models and tokenizers; must not know teachers, students or sh
 """
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -58,30 +59,51 @@ def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedM
         source: hub id or folder.
         task: where given, the head is made for its labels (new where the checkpoint has none of that size).
     """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    _quieten()
     _refuse_unsupported(source)
+    settings = {} if task is None else head_settings(task)
+    model, fresh = load_pretrained(AutoModelForSequenceClassification, source, "classifier", **settings)
+    _refuse_fresh(source, fresh, new_head=task is not None)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(source).pad_token_id
+    return cast(PreTrainedModel, model.eval())
+
+
+def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model from safetensors of a hub id or folder, in float32, and the sorted names of its weights that are made up here.
+
+    Made up is what its configuration asks for and the file lacks or has in another shape; a weight tied to a saved one is not.
+
+    Args:
+        auto_class: the class of transformers that picks the architecture.
+        source: hub id or folder.
+        what: what such a model is called where it cannot be loaded.
+        settings: what its configuration is to say instead.
+    """
+    _quieten()
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = auto_class.from_pretrained(
             source,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **({} if task is None else head_settings(task)),
+            **settings,
         )
     except (OSError, ValueError, SafetensorError) as cause:
-        raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
-    _refuse_fresh(source, report, new_head=task is not None)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(source).pad_token_id
-    return cast(PreTrainedModel, model.eval())
+        raise PipelineError(f"no {what} can be loaded from {source}: {_first_line(cause)}") from cause
+    return model, sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
 
 
-def _refuse_fresh(source: str | Path, report: dict[str, Any], new_head: bool) -> None:
+def _quieten() -> None:
+    """Neither bars nor warnings of transformers: what they would warn of is looked at here."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _refuse_fresh(source: str | Path, fresh: list[str], new_head: bool) -> None:
     """Weights that are made up here answer at random; only a head that is to be trained may be."""
-    fresh = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
     if new_head:
         fresh = [name for name in fresh if not HEAD.search(name)]
     if fresh:
@@ -120,12 +142,16 @@ def embedding_width(folder: Path) -> int:
 def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that model and tokenizer take, special tokens included."""
     _refuse_unsupported(source)
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    positions = positions_of(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    return int(min(tokenizer.model_max_length, positions))
+
+
+def positions_of(config: Any) -> float:
+    """The most tokens that a model of this configuration takes; infinite where its positions have no end, as XLNet's."""
+    most = getattr(config, "max_position_embeddings", -1)
     # These count positions from behind the padding token's id.
     offset = config.pad_token_id + 1 if config.model_type in ("mpnet", "roberta", "xlm-roberta") else 0
-    if config.max_position_embeddings < 0:  # XLNet's, whose positions are relative and have no end
-        return int(tokenizer.model_max_length)
-    return min(int(tokenizer.model_max_length), int(config.max_position_embeddings) - offset)
+    return math.inf if most < 0 else int(most) - offset
 
 
 def model_hash(folder: Path) -> str:

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.shards.manifest import Key, Manifest, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
 from pipeline.shards.store import ShardStore
@@ -17,6 +19,18 @@ SEARCH = {"objective": "divergence", "norm": "l2", "radius": 0.0143, "steps": 1}
 PERTURBED: Key = {"content": "perturbations", "teacher": "ab" * 32, "code": "ef" * 32, "perturbation": SEARCH, "codec": "int8"}
 STRONGER: Key = PERTURBED | {"perturbation": SEARCH | {"radius": 0.5}}
 HOUR, DAY = 3600.0, 24 * 3600.0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Where folders of products are published."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def store(data: Path) -> ShardStore:
+    """An empty store among them."""
+    return ShardStore(data / "store")
 
 
 def key_of(shared: Key, number: int = 0, variant: int = 1) -> Key:

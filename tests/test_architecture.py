@@ -42,6 +42,7 @@ ORDER = [
     "pipeline.augment.inputs",
     "pipeline.augment.batches",
     "pipeline.augment.text_edits",
+    "pipeline.augment.words",
     "pipeline.augment.masked_lm",
     "pipeline.augment.teacher",
     "pipeline.augment.recipes",

@@ -1,26 +1,45 @@
-"""A tiny world for tests: a task, a tokenizer, a teacher with random weights, a corpus, shards. Nothing is downloaded."""
+"""A tiny world for tests: a task, a tokenizer, models with random weights, a corpus, shards. Nothing is downloaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast, set_seed
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
+from pipeline.augment.inputs import Inputs
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.variants import Label
 from pipeline.augment.workers import RuntimeSettings
 from pipeline.models import head_settings
+from pipeline.scouting import ScoutFacts, ScoutFolder
+from pipeline.shards.manifest import Key
 from pipeline.tasks import Split, Task
 
 WORDS = [f"word{number}" for number in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MAX_LENGTH = 24
+WIDTH, NARROW = 32, 16
+
+Floats = npt.NDArray[np.float32]
 
 
 def make_task(kind: str = "classification", pair: bool = False, labels: tuple[str, ...] = ("bad", "good")) -> Task:
@@ -54,7 +73,7 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
     set_seed(seed)
     config = BertConfig(
         vocab_size=len(SPECIAL + WORDS),
-        hidden_size=32,
+        hidden_size=WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
         intermediate_size=64,
@@ -66,6 +85,41 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
     make_tokenizer().save_pretrained(folder)
     task.save(folder)
     return folder
+
+
+def save_masked_lm(folder: Path) -> Path:
+    """A masked language model of one layer × 16 with random weights and the tokenizer of the teacher."""
+    set_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **sizes)
+    BertForMaskedLM(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def spoil(folder: Path, name: str, row: int, value: float) -> Path:
+    """One row of a saved weight has this value."""
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights[name][row] = value
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def save_scout(folder: Path, seeds: Sequence[int], teacher: Path | None = None, key: Key | None = None) -> ScoutFolder:
+    """A scout whose snapshots are other teachers, or, where ``teacher`` is given, half as wide with a map from its words."""
+    made, task, linear = ScoutFolder(folder), make_task(), None
+    for number, seed in enumerate(seeds, start=1):
+        save_teacher(made.snapshot(number), task, seed)
+        if teacher is not None:
+            set_seed(seed)
+            config = BertConfig.from_pretrained(teacher, hidden_size=NARROW, num_hidden_layers=2, **head_settings(task))
+            model = BertForSequenceClassification(config)
+            table = Plain(teacher).words
+            linear = torch.linalg.qr(torch.randn(WIDTH, NARROW)).Q if linear is None else linear
+            model.get_input_embeddings().weight.data = table @ linear
+            model.save_pretrained(made.snapshot(number))
+    made.save(ScoutFacts(key=key or {}, scores="unread", snapshots=len(seeds), start={}, dev=0.5, settings={}), linear)
+    return made
 
 
 def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 0) -> Path:
@@ -134,3 +188,57 @@ def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSe
     score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
     augment(folder / "scores", teacher, None, settings, runtime_at(folder), folder / "shards")
     return folder / "scores", folder / "shards"
+
+
+def make_inputs(rows: int = 20, seed: int = 0) -> Inputs:
+    """Encoded single texts and pairs of 3 to 24 tokens, in no order of length."""
+    generator = np.random.default_rng(seed)
+    ids, types = [], []
+    for length in [MAX_LENGTH, 3, *generator.integers(3, MAX_LENGTH, rows - 2)]:
+        words = generator.integers(len(SPECIAL), len(SPECIAL + WORDS), length)
+        words[0], words[-1] = 2, 3
+        middle = generator.integers(1, length)
+        words[middle - 1] = words[middle - 1] if middle < 3 else 3
+        ids.append(words.astype(np.int32))
+        types.append((np.arange(length) >= middle).astype(np.int8))
+    return Inputs([f"example {number}" for number in range(rows)], ids, types)
+
+
+class Plain:
+    """A classifier by transformers alone, one unpadded row at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        self.words = self.model.get_input_embeddings().weight.detach()
+
+    @torch.inference_mode()
+    def logits(self, inputs: Inputs) -> Floats:
+        assert inputs.token_type_ids is not None
+        rows = zip(inputs.input_ids, inputs.token_type_ids, strict=True)
+        answers = [
+            self.model(input_ids=torch.tensor(ids)[None].long(), token_type_ids=torch.tensor(types)[None].long()).logits
+            for ids, types in rows
+        ]
+        return torch.cat(answers).numpy()
+
+    def logits_on(self, inputs: Inputs, row: int, delta: Floats) -> Floats:
+        """Logits [outputs] of one row moved by δ [tokens, width]."""
+        return self.logits_at(inputs, row, self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta))
+
+    @torch.inference_mode()
+    def logits_at(self, inputs: Inputs, row: int, embeddings: Tensor) -> Floats:
+        """Logits [outputs] of one row at embeddings [tokens, width]."""
+        assert inputs.token_type_ids is not None
+        types = torch.tensor(inputs.token_type_ids[row])[None].long()
+        logits: Floats = self.model(inputs_embeds=embeddings[None], token_type_ids=types).logits[0].numpy()
+        return logits
+
+
+def decoded(label: Label, codec: str = "int8") -> Floats:
+    """The stored δ [tokens, width], decoded here and not by the codec."""
+    assert label.delta is not None
+    if codec == "sign":
+        codes = np.unpackbits(np.frombuffer(label.delta, np.uint8)).astype(np.float32).reshape(-1, WIDTH) * 2 - 1
+    else:
+        codes = np.frombuffer(label.delta, {"int8": "<i1", "float16": "<f2"}[codec]).astype(np.float32).reshape(-1, WIDTH)
+    return codes * np.array(label.delta_scale, dtype=np.float32)[:, None]

@@ -11,8 +11,6 @@ the mean of the word's pieces. And a candidate is always one piece that is a wor
 Knows a masked language model and the tokenizer it shares with the teacher; not shards or stages.
 """
 
-import json
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
@@ -21,23 +19,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from pipeline.augment.batches import half, out_of_memory
-from pipeline.augment.text_edits import Ids, Positions, Share, Types, runs, special_ids
+from pipeline.augment.text_edits import Ids, Positions, Share, Types
+from pipeline.augment.words import Booleans, Pieces
 from pipeline.config import Settings
 from pipeline.encoding import collate, length_buckets
 from pipeline.errors import PipelineError
-from pipeline.models import freeze, load_tokenizer, logits_from_ids, pick_device, tokenizer_hash, word_embeddings
-
-Booleans = npt.NDArray[np.bool_]
-
-BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder gives for bytes that are only a part of a character."""
+from pipeline.models import (
+    freeze,
+    load_pretrained,
+    load_tokenizer,
+    logits_from_ids,
+    pick_device,
+    positions_of,
+    tokenizer_hash,
+    word_embeddings,
+)
 
 
 class MaskedLMSettings(Settings):
@@ -85,50 +86,6 @@ def replace(
     return ids[kept], None if token_type_ids is None else token_type_ids[kept]
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """What each id of a vocabulary is within a word, as booleans [ids]."""
-
-    begins: Booleans
-    """Begins a word wherever it stands."""
-    apart: Booleans
-    """Is a word of its own, but joins a lone space before it: punctuation where spaces are marked, and added tokens."""
-    blank: Booleans
-    """Is a lone space, which begins a word."""
-    whole: Booleans
-    """Can be a word by itself: readable, and neither special nor added to the vocabulary later."""
-    special: frozenset[int]
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Pieces":
-        """Read off a tokenizer's vocabulary.
-
-        Raises:
-            PipelineError: the tokenizer does not say how its words begin.
-        """
-        continuing, space = _marks(tokenizer)
-        vocabulary, added = tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-        known = added - {tokenizer.unk_token_id}
-        begins, apart, blank, whole = np.zeros((4, max(vocabulary.values()) + 1), dtype=np.bool_)
-        for piece, number in vocabulary.items():
-            text = _text(tokenizer, piece)
-            begins[number] = piece.startswith(space) and not (continuing and piece.startswith(continuing))
-            apart[number] = number in known or (space != "" and _is_punctuation(text))
-            blank[number] = piece == space
-            whole[number] = (begins[number] or apart[number]) and text != "" and BROKEN not in text and number not in added
-        return cls(begins, apart, blank, whole, special_ids(tokenizer))
-
-    def words(self, input_ids: Ids) -> Ids:
-        """First position of every word of a row and the one behind its last, [words, 2]; no word crosses a special token."""
-        here, before = input_ids[1:], input_ids[:-1]
-        behind = self.begins[here] | ((self.apart[here] | self.apart[before]) & ~self.blank[before])
-        spans: list[tuple[int, int]] = []
-        for start, stop in runs(input_ids, self.special):
-            starts = [start, *(start + 1 + np.flatnonzero(behind[start : stop - 1]))]
-            spans += zip(starts, [*starts[1:], stop], strict=True)
-        return np.array(spans, dtype=np.int32).reshape(-1, 2)
-
-
 class MaskedLM:
     """A frozen masked language model on this worker's device, which proposes words."""
 
@@ -146,6 +103,7 @@ class MaskedLM:
         self._settings = settings
         self._device = pick_device()
         self._model = freeze(_load(settings.model)).to(self._device)  # type: ignore[arg-type]
+        self._longest = positions_of(self._model.config)
         self._table = word_embeddings(self._model)
         self._pieces = Pieces.of(tokenizer)
         self._mask_id, self._pad_id = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id)
@@ -157,7 +115,11 @@ class MaskedLM:
 
         Every word of one piece costs one pass of its row. Copies of all rows with one word masked share batches of like
         length, and a batch is built when it is its turn, so memory does not grow with the rows.
+
+        Raises:
+            PipelineError: a row is longer than the model takes.
         """
+        self._refuse_longer(input_ids)
         spans = [self._pieces.words(ids) for ids in input_ids]
         rows = np.repeat(np.arange(len(spans)), [len(words) for words in spans])
         starts, stops = np.concatenate(spans).T
@@ -172,6 +134,14 @@ class MaskedLM:
             found[words] = self._nearest(pieces, directions)
         shares = np.split(found, np.cumsum([len(words) for words in spans])[:-1])
         return [RowCandidates(words[:, 0], words[:, 1], ids.ravel()) for words, ids in zip(spans, shares, strict=True)]
+
+    def _refuse_longer(self, input_ids: Sequence[Ids]) -> None:
+        longest = max(len(ids) for ids in input_ids)
+        if longest > self._longest:
+            raise PipelineError(
+                f"the masked language model {self._settings.model} has too few positions: it takes at most {self._longest} "
+                f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
+            )
 
     def _batches(self, words: Positions, lengths: npt.NDArray[np.integer[Any]]) -> list[Positions]:
         """Words in batches of like length; ``lengths`` are those of all words."""
@@ -216,33 +186,6 @@ class MaskedLM:
         return cast(Ids, best.to(torch.int32).cpu().numpy())
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """What a piece starts with that continues a word, and what one starts with that begins a word; "" where there is none."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "none"}}
-    around = json.dumps([rules.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-    if rules["model"]["type"] == "WordLevel":
-        return "", ""
-    if continuing := rules["model"].get("continuing_subword_prefix"):
-        return continuing, ""
-    for sign, space in (("▁", "▁"), ('"ByteLevel"', "Ġ")):
-        if sign in around:
-            return "", space
-    raise PipelineError(
-        f"masked-LM replacement cannot tell where words begin in the tokenizer of {tokenizer.name_or_path}: it knows word "
-        "pieces (##), byte-level pieces (Ġ), SentencePiece (▁) and whole words; choose another augmentation"
-    )
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, piece: str) -> str:
-    """A piece as a person reads it, without the space before it."""
-    decoder = tokenizer.backend_tokenizer.decoder
-    return (piece if decoder is None else str(decoder.decode([piece]))).strip()
-
-
-def _is_punctuation(text: str) -> bool:
-    return text != "" and all(character != BROKEN and unicodedata.category(character)[0] in "PS" for character in text)
-
-
 def _barred(whole: Booleans, settings: MaskedLMSettings, size: int) -> Tensor:
     """Where an id of the model's vocabulary, which may be larger than the tokenizer's, is never a candidate, [size]."""
     if whole.sum() < settings.candidates:
@@ -269,27 +212,11 @@ def _refuse_other_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _load(source: str) -> PreTrainedModel:
-    """A masked language model from safetensors, in float32, all of whose weights were saved with it."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        model, report = AutoModelForMaskedLM.from_pretrained(
-            source,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, SafetensorError) as cause:
-        raise PipelineError(
-            f"no masked language model can be loaded from {source}: {str(cause).strip().splitlines()[0]}"
-        ) from cause
-    # Weights that are tied to a saved one do not count as missing.
-    fresh = sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+    """A masked language model all of whose weights were saved with it."""
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
     if fresh:
         raise PipelineError(
             f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "
             f"in another shape ({', '.join(fresh[:3])}); name a checkpoint that was trained to fill masks"
         )
-    return cast(PreTrainedModel, model)
+    return model

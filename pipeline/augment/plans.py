@@ -23,6 +23,7 @@ from pipeline.augment import masked_lm as masked_lm_code
 from pipeline.augment import teacher as teacher_code
 from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
+from pipeline.augment import words as words_code
 from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
@@ -168,7 +169,7 @@ class Augmentation:
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "code": code_hash(masked_lm_code, text_edits_code, encoding, models),
+            "code": code_hash(masked_lm_code, words_code, text_edits_code, encoding, models),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
@@ -248,4 +249,4 @@ def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
     found = [*SCORING_CODE, variants_code, perturbation]
     found += [codec_code] if "perturb" in recipe else []
     found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
-    return found + ([masked_lm_code] if "masked_lm" in recipe else [])
+    return found + ([masked_lm_code, words_code] if "masked_lm" in recipe else [])

@@ -27,8 +27,8 @@ from pipeline.evaluation import (
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.tasks import Floats, Task
+from tests.architectures import of_type
 from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
-from tests.pipeline.test_models import of_type
 
 ROWS = 37
 

@@ -1,5 +1,5 @@
-import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -11,33 +11,18 @@ import safetensors.torch
 import torch
 from tokenizers.normalizers import Lowercase
 from transformers import (
-    AlbertConfig,
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BartConfig,
     BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    Gemma2Config,
+    FunnelConfig,
     Gemma3Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    LlamaConfig,
-    MobileBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    RobertaConfig,
-    XLMRobertaConfig,
     XLNetConfig,
-    set_seed,
 )
 
 from pipeline.encoding import Batch, collate, encode
@@ -51,90 +36,20 @@ from pipeline.models import (
     freeze,
     labels_of,
     load_classifier,
+    load_pretrained,
     load_tokenizer,
     logits_from_embeddings,
     logits_from_ids,
     longest_input,
     model_hash,
     parameter_count,
+    positions_of,
     saved_labels,
     tokenizer_hash,
     word_embeddings,
 )
+from tests.architectures import CONFIGURATIONS, LENGTHS, NARROW_WORDS, PAD, UNUSED, VOCABULARY, of_type, rows_of
 from tests.world import make_task, make_tokenizer, save_teacher
-
-VOCABULARY, PAD, UNUSED = 40, 1, 39
-LENGTHS = (11, 3, 7, 2)
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "pad_token_id": PAD,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 20,
-    "initializer_range": 0.3,
-    "num_labels": 3,
-}
-NARROW_WORDS = 8
-GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
-SLIDING: dict[str, Any] = GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
-RELATIVE: dict[str, Any] = SIZES | {
-    "relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
-}  # fmt: skip
-VERSION_3: dict[str, Any] = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 4}
-CONFIGURATIONS: dict[str, PreTrainedConfig] = {
-    "albert": AlbertConfig(**SIZES, embedding_size=NARROW_WORDS),
-    "bert": BertConfig(**SIZES),
-    "deberta-v2": DebertaV2Config(**RELATIVE),
-    "deberta-v2, version 3": DebertaV2Config(**VERSION_3),
-    "deberta-v2, version 3 with convolution": DebertaV2Config(**VERSION_3, conv_kernel_size=3),
-    "distilbert": DistilBertConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, dim=16, n_layers=2, n_heads=2, hidden_dim=32,
-        max_position_embeddings=20, initializer_range=0.3, num_labels=3,
-    ),
-    "electra": ElectraConfig(**SIZES, embedding_size=NARROW_WORDS),
-    "gemma": GemmaConfig(**GROUPED),
-    "gemma2": Gemma2Config(**SLIDING),
-    "gemma3_text": Gemma3TextConfig(**SLIDING),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, pad_token_id=PAD, n_embd=16, n_layer=2, n_head=2, n_positions=20,
-        initializer_range=0.3, num_labels=3,
-    ),
-    "llama": LlamaConfig(**GROUPED),
-    "mobilebert": MobileBertConfig(**SIZES, embedding_size=NARROW_WORDS, intra_bottleneck_size=8),
-    "modernbert": ModernBertConfig(
-        **SIZES, global_attn_every_n_layers=2, local_attention=4, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
-    ),
-    "mpnet": MPNetConfig(**SIZES),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**SLIDING, use_sliding_window=True),
-    "roberta": RobertaConfig(**SIZES),
-    "xlm-roberta": XLMRobertaConfig(**SIZES),
-    "xlnet": XLNetConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, d_model=16, n_layer=2, n_head=2, d_inner=32,
-        initializer_range=0.3, num_labels=3,
-    ),
-}  # fmt: skip
-WITH_TOKEN_TYPES = ("albert", "bert", "electra", "gpt2", "mobilebert", "xlnet")
-
-
-def of_type(kind: str, attention: str | None = None, **changed: Any) -> PreTrainedModel:
-    set_seed(1)
-    config = copy.deepcopy(CONFIGURATIONS[kind])
-    config.update(changed)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
-    with torch.no_grad():  # what starts as zeros or ones, biases and norms, takes part too
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return freeze(model)
-
-
-def rows_of(kind: str, lengths: tuple[int, ...] = LENGTHS) -> Batch:
-    generator = torch.Generator().manual_seed(2)
-    ids = [torch.randint(4, UNUSED, (length,), generator=generator).numpy() for length in lengths]
-    types = [torch.randint(0, 2, (length,), generator=generator).numpy() for length in lengths]
-    return collate(ids, types if kind in WITH_TOKEN_TYPES else None, PAD)
 
 
 def alone(batch: Batch, row: int) -> Batch:
@@ -270,6 +185,17 @@ def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_ta
     assert logits_from_ids(headed, batch).shape == (len(LENGTHS), 2)
 
 
+def test_weights_made_up_on_loading_are_named_in_order_and_a_tied_one_is_not_among_them(tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_config(CONFIGURATIONS["bert"]).save_pretrained(tmp_path)
+    assert load_pretrained(AutoModelForMaskedLM, tmp_path, "model")[1] == []
+    _, fresh = load_pretrained(AutoModelForSequenceClassification, tmp_path, "model", intermediate_size=48)
+    parts = [f"bert.encoder.layer.{layer}.{name}" for layer in (0, 1) for name in (
+        "intermediate.dense.bias", "intermediate.dense.weight", "output.dense.weight",
+    )]  # fmt: skip
+    head = ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias", "classifier.weight"]
+    assert fresh == [*parts, *head]
+
+
 @pytest.mark.parametrize(
     ("kind", "config"),
     [
@@ -334,6 +260,10 @@ def test_the_longest_input_is_what_both_tokenizer_and_positions_take(kind: str, 
     short = tokenizer_with(pad_token="[PAD]")
     short.model_max_length = 5
     assert longest_input(tmp_path, short) == 5
+
+
+def test_relative_positions_and_none_at_all_have_no_end() -> None:
+    assert positions_of(XLNetConfig()) == positions_of(FunnelConfig()) == math.inf
 
 
 class Trap:

@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.finetuning import OptimiserSettings
 from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings, teach
-from tests.pipeline.test_models import of_type
+from tests.architectures import of_type
 from tests.world import MAX_LENGTH, WORDS, make_task, make_tokenizer, save_prepared, save_teacher
 
 OPTIMISER = OptimiserSettings(epochs=8, batch_size=16, learning_rate=2e-3, warmup=0.1, weight_decay=0.0, seed=1)

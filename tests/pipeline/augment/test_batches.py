@@ -15,8 +15,7 @@ from pipeline.augment.recipes import Recipe
 from pipeline.augment.variants import Made, Making, Scored, make_variant
 from pipeline.encoding import EVEN_ROWS, Integers
 from pipeline.errors import PipelineError
-from tests.pipeline.augment.test_teacher import make_inputs
-from tests.world import augment_settings
+from tests.world import augment_settings, make_inputs
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),

@@ -15,8 +15,7 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.errors import PipelineError
 from pipeline.shards.store import ShardStore
-from tests.pipeline.augment.test_teacher import save_scout
-from tests.world import SPECIAL, WORDS, augment_settings
+from tests.world import SPECIAL, WORDS, augment_settings, save_scout
 
 ROWS = 128
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, score_estimate
 from pipeline.augment.masked_lm import MaskedLM
@@ -17,7 +16,7 @@ from pipeline.augment.workers import ThisProcess
 from pipeline.errors import PipelineError
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.reader import Shards
-from tests.world import SCORE_SETTINGS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared
+from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared
 
 ONE_SHARD = SCORE_SETTINGS.model_copy(update={"rows_per_shard": 300, "batch_rows": 32})
 RECIPES = [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]
@@ -215,13 +214,9 @@ def test_a_score_plan_counts_every_row_of_every_split_that_is_not_scored(
 def test_timing_asks_a_masked_language_model_for_a_few_texts_only(
     many: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(tmp_path / "words")
-    make_tokenizer().save_pretrained(tmp_path / "words")
     asked, look_up = [], MaskedLM.candidates
     monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
-    words = {"model": str(tmp_path / "words"), "replace": 0.4, "candidates": 5, "batch_rows": 16}
+    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
     settings = augment_settings(recipes=[["masked_lm"]], masked_lm=words, calibration_rows=64)
     assert planned(many, teacher, tmp_path, settings).seconds > 0
     assert max(asked) <= 4

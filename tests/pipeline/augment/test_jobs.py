@@ -9,7 +9,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, kept, read_candidates
 from pipeline.augment.masked_lm import MaskedLMSettings
@@ -21,7 +20,16 @@ from pipeline.files import hash_of
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
 from pipeline.shards.store import ShardStore
-from tests.world import SCORE_SETTINGS, WORDS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared
+from tests.world import (
+    SCORE_SETTINGS,
+    WORDS,
+    augment_settings,
+    make_task,
+    make_tokenizer,
+    runtime_at,
+    save_masked_lm,
+    save_prepared,
+)
 
 
 @pytest.fixture(scope="module")
@@ -191,11 +199,7 @@ def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(st
 
 @pytest.fixture
 def words(tmp_path: Path) -> MaskedLMSettings:
-    set_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(tmp_path / "words")
-    make_tokenizer().save_pretrained(tmp_path / "words")
-    return MaskedLMSettings(model=str(tmp_path / "words"), replace=0.4, candidates=5, batch_rows=16)
+    return MaskedLMSettings(model=str(save_masked_lm(tmp_path / "words")), replace=0.4, candidates=5, batch_rows=16)
 
 
 def test_candidates_come_back_from_the_store_as_they_were_found(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -22,8 +22,8 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, Pieces, RowCandidates, replace
-from pipeline.augment.text_edits import Ids, Types, special_ids
+from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates, replace
+from pipeline.augment.text_edits import Ids, Types
 from pipeline.encoding import encode
 from pipeline.errors import PipelineError
 
@@ -69,16 +69,6 @@ def byte_level() -> PreTrainedTokenizerFast:
     pieces = dict.fromkeys([*specials, *letters, *("".join(pair) for pair in merges)])
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    order = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-    return with_frame(backend, order, "<s> $A </s> </s> $B </s>", model_input_names=["input_ids", "attention_mask"])
-
-
-def sentencepiece() -> PreTrainedTokenizerFast:
-    """XLM-R's: Unigram pieces, a space as ▁."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = [*specials, "▁", *MARKS, *(f"▁{word}" for word in WORDS[::2]), *SYLLABLES, *(f"▁{s}" for s in SYLLABLES)]
-    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=3))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     order = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
     return with_frame(backend, order, "<s> $A </s> </s> $B </s>", model_input_names=["input_ids", "attention_mask"])
 
@@ -255,56 +245,27 @@ def test_no_more_than_one_batch_of_masked_positions_goes_through_the_vocabulary(
     assert sum(seen) == sum(int((row.stops - row.starts == 1).sum()) for row in found)
 
 
-def words_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[str]]:
-    """The words of a row, each as its pieces."""
-    row = tokenizer(*texts)
-    return [row.tokens()[start:stop] for start, stop in Pieces.of(tokenizer).words(np.array(row["input_ids"], np.int32))]
-
-
-def test_words_of_wordpiece_end_where_no_continuing_piece_follows() -> None:
-    assert words_of(wordpiece(), "bako bamimi, xyz", "tu-tu") == [
-        ["ba", "##ko"], ["bami", "##mi"], [","], ["[UNK]"], ["tu"], ["-"], ["tu"],
-    ]  # fmt: skip
-
-
-def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_stands_apart() -> None:
-    assert words_of(byte_level(), "baba, bamimi-se !", "koko ☺") == [
-        ["ba", "ba"], [","], ["Ġbami", "mi"], ["-"], ["se"], ["Ġ", "!"], ["ko", "ko"], ["Ġâ", "ĺ", "º"],
-    ]  # fmt: skip
-
-
-def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart() -> None:
-    assert words_of(sentencepiece(), "baba, bamimi-se !", "koxx xx") == [
-        ["▁baba"], [","], ["▁bami", "mi"], ["-"], ["se"], ["▁", "!"], ["▁ko", "xx"], ["▁", "xx"],
-    ]  # fmt: skip
-
-
-def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*specials, "ba", "##ko"])}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = with_frame(backend, specials, "[CLS] $A [SEP] $B [SEP]")
-    assert words_of(tokenizer, "ba ##ko zz") == [["ba"], ["##ko"], ["[UNK]"]]
-    assert Pieces.of(tokenizer).whole.tolist() == [False] * 5 + [True] * 2
-
-
-def test_an_added_token_is_a_word_of_its_own_and_no_candidate() -> None:
-    tokenizer = byte_level()
-    tokenizer.add_tokens([AddedToken("<name>", normalized=False)])
-    assert words_of(tokenizer, "bako<name>mi") == [["ba", "ko"], ["<name>"], ["mi"]]
-    assert not Pieces.of(tokenizer).whole[tokenizer.convert_tokens_to_ids("<name>")]
-
-
-def test_a_tokenizer_that_does_not_mark_its_words_is_refused() -> None:
-    backend = Tokenizer(models.BPE({"b": 0, "a": 1, "ba</w>": 2}, [], end_of_word_suffix="</w>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(PipelineError, match=r"cannot tell where words begin .* choose another augmentation"):
-        Pieces.of(PreTrainedTokenizerFast(tokenizer_object=backend))
-
-
-def test_the_unknown_word_is_ordinary_and_all_else_that_is_special_is_not() -> None:
-    assert special_ids(wordpiece()) == {0, 2, 3, 4}
-    assert special_ids(byte_level()) == {0, 1, 2, 4}
+def test_a_row_longer_than_the_model_takes_is_refused_before_any_pass_and_the_longest_that_fits_is_not(
+    bert: Path, roberta: Path
+) -> None:
+    passes: list[str] = []
+    for folder, tokenizer, most in ((bert, wordpiece(), 48), (roberta, byte_level(), 46)):
+        model, frame = MaskedLM(settings_of(folder), tokenizer), tokenizer("")["input_ids"]
+        short, fits, long = (
+            np.array([frame[0], *[tokenizer.convert_tokens_to_ids("ba")] * words, frame[1]], np.int32)
+            for words in (1, most - 2, most - 1)
+        )
+        assert len(model.candidates([fits], None)) == 1
+        with (
+            torch.nn.modules.module.register_module_forward_hook(lambda module, *_: passes.append(type(module).__name__)),
+            pytest.raises(PipelineError) as error,
+        ):
+            model.candidates([short, long, short], None)
+        assert str(error.value) == (
+            f"the masked language model {folder} has too few positions: it takes at most {most} tokens, "
+            f"but a row has {most + 1}; name another model, or set teacher.max_length to {most} or less"
+        )
+    assert passes == []
 
 
 def test_a_model_with_another_tokenizer_is_refused_and_both_are_named(bert: Path) -> None:

@@ -2,28 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
 from pipeline.scouting import MAP_FILE, SCOUT_FILE
-from tests.pipeline.augment.test_teacher import make_inputs, save_scout
-from tests.world import MAX_LENGTH, SPECIAL, WORDS, make_task, make_tokenizer, save_teacher
+from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 
 
 def words_of(model: str | Path) -> MaskedLMSettings:
     return MaskedLMSettings(model=str(model), replace=0.4, candidates=5, batch_rows=8)
-
-
-def save_masked_lm(folder: Path) -> Path:
-    set_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    BertForMaskedLM(BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **small)).save_pretrained(
-        folder
-    )
-    make_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, set_seed
 
 from pipeline.augment import plans
 from pipeline.augment.jobs import CandidatesJob
@@ -22,12 +21,21 @@ from pipeline.augment.teacher import FrozenModel
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
 from pipeline.models import model_hash
-from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
-from tests.world import SCORE_SETTINGS, augment_settings, make_task, make_tokenizer, runtime_at, save_prepared, save_teacher
+from tests.world import (
+    SCORE_SETTINGS,
+    augment_settings,
+    make_task,
+    make_tokenizer,
+    runtime_at,
+    save_masked_lm,
+    save_prepared,
+    save_scout,
+    save_teacher,
+)
 
 EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "ngram": 3, "span": 0.5}
 AIMED = {"objective": "gap"}
@@ -54,14 +62,8 @@ def scores(made: tuple[Path, Path]) -> Path:
     return made[0]
 
 
-def save_scout(folder: Path, teacher: Path, changed: dict[str, Any], snapshots: int = 2) -> Path:
-    for number in range(1, snapshots + 1):
-        save_teacher(folder / f"snapshot-{number}", make_task(), seed=10 + number)
-    key = lineage(teacher) | changed
-    ScoutFolder(folder).save(
-        ScoutFacts(key=key, scores="unread", snapshots=snapshots, start={}, dev=0.5, settings={}), linear=None
-    )
-    return folder
+def scout_of(folder: Path, teacher: Path, changed: dict[str, Any], snapshots: int = 2) -> Path:
+    return save_scout(folder, range(11, 11 + snapshots), key=lineage(teacher) | changed).folder
 
 
 def recomputed(manifest: Manifest, before: Manifest) -> set[int]:
@@ -107,7 +109,7 @@ def test_scores_that_were_tampered_with_are_not_augmented(scores: Path, teacher:
 def test_a_scout_of_something_else_is_refused_by_the_name_of_the_field(
     scores: Path, teacher: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
 ) -> None:
-    scout = save_scout(tmp_path / "scout", teacher, changed, 1)
+    scout = scout_of(tmp_path / "scout", teacher, changed, 1)
     with pytest.raises(
         ShardMismatch, match=rf"the snapshots of the scout in {scout} do not fit: {sentence}\. Make it again"
     ) as refusal:
@@ -174,7 +176,7 @@ def test_flips_of_a_regression_are_refused_before_anything_is_computed(tmp_path:
 
 
 def test_a_shard_s_key_names_the_snapshot_it_is_aimed_at_in_turn(scores: Path, teacher: Path, tmp_path: Path) -> None:
-    scout = save_scout(tmp_path / "scout", teacher, {})
+    scout = scout_of(tmp_path / "scout", teacher, {})
     plan = Augmentation.of(scores, teacher, scout, augment_settings(AIMED, variants=4, recipes=[["perturb"]] * 3 + [["mask"]]))
     named = {job.variant: (job.key.get("scout"), job.making.snapshot) for job in plan.jobs(0.2, ShardStore(tmp_path))}
     one, two = (hash_of([model_hash(scout / f"snapshot-{number}"), None]) for number in (1, 2))
@@ -185,7 +187,7 @@ def test_a_shard_s_key_names_the_snapshot_it_is_aimed_at_in_turn(scores: Path, t
 def test_a_changed_snapshot_computes_only_the_variants_aimed_at_it(
     scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
 ) -> None:
-    scout = save_scout(tmp_path / "scout", teacher, {})
+    scout = scout_of(tmp_path / "scout", teacher, {})
     settings = augment_settings(AIMED, variants=3, recipes=[["perturb"], ["perturb"], ["mask"]])
 
     def run(name: str) -> Manifest:
@@ -242,14 +244,6 @@ def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
     assert passes == []
 
 
-def save_masked_lm(folder: Path) -> Path:
-    set_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertForMaskedLM(BertConfig(vocab_size=65, max_position_embeddings=24, **sizes)).save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
-    return folder
-
-
 def test_words_are_looked_up_once_for_all_variants_and_again_only_for_other_candidates(
     scores: Path, teacher: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,12 +282,22 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
         return " ".join(sorted(module.__name__.rsplit(".", 1)[1] for module in modules))
 
     monkeypatch.setattr(plans, "code_hash", names)
-    recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"]]
-    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=4, recipes=recipes))
-    code = {job.variant: set(job.key["code"].split()) for job in plan.jobs(0.2, ShardStore(tmp_path))}
+    recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
+    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
+    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=5, recipes=recipes, masked_lm=words))
+    jobs = plan.jobs(0.2, ShardStore(tmp_path))
+    code = {job.variant: set(job.key["code"].split()) for job in jobs}
     everywhere = {"batches", "encoding", "inputs", "jobs", "models", "perturbation", "seeding", "teacher", "variants", "views"}
-    edits, search = {"text_edits"}, {"codec"}
-    assert code == {1: everywhere | search, 2: everywhere | edits, 3: everywhere, 4: everywhere | edits | search}
+    edits, search, proposals = {"text_edits"}, {"codec"}, {"masked_lm", "words"}
+    assert code == {
+        1: everywhere | search,
+        2: everywhere | edits,
+        3: everywhere,
+        4: everywhere | edits | search,
+        5: everywhere | edits | proposals,
+    }
+    asked = {job.key["code"] for job in plan.candidates([job for job in jobs if job.variant == 5])}
+    assert asked == {"encoding masked_lm models text_edits words"}
 
 
 def test_a_radius_found_with_other_labels_is_not_remembered_for_these(

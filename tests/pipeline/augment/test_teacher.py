@@ -1,13 +1,10 @@
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, RobertaConfig, set_seed
+from transformers import RobertaConfig
 from transformers import RobertaForSequenceClassification as Roberta
 
 from pipeline.augment.batches import Batches
@@ -16,90 +13,18 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.errors import PipelineError
-from pipeline.models import head_settings
-from pipeline.scouting import ScoutFacts, ScoutFolder
-from tests.world import MAX_LENGTH, SPECIAL, WORDS, augment_settings, make_task, save_teacher
-
-WIDTH, NARROW = 32, 16
-Floats = npt.NDArray[np.float32]
-
-
-def make_inputs(rows: int = 20, seed: int = 0) -> Inputs:
-    """Encoded single texts and pairs of 3 to 24 tokens, in no order of length."""
-    generator = np.random.default_rng(seed)
-    ids, types = [], []
-    for length in [MAX_LENGTH, 3, *generator.integers(3, MAX_LENGTH, rows - 2)]:
-        words = generator.integers(len(SPECIAL), len(SPECIAL + WORDS), length)
-        words[0], words[-1] = 2, 3
-        middle = generator.integers(1, length)
-        words[middle - 1] = words[middle - 1] if middle < 3 else 3
-        ids.append(words.astype(np.int32))
-        types.append((np.arange(length) >= middle).astype(np.int8))
-    return Inputs([f"example {number}" for number in range(rows)], ids, types)
-
-
-class Plain:
-    """A classifier by transformers alone, one unpadded row at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        self.words = self.model.get_input_embeddings().weight.detach()
-
-    @torch.inference_mode()
-    def logits(self, inputs: Inputs) -> Floats:
-        assert inputs.token_type_ids is not None
-        rows = zip(inputs.input_ids, inputs.token_type_ids, strict=True)
-        answers = [
-            self.model(input_ids=torch.tensor(ids)[None].long(), token_type_ids=torch.tensor(types)[None].long()).logits
-            for ids, types in rows
-        ]
-        return torch.cat(answers).numpy()
-
-    def logits_on(self, inputs: Inputs, row: int, delta: Floats) -> Floats:
-        """Logits [outputs] of one row moved by δ [tokens, width]."""
-        return self.logits_at(inputs, row, self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta))
-
-    @torch.inference_mode()
-    def logits_at(self, inputs: Inputs, row: int, embeddings: Tensor) -> Floats:
-        """Logits [outputs] of one row at embeddings [tokens, width]."""
-        assert inputs.token_type_ids is not None
-        types = torch.tensor(inputs.token_type_ids[row])[None].long()
-        logits: Floats = self.model(inputs_embeds=embeddings[None], token_type_ids=types).logits[0].numpy()
-        return logits
-
-
-def decoded(label: Label, codec: str = "int8") -> Floats:
-    """The stored δ [tokens, width], decoded here and not by the codec."""
-    assert label.delta is not None
-    if codec == "sign":
-        codes = np.unpackbits(np.frombuffer(label.delta, np.uint8)).astype(np.float32).reshape(-1, WIDTH) * 2 - 1
-    else:
-        codes = np.frombuffer(label.delta, {"int8": "<i1", "float16": "<f2"}[codec]).astype(np.float32).reshape(-1, WIDTH)
-    return codes * np.array(label.delta_scale, dtype=np.float32)[:, None]
-
-
-def spoil(folder: Path, name: str, row: int, value: float) -> Path:
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights[name][row] = value
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def save_scout(folder: Path, seeds: Sequence[int], teacher: Path | None = None) -> ScoutFolder:
-    """A scout whose snapshots are other teachers, or, where ``teacher`` is given, half as wide with a map from its words."""
-    made, task, linear = ScoutFolder(folder), make_task(), None
-    for number, seed in enumerate(seeds, start=1):
-        save_teacher(made.snapshot(number), task, seed)
-        if teacher is not None:
-            set_seed(seed)
-            config = BertConfig.from_pretrained(teacher, hidden_size=NARROW, num_hidden_layers=2, **head_settings(task))
-            model = BertForSequenceClassification(config)
-            table = Plain(teacher).words
-            linear = torch.linalg.qr(torch.randn(WIDTH, NARROW)).Q if linear is None else linear
-            model.get_input_embeddings().weight.data = table @ linear
-            model.save_pretrained(made.snapshot(number))
-    made.save(ScoutFacts(key={}, scores="", snapshots=len(seeds), start={}, dev=0.5, settings={}), linear)
-    return made
+from tests.world import (
+    MAX_LENGTH,
+    WIDTH,
+    Plain,
+    augment_settings,
+    decoded,
+    make_inputs,
+    make_task,
+    save_scout,
+    save_teacher,
+    spoil,
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import SHORTENINGS, Label, Made, Making, Scored, make_variant
 from pipeline.errors import PipelineError
 from pipeline.shards.codec import CodecName
-from tests.pipeline.augment.test_teacher import WIDTH, Plain, decoded, make_inputs, spoil
-from tests.world import SPECIAL, augment_settings, make_task, save_teacher
+from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_inputs, make_task, save_teacher, spoil
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")
 RADIUS = 0.3

@@ -248,8 +248,8 @@ def test_dropped_duplicates_and_capped_rows_are_counted(tmp_path: Path, files: d
 
 
 @pytest.fixture
-def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder in hub layout with a pair set whose test labels are kept secret."""
+def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of a folder in hub layout with a pair set whose test labels are kept secret."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "glue"
     (folder / "rte").mkdir(parents=True)
@@ -267,12 +267,11 @@ def glue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         datasets.Dataset.from_dict(rows, features).to_parquet(folder / "rte" / f"{split}-0.parquet")
     splits = "".join(f"  - split: {split}\n    path: rte/{split}-*\n" for split in ("train", "validation", "test"))
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: rte\n  data_files:\n{splits}---\n", encoding="utf-8")
-    return str(folder)
+    return {"hub": str(folder), "config": "rte", "text": list(kinds)}
 
 
-def test_a_hub_set_brings_splits_and_label_names(glue: str) -> None:
-    keys = {"hub": glue, "config": "rte", "text": ["sentence1", "sentence2"], "test": 0.2}
-    result = prepared(**keys, splits={"train": "train", "dev": "validation"})
+def test_a_hub_set_brings_splits_and_label_names(glue: dict[str, Any]) -> None:
+    result = prepared(**glue, test=0.2, splits={"train": "train", "dev": "validation"})
     assert result.task.labels == ("not_entailment", "entailment")
     assert result.tables["dev"].num_rows == 6
     assert result.tables["dev"]["text_b"].to_pylist()[0] == "validation hypothesis 0"
@@ -280,17 +279,17 @@ def test_a_hub_set_brings_splits_and_label_names(glue: str) -> None:
     assert result.tables["train"].num_rows + result.tables["test"].num_rows == 40
 
 
-def test_secret_test_labels_are_a_fault_with_the_way_out(glue: str) -> None:
-    assert faults(hub=glue, config="rte", text=["sentence1", "sentence2"]) == [
-        f"{glue} (test): no row has a label, so nothing can be measured on this test split; "
+def test_secret_test_labels_are_a_fault_with_the_way_out(glue: dict[str, Any]) -> None:
+    assert faults(**glue) == [
+        f"{glue['hub']} (test): no row has a label, so nothing can be measured on this test split; "
         "leave it out and give test as a share of train, or take another table"
     ]
 
 
-def test_a_split_that_a_hub_set_does_not_have_is_named_with_those_it_has(glue: str) -> None:
-    keys = {"hub": glue, "config": "rte", "text": ["sentence1", "sentence2"], "test": 0.2}
-    assert faults(**keys, splits={"train": "train", "dev": "validation_matched"}) == [
-        f"{glue}: there is no split 'validation_matched'; it has: train, validation, test; say with splits which is which"
+def test_a_split_that_a_hub_set_does_not_have_is_named_with_those_it_has(glue: dict[str, Any]) -> None:
+    assert faults(**glue, test=0.2, splits={"train": "train", "dev": "validation_matched"}) == [
+        f"{glue['hub']}: there is no split 'validation_matched'; it has: train, validation, test; "
+        "say with splits which is which"
     ]
 
 

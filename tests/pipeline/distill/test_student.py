@@ -11,7 +11,7 @@ from pipeline.distill.student import SizeSettings, chosen_layers, make_student, 
 from pipeline.distill.training import carried
 from pipeline.errors import PipelineError
 from pipeline.models import SUPPORTED, load_classifier, logits_from_embeddings, logits_from_ids, word_embeddings
-from tests.pipeline.test_models import CONFIGURATIONS, of_type, rows_of
+from tests.architectures import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_task, save_teacher
 
 WHOLE = SizeSettings(start="teacher")

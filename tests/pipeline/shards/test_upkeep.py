@@ -11,17 +11,10 @@ from pipeline.shards.manifest import Key
 from pipeline.shards.store import ShardStore
 from pipeline.shards.upkeep import Finding, Plan
 from pipeline.shards.usage import look_for_uses
+from tests import stored
 from tests.stored import DAY, HOUR, PERTURBED, SCORES, STRONGER, add, age, key_of, publish, unfinished
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> ShardStore:
-    return ShardStore(tmp_path / "data" / "store")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+data, store = stored.data, stored.store
 
 
 def spoil(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -7,17 +7,10 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.shards.store import ShardStore
 from pipeline.shards.usage import Uses, check_known, look_for_uses
+from tests import stored
 from tests.stored import PERTURBED, SCORES, STRONGER, add, publish
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> ShardStore:
-    return ShardStore(tmp_path / "data" / "store")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+data, store = stored.data, stored.store
 
 
 def test_a_manifest_is_found_at_any_depth_but_not_in_the_store_or_hidden(store: ShardStore, data: Path) -> None:

@@ -1,0 +1,109 @@
+"""A tiny model with random weights of every supported type, and batches of random rows for them."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MobileBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+    XLNetConfig,
+    set_seed,
+)
+
+from pipeline.encoding import Batch, collate
+from pipeline.models import freeze
+
+VOCABULARY, PAD, UNUSED = 40, 1, 39
+LENGTHS = (11, 3, 7, 2)
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": PAD,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.3,
+    "num_labels": 3,
+}
+NARROW_WORDS = 8
+GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
+SLIDING: dict[str, Any] = GROUPED | {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+RELATIVE: dict[str, Any] = SIZES | {
+    "relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
+}  # fmt: skip
+VERSION_3: dict[str, Any] = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 4}
+CONFIGURATIONS: dict[str, PreTrainedConfig] = {
+    "albert": AlbertConfig(**SIZES, embedding_size=NARROW_WORDS),
+    "bert": BertConfig(**SIZES),
+    "deberta-v2": DebertaV2Config(**RELATIVE),
+    "deberta-v2, version 3": DebertaV2Config(**VERSION_3),
+    "deberta-v2, version 3 with convolution": DebertaV2Config(**VERSION_3, conv_kernel_size=3),
+    "distilbert": DistilBertConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, dim=16, n_layers=2, n_heads=2, hidden_dim=32,
+        max_position_embeddings=20, initializer_range=0.3, num_labels=3,
+    ),
+    "electra": ElectraConfig(**SIZES, embedding_size=NARROW_WORDS),
+    "gemma": GemmaConfig(**GROUPED),
+    "gemma2": Gemma2Config(**SLIDING),
+    "gemma3_text": Gemma3TextConfig(**SLIDING),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, pad_token_id=PAD, n_embd=16, n_layer=2, n_head=2, n_positions=20,
+        initializer_range=0.3, num_labels=3,
+    ),
+    "llama": LlamaConfig(**GROUPED),
+    "mobilebert": MobileBertConfig(**SIZES, embedding_size=NARROW_WORDS, intra_bottleneck_size=8),
+    "modernbert": ModernBertConfig(
+        **SIZES, global_attn_every_n_layers=2, local_attention=4, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
+    ),
+    "mpnet": MPNetConfig(**SIZES),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**SLIDING, use_sliding_window=True),
+    "roberta": RobertaConfig(**SIZES),
+    "xlm-roberta": XLMRobertaConfig(**SIZES),
+    "xlnet": XLNetConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, d_model=16, n_layer=2, n_head=2, d_inner=32,
+        initializer_range=0.3, num_labels=3,
+    ),
+}  # fmt: skip
+"""A tiny model of every supported type."""
+WITH_TOKEN_TYPES = ("albert", "bert", "electra", "gpt2", "mobilebert", "xlnet")
+
+
+def of_type(kind: str, attention: str | None = None, **changed: Any) -> PreTrainedModel:
+    """A frozen classifier of a type with random weights, its configuration changed so."""
+    set_seed(1)
+    config = copy.deepcopy(CONFIGURATIONS[kind])
+    config.update(changed)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    with torch.no_grad():  # what starts as zeros or ones, biases and norms, takes part too
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return freeze(model)
+
+
+def rows_of(kind: str, lengths: tuple[int, ...] = LENGTHS) -> Batch:
+    """A batch of random rows of these lengths for a model of a type."""
+    generator = torch.Generator().manual_seed(2)
+    ids = [torch.randint(4, UNUSED, (length,), generator=generator).numpy() for length in lengths]
+    types = [torch.randint(0, 2, (length,), generator=generator).numpy() for length in lengths]
+    return collate(ids, types if kind in WITH_TOKEN_TYPES else None, PAD)

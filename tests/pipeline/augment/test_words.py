@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.augment.text_edits import special_ids
+from pipeline.augment.words import Pieces
+from pipeline.errors import PipelineError
+
+BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ROBERTA_SPECIALS = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
+"""Padding, unknown, first, last and mask."""
+
+
+def with_frame(backend: Tokenizer, specials: list[str], between: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts special tokens before, between and behind its texts."""
+    pad, unknown, first, last, mask = specials
+    known = [(token, backend.token_to_id(token)) for token in (first, last)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} $A {between} $B {last}", special_tokens=known
+    )
+    names = {"pad_token": pad, "unk_token": unknown, "cls_token": first, "sep_token": last, "mask_token": mask}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """BERT's: pieces that begin a word and pieces that continue one (##)."""
+    pieces = [*BERT_SPECIALS, "ba", "bami", "tu", "##ko", "##mi", ",", "-"]
+    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return with_frame(backend, BERT_SPECIALS, "[SEP]")
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """RoBERTa's: BPE on bytes, a space as Ġ, two separators in a pair, ☺ as the three bytes âĺº."""
+    merges = [("b", "a"), ("k", "o"), ("m", "i"), ("s", "e"), ("Ġ", "ba"), ("Ġba", "mi"), ("Ġ", "â")]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"baokmise,!-Ġâĺº", *("".join(pair) for pair in merges)]
+    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return with_frame(backend, ROBERTA_SPECIALS, "</s> </s>")
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """XLM-R's: Unigram pieces, a space as ▁."""
+    pieces = [*ROBERTA_SPECIALS, "▁", *",!-", "▁baba", "▁bami", "ba", "mi", "se", "▁ko", "▁se"]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=1))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return with_frame(backend, ROBERTA_SPECIALS, "</s> </s>")
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[str]]:
+    """The words of a row, each as its pieces."""
+    row = tokenizer(*texts)
+    return [row.tokens()[start:stop] for start, stop in Pieces.of(tokenizer).words(np.array(row["input_ids"], np.int32))]
+
+
+def test_words_of_wordpiece_end_where_no_continuing_piece_follows() -> None:
+    assert words_of(wordpiece(), "bako bamimi, xyz", "tu-tu") == [
+        ["ba", "##ko"], ["bami", "##mi"], [","], ["[UNK]"], ["tu"], ["-"], ["tu"],
+    ]  # fmt: skip
+
+
+def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(byte_level(), "baba, bamimi-se !", "koko ☺") == [
+        ["ba", "ba"], [","], ["Ġbami", "mi"], ["-"], ["se"], ["Ġ", "!"], ["ko", "ko"], ["Ġâ", "ĺ", "º"],
+    ]  # fmt: skip
+
+
+def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(sentencepiece(), "baba, bamimi-se !", "koxx xx") == [
+        ["▁baba"], [","], ["▁bami", "mi"], ["-"], ["se"], ["▁", "!"], ["▁ko", "xx"], ["▁", "xx"],
+    ]  # fmt: skip
+
+
+def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
+    vocabulary = {word: i for i, word in enumerate([*BERT_SPECIALS, "ba", "##ko"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = with_frame(backend, BERT_SPECIALS, "[SEP]")
+    assert words_of(tokenizer, "ba ##ko zz") == [["ba"], ["##ko"], ["[UNK]"]]
+    assert Pieces.of(tokenizer).whole.tolist() == [False] * 5 + [True] * 2
+
+
+def test_an_added_token_is_a_word_of_its_own_and_no_candidate() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<name>", normalized=False)])
+    assert words_of(tokenizer, "bako<name>mi") == [["ba", "ko"], ["<name>"], ["mi"]]
+    assert not Pieces.of(tokenizer).whole[tokenizer.convert_tokens_to_ids("<name>")]
+
+
+def test_a_piece_that_is_blank_a_broken_character_or_the_middle_of_a_word_is_no_whole_word() -> None:
+    tokenizer = byte_level()
+    whole = np.flatnonzero(Pieces.of(tokenizer).whole).tolist()
+    assert set(tokenizer.convert_ids_to_tokens(whole)) == {"Ġba", "Ġbami", ",", "!", "-"}
+
+
+def test_a_tokenizer_that_does_not_mark_its_words_is_refused() -> None:
+    backend = Tokenizer(models.BPE({"b": 0, "a": 1, "ba</w>": 2}, [], end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(PipelineError, match=r"cannot tell where words begin .* choose another augmentation"):
+        Pieces.of(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def test_the_unknown_word_is_ordinary_and_all_else_that_is_special_is_not() -> None:
+    assert special_ids(wordpiece()) == {0, 2, 3, 4}
+    assert special_ids(byte_level()) == {0, 1, 2, 4}
