@@ -19,3 +19,9 @@ class Faults(PipelineError):
         self.faults = tuple(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         super().__init__("\n  - ".join([f"{subject}: {count}, nothing was written", *self.faults]))
+
+
+def last_line(error: BaseException) -> str:
+    """The last line that an error says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

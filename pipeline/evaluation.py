@@ -5,7 +5,7 @@ Knows models and rows of shards, not how either was made.
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from pipeline.config import Settings
-from pipeline.encoding import Batch, Integers, collate, length_buckets
+from pipeline.encoding import Batch, Integers, length_buckets
 from pipeline.errors import PipelineError
 from pipeline.models import labels_of, logits_from_ids, parameter_count
 from pipeline.seeding import seed_of
-from pipeline.shards.reader import Row, Rows
+from pipeline.shards.batches import inputs_at
+from pipeline.shards.reader import Rows
 from pipeline.tasks import Floats, Task, measure, predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -32,7 +33,16 @@ LATENCY_ROWS = 1
 THROUGHPUT_ROWS = 32
 """Rows of a batch when latency and throughput are timed; what the two columns of the result table mean."""
 
+NOBODY = {"shards": 0.0, "student": 0.0}
+"""The shares of a student that sees nothing perturbed, as its settings are kept."""
+
+OF_ADVERSARIES = ("adversary", "variants", "perturbation", "residual")
+"""Settings of a student that mean nothing where nobody perturbs."""
+
 CONFIDENCE = 0.95
+
+Answer = Callable[[Batch], object]
+"""Whatever answers rows padded on the right; what it answers is not looked at."""
 
 
 class EvaluationSettings(Settings):
@@ -89,7 +99,7 @@ def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows:
     found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
     with torch.inference_mode():
         for positions in length_buckets(rows.lengths(), batch_rows):
-            batch = {name: tensor.to(model.device) for name, tensor in _batch(rows, positions, pad_token_id).items()}
+            batch = {name: tensor.to(model.device) for name, tensor in inputs_at(rows, positions, pad_token_id).items()}
             found[positions] = logits_from_ids(model, batch).float().cpu().numpy()
     return found
 
@@ -139,13 +149,18 @@ def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
 def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The student that shows what the perturbations of student ``name`` did, or None.
 
-    It has the same settings but for ``augmentation``, which is "none". ``settings`` holds those of all students of a
-    task by name, in the order in which a control is looked for.
+    Its adversary is nobody, and all its other settings are the same but for those that say how an adversary is used.
+    ``settings`` holds those of all students of a task by name, in the order in which a control is looked for.
     """
-    if settings[name].get("augmentation") == "none":
+    if settings[name].get("adversary") == NOBODY:
         return None
-    wanted = {**settings[name], "augmentation": "none"}
-    return next((other for other, found in settings.items() if other != name and dict(found) == wanted), None)
+
+    def learns(student: Mapping[str, Any]) -> dict[str, Any]:
+        return {setting: value for setting, value in student.items() if setting not in OF_ADVERSARIES}
+
+    wanted = learns(settings[name])
+    plain = (other for other, found in settings.items() if found.get("adversary") == NOBODY and learns(found) == wanted)
+    return next(plain, None)
 
 
 def difference_interval(
@@ -174,8 +189,8 @@ def difference_interval(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def speeds(models: Sequence[PreTrainedModel], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
-    """How fast each model answers the same test rows; the models take turns, so that noise of the machine hits all.
+def speeds(answers: Sequence[Answer], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
+    """How fast each answers the same test rows; they take turns, so that noise of the machine hits all.
 
     Rows keep the order of the split and are padded within their batch, as requests would be.
     """
@@ -183,11 +198,11 @@ def speeds(models: Sequence[PreTrainedModel], rows: Rows, pad_token_id: int, tim
     singles = _batches(rows, chosen, LATENCY_ROWS, pad_token_id)
     groups = _batches(rows, chosen, THROUGHPUT_ROWS, pad_token_id)
     with one_thread(), torch.inference_mode():
-        for model in models:
-            _seconds(model, [*singles[:THROUGHPUT_ROWS], *groups])
-        turns = [[(_seconds(model, singles), _seconds(model, groups)) for model in models] for _ in range(rounds)]
+        for answer in answers:
+            _seconds(answer, [*singles[:THROUGHPUT_ROWS], *groups])
+        turns = [[(_seconds(answer, singles), _seconds(answer, groups)) for answer in answers] for _ in range(rounds)]
     timed = sum(len(group["input_ids"]) for group in groups)
-    return [_speed([turn[number] for turn in turns], timed) for number in range(len(models))]
+    return [_speed([turn[number] for turn in turns], timed) for number in range(len(answers))]
 
 
 @contextmanager
@@ -207,10 +222,10 @@ def _speed(turns: Sequence[tuple[list[float], list[float]]], timed: int) -> Spee
     return Speed(latency_ms=float(np.median(singles)) * 1000, rows_per_s=timed / group)
 
 
-def _seconds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
+def _seconds(answer: Answer, batches: Sequence[Batch]) -> list[float]:
     ticks = [time.perf_counter()]
     for batch in batches:
-        logits_from_ids(model, batch)
+        answer(batch)
         ticks.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(ticks)]
 
@@ -218,10 +233,4 @@ def _seconds(model: PreTrainedModel, batches: Sequence[Batch]) -> list[float]:
 def _batches(rows: Rows, chosen: Integers, size: int, pad_token_id: int) -> list[Batch]:
     """Full batches only, unless there is no full one: a short batch would blur what a batch of ``size`` costs."""
     whole = max(len(chosen) // size * size, min(len(chosen), size))
-    return [_batch(rows, chosen[start : start + size], pad_token_id) for start in range(0, whole, size)]
-
-
-def _batch(rows: Rows, positions: Integers, pad_token_id: int) -> Batch:
-    chosen: list[Row] = [rows[int(position)] for position in positions]
-    types = [row.token_type_ids for row in chosen if row.token_type_ids is not None]
-    return collate([row.input_ids for row in chosen], types or None, pad_token_id)
+    return [inputs_at(rows, chosen[start : start + size], pad_token_id) for start in range(0, whole, size)]

@@ -58,13 +58,19 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for file in sorted(partial.rglob("*")):
-            _sync(file)
+        sync_tree(partial)
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """See to it that everything in a folder is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
 
 
 def _partial_name(path: Path) -> Path:

@@ -5,150 +5,98 @@ Knows how a classifier is trained on batches; must not know where rows come from
 
 import csv
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from pipeline.checkpoints import newest_whole
+from pipeline.conduct import NO_STATES, Checkpoints, Clock, Conduct, EpochLines, EpochLosses, EpochTurns, Memory, Snapshots
 from pipeline.config import Settings
-from pipeline.encoding import Batch
+from pipeline.encoding import Batch, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import written_whole
-from pipeline.scouting import snapshot_steps
+from pipeline.loading import ByLength, Ready, RowData, as_it_is, piece_loader
+from pipeline.models import logits_from_ids
+from pipeline.order import EpochOrder, Sharing
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats, Kind
 
 HISTORY_FILE = "history.csv"
 HISTORY_COLUMNS = ("epoch", "step", "loss", "dev")
 
-Item = tuple[int, int]
-"""Which row, in which epoch: a data set may show a row in another variant every epoch."""
-Loss = Callable[[PreTrainedModel, Batch], tuple[Tensor, Tensor]]
-"""From a model and a batch to the loss and the logits [rows, outputs]."""
+DEV_ROWS = 64
+"""Rows of a batch when dev is measured."""
+
+Loss = Callable[[PreTrainedModel, Batch], Tensor]
+"""From a model and a batch to the loss of each row, [rows]."""
 
 
 class OptimiserSettings(Settings):
-    """How weights are fitted: AdamW with linear warm-up and decay."""
+    """How weights are fitted: AdamW with a warm-up."""
 
     epochs: Annotated[int, Field(ge=1)]
     batch_size: Annotated[int, Field(ge=1)]
+    """Rows of a step, whoever computes them."""
+    accumulation: Annotated[int, Field(ge=1)]
+    """Pieces in which a process takes its rows of a step; more need less memory."""
     learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["linear", "cosine", "constant_with_warmup"]
+    """What the learning rate does after the warm-up."""
     warmup: Annotated[float, Field(ge=0, lt=1)]
     """Share of the steps during which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)]
+    clip: Annotated[float, Field(ge=0)]
+    """Greatest length of the gradient of all parameters; 0 leaves it as it is."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Of the products of a step; weights are kept in float32."""
     seed: int
 
 
-class RowData(Protocol):
-    """Rows to train or measure on."""
+@dataclass(frozen=True)
+class Fit:
+    """What came of a training."""
 
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each row."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, item: Item) -> Any: ...
-
-
-class EpochOrder(Sampler[list[Item]]):
-    """Batches of one epoch: every row once, rows of like length together, in an order that (seed, epoch) decide."""
-
-    POOL = 32
-    """Batches that are sorted by length among themselves; larger pads less and shuffles less."""
-
-    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
-        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; the trainer calls it."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self._lengths) // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        generator = np.random.Generator(np.random.Philox(key=seed_of(self._seed, "order", self._epoch)))
-        shuffled = generator.permutation(len(self._lengths))
-        pool = self.POOL * self._batch_size
-        pools = [shuffled[start : start + pool] for start in range(0, len(shuffled), pool)]
-        sorted_rows = np.concatenate([rows[np.argsort(self._lengths[rows], kind="stable")] for rows in pools])
-        batches = [sorted_rows[start : start + self._batch_size] for start in range(0, len(shuffled), self._batch_size)]
-        for number in generator.permutation(len(batches)):
-            yield [(int(row), self._epoch) for row in batches[number]]
+    history: list[dict[str, float]]
+    """One entry an epoch: epoch, step, mean training loss, dev metric."""
+    seconds: float
+    """It took, all processes that went on with it together."""
 
 
 class FineTuner(Trainer):
     """The Trainer with a loss and an order of its own."""
 
-    def __init__(self, *, loss: Loss, order: EpochOrder, **arguments: Any) -> None:
+    def __init__(self, *, loss: Loss, order: EpochOrder, losses: EpochLosses, readers: int, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._loss, self._order = loss, order
+        self.model_accepts_loss_kwargs = False  # else the Trainer would take the loss for one that is divided already
+        self._loss, self._order, self._losses, self._readers = loss, order, losses, readers
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The given loss; ``num_items_in_batch`` is not needed, the loss is a mean over rows."""
-        loss, logits = self._loss(cast(PreTrainedModel, model), inputs)
-        return (loss, {"logits": logits}) if return_outputs else loss
+        """The given loss in training, the logits alone when dev is measured."""
+        if not model.training:
+            logits = logits_from_ids(cast(PreTrainedModel, model), model_inputs(inputs))
+            return logits.new_zeros(()), {"logits": logits}
+        loss = self._loss(cast(PreTrainedModel, model), inputs).mean() * inputs["weight"]
+        self._losses.add(loss)
+        return loss
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches in the given order."""
-        loader = DataLoader(cast(Dataset[Any], self.train_dataset), batch_sampler=self._order, collate_fn=self.data_collator)
-        return cast(DataLoader[Any], self.accelerator.prepare(loader))
-
-
-class DevRows(Sequence[Any]):
-    """Rows as the Trainer measures on them: by plain position, in epoch 0."""
-
-    def __init__(self, rows: RowData) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> Any:  # type: ignore[override]
-        return self._rows[row, 0]
-
-
-class EpochLines(TrainerCallback):
-    """One line an epoch: loss, dev metric, time left."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._began = name, time.monotonic()
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Print what is known after an epoch's measurement."""
-        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), float("nan"))
-        seconds = time.monotonic() - self._began
-        left = seconds / state.global_step * (state.max_steps - state.global_step)
-        print(
-            f"{self._name}: epoch {round(state.epoch)}/{round(args.num_train_epochs)}, loss {loss:.4f}, "
-            f"dev {facts['metrics']['eval_dev']:.4f}, {seconds:.0f} s, {left:.0f} s left",
-            flush=True,
-        )
-
-
-class Snapshots(TrainerCallback):
-    """Saves the model as it is after some of the steps."""
-
-    def __init__(self, steps: int, folders: Sequence[Path]) -> None:
-        self._folders = dict(zip(snapshot_steps(steps, len(folders)), folders, strict=True))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Save after a step that has a folder."""
-        if state.global_step in self._folders:
-            facts["model"].save_pretrained(self._folders[state.global_step])
+        """Pieces in the given order, each read as a whole."""
+        return piece_loader(cast(Ready, self.train_dataset), self._order, self._readers)
 
 
 def fine_tune(
@@ -156,71 +104,76 @@ def fine_tune(
     model: PreTrainedModel,
     train: RowData,
     dev: RowData,
-    collate: Callable[[list[Any]], Batch],
     loss: Loss,
     measure_dev: Callable[[Floats], float],
     settings: OptimiserSettings,
-    snapshots: Sequence[Path] = (),
-) -> list[dict[str, float]]:
-    """Train ``model`` in place, leave it with the weights of its best epoch, and return its history.
+    conduct: Conduct = NO_STATES,
+    memory: Memory | None = None,
+) -> Fit:
+    """Train ``model`` in place and leave it with the weights of its best epoch.
+
+    Where torch.distributed is set up, every process calls this and computes its share of each step.
 
     Args:
         name: for progress lines.
         model: on any device.
         train: rows to learn from.
         dev: rows to choose the best epoch on; their order is that of ``measure_dev``.
-        collate: from items of ``train`` or ``dev`` to a batch with "labels".
-        loss: what is made small.
+        loss: what is made small, row by row.
         measure_dev: from dev logits [rows, outputs] to the figure whose highest value is best.
         settings: how long and how fast.
-        snapshots: folders for the weights on the way, evenly along the steps, the last at the end.
-
-    Returns:
-        One entry an epoch: epoch, step, mean training loss, dev metric.
+        conduct: how it is run; where it keeps states, a killed training goes on where it was.
+        memory: of the loss, where it has one.
 
     Raises:
-        PipelineError: the training diverged, or has fewer steps than snapshots are wanted.
+        PipelineError: the training diverged, has fewer steps than snapshots are wanted, or cannot be run as asked.
     """
-    order = EpochOrder(train.lengths(), settings.batch_size, settings.seed)
-    steps = len(order) * settings.epochs
-    if len(snapshots) > steps:
-        raise PipelineError(f"{name}: {len(snapshots)} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
-    with tempfile.TemporaryDirectory(prefix="fine-tune-") as work:
+    sharing = _sharing(settings)
+    order = EpochOrder(train.lengths(), settings.batch_size, settings.epochs, settings.seed, sharing)
+    steps = order.steps * settings.epochs
+    _check(name, settings, conduct, steps)
+    losses, clock = EpochLosses(sharing, order.steps), Clock()
+    by_length = ByLength(dev)
+    with _folder(conduct) as folder:
         trainer = FineTuner(
             loss=loss,
             order=order,
+            losses=losses,
+            readers=conduct.readers,
             model=model,
-            args=_arguments(settings, Path(work), warmup_steps=round(settings.warmup * steps)),
-            train_dataset=train,
-            eval_dataset=DevRows(dev),
-            data_collator=collate,
-            compute_metrics=lambda prediction: {"dev": measure_dev(_finite(name, prediction.predictions))},
-            callbacks=[EpochLines(name), Snapshots(steps, snapshots)],
+            args=_arguments(settings, conduct, folder, warmup_steps=round(settings.warmup * steps)),
+            train_dataset=Ready(train),
+            eval_dataset=by_length,
+            data_collator=as_it_is,
+            compute_metrics=lambda found: {"dev": measure_dev(by_length.in_their_order(_finite(name, found.predictions)))},
+            callbacks=[
+                EpochTurns(order, losses),
+                EpochLines(name, losses),
+                Snapshots(steps, conduct.snapshots),
+                Checkpoints(conduct, order, losses, clock, memory),
+            ],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        history = _history(trainer.state.log_history)
+        if sharing.process:  # else all processes would drop the same neurons
+            set_seed(seed_of(settings.seed, "process", sharing.process) % 2**32)
+        trainer.train(resume_from_checkpoint=_gone_on_from(conduct, sharing, losses, clock, memory))
+        history = _history(trainer.state.log_history, losses.closed)
     model.to("cpu")  # type: ignore[arg-type]
-    return history
-
-
-def _finite(name: str, logits: Floats) -> Floats:
-    if not np.isfinite(logits).all():
-        raise PipelineError(f"{name}: training diverged, the answers are not numbers any more; lower learning_rate")
-    return logits
+    return Fit(history, clock.seconds())
 
 
 def label_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """Cross-entropy, or squared error for regression, mean over the rows that have a label.
+    """Cross-entropy, or squared error for regression, of each row, [rows]; 0 for a row without a label.
 
     ``logits`` is [rows, outputs]; ``labels`` is [rows] in float32, class indices or values, NaN where there is none.
     """
     known = ~labels.isnan()
-    if not known.any():
-        return logits.sum() * 0.0
+    filled = labels.nan_to_num()
     if kind == "regression":
-        return functional.mse_loss(logits[known, 0], labels[known])
-    return functional.cross_entropy(logits[known], labels[known].long())
+        losses = (logits[:, 0] - filled).square()
+    else:
+        losses = functional.cross_entropy(logits, filled.long(), reduction="none")
+    return torch.where(known, losses, 0.0)
 
 
 def best_epoch(history: list[dict[str, float]]) -> dict[str, float]:
@@ -236,30 +189,91 @@ def write_history(folder: Path, history: list[dict[str, float]]) -> None:
         writer.writerows(history)
 
 
-def _arguments(settings: OptimiserSettings, work: Path, warmup_steps: int) -> TrainingArguments:
+def _sharing(settings: OptimiserSettings) -> Sharing:
+    if not dist.is_initialized():
+        return Sharing(turns=settings.accumulation)
+    return Sharing(dist.get_world_size(), dist.get_rank(), settings.accumulation)
+
+
+def _check(name: str, settings: OptimiserSettings, conduct: Conduct, steps: int) -> None:
+    """Refuse what the Trainer would refuse later, or not at all."""
+    snapshots = len(conduct.snapshots)
+    if snapshots > steps:
+        raise PipelineError(f"{name}: {snapshots} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise PipelineError(f"{name}: float16 needs a GPU; use precision: bfloat16 or float32 on a processor")
+    known = get_available_reporting_integrations()
+    if unknown := [service for service in conduct.log_to if service not in known]:
+        raise PipelineError(
+            f"runtime.log_to names {', '.join(unknown)}, which is not installed; installed are {', '.join(known) or 'none'}"
+        )
+
+
+@contextmanager
+def _folder(conduct: Conduct) -> Iterator[Path]:
+    """Where the Trainer keeps its states: for longer, or until the best one was loaded."""
+    if conduct.checkpoints is not None:
+        conduct.checkpoints.mkdir(parents=True, exist_ok=True)
+        yield conduct.checkpoints
+    else:
+        with tempfile.TemporaryDirectory(prefix="fine-tune-") as work:
+            yield Path(work)
+
+
+def _gone_on_from(conduct: Conduct, sharing: Sharing, losses: EpochLosses, clock: Clock, memory: Memory | None) -> str | None:
+    """The state from which all processes go on, if there is one; losses and memory become what they were then."""
+    found = [newest_whole(conduct.checkpoints) if conduct.checkpoints and sharing.process == 0 else None]
+    if sharing.processes > 1:
+        dist.broadcast_object_list(found, src=0)
+    if found[0] is None:
+        return None
+    checkpoint, beside = found[0]
+    if not checkpoint.is_dir():
+        raise PipelineError(f"a trainer does not see {checkpoint}; trainers need runtime.store on a disk that they share")
+    losses.restore(beside["closed"], beside["sum"])
+    clock.restore(beside["seconds"])
+    if memory:
+        memory.restore(beside["memory"])
+    return str(checkpoint)
+
+
+def _finite(name: str, logits: Floats) -> Floats:
+    if not np.isfinite(logits).all():
+        raise PipelineError(f"{name}: training diverged, the answers are not numbers any more; lower learning_rate")
+    return logits
+
+
+def _arguments(settings: OptimiserSettings, conduct: Conduct, folder: Path, warmup_steps: int) -> TrainingArguments:
     arguments = TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=DEV_ROWS,
+        gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.schedule,
         warmup_steps=warmup_steps,
         weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=settings.precision == "bfloat16",
+        fp16=settings.precision == "float16",
         seed=settings.seed % 2**32,
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
-        save_total_limit=1,
-        save_only_model=True,
+        save_total_limit=1 if conduct.checkpoints is None else None,  # the best is kept as well; else Checkpoints deletes
+        save_only_model=conduct.checkpoints is None,
         load_best_model_at_end=True,
         metric_for_best_model="dev",
         greater_is_better=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        report_to=list(conduct.log_to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         logging_nan_inf_filter=False,
     )
     # One device: the Trainer would wrap the model in DataParallel where it sees several GPUs, and hide its embeddings.
@@ -267,15 +281,9 @@ def _arguments(settings: OptimiserSettings, work: Path, warmup_steps: int) -> Tr
     return arguments
 
 
-def _history(log: list[dict[str, float]]) -> list[dict[str, float]]:
-    losses = {round(entry["epoch"]): entry["loss"] for entry in log if "loss" in entry}
+def _history(log: list[dict[str, float]], losses: list[float]) -> list[dict[str, float]]:
+    measured = [entry for entry in log if "eval_dev" in entry]
     return [
-        {
-            "epoch": round(entry["epoch"]),
-            "step": entry["step"],
-            "loss": losses[round(entry["epoch"])],
-            "dev": entry["eval_dev"],
-        }
-        for entry in log
-        if "eval_dev" in entry
+        {"epoch": round(entry["epoch"]), "step": entry["step"], "loss": loss, "dev": entry["eval_dev"]}
+        for entry, loss in zip(measured, losses, strict=True)
     ]

@@ -58,10 +58,16 @@ class PerturbationSettings(Settings):
     steps: Annotated[int, Field(ge=1)]
     step_size: Annotated[float, Field(gt=0)]
     """Length of one step as a fraction of the radius."""
-    start: Annotated[float, Field(gt=0, le=1)]
-    """Length of the random start as a fraction of the radius; never 0, where the divergence has no gradient."""
+    start: Annotated[float, Field(ge=0, le=1)]
+    """Length of the random start as a fraction of the radius; not 0 for the divergence, which has no gradient there."""
     special_tokens: bool
     """Whether [CLS], [SEP] and the like are perturbed too."""
+
+    @model_validator(mode="after")
+    def _has_a_gradient(self) -> "PerturbationSettings":
+        if self.objective == "divergence" and not self.start:
+            raise ValueError("the divergence from the untouched output has no gradient at start: 0; set it above 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,10 @@ def random_start(
     return signs * inside.unsqueeze(-1)
 
 
-def project(delta: Tensor, radius: float, norm: Norm) -> Tensor:
+def project(delta: Tensor, radius: float | Tensor, norm: Norm) -> Tensor:
     """The nearest perturbation whose every token lies in its ball."""
     if norm == "linf":
-        return delta.clamp(-radius, radius)
+        return delta.clamp(-radius, radius)  # type: ignore[arg-type]
     lengths = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
     return torch.mul(delta, radius / lengths.clamp(min=radius))
 
@@ -160,9 +166,10 @@ def perturb(
     answer: Answer,
     noise: Tensor,
     free: Tensor,
-    radius: float,
+    radius: float | Tensor,
     settings: PerturbationSettings,
     kind: Kind,
+    first: Tensor | None = None,
 ) -> Perturbed:
     """Search δ by projected gradient ascent (Madry et al. 2018) on the objective, each row on its own.
 
@@ -174,6 +181,7 @@ def perturb(
         radius: of every token's ball, in the units of the embeddings.
         settings: objective, norm and steps; its ``radius`` is not read here.
         kind: decides what the divergence is.
+        first: the objective's gradient at the start [rows, tokens, width], where the caller has it already.
     """
     where = free.unsqueeze(-1).to(noise.dtype)
     vanished = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
@@ -183,15 +191,16 @@ def perturb(
     delta = _on_edge(noise, radius if whole else settings.start * radius, settings.norm) * where
     if whole:
         return Perturbed(delta, vanished)
-    for _ in range(settings.steps):
-        gradient = _gradient(forward, delta, answer, settings.objective, kind) * where
+    for number in range(settings.steps):
+        known = first if number == 0 else None
+        gradient = (_gradient(forward, delta, answer, settings.objective, kind) if known is None else known) * where
         vanished |= (gradient == 0).flatten(1).all(dim=1)
         step = settings.step_size * radius * steepest(gradient, settings.norm)
         delta = project(delta + step, radius, settings.norm) * where
     return Perturbed(delta, vanished)
 
 
-def _on_edge(noise: Tensor, radius: float, norm: Norm) -> Tensor:
+def _on_edge(noise: Tensor, radius: float | Tensor, norm: Norm) -> Tensor:
     """The noise of each token brought to the edge of its ball."""
     return radius * steepest(noise, norm)
 
@@ -200,12 +209,12 @@ def _gradient(forward: Forward, delta: Tensor, answer: Answer, objective: Object
     """Gradient of the objective to δ, row by row: the sum over rows keeps them apart."""
     with torch.enable_grad():
         delta = delta.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(_objective(forward(delta).float(), answer, objective, kind).sum(), delta)
+        (gradient,) = torch.autograd.grad(raised(forward(delta).float(), answer, objective, kind).sum(), delta)
     return gradient.float()
 
 
-def _objective(logits: Tensor, answer: Answer, objective: Objective, kind: Kind) -> Tensor:
-    """What is raised, [rows]: the distance from the teacher's output, its answer, or the label."""
+def raised(logits: Tensor, answer: Answer, objective: Objective, kind: Kind) -> Tensor:
+    """What an objective that follows a gradient raises, [rows]: the distance from an output, its answer, or the label."""
     if objective in ("divergence", "gap"):
         return divergence(answer.logits, logits, kind)
     known = answer.labels_or_own(kind) if objective == "gold_label" else answer.own(kind)

@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.config import Settings
-from pipeline.encoding import Batch, collate, encode, length_buckets, model_inputs
+from pipeline.encoding import Batch, Integers, collate, encode, length_buckets, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
-from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
+from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models import head_settings, load_classifier, load_tokenizer, logits_from_ids, longest_input, saved_labels
+from pipeline.order import Piece
 from pipeline.tasks import Floats, Split, Task, measure
 
 
@@ -41,17 +42,23 @@ class Examples:
     labels: Floats
     """[rows]; NaN where there is none."""
 
+    pad_token_id: int
+
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each row."""
-        return np.array([len(ids) for ids in self.input_ids])
+        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitem__(self, item: Item) -> tuple[list[int], list[int] | None, float]:
-        row = item[0]
-        types = None if self.token_type_ids is None else self.token_type_ids[row]
-        return self.input_ids[row], types, float(self.labels[row])
+    def batch(self, piece: Piece) -> Batch:
+        """The rows of a piece, with their labels."""
+        return self.inputs_at(piece.rows) | {"labels": torch.from_numpy(self.labels[piece.rows].astype(np.float32))}
+
+    def inputs_at(self, positions: Integers) -> Batch:
+        """What a model reads of some rows."""
+        types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in positions]
+        return collate([self.input_ids[row] for row in positions], types, self.pad_token_id)
 
 
 def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path) -> float:
@@ -65,11 +72,11 @@ def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSetting
     dev = _examples(prepared, "dev", tokenizer, settings.max_length)
     if settings.fine_tune:
         train = _labelled(_examples(prepared, "train", tokenizer, settings.max_length), task)
-        model, history = _fine_tuned(task, tokenizer, train, dev, settings, optimiser)
+        model, history = _fine_tuned(task, train, dev, settings, optimiser)
         dev_value = best_epoch(history)["dev"]
     else:
         model, history = _adopted(task, settings), []
-        dev_value = measure(task, dev.labels, _logits(model, dev, tokenizer))
+        dev_value = measure(task, dev.labels, _logits(model, dev))
     with folder_written_whole(out) as folder:
         model.config.update(head_settings(task))
         model.save_pretrained(folder)
@@ -90,29 +97,16 @@ def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
 
 
 def _fine_tuned(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Examples,
-    dev: Examples,
-    settings: TeacherSettings,
-    optimiser: OptimiserSettings,
+    task: Task, train: Examples, dev: Examples, settings: TeacherSettings, optimiser: OptimiserSettings
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
     model = load_classifier(settings.model, task)
 
-    def collated(rows: list[tuple[list[int], list[int] | None, float]]) -> Batch:
-        ids, types, labels = zip(*rows, strict=True)
-        batch = collate(ids, None if types[0] is None else types, int(tokenizer.pad_token_id))
-        return batch | {"labels": torch.tensor(labels, dtype=torch.float32)}
+    def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+        return label_loss(logits_from_ids(model, model_inputs(batch)).float(), batch["labels"], task.kind)
 
-    def loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = logits_from_ids(model, model_inputs(batch))
-        return label_loss(logits, batch["labels"], task.kind), logits
-
-    history = fine_tune(
-        f"teach {task.name}", model, train, dev, collated, loss, lambda logits: measure(task, dev.labels, logits), optimiser
-    )
-    return model, history
+    fit = fine_tune(f"teach {task.name}", model, train, dev, loss, lambda logits: measure(task, dev.labels, logits), optimiser)
+    return model, fit.history
 
 
 def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
@@ -132,12 +126,10 @@ def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
 
 
 @torch.inference_mode()
-def _logits(model: PreTrainedModel, rows: Examples, tokenizer: PreTrainedTokenizerBase) -> Floats:
+def _logits(model: PreTrainedModel, rows: Examples) -> Floats:
     result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
     for positions in length_buckets(rows.lengths(), 64):
-        types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in positions]
-        batch = collate([rows.input_ids[i] for i in positions], types, int(tokenizer.pad_token_id))
-        result[positions] = logits_from_ids(model, batch).numpy()
+        result[positions] = logits_from_ids(model, rows.inputs_at(positions)).numpy()
     return result
 
 
@@ -145,7 +137,7 @@ def _examples(prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, 
     columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     labels = np.array([np.nan if label is None else label for label in columns["label"]], dtype=np.float64)
-    return Examples(encoded.input_ids, encoded.token_type_ids, labels)
+    return Examples(encoded.input_ids, encoded.token_type_ids, labels, int(tokenizer.pad_token_id))
 
 
 def _labelled(rows: Examples, task: Task) -> Examples:
@@ -157,4 +149,4 @@ def _labelled(rows: Examples, task: Task) -> Examples:
             "name a classifier that is already fine-tuned and set teacher.fine_tune: false"
         )
     types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in known]
-    return Examples([rows.input_ids[i] for i in known], types, rows.labels[known])
+    return Examples([rows.input_ids[i] for i in known], types, rows.labels[known], rows.pad_token_id)

@@ -8,9 +8,9 @@ from pipeline import config
 from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
 from pipeline.augment.recipes import AugmentSettings
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Manifest
 from stages.command import folder_option, params_option, plan_option, stage
 

@@ -8,14 +8,15 @@ import click
 from pipeline import config
 from pipeline.augment.plans import aim_faults, kind_faults
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
 from pipeline.corpus.preparation import TASK_NAME, CorpusSettings
-from pipeline.distill.scout import ScoutSettings
-from pipeline.distill.training import StudentSettings
-from pipeline.errors import Faults
+from pipeline.distill.adversary import check_search
+from pipeline.distill.settings import ScoutSettings, StudentSettings
+from pipeline.distill.uses import check_use
+from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
+from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
 from stages.command import params_option, stage
@@ -88,6 +89,7 @@ def faults_of(path: Path) -> list[str]:
         for name in content[section]:
             faults += _entry_faults(path, section, str(name))
     faults += _scouts_faults(path)
+    faults += [] if faults else _use_faults(path)
     return list(dict.fromkeys(faults))
 
 
@@ -129,6 +131,28 @@ def _scouts_faults(path: Path) -> list[str]:
     wanting = [name for name, aim in aims.items() if aim == "scout" and name not in scouts]
     faults += [f"tasks.{name} has aim: scout, but scouts has no entry {name}" for name in wanting]
     return faults + [fault for name in scouts for fault in _found(path, OneScout, scout=("distill", f"scouts.{name}"))]
+
+
+def _use_faults(path: Path) -> list[str]:
+    """What students want of scores and variants that the other sections do not have made; all sections are well by now."""
+    content = config.read_params(path)
+    sections = config.load(path, Sections, **{name: name for name in Sections.model_fields})
+    faults = []
+    for name in content["students"]:
+        student = config.load(path, OneStudent, student=("distill", f"students.{name}")).student
+        if student.objective.hidden and not sections.score.hidden:
+            faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
+        for task in content["tasks"]:
+            made = config.load(path, OneAugment, augment=config.existing(path, "augment", f"tasks.{task}.augment")).augment
+            snapshots = config.lookup(content, f"scouts.{task}.snapshots") if made.aims() else 0
+            try:
+                if student.adversary.shards:
+                    check_use(student.variants, made.variants, snapshots or 0)
+                if student.adversary.student:
+                    check_search(student.perturbation, content["tasks"][task]["kind"])
+            except PipelineError as fault:
+                faults.append(f"students.{name}, task {task}: {fault}")
+    return faults
 
 
 def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:

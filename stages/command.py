@@ -26,9 +26,9 @@ plan_option = click.option(
 )
 
 
-def folder_option(flag: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A required option that names a folder."""
-    return click.option(flag, required=True, type=click.Path(path_type=Path, file_okay=False), help=meaning)
+def folder_option(flag: str, meaning: str, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that names a folder."""
+    return click.option(flag, required=required, type=click.Path(path_type=Path, file_okay=False), help=meaning)
 
 
 def stage(function: Callable[..., None]) -> click.Command:

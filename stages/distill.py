@@ -1,4 +1,4 @@
-"""distill: one student from the shards."""
+"""distill: one student from the shards, or all students at once."""
 
 from pathlib import Path
 
@@ -6,30 +6,68 @@ import click
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.distill.training import StudentSettings, distill
+from pipeline.distill.jobs import StudentJob
+from pipeline.distill.launch import obtain, train_all
+from pipeline.distill.settings import StudentSettings
+from pipeline.runtime import RuntimeSettings
 from stages.command import folder_option, params_option, stage
 
 
 class Needs(Settings):
     student: StudentSettings
+    runtime: RuntimeSettings
 
 
 @stage
-@click.option("--student", required=True, help="Name of the student in params.yaml.")
-@folder_option("--scores", "Folder that `score` wrote.")
-@folder_option("--shards", "Folder that `augment` wrote.")
-@folder_option("--teacher", "Folder that `teach` wrote: tokenizer, configuration and first weights; the teacher never runs.")
+@click.option("--student", help="Name of the student in params.yaml.")
+@folder_option("--scores", "Folder that `score` wrote.", required=False)
+@folder_option("--shards", "Folder that `augment` wrote.", required=False)
+@folder_option("--teacher", "Folder that `teach` wrote: tokenizer and first weights; it never runs.", required=False)
 @params_option
-@folder_option("--out", "Where to write the student, a Hugging Face folder.")
-def main(student: str, scores: Path, shards: Path, teacher: Path, params: Path, out: Path) -> None:
+@folder_option("--out", "Where to write the student, a Hugging Face folder.", required=False)
+@click.option("--cost", type=click.Path(path_type=Path), help="File to write what the training took to.")
+@click.option("--all", "data", type=click.Path(path_type=Path), help="Train every student of every task of this data folder, "
+              "several at once, into the store alone; `dvc repro` then only fetches them.")  # fmt: skip
+def main(
+    student: str | None,
+    scores: Path | None,
+    shards: Path | None,
+    teacher: Path | None,
+    params: Path,
+    out: Path | None,
+    cost: Path | None,
+    data: Path | None,
+) -> None:
     """Train one student from the shards alone.
 
     The settings of students.<student> stand over those of the section distill. Shards that are incomplete, damaged or made with
-    another teacher, tokenizer, label order or format are refused before work starts.
+    another teacher, tokenizer, label order or format are refused before work starts. A student that was finished before is
+    taken from the store; one whose training was killed goes on where it was.
     """
-    needs = config.load(params, Needs, student=("distill", f"students.{student}"))
-    facts = distill(student, scores, shards, teacher, needs.student, out)
+    if data is not None:
+        _train_all(data, params)
+        return
+    if student is None or scores is None or shards is None or teacher is None or out is None or cost is None:
+        raise click.UsageError("give --student, --scores, --shards, --teacher, --out and --cost, or --all with the data folder")
+    needs = _needs(params, student)
+    facts = obtain(StudentJob(student, scores, shards, teacher, needs.student), needs.runtime, out, cost)
     click.echo(f"{out}: dev {facts['dev']:.4f}, teacher {facts['teacher_dev']:.4f}")
+
+
+def _train_all(data: Path, params: Path) -> None:
+    content = config.read_params(params)
+    needs = {student: _needs(params, student) for student in content["students"]}
+    place = data.resolve()
+    jobs = [
+        StudentJob(student, place / "scores" / task, place / "shards" / task, place / "teacher" / task, needs[student].student)
+        for task in content["tasks"]
+        for student in needs
+    ]
+    train_all(jobs, next(iter(needs.values())).runtime)
+
+
+def _needs(params: Path, student: str) -> Needs:
+    return config.load(params, Needs, student=("distill", f"students.{student}"), runtime="runtime")
 
 
 if __name__ == "__main__":

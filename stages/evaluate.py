@@ -1,5 +1,6 @@
 """Evaluate one student beside its teacher: data/scores, teacher, student → data/evaluation/<task>/<student>."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from pipeline.evaluation import (
     speeds,
 )
 from pipeline.files import folder_written_whole, write_json
-from pipeline.models import load_classifier, pick_device
+from pipeline.models import load_classifier, logits_from_ids, pick_device
 from pipeline.shards.reader import Shards
 from stages.command import folder_option, params_option, stage
 
@@ -53,7 +54,8 @@ def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) ->
     found = logits_of(models[student].to(pick_device()), rows, pad, settings.batch_rows)  # type: ignore[arg-type]
     answers = {teacher: wanted, student: found}
     worth = [quality(models[folder], folder, task, rows.labels(), answers[folder], wanted) for folder in answers]
-    cost = speeds([model.cpu() for model in models.values()], rows, pad, settings.timed_rows, settings.timed_rounds)
+    timed = [partial(logits_from_ids, model.cpu()) for model in models.values()]
+    cost = speeds(timed, rows, pad, settings.timed_rows, settings.timed_rounds)
 
     table = pa.table(
         {

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import load
-from pipeline.report.facts import Result, gather
-from pipeline.report.page import PAGE_FILE, ReportSettings, read_results, write_report
+from pipeline.report.facts import PARETO_LINE, Result, gather
+from pipeline.report.page import PAGE_FILE, ReportSettings, duration, read_results, write_report
 from stages.command import folder_option, params_option, stage
 
 WIDTH = 200
@@ -36,6 +36,7 @@ def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
         reports = [gather(data, task, students, resamples) for task in settings.tasks]
         write_report(out, reports, settings.evaluate)
     Console(width=WIDTH, highlight=False, markup=False).print(printed_table(read_results(out)))
+    click.echo(f"* on the Pareto line of latency and quality: {PARETO_LINE}")
     click.echo(f"report: {out / PAGE_FILE}")
 
 
@@ -44,14 +45,15 @@ def printed_table(results: Sequence[Result]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in ("task", "model", "metric"):
         table.add_column(name, no_wrap=True)
-    for name in ("value", "retained", "agreement", "against control", "parameters", "size", "latency", "rows/s"):
+    for name in ("value", "retained", "agreement", "against control", "parameters", "size", "latency", "rows/s", "training"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in results:
         retained = "–" if row.retained is None else f"{row.retained:.1%}"
         interval = "–" if row.interval_low is None else f"{row.interval_low:+.3f} … {row.interval_high:+.3f}"
         quality = (f"{row.value:.3f}", retained, f"{row.agreement:.3f}", interval)
-        cost = (f"{row.parameters / 1e6:.2f} M", f"{row.bytes / 1e6:.1f} MB", f"{row.latency_ms:.2f} ms")
-        table.add_row(row.task, row.model, row.metric, *quality, *cost, f"{row.rows_per_s:.0f}")
+        size = (f"{row.parameters / 1e6:.2f} M", f"{row.bytes / 1e6:.1f} MB")
+        time = (f"{row.latency_ms:.2f} ms", f"{row.rows_per_s:.0f}", duration(row.training_s))
+        table.add_row(row.task, row.model + " *" * row.pareto, row.metric, *quality, *size, *time)
     return table
 
 

@@ -8,8 +8,8 @@ from pipeline import config
 from pipeline.augment.estimate import score_estimate
 from pipeline.augment.passes import score
 from pipeline.augment.recipes import ScoreSettings
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.config import Settings
+from pipeline.runtime import RuntimeSettings
 from stages.command import folder_option, params_option, plan_option, stage
 
 

@@ -6,7 +6,8 @@ import click
 
 from pipeline import config
 from pipeline.config import Settings
-from pipeline.distill.scout import ScoutSettings, train_scout
+from pipeline.distill.scout import train_scout
+from pipeline.distill.settings import ScoutSettings
 from stages.command import folder_option, params_option, stage
 
 

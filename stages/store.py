@@ -1,7 +1,8 @@
-"""store: the upkeep of the shard store: what it holds, whether it is sound, what may go (no stage)."""
+"""store: the upkeep of the store of shards and students: what it holds, whether it is sound, what may go (no stage)."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -9,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import config
+from pipeline.distill import kept
+from pipeline.distill.jobs import StudentStore
+from pipeline.distill.kept import KeptStudent, StudentUses
 from pipeline.errors import PipelineError
 from pipeline.progress import Counter
 from pipeline.shards import upkeep
@@ -32,13 +36,13 @@ data_option = click.option(
     default=("data",),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder below which manifests say what is in use. Give one for EVERY clone that uses the store.",
+    help="Folder below which manifests and students say what is in use. Give one for EVERY clone that uses the store.",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
-    """Look after the shard store: what it holds, whether it is sound, what may go."""
+    """Look after the store of shards and students: what it holds, whether it is sound, what may go."""
 
 
 @stage
@@ -46,17 +50,22 @@ def main() -> None:
 @params_option
 @data_option
 def list_sets(named: Path | None, params: Path, data: tuple[Path, ...]) -> None:
-    """List the sets of shards in the store, and which folders use them.
+    """List the sets of shards and the students in the store, and which folders use them.
 
-    A set is what one pass of a teacher made: its shards differ in examples and variant alone. Nothing is hashed.
+    A set is what one pass of a teacher made: its shards differ in examples and variant alone. Nothing there is hashed.
     """
     store = _store(named, params)
+    students = StudentStore.below(store.folder)
     contents, uses = store.contents(), look_for_uses(data, store)
     sets = upkeep.sets_of(contents, uses)
     Console(width=WIDTH, highlight=False, markup=False).print(_table(sets, uses))
     for sentence in _doubts(uses):
         click.echo(sentence)
     click.echo(_totals(store, contents, sets))
+    found = kept.look_for_students(data, students)
+    if stock := kept.take_stock(students, found):
+        Console(width=WIDTH, highlight=False, markup=False).print(_student_table(stock, found, time.time()))
+        click.echo(f"{students.folder}: {_counted(len(stock), 'folder')}, {_megabytes(sum(one.bytes for one in stock))} MB")
 
 
 @stage
@@ -64,19 +73,27 @@ def list_sets(named: Path | None, params: Path, data: tuple[Path, ...]) -> None:
 @params_option
 @click.option("--delete", is_flag=True, help="Delete what is damaged, so that the next run computes it again.")
 def verify(named: Path | None, params: Path, delete: bool) -> None:
-    """Hash every shard and compare it and its key with its receipt.
+    """Hash every shard and every finished student and compare them with what was noted of them.
 
     Exits with 1 if anything is damaged, also where --delete has removed it.
     """
     store = _store(named, params)
-    findings = _examined(store.contents())
+    students = StudentStore.below(store.folder)
+    findings, faults = _examined(store.contents()), _examined_students(students)
     for finding in findings:
         if not finding.damaged:
             click.echo(f"left alone, perhaps in use: {_line(finding)}")
     damaged = [finding for finding in findings if finding.damaged]
-    if damaged:
-        lines = "\n  - ".join([f"{store.folder}: {len(damaged)} damaged", *map(_line, damaged)])
-        raise PipelineError(lines + _ending(damaged, delete))
+    if damaged or faults:
+        lines = [*map(_line, damaged), *(f"{fault}: {_described(student)}" for student, fault in faults)]
+        ending = "the next run that needs what is damaged computes it again; --delete removes what is damaged now"
+        if delete:
+            gone = [
+                *(upkeep.delete(finding.entry.files) for finding in damaged),
+                *(kept.delete(students, s) for s, _ in faults),
+            ]
+            ending = f"{sum(gone)} of {len(gone)} deleted; the next run that needs them computes them again"
+        raise PipelineError("\n  - ".join([f"{store.folder}: {len(lines)} damaged", *lines]) + f"\n{ending}")
     click.echo(f"{store.folder}: nothing is damaged")
 
 
@@ -94,25 +111,30 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
 @click.option("--everything", is_flag=True, help="Go on although a --data folder has no manifest: nothing there is in use.")
 @click.option("--delete", is_flag=True, help="Do it; without it nothing is deleted.")
 def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: float, everything: bool, delete: bool) -> None:
-    """Say what no manifest lists any more, and with --delete delete it.
+    """Say what no manifest lists any more, and which students are in no folder, and with --delete delete it.
 
     Only finished stages have a manifest: finish or repeat a stage that was interrupted before clearing the store, else
-    what it had computed counts as unused once it is old enough. Abandoned partial files go too, if older than an hour.
+    what it had computed counts as unused once it is old enough. Abandoned partial files and the states of trainings that were
+    not finished go too, if older than an hour; a student that is being trained on this machine never goes.
     """
     store = _store(named, params)
-    uses = look_for_uses(data, store)
-    check_known(uses, everything)
-    plan = upkeep.plan(store.contents(), uses, min_age_hours * 3600, time.time())
+    students, now, least_age = StudentStore.below(store.folder), time.time(), min_age_hours * 3600
+    uses, found = look_for_uses(data, store), kept.look_for_students(data, students)
+    check_known(replace(uses, unreadable=uses.unreadable + found.unreadable), everything)
+    plan = upkeep.plan(store.contents(), uses, least_age, now)
+    doomed, young = kept.spare(kept.take_stock(students, found), least_age, now)
     garbage = [one for one in plan.garbage if upkeep.delete(one.files)] if delete else plan.garbage
-    click.echo(f"{store.folder}: {'deleted' if delete else 'would be deleted'}:{'' if garbage else ' nothing'}")
-    for line in _grouped(garbage):
+    gone = [one for one in doomed if kept.delete(students, one)] if delete else doomed
+    lines = [*_grouped(garbage), *map(_student_line, gone)]
+    click.echo(f"{store.folder}: {'deleted' if delete else 'would be deleted'}:{'' if lines else ' nothing'}")
+    for line in lines:
         click.echo(f"  - {line}")
-    click.echo(_gain(garbage, delete))
-    if plan.young:
-        reason = f"too young for --min-age-hours {min_age_hours:g}; all shards of a teacher age together"
-        click.echo(f"kept although not in use: {plan.young}, {reason}")
-    if len(garbage) < len(plan.garbage):
-        click.echo(f"kept: {len(plan.garbage) - len(garbage)}, written or asked for while this command ran")
+    click.echo(_gain(garbage, gone, delete))
+    if plan.young + young:
+        reason = f"too young for --min-age-hours {min_age_hours:g}; all of a teacher age together"
+        click.echo(f"kept although not in use: {plan.young + young}, {reason}")
+    if left := len(plan.garbage) + len(doomed) - len(garbage) - len(gone):
+        click.echo(f"kept: {left}, written or asked for while this command ran")
 
 
 def _store(named: Path | None, params: Path) -> ShardStore:
@@ -141,6 +163,39 @@ def _table(sets: Sequence[ShardSet], uses: Uses) -> Table:
         used_by = ", ".join(map(str, one.used_by)) or nobody
         table.add_row(one.name[:8], one.content, one.teacher, one.settings, *counts, used_by)
     return table
+
+
+def _student_table(students: Sequence[KeptStudent], uses: StudentUses, now: float) -> Table:
+    nobody = "unknown" if uses.unreadable else "unused"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("student", "task", "teacher", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("MB", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("used by")
+    for one in students:
+        used_by = ", ".join(map(str, one.used_by)) or nobody
+        size, age = _megabytes(one.bytes), _age(now - one.changed_ns / 1e9)
+        table.add_row(one.student, one.task or "–", one.teacher, one.state, size, age, used_by)
+    return table
+
+
+def _student_line(student: KeptStudent) -> str:
+    return f"1 student, {_megabytes(student.bytes)} MB: {_described(student)}"
+
+
+def _described(student: KeptStudent) -> str:
+    """What a person recognises a student by."""
+    task = f" of task {student.task}" if student.task else ""
+    return f"{student.student}{task}, teacher {student.teacher}, {student.state}"
+
+
+def _age(seconds: float) -> str:
+    """How long ago, in the largest unit of which there are two."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def _doubts(uses: Uses) -> list[str]:
@@ -175,15 +230,13 @@ def _examined(contents: Contents) -> list[Finding]:
     return findings
 
 
+def _examined_students(store: StudentStore) -> list[tuple[KeptStudent, str]]:
+    stock = kept.take_stock(store, StudentUses({}, ()))
+    return [(student, fault) for student in stock if (fault := kept.fault_of(student))]
+
+
 def _line(finding: Finding) -> str:
     return f"{finding.text}: {upkeep.describe(finding.entry)}"
-
-
-def _ending(damaged: Sequence[Finding], delete: bool) -> str:
-    if not delete:
-        return "\nthe next run that needs a damaged shard computes it again; --delete removes what is damaged now"
-    deleted = sum([upkeep.delete(finding.entry.files) for finding in damaged])
-    return f"\n{deleted} of {len(damaged)} deleted; the next run that needs them computes them again"
 
 
 def _grouped(garbage: Sequence[Garbage]) -> list[str]:
@@ -197,8 +250,8 @@ def _grouped(garbage: Sequence[Garbage]) -> list[str]:
     ]
 
 
-def _gain(garbage: Sequence[Garbage], delete: bool) -> str:
-    freed = sum(one.freed for one in garbage)
+def _gain(garbage: Sequence[Garbage], students: Sequence[KeptStudent], delete: bool) -> str:
+    freed = sum(one.freed for one in garbage) + sum(one.bytes for one in students)
     linked = [file for one in garbage for file in one.linked]
     text = f"{'freed' if delete else 'would free'} {freed:,} bytes ({_megabytes(freed)} MB)"
     if linked:

@@ -20,18 +20,52 @@ from pipeline.tasks import Floats, Split, Task, measure
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
 SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)
 
-STUDENT = {"layers": 3, "width": None, "augmentation": "shards", "loss": {"soft": 1.0, "perturbed": 1.0}, "epochs": 4}
+NOBODY, SHARDS = {"shards": 0.0, "student": 0.0}, {"shards": 1.0, "student": 0.0}
+OWN, BOTH = {"shards": 0.0, "student": 1.0}, {"shards": 0.5, "student": 0.5}
+OWN_PERTURBATION = {
+    "objective": "gap",
+    "norm": "l2",
+    "radius": {"divergence": 0.1},
+    "steps": 1,
+    "step_size": 1.0,
+    "start": 0.0,
+    "special_tokens": False,
+}
+STUDENT: dict[str, Any] = {
+    "start": "teacher",
+    "layers": 3,
+    "adversary": SHARDS,
+    "variants": "rotate",
+    "perturbation": OWN_PERTURBATION,
+    "residual": False,
+    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},
+    "optimiser": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
+}
+"""As a lineage has them: without what is left as in the teacher."""
+
 STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
-    "half-plain": STUDENT | {"augmentation": "none"},
-    "narrow": STUDENT | {"layers": 6, "width": 192},
-    "tiny": STUDENT | {"layers": 2, "width": 128, "epochs": 6},
+    "half-plain": STUDENT | {"adversary": NOBODY},
+    "narrow": STUDENT | {"layers": 6, "hidden": 192},
+    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"epochs": 6}},
 }
-NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
+OTHERS: dict[str, dict[str, Any]] = {
+    "own": STUDENT | {"adversary": OWN},
+    "both": STUDENT | {"adversary": BOTH, "variants": {"worst_of": 2}, "residual": True},
+    "elsewhere": STUDENT
+    | {
+        "start": {"checkpoint": "data/raw/small"},
+        "objective": STUDENT["objective"] | {"temperature": {"first": 4.0, "last": 1.0}},
+    },
+}
+"""Students whose settings have other forms."""
+
+NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4, "own": 0.8, "both": 0.85, "elsewhere": 1.3}
 """How far the students' answers stray from the label."""
 
 LATENCY = {"half": 2.9, "half-plain": 2.95, "narrow": 3.6, "tiny": 0.7}
 PARAMETERS = {"half": 17_400_000, "half-plain": 17_400_000, "narrow": 8_500_000, "tiny": 4_300_000}
+SECONDS = {"half": 204.3, "half-plain": 101.0, "narrow": 4000.0, "tiny": 3.2}
 PERTURBATION = {
     "objective": "divergence",
     "norm": "l2",
@@ -156,23 +190,25 @@ def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipe
 def write_student(
     data: Path, task: Task, name: str, settings: Mapping[str, Any], logits: Floats, labels: Floats, teacher: Floats
 ) -> None:
-    """A student's history, lineage and evaluation."""
-    folder = data / "student" / task.name / name
-    _write_history(folder, measure(task, labels, logits), int(settings["epochs"]))
-    plain = settings["augmentation"] == "none"
+    """A student's history, lineage, evaluation and what its training took."""
+    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["epochs"])
+    _write_history(folder, measure(task, labels, logits), epochs)
+    start = settings["start"]["checkpoint"] if isinstance(settings["start"], Mapping) else settings["start"]
     lineage = {
         "task": task.name,
         "student": name,
         "settings": dict(settings),
         "teacher": "7d" * 32,
         "scores": manifest_hash(data / "scores" / task.name),
-        "shards": None if plain else manifest_hash(data / "shards" / task.name),
+        "shards": None if not settings["adversary"]["shards"] else manifest_hash(data / "shards" / task.name),
         "dev": measure(task, labels, logits) + 0.004,
         "teacher_dev": measure(task, labels, teacher) + 0.004,
-        "best_epoch": settings["epochs"] - 1,
-        "start": {"layers": "copied from the teacher", "embedding reconstruction error": 0.0131},
+        "best_epoch": epochs - 1,
+        "start": {"start": start, "layers": [0, 2, 4], "parameters_copied": PARAMETERS.get(name, 0), "embedding_error": 0.0131},
     }
     write_json(folder / "lineage.json", lineage)
+    cost = {"seconds": SECONDS.get(name, 77.7), "steps": 80 * epochs}
+    write_json(data / "training" / task.name / f"{name}.json", cost)
     latency = LATENCY.get(name, 2.0)
     write_evaluation(data / "evaluation" / task.name / name, task, logits, labels, teacher, name, latency)
 

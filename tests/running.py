@@ -19,7 +19,7 @@ import stages.augment
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.shards.manifest import manifest_hash
-from tests.world import AUGMENT, make_task, runtime_at, save_prepared
+from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,7 @@ class Stage:
         store: Path | None = None,
     ) -> None:
         self.store, self.out, self.output = store or folder / "store", folder / out, folder / f"{out}.txt"
-        runtime = {"ray_address": None, "workers": workers, "store": str(self.store), "max_bytes": None}
+        runtime = RUNTIME | {"workers": workers, "store": str(self.store)}
         params = folder / f"{out}.yaml"
         sections = {"tasks": {"tiny": {}}, "augment": dict(settings), "runtime": runtime}
         params.write_text(yaml.safe_dump(sections), encoding="utf-8")
@@ -168,7 +168,7 @@ def title(process: psutil.Process) -> str:
 def scored(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
     """A corpus of so many training rows, and its scores in ``folder / "scores"``."""
     prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
-    settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
+    settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32", hidden=[])
     with unsynced():
         score(prepared, teacher, settings, runtime_at(folder / "scoring"), folder / "scores")
     return folder / "scores"

@@ -1,4 +1,4 @@
-"""A shard store with something in it, and folders of products that use it."""
+"""A store with shards and students in it, and folders of products that use it."""
 
 import os
 import time
@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.shards.manifest import Key, Manifest, ShardEntry
+from pipeline.distill.jobs import COST_FILE, StudentStore
+from pipeline.distill.training import LINEAGE_FILE
+from pipeline.files import write_json
+from pipeline.finetuning import HISTORY_FILE
+from pipeline.shards.manifest import Key, Manifest, ShardEntry, key_hash
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
 from pipeline.shards.store import ShardStore
 from pipeline.shards.writer import write_shard
@@ -86,4 +90,36 @@ def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
     """Everything in the store, or what one key has there, was last touched so long ago."""
     then = time.time() - seconds
     for path in [store.shard_path(key), store.receipt_path(key)] if key else store.folder.iterdir():
+        os.utime(path, (then, then))
+
+
+def student_key(student: str = "half", **changed: Any) -> Key:
+    return {"content": "student", "student": student, "teacher": "ab" * 32, "code": "ef" * 32} | changed
+
+
+def keep_student(store: StudentStore, student: str = "half", **changed: Any) -> Key:
+    """A finished student of 1,000 bytes of weights, as the training leaves it."""
+    key = student_key(student, **changed)
+    with store.kept(key) as folder:
+        (folder / "model.safetensors").write_bytes(bytes(1000))
+        (folder / HISTORY_FILE).write_text(f"epoch,step,loss,dev\n1,8,0.5,{key_hash(key)}\n")
+        write_json(folder / COST_FILE, {"seconds": 1.0, "steps": 8})
+        write_json(folder / LINEAGE_FILE, {"task": "tiny", "student": student})
+    return key
+
+
+def begin_training(store: StudentStore, student: str = "half", **changed: Any) -> Key:
+    """The states that a training leaves that was killed."""
+    key = student_key(student, **changed)
+    with store.alone(key, student):
+        state = store.states_of(key) / "checkpoint-8"
+        state.mkdir(parents=True)
+        (state / "optimizer.pt").write_bytes(bytes(500))
+    return key
+
+
+def age_students(store: StudentStore, seconds: float, place: Path | None = None) -> None:
+    """Everything in the store, or in one folder of it, was last touched so long ago."""
+    then, folder = time.time() - seconds, place or store.folder
+    for path in [*folder.rglob("*"), folder]:
         os.utime(path, (then, then))

@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.distill.jobs import CODE
+
 ROOT = Path(__file__).parent.parent
 
 ORDER = [
     "pipeline.errors",
     "pipeline.config",
     "pipeline.files",
+    "pipeline.checkpoints",
     "pipeline.seeding",
+    "pipeline.order",
+    "pipeline.runtime",
+    "pipeline.ray_session",
     "pipeline.progress",
     "pipeline.tasks",
     "pipeline.corpus.faults",
@@ -26,6 +32,8 @@ ORDER = [
     "pipeline.models",
     "pipeline.scouting",
     "pipeline.views",
+    "pipeline.conduct",
+    "pipeline.loading",
     "pipeline.finetuning",
     "pipeline.teaching",
     "pipeline.perturbation",
@@ -38,6 +46,7 @@ ORDER = [
     "pipeline.shards.usage",
     "pipeline.shards.upkeep",
     "pipeline.shards.reader",
+    "pipeline.shards.batches",
     "pipeline.augment.partition",
     "pipeline.augment.inputs",
     "pipeline.augment.batches",
@@ -59,18 +68,30 @@ ORDER = [
     "pipeline.augment.passes",
     "pipeline.distill.narrowing",
     "pipeline.distill.student",
+    "pipeline.distill.uses",
     "pipeline.distill.objective",
+    "pipeline.distill.settings",
+    "pipeline.distill.examples",
+    "pipeline.distill.adversary",
+    "pipeline.distill.step",
     "pipeline.distill.card",
     "pipeline.distill.training",
     "pipeline.distill.scout",
+    "pipeline.distill.jobs",
+    "pipeline.distill.kept",
+    "pipeline.distill.launch",
     "pipeline.evaluation",
+    "pipeline.export.graph",
+    "pipeline.export.checking",
+    "pipeline.export.folder",
     "pipeline.report.facts",
     "pipeline.report.plots",
+    "pipeline.report.provenance",
     "pipeline.report.page",
 ]
 """A module imports only what stands above it."""
 
-RAY_MAY_BE_IMPORTED_BY = {"pipeline.augment.cluster"}
+RAY_MAY_BE_IMPORTED_BY = {"pipeline.ray_session", "pipeline.augment.cluster", "pipeline.distill.launch"}
 
 
 def modules(folder: str) -> list[str]:
@@ -124,9 +145,11 @@ def test_a_module_imports_only_what_stands_above_it(module: str) -> None:
     assert own(imports(module)) <= above, f"{module} imports {sorted(own(imports(module)) - above)}, which stand below it"
 
 
-def test_ray_is_loaded_only_by_a_run_that_uses_it() -> None:
-    tree = ast.parse(file_of("pipeline.augment.passes").read_text(encoding="utf-8"))
-    assert "pipeline.augment.cluster" not in {name for node in tree.body for name in _names(node)}
+@pytest.mark.parametrize("module", ["pipeline.augment.passes", "pipeline.distill.launch"])
+def test_ray_is_loaded_only_by_a_run_that_uses_it(module: str) -> None:
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    loaded = {name for node in tree.body for name in _names(node)}
+    assert not loaded & {"ray", "pipeline.augment.cluster", "pipeline.ray_session"}
 
 
 @pytest.mark.parametrize(("half", "other"), [("augment", "distill"), ("distill", "augment")])
@@ -136,9 +159,27 @@ def test_the_two_halves_meet_only_in_the_shards(half: str, other: str) -> None:
         assert not touched, f"{module} reaches {touched}"
 
 
-def test_ray_is_imported_in_one_place() -> None:
+def test_ray_is_imported_where_processes_are_started_and_nowhere_else() -> None:
     users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
     assert users == RAY_MAY_BE_IMPORTED_BY
+
+
+DECIDES_NO_WEIGHT = {
+    f"pipeline.{name}"
+    for name in (
+        "errors",
+        "config",
+        "files",
+        "shards.schema",
+        "shards.manifest",
+        "shards.lineage",
+    )
+}
+"""What a training runs, and yet a student's weights do not depend on; of schema and lineage the key holds what does."""
+
+
+def test_the_key_of_a_student_names_all_code_that_decides_its_weights() -> None:
+    assert {module.__name__ for module in CODE} == needed_by("pipeline.distill.training") - DECIDES_NO_WEIGHT
 
 
 def test_init_files_are_empty() -> None:

@@ -28,8 +28,9 @@ from pipeline.augment.inputs import Inputs
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import Label
-from pipeline.augment.workers import RuntimeSettings
+from pipeline.distill.settings import StudentSettings
 from pipeline.models import head_settings
+from pipeline.runtime import RuntimeSettings
 from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import Key
 from pipeline.tasks import Split, Task
@@ -143,7 +144,7 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
     return folder
 
 
-SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32")
+SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32", hidden=[])
 AUGMENT: dict[str, Any] = {
     "variants": 2,
     "recipes": [["perturb"]],
@@ -169,6 +170,29 @@ AUGMENT: dict[str, Any] = {
 """The section ``augment`` of a params.yaml of the tiny world."""
 
 
+OPTIMISER: dict[str, Any] = {
+    "epochs": 2, "batch_size": 8, "accumulation": 1, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
+    "weight_decay": 0.0, "clip": 1.0, "precision": "float32", "seed": 3,
+}  # fmt: skip
+STUDENT: dict[str, Any] = {
+    "start": "teacher",
+    "layers": 2,
+    "adversary": "shards",
+    "variants": "rotate",
+    "perturbation": {
+        "objective": "gap", "norm": "l2", "radius": 0.1, "steps": 1, "step_size": 1.0, "start": 0.0, "special_tokens": False,
+    },
+    "residual": False,
+    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},
+    "optimiser": OPTIMISER,
+}  # fmt: skip
+
+
+def student_settings(optimiser: dict[str, Any] | None = None, **changed: Any) -> StudentSettings:
+    """Settings of a student of two layers, some of them changed."""
+    return StudentSettings.model_validate(STUDENT | {"optimiser": OPTIMISER | (optimiser or {})} | changed)
+
+
 def augment_settings(perturbation: dict[str, Any] | None = None, **changed: Any) -> AugmentSettings:
     """These settings, some of them changed."""
     search = AUGMENT["perturbation"] | (perturbation or {})
@@ -178,9 +202,15 @@ def augment_settings(perturbation: dict[str, Any] | None = None, **changed: Any)
 AUGMENT_SETTINGS = augment_settings()
 
 
+RUNTIME: dict[str, Any] = {
+    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1, "readers": 0, "checkpoint_steps": 0,
+    "log_to": [],
+}  # fmt: skip
+
+
 def runtime_at(folder: Path, workers: int = 0) -> RuntimeSettings:
     """A store of its own, and this process as the worker."""
-    return RuntimeSettings(ray_address=None, workers=workers, store=str(folder / "store"), max_bytes=None)
+    return RuntimeSettings.model_validate(RUNTIME | {"workers": workers, "store": str(folder / "store")})
 
 
 def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSettings = AUGMENT_SETTINGS) -> tuple[Path, Path]:

@@ -4,9 +4,7 @@ A worker that sees the store writes there itself. One that does not hands its sh
 large ever waits in Ray's object store.
 """
 
-import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,14 +27,13 @@ from pipeline.augment.jobs import Done, Job, Work
 from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.teacher import Precision
 from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
-from pipeline.augment.workers import AnyJob, RuntimeSettings, failure, landmark, last_line
-from pipeline.errors import PipelineError
+from pipeline.augment.workers import AnyJob, failure, landmark
+from pipeline.errors import PipelineError, last_line
 from pipeline.files import sha256_of, written_whole
+from pipeline.ray_session import join_ray
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
-
-LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""What goes through Ray is the rows of one job a worker, and pieces of files."""
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 """How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
@@ -46,9 +43,6 @@ DEATHS_ALLOWED = 3
 
 ARRIVAL_SECONDS = 180.0
 """How long nothing but the start of workers is waited for."""
-
-ANSWER_SECONDS = 10.0
-"""How long a cluster is given to answer its address; Ray itself would try for minutes."""
 
 LEAVING_SECONDS = 10.0
 """How long workers have to tidy up."""
@@ -124,7 +118,7 @@ class Cluster:
     def _start(self, jobs: int) -> None:
         if self._mark is None:
             self._mark = self._open.enter_context(landmark(self._store))
-            _join_ray(self._runtime)
+            join_ray(self._runtime, self._runtime.workers or os.cpu_count() or 1)
             self._open.callback(ray.shutdown)
             self._open.callback(self._take_leave)
             self._hashes = {str(file): sha256_of(file) for file in self._folders.files()}
@@ -213,42 +207,3 @@ def _read(job: Job) -> Work:
         return job.work()
     except Exception as cause:
         raise failure(job.name, cause) from cause
-
-
-def _join_ray(runtime: RuntimeSettings) -> None:
-    """Join the cluster that the environment or the settings name, else start Ray on this machine."""
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS") or runtime.ray_address
-    if address:
-        try:
-            _reach(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError) as cause:
-            raise PipelineError(f"no Ray cluster answers at {address}: {last_line(cause)}") from cause
-    else:
-        _start_ray(runtime.workers or os.cpu_count() or 1)
-
-
-def _reach(address: str) -> None:
-    """Knock at ``host:port``; what is no such address is Ray's to understand."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-
-
-def _start_ray(cores: int) -> None:
-    try:
-        ray.init(
-            address="local",
-            num_cpus=cores,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, RuntimeError, ValueError) as cause:
-        raise PipelineError(
-            f"Ray does not start on this machine: {last_line(cause)}; runtime.workers: 0 does the work without it"
-        ) from cause

@@ -14,11 +14,11 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import SHORTENINGS, Making, Scored, make_variant
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.encoding import Integers
 from pipeline.errors import PipelineError
 from pipeline.models import embedding_width
 from pipeline.perturbation import Effect
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import Task

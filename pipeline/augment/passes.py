@@ -12,10 +12,11 @@ from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.plans import Augmentation, no_radius, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import Precision
-from pipeline.augment.workers import RuntimeSettings, ThisProcess, Workers
+from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.errors import PipelineError
 from pipeline.models import embedding_width
 from pipeline.perturbation import Effect
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import Kind, Task

@@ -32,7 +32,7 @@ from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
 from pipeline.augment.variants import Making, Scored
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
-from pipeline.models import load_tokenizer
+from pipeline.models import depth_of, load_tokenizer
 from pipeline.perturbation import CONTROLS
 from pipeline.scouting import ScoutFolder, snapshot_for
 from pipeline.seeding import seed_of
@@ -50,7 +50,8 @@ SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, seeding,
 
 def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key, list[ScoreJob]]:
     """The key that all scores share, and the jobs of every split."""
-    decided = settings.model_dump(include={"batch_rows", "precision"})
+    _check_layers(teacher, settings.hidden)
+    decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
     key: Key = lineage(teacher) | {"content": "scores", **decided, "code": code_hash(*SCORING_CODE)}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
@@ -58,6 +59,15 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
         for place in places(prepared, split, settings.rows_per_shard)
     ]
     return key, jobs
+
+
+def _check_layers(teacher: Path, wanted: list[int]) -> None:
+    depth = depth_of(teacher)
+    if sorted(set(wanted)) != wanted or wanted[-1:] > [depth]:
+        raise PipelineError(
+            f"score.hidden: {wanted} cannot be kept of a teacher of {depth} layers; give different layers from 1 to {depth} in "
+            "rising order, or [] for none"
+        )
 
 
 @dataclass(frozen=True)

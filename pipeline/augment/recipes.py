@@ -34,6 +34,8 @@ class ScoreSettings(Settings):
     """About how many examples make one shard."""
     batch_rows: AtLeastOne
     precision: Precision
+    hidden: list[AtLeastOne]
+    """After which of the teacher's layers, counted from 1, states are kept for ``objective.hidden``; [] keeps none."""
 
 
 class AugmentSettings(Settings):
@@ -64,6 +66,13 @@ class AugmentSettings(Settings):
             raise ValueError("a recipe asks for masked_lm, so the setting masked_lm must say which model and how")
         if self.keep_label and any("perturb" in recipe and len(recipe) > 1 for recipe in self.recipes):
             raise ValueError("keep_label cannot hold for [edit, perturb]: the edit itself may have changed the answer")
+        if (
+            self.perturbs()
+            and self.variants > 1
+            and not self.perturbation.start
+            and self.perturbation.objective not in CONTROLS
+        ):
+            raise ValueError("perturbation.start is 0, so that variants of a text would not differ; set it above 0")
         radius = self.perturbation.radius
         if self.keep_label and isinstance(radius, Effect) and radius.flips is not None:
             raise ValueError("keep_label leaves no answer flipped, so the radius needs a number or a divergence, not flips")

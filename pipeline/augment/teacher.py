@@ -3,7 +3,7 @@
 Knows one model on one device; must not know partitions, keys, stores or Ray.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,16 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.inputs import Inputs
 from pipeline.encoding import Batch, Integers, model_inputs
 from pipeline.errors import PipelineError
-from pipeline.models import embed, freeze, load_classifier, load_tokenizer, logits_from_embeddings, pick_device, word_embeddings
+from pipeline.models import (
+    embed,
+    freeze,
+    load_classifier,
+    load_tokenizer,
+    logits_and_states,
+    logits_from_embeddings,
+    pick_device,
+    word_embeddings,
+)
 from pipeline.scouting import ScoutFolder
 from pipeline.tasks import Task
 from pipeline.views import carried, view_embeddings
@@ -70,6 +79,14 @@ class FrozenModel:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             return logits_from_embeddings(self._model, model_inputs(batch), embeddings).float()
 
+    def answers_at(self, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The same, and states after some layers [rows, layers, width] in float32."""
+        if not layers:
+            return self.logits_at(batch, embeddings), embeddings.new_zeros(len(embeddings), 0)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            logits, states = logits_and_states(self._model, model_inputs(batch), embeddings, layers)
+        return logits.float(), states.float()
+
 
 class FrozenTeacher(FrozenModel):
     """The teacher: labels untouched inputs and variants."""
@@ -89,9 +106,15 @@ class FrozenTeacher(FrozenModel):
         """Rows as one batch on the device."""
         return {name: self.sent(value) for name, value in rows.padded(self.pad_token_id, tokens).items()}
 
-    @torch.inference_mode()
     def logits(self, inputs: Inputs, batches: Batches, batch_rows: int) -> npt.NDArray[np.float32]:
-        """Logits [rows, outputs] of rows as they are.
+        """Logits [rows, outputs] of rows as they are; raises as ``answers`` does."""
+        return self.answers(inputs, batches, batch_rows)[0]
+
+    @torch.inference_mode()
+    def answers(
+        self, inputs: Inputs, batches: Batches, batch_rows: int, layers: Sequence[int] = ()
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Logits [rows, outputs] of rows as they are, and states after some layers [rows, layers × width].
 
         Raises:
             PipelineError: some are no numbers, or a row does not fit into memory; names the example.
@@ -99,13 +122,16 @@ class FrozenTeacher(FrozenModel):
 
         def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Arriving, int]]:
             batch = self.padded(rows, tokens)
-            answers = Arriving(self.logits_at(batch, view_embeddings(self.words, batch)))
+            answers = Arriving(*self.answers_at(batch, view_embeddings(self.words, batch), layers))
             return [(answers, row) for row in range(len(rows))]
 
         made = batches.run(inputs, batch_rows, compute)
-        logits = np.array([answers.tensors[0][row].numpy() for answers, row in made]).reshape(len(made), self.task.outputs)
+        logits, states = (
+            np.array([answers.tensors[number][row].numpy() for answers, row in made], dtype=np.float32) for number in (0, 1)
+        )
+        logits = logits.reshape(len(made), self.task.outputs)
         check_finite(logits, inputs, "the untouched input")
-        return logits
+        return logits, states.reshape(len(made), -1 if len(made) else 0)
 
 
 class Scout(FrozenModel):

@@ -7,36 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from pydantic import Field
 
 from pipeline.augment.jobs import Done, Job
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, last_line
 from pipeline.files import PARTIAL
 from pipeline.shards.store import ShardStore
 
 AnyJob = TypeVar("AnyJob", bound=Job)
-
-
-class RuntimeSettings(Settings):
-    """What changes speed and never a byte."""
-
-    ray_address: str | None
-    """Of a running cluster; null starts Ray on this machine. The environment's RAY_ADDRESS comes first."""
-    workers: Annotated[int, Field(ge=0)] | None
-    """Most worker processes; null and more than there is room for are one a GPU, or one a core where there is no GPU.
-
-    0 does the work in this process, without Ray.
-    """
-    store: str
-    """Folder of the shard store. Nodes that share it write there themselves; others hand their shards back."""
-    max_bytes: Annotated[int, Field(ge=1)] | None
-    """Most bytes that one run may add to the store; more is refused before it starts."""
 
 
 class Workers(Protocol):
@@ -86,12 +68,6 @@ def failure(name: str, cause: BaseException) -> PipelineError:
     if not isinstance(cause, PipelineError):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
     return PipelineError(f"{name} failed: {last_line(cause)}")
-
-
-def last_line(error: BaseException) -> str:
-    """The last line that an error says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a student is trained to make small. Knows logits and labels, not models or shards: change the loss here."""
+"""What a student is trained to make small, row by row. Knows logits and labels, not models or shards: change the loss here."""
 
 from typing import Annotated, Literal
 
@@ -11,67 +11,85 @@ from pipeline.finetuning import label_loss
 from pipeline.tasks import Kind
 
 Weight = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
+class Annealed(Settings):
+    """A temperature that changes evenly over the training."""
+
+    first: Temperature
+    last: Temperature
 
 
 class ObjectiveSettings(Settings):
     """Weights and form of the loss."""
 
     hard: Weight
-    """Of the labels; rows without one do not count."""
+    """Of the labels; rows without one count as having nothing to learn from them."""
     soft: Weight
     """Of the teacher's logits on the untouched input."""
     perturbed: Weight
-    """Of the teacher's logits on the perturbed input."""
+    """Of the teacher's logits on the perturbed inputs, whoever perturbed them."""
+    hidden: Weight
+    """Of the teacher's states on the first token of the untouched input, where the scores hold some."""
     form: Literal["kl", "mse"]
     """How logits are compared; a regression is always compared by squared error."""
-    temperature: Annotated[float, Field(gt=0)]
+    temperature: Temperature | Annealed
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> "ObjectiveSettings":
-        if not self.hard + self.soft + self.perturbed:
-            raise ValueError("one of the weights hard, soft and perturbed must be above 0")
+        if not self.hard + self.soft + self.perturbed + self.hidden:
+            raise ValueError("one of the weights hard, soft, perturbed and hidden must be above 0")
         return self
 
+    def temperature_at(self, progress: float | Tensor) -> float | Tensor:
+        """The temperature when that share of the training is done."""
+        if isinstance(self.temperature, float):
+            return self.temperature
+        return self.temperature.first + (self.temperature.last - self.temperature.first) * progress
 
-def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """KL(teacher ‖ student) at ``temperature``, mean over the batch, in nats.
+
+def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """KL(teacher ‖ student) at ``temperature`` of each row, [rows], in nats.
 
     Both logits are [rows, classes] at temperature 1. The result is multiplied by temperature² so that its gradient keeps
     the size of the hard loss's when the temperature changes (Hinton et al. 2015, §2).
     """
     student = (student_logits / temperature).log_softmax(dim=-1)
     teacher = (teacher_logits / temperature).log_softmax(dim=-1)
-    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1) * temperature**2
 
 
-def imitation_loss(student_logits: Tensor, teacher_logits: Tensor, settings: ObjectiveSettings, kind: Kind) -> Tensor:
-    """How far the student is from the teacher, mean over the batch; both logits are [rows, outputs]."""
-    if kind == "regression" or settings.form == "mse":
-        return functional.mse_loss(student_logits, teacher_logits)
-    return soft_loss(student_logits, teacher_logits, settings.temperature)
-
-
-def distillation_loss(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    perturbed: tuple[Tensor, Tensor] | None,
-    settings: ObjectiveSettings,
-    kind: Kind,
+def imitation_loss(
+    student_logits: Tensor, teacher_logits: Tensor, settings: ObjectiveSettings, kind: Kind, progress: float | Tensor
 ) -> Tensor:
-    """The weighted sum: hard · label loss + soft · imitation, untouched + perturbed · imitation, perturbed.
+    """How far the student is from the teacher, [rows]; both logits are [rows, outputs]."""
+    if kind == "regression" or settings.form == "mse":
+        return (student_logits - teacher_logits).square().mean(dim=-1)
+    return soft_loss(student_logits, teacher_logits, settings.temperature_at(progress))
+
+
+def hidden_loss(states: Tensor, teacher_states: Tensor) -> Tensor:
+    """Mean over layers of the squared distance of both states at length 1, [rows] (patient distillation, Sun et al. 2019).
+
+    Both are [rows, layers, width].
+    """
+    away = functional.normalize(states, dim=-1) - functional.normalize(teacher_states, dim=-1)
+    return away.square().sum(dim=-1).mean(dim=-1)
+
+
+def untouched_loss(
+    logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: ObjectiveSettings, kind: Kind, progress: float | Tensor
+) -> Tensor:
+    """Hard · label loss + soft · imitation on untouched inputs, [rows].
 
     Args:
-        logits: the student's, untouched input, [rows, outputs].
-        teacher_logits: the teacher's, untouched input, [rows, outputs].
+        logits: the student's, [rows, outputs].
+        teacher_logits: the teacher's, [rows, outputs].
         labels: [rows], NaN where there is none.
-        perturbed: the student's and the teacher's logits on the perturbed input, each [rows, outputs]; None without.
         settings: the weights and the form.
         kind: of the task.
+        progress: share of the training that is done.
     """
-    loss = settings.soft * imitation_loss(logits, teacher_logits, settings, kind)
-    if settings.hard:
-        loss = loss + settings.hard * label_loss(logits, labels, kind)
-    if perturbed is not None:
-        loss = loss + settings.perturbed * imitation_loss(*perturbed, settings, kind)
-    return loss
+    loss = settings.soft * imitation_loss(logits, teacher_logits, settings, kind, progress)
+    return loss + settings.hard * label_loss(logits, labels, kind) if settings.hard else loss

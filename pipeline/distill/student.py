@@ -1,4 +1,4 @@
-"""Student surgery: a model of any depth and width whose first weights come from the teacher's.
+"""Student surgery: a model of any depth and width whose first weights come from the teacher's, or from another's.
 
 Knows two models' parameters and the linear map between their word embeddings; must not know data or losses.
 """
@@ -17,19 +17,30 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
-from pipeline.models import load_classifier, word_embeddings
+from pipeline.models import load_classifier, load_tokenizer, longest_input, tokenizer_hash, word_embeddings
+from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None
+RESIDUAL = "perturbation_residual"
+"""Name of the parameter that is learnt beside the map."""
+
 LAYER_NUMBER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")
 
 
-class SizeSettings(Settings):
-    """What is smaller than in the teacher; what is absent is as in the teacher."""
+class Checkpoint(Settings):
+    """Another pretrained model with the teacher's tokenizer, whose weights a student starts from."""
 
-    start: Literal["teacher", "scratch"]
-    """Where the first weights come from: copied or mapped from the teacher's, or random."""
+    checkpoint: str
+    """Hub id or folder, as safetensors."""
+
+
+class SizeSettings(Settings):
+    """What is smaller than in the model whose weights it starts from; what is absent is as there."""
+
+    start: Literal["teacher", "scratch"] | Checkpoint
+    """Where the first weights come from: copied or mapped from the teacher's or another model's, or random."""
     layers: Size | list[Annotated[int, Field(ge=0)]] = None
-    """How many layers, spread evenly over the teacher's, or which of them, counted from 0."""
+    """How many layers, spread evenly over those there, or which of them, counted from 0."""
     hidden: Size = None
     heads: Size = None
     intermediate: Size = None
@@ -45,25 +56,43 @@ class Student:
     facts: dict[str, Any]
     """How it came about, for its card."""
 
+    def learn_residual(self, teacher_width: int) -> None:
+        """Let the training add to the map; the parameter belongs to the model until it is forgotten."""
+        width = word_embeddings(self.model).shape[1]
+        self.model.register_parameter(RESIDUAL, torch.nn.Parameter(torch.zeros(teacher_width, width)))
+
+    def forget_residual(self) -> None:
+        """Take what was learnt beside the map out of the model, which does not need it to answer."""
+        if self.residual_of(self.model) is not None:
+            delattr(self.model, RESIDUAL)
+
+    @staticmethod
+    def residual_of(model: PreTrainedModel) -> Tensor | None:
+        """What is learnt beside the map, [teacher's embedding width, student's], if anything is."""
+        return cast(Tensor | None, getattr(model, RESIDUAL, None))
+
 
 def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student:
     """Build a student of the given size.
 
     Raises:
-        PipelineError: the teacher has no such layers, or the sizes do not go together.
+        PipelineError: the model it starts from has no such layers, another tokenizer, or the sizes do not go together.
     """
     teacher = load_classifier(teacher_folder)
-    chosen = chosen_layers(size.layers, teacher.config.num_hidden_layers)
-    config = smaller_config(teacher.config, size, chosen)
     set_seed(seed % 2**32)
+    source = _source(teacher, teacher_folder, size.start)
+    chosen = chosen_layers(size.layers, source.config.num_hidden_layers)
+    config = smaller_config(source.config, size, chosen)
     model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
     if size.start == "scratch":
         return Student(model, None, {"start": "scratch"})
-    table, own = word_embeddings(teacher), word_embeddings(model)
+    table, own = word_embeddings(source), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
-    copied, mapped, fresh = _fill(model, teacher, chosen, _narrowing(teacher.config, config, linear))
+    copied, mapped, fresh = _fill(model, source, chosen, _narrowing(source.config, config, linear))
+    if isinstance(size.start, Checkpoint):
+        linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
-        "start": "teacher",
+        "start": size.start.checkpoint if isinstance(size.start, Checkpoint) else "teacher",
         "layers": chosen,
         "parameters_copied": copied,
         "parameters_mapped": mapped,
@@ -71,6 +100,25 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
         "embedding_error": round(error, 4),
     }
     return Student(model, linear, facts)
+
+
+def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> PreTrainedModel:
+    """The model whose weights a student starts from, its head one of the teacher's labels."""
+    if not isinstance(start, Checkpoint):
+        return teacher
+    tokenizer, theirs = load_tokenizer(folder), load_tokenizer(start.checkpoint)
+    if tokenizer_hash(tokenizer) != tokenizer_hash(theirs):
+        raise PipelineError(
+            f"{start.checkpoint} has another tokenizer ({tokenizer_hash(theirs)[:12]}) than the teacher "
+            f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read what is stored; start from a checkpoint that shares it"
+        )
+    longest = longest_input(start.checkpoint, theirs)
+    if longest < tokenizer.model_max_length:
+        raise PipelineError(
+            f"{start.checkpoint} takes at most {longest} tokens, stored rows have up to {tokenizer.model_max_length}; "
+            f"start from another checkpoint, or set teacher.max_length to {longest} or less"
+        )
+    return load_classifier(start.checkpoint, Task.read(folder))
 
 
 def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:
@@ -137,6 +185,18 @@ def principal_map(table: Tensor, width: int) -> tuple[Tensor, float]:
     signs = leading.gather(0, leading.abs().argmax(dim=0, keepdim=True)).sign()
     error = 1.0 - float(values[-width:].sum() / values.sum())
     return (leading * signs).float(), max(error, 0.0)
+
+
+def least_squares_map(table: Tensor, own: Tensor) -> tuple[Tensor, float]:
+    """The linear map [teacher's width, student's] that takes a table nearest to another of the same words, and its error.
+
+    The error is the share of the other table's squared length that the map does not reach.
+    """
+    shared = min(len(table), len(own))
+    given, wanted = table[:shared].detach().double(), own[:shared].detach().double()
+    linear = torch.linalg.pinv(given.T @ given, hermitian=True) @ (given.T @ wanted)
+    error = float((given @ linear - wanted).square().sum() / wanted.square().sum())
+    return linear.float(), error
 
 
 def _narrowing(teacher: PreTrainedConfig, own: PreTrainedConfig, linear: Tensor | None) -> Narrowing | None:

@@ -1,242 +1,188 @@
-"""Train one student from shards: pair each example with a variant, decode its perturbation, minimise the objective.
+"""Train one student: open what it learns from, refuse what does not belong together, fit, write a Hugging Face folder.
 
-Knows shards and a student; the corpus is not read and the teacher never runs.
+Knows shards, a student and the objective; the corpus is not read and the teacher never runs.
 """
 
-import functools
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
 
-from pipeline.distill.card import write_card
-from pipeline.distill.objective import ObjectiveSettings, distillation_loss
-from pipeline.distill.student import SizeSettings, Student, make_student
-from pipeline.encoding import Batch, collate, model_inputs
+from pipeline.conduct import Conduct
+from pipeline.distill.adversary import OwnAdversary, check_search
+from pipeline.distill.examples import Examples, Variants
+from pipeline.distill.settings import StudentSettings
+from pipeline.distill.step import StudentLoss
+from pipeline.distill.student import Student, make_student
+from pipeline.distill.uses import check_use
+from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
-from pipeline.files import folder_written_whole, write_json
-from pipeline.finetuning import Item, OptimiserSettings, best_epoch, fine_tune, write_history
-from pipeline.models import embed, load_tokenizer, logits_from_embeddings, logits_from_ids
-from pipeline.shards.codec import CODECS, dequantise
+from pipeline.files import write_json
+from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
+from pipeline.models import depth_of, embedding_width, freeze_unused, load_tokenizer, word_embeddings
+from pipeline.order import Piece
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
-from pipeline.shards.reader import Positions, Row, Rows, Shards, join
+from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Task, measure, predictions
-from pipeline.views import carried, mixing_batch, view_embeddings
 
 LINEAGE_FILE = "lineage.json"
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
-VARIANT = "variant_"
-"""Before the names of a batch's entries that belong to the variants."""
-
-
-class StudentSettings(SizeSettings):
-    """One student: its size, and how it learns."""
-
-    augmentation: Literal["shards", "none"]
-    """Whether it learns from the perturbed variants; ``none`` is the control."""
-    objective: ObjectiveSettings
-    optimiser: OptimiserSettings
-
 
 @dataclass(frozen=True)
-class DistillRows:
-    """The train split: every example with its score and, where there are variants, one perturbed row.
+class Sources:
+    """What a student learns from, opened, verified and of one teacher."""
 
-    Variants take turns: epoch e shows variant 1 + e modulo V of every example.
-    """
+    teacher: Path
+    scores: Shards
+    variants: Shards | None
+    """None for a student that sees none."""
 
-    scores: Rows
-    variants: list[tuple[Rows, Positions]]
+    @classmethod
+    def open(cls, teacher: Path, scores: Path, shards: Path | None) -> "Sources":
+        """Open scores and, where they are wanted, variants.
 
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each row."""
-        return self.scores.lengths()
+        Raises:
+            ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
+        """
+        known = Shards(scores)
+        check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
+        if shards is None:
+            return cls(teacher, known, None)
+        variants = Shards(shards)
+        check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
+        made_from = {"scores": variants.manifest.details["scores"]}
+        check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
+        if not variants.manifest.variants:
+            raise ShardMismatch(
+                f"{shards} holds no variant; set augment.variants above 0, or adversary: student or none for this student"
+            )
+        return cls(teacher, known, variants)
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def __getitem__(self, item: Item) -> tuple[Row, Row | None]:
-        row, epoch = item
-        if not self.variants:
-            return self.scores[row], None
-        perturbed, positions = self.variants[epoch % len(self.variants)]
-        return self.scores[row], perturbed[int(positions[row])]
+    @property
+    def task(self) -> Task:
+        """Of the scores."""
+        return self.scores.manifest.task
 
 
-def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: StudentSettings, out: Path) -> dict[str, Any]:
-    """Train a student and write it to ``out`` as a Hugging Face folder; returns its lineage.
+def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:
+    """Build a student and train it.
 
     Raises:
-        ShardMismatch: scores, perturbations and teacher do not belong together, or a shard is missing or damaged.
-        PipelineError: the student cannot be built, or its embeddings cannot take the stored perturbations.
+        PipelineError: the student cannot be built, or the variants cannot be used as asked.
     """
-    known, perturbations = _open(scores, shards, teacher, settings)
-    student = make_student(teacher, settings, settings.optimiser.seed)
-    if perturbations is not None and settings.start == "scratch":
-        raise PipelineError(
-            f"student {name} starts from scratch, so no map carries the stored perturbations into its embeddings; "
-            "use start: teacher, or augmentation: none"
-        )
-    task = known.manifest.task
-    history = train_student(f"distill {task.name} {name}", student, known, perturbations, settings)
-    dev = known.rows("dev", 0)
+    if sources.variants is not None:
+        check_use(settings.variants, sources.variants.manifest.variants, int(sources.variants.manifest.details["snapshots"]))
+    student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
+    train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
+    if dist.is_initialized():
+        freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
+    adversary = _own_adversary(student, settings, sources.task, tokenizer)
+    if settings.residual and sources.variants is not None:
+        student.learn_residual(embedding_width(sources.teacher))
+    loss = StudentLoss(
+        student=student,
+        objective=settings.objective,
+        kind=sources.task.kind,
+        use=settings.variants,
+        stored=settings.adversary.shards,
+        own=settings.adversary.student,
+        adversary=adversary,
+        layers=_compared_layers(student, sources, settings),
+    )
+    labels = answers(sources.task, dev)
+    fit = fine_tune(
+        name,
+        student.model,
+        train_rows,
+        dev,
+        loss,
+        lambda logits: measure(sources.task, labels, logits),
+        settings.optimiser,
+        conduct,
+        adversary,
+    )
+    student.forget_residual()
+    if adversary is not None:
+        student.facts["own_radius"] = round(adversary.radius, 4)
+    return student, fit
+
+
+def write_student(
+    folder: Path, name: str, sources: Sources, settings: StudentSettings, student: Student, history: list[dict[str, float]]
+) -> dict[str, Any]:
+    """Write a trained student as a Hugging Face folder with its history and lineage; returns the lineage."""
+    task, dev = sources.task, Examples(sources.scores, "dev", settings.optimiser.seed)
     facts = {
         "task": task.name,
         "student": name,
         "settings": settings.model_dump(mode="json", exclude_none=True),
-        "teacher": known.manifest.key["teacher"],
-        "scores": manifest_hash(scores),
-        "shards": None if perturbations is None else manifest_hash(shards),
+        "teacher": sources.scores.manifest.key["teacher"],
+        "scores": manifest_hash(sources.scores.folder),
+        "shards": None if sources.variants is None else manifest_hash(sources.variants.folder),
         "dev": best_epoch(history)["dev"],
-        "teacher_dev": measure(task, answers(task, dev), dev.matrix("teacher_logits")),
+        "teacher_dev": measure(task, answers(task, dev), dev.rows.matrix("teacher_logits")),
         "best_epoch": best_epoch(history)["epoch"],
         "start": student.facts,
     }
-    tokenizer = load_tokenizer(teacher)
-    with folder_written_whole(out) as folder:
-        student.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        write_history(folder, history)
-        write_json(folder / LINEAGE_FILE, facts)
-        write_card(folder, task, facts, known.manifest, perturbations.manifest if perturbations else None)
+    student.model.save_pretrained(folder)
+    load_tokenizer(sources.teacher).save_pretrained(folder)
+    write_history(folder, history)
+    write_json(folder / LINEAGE_FILE, facts)
     return facts
 
 
-def train_student(
-    name: str,
-    student: Student,
-    known: Shards,
-    perturbations: Shards | None,
-    settings: StudentSettings,
-    snapshots: Sequence[Path] = (),
-) -> list[dict[str, float]]:
-    """Train a student in place and return its history; ``snapshots`` are folders for its weights on the way."""
-    task, dev = known.manifest.task, known.rows("dev", 0)
-    labels = answers(task, dev)
-    return fine_tune(
-        name,
-        student.model,
-        _train_rows(known, perturbations),
-        DistillRows(dev, []),
-        Collator(known, perturbations),
-        StudentLoss(student, settings.objective, task),
-        lambda logits: measure(task, labels, logits),
-        settings.optimiser,
-        snapshots,
-    )
-
-
-def answers(task: Task, rows: Rows) -> Floats:
+def answers(task: Task, dev: Examples) -> Floats:
     """The labels of a split, or the teacher's answers where the corpus has none."""
-    labels = rows.labels()
-    return predictions(task, rows.matrix("teacher_logits")) if np.isnan(labels).any() else labels
+    labels = dev.rows.labels()
+    return predictions(task, dev.rows.matrix("teacher_logits")) if np.isnan(labels).any() else labels
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Rows to a batch: token ids padded, labels, the teacher's logits, and under names of their own the variants."""
+def _own_adversary(
+    student: Student, settings: StudentSettings, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> OwnAdversary | None:
+    if not settings.adversary.student:
+        return None
+    check_search(settings.perturbation, task.kind)
+    turns = settings.optimiser.accumulation
+    return OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer, turns)
 
-    scores: Shards
-    perturbations: Shards | None
 
-    def __call__(self, pairs: list[tuple[Row, Row | None]]) -> Batch:
-        rows = [row for row, _ in pairs]
-        types = None if rows[0].token_type_ids is None else [row.token_type_ids for row in rows]
-        batch = collate([row.input_ids for row in rows], types, self.scores.manifest.pad_token_id)  # type: ignore[arg-type]
-        labels = [np.nan if row.label is None else row.label for row in rows]
-        batch["labels"] = torch.tensor(labels, dtype=torch.float32)
-        batch["teacher_logits"] = torch.from_numpy(np.stack([row.teacher_logits for row in rows]))
-        variants = [row for _, row in pairs if row is not None]
-        of_variants = self._variant(variants) if variants else {}
-        return batch | {VARIANT + name: value for name, value in of_variants.items()}
+def _compared_layers(student: Student, sources: Sources, settings: StudentSettings) -> list[int]:
+    """The student's layers that lie as deep as those of the teacher whose states are kept.
 
-    def _variant(self, rows: list[Row]) -> Batch:
-        """The variants' own inputs, the teacher's logits on them and, where they are perturbed, codes and scales of δ."""
-        types = None if rows[0].token_type_ids is None else [row.token_type_ids for row in rows]
-        batch = mixing_batch(
-            [row.input_ids for row in rows],
-            types,  # type: ignore[arg-type]
-            [row.partner_ids for row in rows],
-            [row.own_weight for row in rows],
-            self.scores.manifest.pad_token_id,
+    Raises:
+        PipelineError: none are kept, or the map of the embeddings does not carry them to the student.
+    """
+    if not settings.objective.hidden:
+        return []
+    stored = sources.scores.manifest.hidden
+    if not stored:
+        raise PipelineError(
+            "objective.hidden is above 0, but the scores hold no states of the teacher; name layers in score.hidden"
         )
-        if any(row.delta is not None for row in rows):
-            batch |= self._coded(rows, batch["input_ids"].shape[1])
-        batch["logits"] = torch.from_numpy(np.stack([row.perturbed_logits for row in rows]))  # type: ignore[misc]
-        return batch
-
-    def _coded(self, rows: list[Row], tokens: int) -> Batch:
-        """Codes [rows, tokens, width] and scales [rows, tokens]; zero on padding and for rows that are not perturbed."""
-        assert self.perturbations is not None, "variants come from shards"
-        assert self.perturbations.manifest.coding is not None, "shards of variants say how they are coded"
-        width, codec = self.perturbations.manifest.coding.width, CODECS[self.perturbations.manifest.coding.codec]
-        codes = np.zeros((len(rows), tokens, width), dtype=codec.dtype)
-        scales = np.zeros((len(rows), tokens), dtype=np.float32)
-        for number, row in enumerate(rows):
-            if row.delta is not None:
-                unpacked = codec.unpack(row.delta, width)
-                codes[number, : len(unpacked)] = unpacked
-                scales[number, : len(unpacked)] = row.delta_scale
-        return {"codes": torch.from_numpy(codes), "scales": torch.from_numpy(scales)}
+    width = sources.scores.rows("dev", 0).lists_at("hidden", np.array([0])).lengths[0] // len(stored)
+    carried = width if student.map is None else student.map.shape[1] if student.map.shape[0] == width else None
+    if carried != student.model.config.hidden_size:
+        raise PipelineError(
+            f"the teacher's states are {width} wide and its embeddings' map does not bring them to the student's "
+            f"{student.model.config.hidden_size}; set objective.hidden: 0, or give the student the teacher's width"
+        )
+    depth, own = depth_of(sources.teacher), student.model.config.num_hidden_layers
+    return [max(1, round(layer * own / depth)) for layer in stored]
 
 
-@dataclass(frozen=True)
-class StudentLoss:
-    """The objective on a batch, and the student's logits on its untouched inputs."""
-
-    student: Student
-    objective: ObjectiveSettings
-    task: Task
-
-    def __call__(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = logits_from_ids(model, model_inputs(batch))
-        variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
-        perturbed = (self._on_variant(model, variant), variant["logits"]) if variant else None
-        loss = distillation_loss(logits, batch["teacher_logits"], batch["labels"], perturbed, self.objective, self.task.kind)
-        return loss, logits
-
-    def _on_variant(self, model: PreTrainedModel, variant: Batch) -> Tensor:
-        """The student's logits on what the teacher labelled."""
-        words = view_embeddings(functools.partial(embed, model), variant)
-        if "codes" in variant:
-            words = words + carried(dequantise(variant["codes"], variant["scales"]), self.student.map)
-        return logits_from_embeddings(model, model_inputs(variant), words)
-
-
-def open_scores(scores: Path, teacher: Path) -> Shards:
-    """Open the scores, and refuse those of another teacher."""
-    known = Shards(scores)
-    check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
-    return known
-
-
-def _open(scores: Path, shards: Path, teacher: Path, settings: StudentSettings) -> tuple[Shards, Shards | None]:
-    """Open what the student learns from, and refuse what does not belong together."""
-    known = open_scores(scores, teacher)
-    if settings.augmentation == "none":
-        return known, None
-    perturbations = Shards(shards)
-    check_agreement(f"the perturbations in {shards}", lineage(teacher), perturbations.manifest.key, AGAIN)
-    made_from = {"scores": perturbations.manifest.details["scores"]}
-    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
-    if not perturbations.manifest.variants:
-        raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or augmentation: none for this student")
-    return known, perturbations
-
-
-def _train_rows(known: Shards, perturbations: Shards | None) -> DistillRows:
-    rows = known.rows("train", 0)
-    if perturbations is None:
-        return DistillRows(rows, [])
-    numbers = range(1, perturbations.manifest.variants + 1)
-    variants = [perturbations.rows("train", number) for number in numbers]
-    return DistillRows(rows, [(variant, join(rows, variant)) for variant in variants])
+def _train_rows(sources: Sources, settings: StudentSettings) -> Examples:
+    """The train split, with variants where they are wanted and seeds where something is drawn for each row."""
+    search, seed = settings.perturbation, settings.optimiser.seed
+    seeded = bool(settings.adversary.student) and (search.start > 0 or search.objective == "noise")
+    rows = Examples(sources.scores, "train", seed, seeded=seeded, hidden=bool(settings.objective.hidden))
+    if sources.variants is None:
+        return rows
+    return dataclasses.replace(rows, variants=Variants(sources.variants, rows.rows, settings.variants))

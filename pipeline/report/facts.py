@@ -5,7 +5,7 @@ Knows those folders, not the pages and tables made of them.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,9 @@ from pipeline.tasks import Floats, Metric, Task
 
 TEACHER = "teacher"
 """What the teacher is called among the models of a task."""
+
+PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
+"""What it means to be on the Pareto line."""
 
 BINS_A_DECADE, DECADES = 8, 6
 """The histogram of divergence ends at the power of ten above its greatest value and reaches this many below it."""
@@ -68,6 +71,17 @@ class Result:
     bytes: int
     latency_ms: float
     rows_per_s: float
+    training_s: float | None
+    """What the student's own training took; None for the teacher, and for a student that was made by hand."""
+    pareto: bool
+    """Whether it is on the task's Pareto line of latency and value."""
+
+
+class TrainingCost(Settings):
+    """What the distill stage notes of a student's training; varies from run to run."""
+
+    seconds: float
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,8 @@ class TaskReport:
     speedups: Mapping[str, float]
     """Teacher's latency over the student's, both timed in turns; above 1 the student is faster."""
     lineages: Mapping[str, Mapping[str, Any]]
+    costs: Mapping[str, TrainingCost | None]
+    """None for a student that was made by hand."""
     scores: Manifest
     perturbations: Manifest
     hashes: Mapping[str, str]
@@ -118,14 +134,18 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     folders = {student: data / "student" / name / student for student in students}
     lineages = {student: _lineage(folder, hashes) for student, folder in folders.items()}
     evaluations = {student: _evaluation(data / "evaluation" / name / student) for student in students}
+    costs = {student: _cost(data / "training" / name / f"{student}.json") for student in students}
     spread = _variants(perturbations)
+    found = [_student(manifest.task, student, evaluations, lineages, costs[student], resamples) for student in students]
+    teacher, *trained = _marked([_teacher(manifest.task, evaluations), *found])
     return TaskReport(
         task=manifest.task,
         rows=evaluations[students[0]].qualities.rows,
-        teacher=_teacher(manifest.task, evaluations),
-        students=tuple(_student(manifest.task, student, evaluations, lineages, resamples) for student in students),
+        teacher=teacher,
+        students=tuple(trained),
         speedups={s: e.speeds.teacher.latency_ms / e.speeds.student.latency_ms for s, e in evaluations.items()},
         lineages=lineages,
+        costs=costs,
         scores=manifest,
         perturbations=perturbations.manifest,
         hashes=hashes,
@@ -133,6 +153,16 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         divergence=_histogram(name, spread),
         flips=_flips(name, spread),
     )
+
+
+def on_pareto_line(models: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which of several (latency, value) no other dominates: is at least as fast and at least as good, and better in one."""
+    return [not any(a <= latency and b >= value and (a, b) != (latency, value) for a, b in models) for latency, value in models]
+
+
+def _marked(results: Sequence[Result]) -> list[Result]:
+    line = on_pareto_line([(result.latency_ms, result.value) for result in results])
+    return [replace(result, pareto=on_it) for result, on_it in zip(results, line, strict=True)]
 
 
 def _teacher(task: Task, evaluations: Mapping[str, _Evaluation]) -> Result:
@@ -143,7 +173,7 @@ def _teacher(task: Task, evaluations: Mapping[str, _Evaluation]) -> Result:
         rows_per_s=float(np.median([s.rows_per_s for s in speeds])),
     )
     first = next(iter(evaluations.values()))
-    return _result(task, TEACHER, first.qualities.teacher, speed, None, None)
+    return _result(task, TEACHER, first.qualities.teacher, speed)
 
 
 def _student(
@@ -151,24 +181,32 @@ def _student(
     name: str,
     evaluations: Mapping[str, _Evaluation],
     lineages: Mapping[str, Mapping[str, Any]],
+    cost: TrainingCost | None,
     resamples: int,
 ) -> Result:
-    own = evaluations[name]
+    own, seconds = evaluations[name], cost.seconds if cost else None
     control = control_of(name, {student: lineage["settings"] for student, lineage in lineages.items()})
     if control is None:
-        return _result(task, name, own.qualities.student, own.speeds.student, None, None)
+        return _result(task, name, own.qualities.student, own.speeds.student, seconds)
     other = evaluations[control]
     if own.ids != other.ids:
         raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
     seeds = (task.name, name, control)
     interval = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
-    return _result(task, name, own.qualities.student, own.speeds.student, control, interval)
+    return _result(task, name, own.qualities.student, own.speeds.student, seconds, control, interval)
 
 
 def _result(
-    task: Task, model: str, quality: Quality, speed: Speed, control: str | None, interval: tuple[float, float] | None
+    task: Task,
+    model: str,
+    quality: Quality,
+    speed: Speed,
+    seconds: float | None = None,
+    control: str | None = None,
+    interval: tuple[float | None, float | None] = (None, None),
 ) -> Result:
-    low, high = interval or (None, None)
+    """One row, not yet compared with the others."""
+    low, high = interval
     return Result(
         task=task.name,
         model=model,
@@ -176,6 +214,8 @@ def _result(
         control=control,
         interval_low=low,
         interval_high=high,
+        training_s=seconds,
+        pareto=False,
         **quality.model_dump(),
         **speed.model_dump(),
     )
@@ -200,6 +240,10 @@ def _evaluation(folder: Path) -> _Evaluation:
     labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
     logits = np.array(table.column("student_logits").to_pylist(), dtype=np.float32)
     return _Evaluation(qualities, speeds, table.column("id").to_pylist(), labels, logits)
+
+
+def _cost(path: Path) -> TrainingCost | None:
+    return _parsed(TrainingCost, path) if path.exists() else None
 
 
 def _parsed(model: type[AnySettings], path: Path) -> AnySettings:

@@ -3,7 +3,7 @@
 Knows facts and pictures, not where the facts came from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,12 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS, EvaluationSettings
 from pipeline.files import write_json, written_whole
 from pipeline.report import plots
-from pipeline.report.facts import METRIC_NAMES, Result, TaskReport
-from pipeline.shards.manifest import Manifest
-from pipeline.tasks import SPLITS
+from pipeline.report.facts import METRIC_NAMES, PARETO_LINE, Result, TaskReport
+from pipeline.report.provenance import origins, student_settings
 
 RESULTS_FILE = "results.csv"
 PAGE_FILE = "index.html"
 TEMPLATE_FILE = "report.html.j2"
-
-Rows = list[tuple[str, Any]]
-"""Name and value, as a definition table shows them."""
 
 
 class ReportSettings(Settings):
@@ -59,7 +55,7 @@ def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationS
     table, rendered = result_table(reports), page(reports, settings)
     _write_table(out / RESULTS_FILE, table)
     write_json(out / "metrics.json", {report.task.name: _metrics(report) for report in reports})
-    _write_table(out / "quality_latency.csv", table[["task", "model", "value", "latency_ms"]])
+    _write_table(out / "quality_latency.csv", table[["task", "model", "value", "latency_ms", "pareto"]])
     for name in ("training", "divergence", "flips"):
         _write_table(out / f"{name}.csv", pd.concat([getattr(report, name) for report in reports]))
     with written_whole(out / PAGE_FILE) as partial:
@@ -76,11 +72,12 @@ def page(reports: Sequence[TaskReport], settings: EvaluationSettings) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"plain": _plain, "millions": _millions, "megabytes": _megabytes, "signed": _signed}
+    environment.filters |= {"duration": duration}
     environment.globals |= {"verdict": verdict, "difference": difference, "colour": plots.colour_number}
     template = environment.get_template(TEMPLATE_FILE)
     sections = [_section(report) for report in reports]
     names = {"confidence": CONFIDENCE, "latency_rows": LATENCY_ROWS, "throughput_rows": THROUGHPUT_ROWS}
-    return template.render(sections=sections, settings=settings, **names)
+    return template.render(sections=sections, settings=settings, pareto_line=PARETO_LINE, **names)
 
 
 def headline(report: TaskReport) -> list[str]:
@@ -117,100 +114,63 @@ def _effect(report: TaskReport, best: Result) -> str:
     compared += [s for s in report.students if s.control is not None]
     if not compared:
         return (
-            "No student has a control (the same settings with augmentation: none), "
+            "No student has a control (the same settings with adversary: none), "
             "so what the perturbations contribute was not measured."
         )
     student = compared[0]
     found = difference(report, student)
     assert found is not None, "chosen because it has a control"
-    said = {"better": "The perturbations help", "worse": "The perturbations hurt"}.get(
-        verdict(student), "The perturbations make no measurable difference"
-    )
+    said = {"better": "help", "worse": "hurt"}.get(verdict(student), "make no measurable difference")
     return (
-        f"{said}: {student.model} differs by {_signed(found)} {METRIC_NAMES[report.task.metric]} "
+        f"{_perturbed_by(report, student)} {said}: "
+        f"{student.model} differs by {_signed(found)} {METRIC_NAMES[report.task.metric]} "
         f"from {student.control}, its control trained without them "
         f"(95% interval {_signed(student.interval_low)} to {_signed(student.interval_high)})."
     )
+
+
+def _perturbed_by(report: TaskReport, student: Result) -> str:
+    """What a student learns from and its control does not, as the subject of a sentence."""
+    shares = report.lineages[student.model]["settings"]["adversary"]
+    stored = "perturbations" if report.perturbations.perturbed else "variants"
+    if not shares["student"]:
+        return f"The {stored}"
+    return f"The stored {stored} and the student’s own" if shares["shards"] else "The student’s own perturbations"
+
+
+def read_shards(report: TaskReport) -> str:
+    """How many bytes of shards the students of a task read, all of them the same."""
+    scores, variants = (sum(e.receipt.bytes for e in shards.shards) for shards in (report.scores, report.perturbations))
+    seeing = [student for student, lineage in report.lineages.items() if lineage["shards"]]
+    if not seeing:
+        return f"All students of the task read the same {_megabytes(scores)} of shards, the scores."
+    who = "" if len(seeing) == len(report.students) else f", read by {_listed(seeing)}"
+    return (
+        f"All students of the task together read {_megabytes(scores + variants)} of shards, made once: "
+        f"{_megabytes(scores)} of scores, and {_megabytes(variants)} of variants{who}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _section(report: TaskReport) -> dict[str, Any]:
     pictures = [plots.quality_latency(report)]
     pictures += [plots.divergence(report)] if report.perturbations.variants else []
     pictures += plots.training(report)
-    common, different = _student_settings(report)
+    common, different = student_settings(report)
     return {
         "report": report,
         "metric": METRIC_NAMES[report.task.metric],
         "headline": headline(report),
         "pictures": pictures,
-        "origins": _origins(report),
+        "origins": origins(report),
+        "read_shards": read_shards(report),
         "common": common,
         "different": different,
     }
-
-
-def _origins(report: TaskReport) -> list[tuple[str, Rows]]:
-    """Titled definition tables: task, teacher, and how the perturbations were made."""
-    scores, shards = report.scores, report.perturbations
-    answers = ", ".join(report.task.labels) or "one value"
-    shown = ("content", "teacher", "tokenizer", "kind", "labels")
-    others = [(name, value) for name, value in flattened(shards.key) if name.split(".")[0] not in shown]
-    task = [("kind", report.task.kind), ("answers", answers), ("metric", report.task.metric), *_row_counts(scores)]
-    recipes = " · ".join(" + ".join(recipe) for recipe in shards.recipes)
-    found = {name: value for name, value in shards.details.items() if shards.perturbed and name in ("radius", "calibration")}
-    return [
-        ("Task", [*task, *flattened(scores.details)]),
-        ("Teacher", [("teacher", scores.key.get("teacher")), ("tokenizer", scores.key.get("tokenizer")), *others]),
-        ("Manifests", [("scores", report.hashes["scores"]), ("shards", report.hashes["shards"])]),
-        ("Variants", [("variants", shards.variants), ("recipes", recipes), *_search(shards)]),
-        ("Radius found, and its effect on a sample of the train split", flattened(found)),
-    ]
-
-
-def _search(shards: Manifest) -> Rows:
-    """The settings of the steps that some recipe has."""
-    settings = shards.details.get("settings", {})
-    steps = {step for recipe in shards.recipes for step in recipe}
-    needed = {"perturbation": "perturb", "keep_label": "perturb", "mixing": "mix", "masked_lm": "masked_lm"}
-    used = {name: value for name, value in settings.items() if name in needed and needed[name] in steps}
-    edits = {name: share for name, share in settings.get("text_edits", {}).items() if name in steps}
-    search = used.pop("perturbation", {}) | _carrier(shards)
-    return [*flattened(search), *flattened(used | {"text_edits": edits} if edits else used)]
-
-
-def _carrier(shards: Manifest) -> dict[str, Any]:
-    """What the perturbations are aimed at and stored as, where there are any."""
-    if not shards.perturbed or shards.coding is None:
-        return {}
-    aim = {"snapshots of the scout": shards.details["snapshots"]} if shards.details.get("snapshots") else {}
-    return aim | {"codec": shards.coding.codec, "embedding width": shards.coding.width}
-
-
-def _row_counts(scores: Manifest) -> Rows:
-    return [(f"{split} rows", sum(e.receipt.rows for e in scores.of_split(split))) for split in SPLITS]
-
-
-def _student_settings(report: TaskReport) -> tuple[Rows, list[tuple[str, list[Any]]]]:
-    """Settings that all students share, and per name the values of each where they differ, with how training ended."""
-    chosen = [dict(flattened(lineage["settings"])) for lineage in report.lineages.values()]
-    names = list(dict.fromkeys(name for settings in chosen for name in settings))
-    rows = [(name, [settings.get(name, "–") for settings in chosen]) for name in names]
-    common = [(name, values[0]) for name, values in rows if len(values) > 1 and all(v == values[0] for v in values)]
-    differing = [row for row in rows if row[0] not in dict(common)]
-    for name in ("best_epoch", "dev", "start"):
-        ended = [dict(flattened({name: lineage.get(name, "–")})) for lineage in report.lineages.values()]
-        keys = dict.fromkeys(key for row in ended for key in row)
-        differing += [(key.replace("_", " "), [row.get(key, "–") for row in ended]) for key in keys]
-    return common, differing
-
-
-def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
-    """Nested mappings as rows of dotted names."""
-    rows: Rows = []
-    for name, inner in value.items():
-        place = f"{before}{name}"
-        rows += flattened(inner, f"{place}.") if isinstance(inner, Mapping) else [(place, inner)]
-    return rows
 
 
 def _plain(value: Any) -> str:
@@ -234,6 +194,18 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
+def duration(seconds: float | None) -> str:
+    """How long something took, as a person says it."""
+    if seconds is None:
+        return "–"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
@@ -244,4 +216,5 @@ def _metrics(report: TaskReport) -> dict[str, dict[str, float | None]]:
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
     with written_whole(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
+        words = {name: table[name].map({True: "true", False: "false"}) for name in table.columns if name == "pareto"}
+        table.assign(**words).to_csv(partial, index=False, lineterminator="\n")

@@ -71,30 +71,20 @@ def colour_number(position: int) -> int:
 
 @matplotlib.rc_context(_STYLE)
 def quality_latency(report: TaskReport) -> Picture:
-    """Quality against latency, with the models that nothing beats in both joined by a line."""
+    """Quality against latency, with the models on the Pareto line joined."""
     results = report.results
     figure, axes = _figure("latency of one row in ms (log scale)", METRIC_NAMES[report.task.metric])
     _log_axis(axes, [r.latency_ms for r in results])
     axes.set_ylim(*_widened([r.value for r in results]))
-    front = pareto_front(results)
-    fastest, best = [r.latency_ms for r in front], [r.value for r in front]
-    axes.step(fastest, best, where="post", color=MUTED, linewidth=1.2, linestyle=":")
+    line = sorted((r.latency_ms, r.value) for r in results if r.pareto)
+    axes.step(*zip(*line, strict=True), where="post", color=MUTED, linewidth=1.2, linestyle=":")
     for result, colour in zip(results, _colours(report), strict=True):
         marker, size = ("D", 8) if result.model == TEACHER else ("o", 9)
         axes.plot(result.latency_ms, result.value, marker, color=colour, markersize=size, markeredgecolor=PANEL)
     _name_points(figure, axes, results, _colours(report))
     said = "; ".join(f"{r.model} {r.value:.3f} at {r.latency_ms:.3g} ms" for r in results)
-    note = "Up and to the left is better. The dotted line joins the models that no other beats in both."
+    note = "Up and to the left is better. The dotted Pareto line joins the models that have a * in the table."
     return Picture("Quality against latency", note, _svg(figure, report, "Quality against latency", said))
-
-
-def pareto_front(results: Sequence[Result]) -> list[Result]:
-    """The models than which no other is both faster and better, fastest first."""
-    front: list[Result] = []
-    for result in sorted(results, key=lambda r: (r.latency_ms, -r.value)):
-        if not front or result.value > front[-1].value:
-            front.append(result)
-    return front
 
 
 @matplotlib.rc_context(_STYLE)

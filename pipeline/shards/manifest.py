@@ -74,6 +74,11 @@ class Manifest(Settings):
         return list(self.details.get("recipes", [])[: self.variants])
 
     @property
+    def hidden(self) -> tuple[int, ...]:
+        """After which of the teacher's layers, counted from 1, states are kept with the scores."""
+        return tuple(self.key.get("hidden", ()))
+
+    @property
     def perturbed(self) -> bool:
         """Whether any variant has a δ."""
         return any("perturb" in recipe for recipe in self.recipes)

@@ -15,7 +15,11 @@ from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_
 from pipeline.shards.schema import description_of, shard_schema
 from pipeline.tasks import Floats, Split
 
-Positions = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.integer[Any]]
+
+
+ListView = tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
+"""Of a column of lists: where the list of each row begins and ends, and all elements, as numpy views of the mapped file."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,35 @@ class Row:
     perturbed_logits: Floats | None = None
 
 
+@dataclass(frozen=True)
+class Lists:
+    """Lists of several rows: the elements of one row after those of the other, and how many each row has."""
+
+    values: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+
+    def inside(self, longest: int) -> npt.NDArray[np.bool_]:
+        """Where [rows, ``longest``] a row has an element."""
+        return np.arange(longest) < self.lengths[:, None]
+
+    def padded(self, fill: float, longest: int, kind: npt.DTypeLike) -> npt.NDArray[Any]:
+        """The rows under each other [rows, ``longest``], filled up on the right."""
+        padded = np.full((len(self.lengths), longest), fill, dtype=kind)
+        padded[self.inside(longest)] = self.values
+        return padded
+
+
 class Rows(Sequence[Row]):
-    """The rows of several shards in order, as one sequence."""
+    """The rows of several shards in order, as one sequence.
+
+    One row at a time to look at; ``lists_at`` is the way of a training, which asks for many rows at once.
+    """
 
     def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         self._schema = schema
         self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
+        self._views: dict[str, list[ListView]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -53,6 +79,10 @@ class Rows(Sequence[Row]):
         batch = self._batches[number]
         return _row(batch, position - (int(self._ends[number]) - batch.num_rows))
 
+    def has(self, name: str) -> bool:
+        """Whether there is a column of that name."""
+        return name in self._schema.names
+
     def column(self, name: str) -> pa.ChunkedArray:
         """One column over all rows; copies nothing."""
         return pa.chunked_array([batch.column(name) for batch in self._batches], type=self._schema.field(name).type)
@@ -60,6 +90,25 @@ class Rows(Sequence[Row]):
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each row."""
         return np.asarray(pc.list_value_length(self.column("input_ids")), dtype=np.int64)
+
+    def lists_at(self, name: str, positions: Positions) -> Lists:
+        """What a column of lists or bytes holds at some positions, copied from the mapped files; nothing where it is null.
+
+        Raises:
+            IndexError: there is no such position, or no row at all.
+        """
+        if not len(self) or (positions < 0).any():
+            raise IndexError(f"{len(self)} rows have no positions {positions}")
+        views = self._views.get(name) or self._views.setdefault(name, [_list_view(b.column(name)) for b in self._batches])
+        numbers = np.searchsorted(self._ends, positions, side="right")
+        within = positions - np.concatenate([[0], self._ends])[numbers]
+        parts = [_part(views[number], row) for number, row in zip(numbers.tolist(), within.tolist(), strict=True)]
+        lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+        return Lists(np.concatenate(parts) if parts else views[0][1][:0], lengths)
+
+    def numbers_at(self, name: str, positions: Positions) -> npt.NDArray[np.float32]:
+        """What a column of numbers holds at some positions, [rows]; NaN where it is null."""
+        return np.asarray(pc.fill_null(self.column(name).take(positions).cast(pa.float32()), float("nan"))).copy()
 
     def matrix(self, name: str) -> npt.NDArray[np.float32]:
         """A column of equally long lists as [rows, values]."""
@@ -91,14 +140,16 @@ class Shards:
         """
         self.folder = folder
         self.manifest = Manifest.read(folder)
-        self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
+        self._schema = shard_schema(
+            self.manifest.content, self.manifest.task.kind, self.manifest.token_types, bool(self.manifest.hidden)
+        )
         faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
         if faults:
             raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))
 
-    def rows(self, split: Split, variant: int) -> Rows:
-        """The rows of one variant of a split, in partition order."""
-        return Rows(self._schema, (self._table(e) for e in self.manifest.of_split(split) if e.variant == variant))
+    def rows(self, split: Split, *variants: int) -> Rows:
+        """The rows of some variants of a split, one variant after the other, each in partition order."""
+        return Rows(self._schema, (self._table(e) for e in self.manifest.of_split(split) if e.variant in variants))
 
     def rows_of(self, entry: ShardEntry) -> Rows:
         """The rows of one shard."""
@@ -164,6 +215,19 @@ def _row(batch: pa.RecordBatch, index: int) -> Row:
         delta_scale=_list(batch, "delta_scale", index) if coded else None,
         perturbed_logits=_list(batch, "perturbed_logits", index) if perturbed else None,
     )
+
+
+def _list_view(column: pa.Array) -> ListView:
+    if pa.types.is_binary(column.type) or pa.types.is_string(column.type):
+        _, offsets, values = column.buffers()
+        whole = np.frombuffer(values, dtype=np.uint8) if values else np.zeros(0, dtype=np.uint8)
+        return np.frombuffer(offsets, dtype=np.int32)[column.offset :], whole
+    return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def _part(view: ListView, row: int) -> npt.NDArray[Any]:
+    offsets, values = view
+    return values[offsets[row] : offsets[row + 1]]
 
 
 def _list(batch: pa.RecordBatch, name: str, index: int) -> Any:

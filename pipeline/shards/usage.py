@@ -27,7 +27,7 @@ class Uses:
 def look_for_uses(folders: Iterable[Path], store: ShardStore) -> Uses:
     """Read every manifest below these folders, the store itself and hidden folders left out."""
     faults: list[str] = []
-    places = {folder: _manifest_folders(folder, store.folder, faults) for folder in folders}
+    places = {folder: folders_with(MANIFEST_FILE, folder, store.folder, faults) for folder in folders}
     manifests = {place: _manifest(place, faults) for found in places.values() for place in found}
     used: dict[str, set[Path]] = {}
     teachers: dict[str, set[Path]] = {}
@@ -55,13 +55,16 @@ def check_known(uses: Uses, everything: bool) -> None:
         )
 
 
-def _manifest_folders(data: Path, store_folder: Path, faults: list[str]) -> list[Path]:
-    """Folders with a manifest below ``data``; what cannot be looked into is added to the faults."""
-    found, seen, errors = [], {store_folder.resolve()}, list[OSError]()
+def folders_with(file: str, data: Path, store: Path, faults: list[str]) -> list[Path]:
+    """Folders below ``data`` with a file of this name, those of the store left out.
+
+    What cannot be looked into is added to the faults.
+    """
+    found, seen, errors = [], {store.resolve()}, list[OSError]()
     for folder, below, files in os.walk(data, onerror=errors.append, followlinks=True) if data.is_dir() else ():
         here = Path(folder).resolve()
         below[:] = [] if here in seen else sorted(name for name in below if not name.startswith("."))
-        if here not in seen and MANIFEST_FILE in files:
+        if here not in seen and file in files:
             found.append(Path(folder))
         seen.add(here)
     faults += [f"{error.filename} cannot be looked into ({error.strerror})" for error in errors]

@@ -1,5 +1,6 @@
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pipeline import evaluation
 from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
 from pipeline.evaluation import (
+    Answer,
     agreement,
     check_answers,
     check_labelled,
@@ -24,11 +26,12 @@ from pipeline.evaluation import (
     quality,
     speeds,
 )
+from pipeline.models import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.tasks import Floats, Task
 from tests.architectures import of_type
-from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
+from tests.fake_run import MOVIES, NOBODY, SCORES, SHARDS, STUDENTS, answers, labels_of, score_columns, write_shards
 
 ROWS = 37
 
@@ -71,7 +74,7 @@ def test_logits_are_in_row_order_whatever_the_batches(model: PreTrainedModel, ro
 def test_padding_moves_no_logit_of_a_type_that_reads_it(kind: str, rows: Rows) -> None:
     sensitive = of_type(kind, vocab_size=50)
     np.testing.assert_allclose(logits_of(sensitive, rows, 0, 100), one_by_one(sensitive, rows), atol=1e-4)
-    (speed,) = speeds([sensitive], rows, 0, 4, 1)
+    (speed,) = speeds([partial(logits_from_ids, sensitive)], rows, 0, 4, 1)
     assert speed.latency_ms > 0
 
 
@@ -159,31 +162,38 @@ def test_the_seed_comes_from_the_names_alone() -> None:
     assert any(difference_interval(MOVIES, labels, one, other, 100, ["movies", str(n)]) != first for n in range(5))
 
 
-def test_the_control_differs_in_augmentation_alone() -> None:
+def test_the_control_differs_in_its_adversary_alone() -> None:
     assert control_of("half", STUDENTS) == "half-plain"
     assert control_of("half-plain", STUDENTS) is None
     assert control_of("narrow", STUDENTS) is None
 
 
-def test_a_second_student_without_augmentation_is_not_its_own_control() -> None:
-    twins = {"a": {"augmentation": "none", "layers": 3}, "b": {"augmentation": "none", "layers": 3}}
+def test_a_second_student_without_adversary_is_not_its_own_control() -> None:
+    twins = {"a": {"adversary": NOBODY, "layers": 3}, "b": {"adversary": NOBODY, "layers": 3}}
     assert control_of("a", twins) is None
 
 
 def test_a_control_must_have_every_setting_and_no_other() -> None:
-    own = {"augmentation": "shards", "layers": 3}
-    assert control_of("a", {"a": own, "b": {"augmentation": "none"}}) is None
-    assert control_of("a", {"a": own, "b": {"augmentation": "none", "layers": 3, "seed": 2}}) is None
+    own = {"adversary": SHARDS, "layers": 3}
+    assert control_of("a", {"a": own, "b": {"adversary": NOBODY}}) is None
+    assert control_of("a", {"a": own, "b": {"adversary": NOBODY, "layers": 3, "seed": 2}}) is None
+
+
+def test_how_an_adversary_is_used_makes_no_other_control() -> None:
+    used = {"adversary": SHARDS, "layers": 3, "variants": "all", "perturbation": {"steps": 3}, "residual": True}
+    plain = {"adversary": NOBODY, "layers": 3, "variants": "rotate", "perturbation": {"steps": 1}, "residual": False}
+    assert control_of("a", {"a": used, "b": plain}) == "b"
+    assert control_of("a", {"a": used, "c": plain | {"layers": 2}, "b": plain}) == "b"
 
 
 class Clock:
-    """Time that passes only when a model answers."""
+    """Time that passes only when somebody answers."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.calls: list[tuple[str, int]] = []
 
-    def model(self, name: str, cost: Callable[[int], float]) -> Any:
+    def answer(self, name: str, cost: Callable[[int], float]) -> Answer:
         def answer(batch: Batch) -> None:
             rows = len(batch["input_ids"])
             self.calls.append((name, rows))
@@ -192,32 +202,26 @@ class Clock:
         return answer
 
 
-@pytest.fixture
-def models_are_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a function from a batch stand in for a model."""
-    monkeypatch.setattr(evaluation, "logits_from_ids", lambda model, batch: model(batch))
-
-
-@pytest.mark.usefixtures("models_are_functions")
 def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    slow_start = clock.model("teacher", lambda rows: 9.0 if len(clock.calls) < 5 else 0.006 * rows**0.5)
-    found = speeds([slow_start, clock.model("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS, 3)
+    slow_start = clock.answer("teacher", lambda rows: 9.0 if len(clock.calls) < 20 else 0.006 * rows**0.5)
+    found = speeds([slow_start, clock.answer("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS, 3)
     assert [speed.latency_ms for speed in found] == pytest.approx([6.0, 2.0])
-    assert found[1].rows_per_s == pytest.approx(32 / (0.002 * 32**0.5))
+    assert [speed.rows_per_s for speed in found] == pytest.approx([32 / (cost * 32**0.5) for cost in (0.006, 0.002)])
+    warm_up, turn = [1] * 32 + [32], [1] * ROWS + [32]
+    assert [size for name, size in clock.calls if name == "student"] == warm_up + turn * 3
     assert {size for _, size in clock.calls} == {evaluation.LATENCY_ROWS, evaluation.THROUGHPUT_ROWS}
 
 
-@pytest.mark.usefixtures("models_are_functions")
 def test_models_take_turns(rows: Rows) -> None:
     clock = Clock()
-    speeds([clock.model("teacher", lambda _: 0.0), clock.model("student", lambda _: 0.0)], rows, 0, 4, 3)
+    speeds([clock.answer("teacher", lambda _: 0.0), clock.answer("student", lambda _: 0.0)], rows, 0, 4, 3)
     turns = [name for number, (name, _) in enumerate(clock.calls) if not number or clock.calls[number - 1][0] != name]
     assert turns == ["teacher", "student"] * 4, "a warm-up and three rounds"
+    assert [size for _, size in clock.calls] == [1, 1, 1, 1, 4] * 8, "fewer rows than a full batch make one batch"
 
 
-@pytest.mark.usefixtures("models_are_functions")
 def test_timing_runs_on_one_thread_and_gives_the_others_back_after_a_failure(rows: Rows) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -231,6 +235,8 @@ def test_timing_runs_on_one_thread_and_gives_the_others_back_after_a_failure(row
         with pytest.raises(RuntimeError, match="broken"):
             speeds([failing], rows, 0, 4, 1)
         assert (seen, torch.get_num_threads()) == ([1], 2)
+        speeds([lambda _: seen.append(torch.get_num_threads())], rows, 0, 4, 1)
+        assert (set(seen), torch.get_num_threads()) == ({1}, 2)
         with one_thread():
             assert torch.get_num_threads() == 1
     finally:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,93 +20,21 @@ from transformers import (
     set_seed,
 )
 
+from pipeline import conduct
+from pipeline.checkpoints import mark_whole, newest_whole
+from pipeline.conduct import Conduct
 from pipeline.encoding import Batch, collate, model_inputs
 from pipeline.errors import PipelineError
-from pipeline.finetuning import (
-    HISTORY_FILE,
-    EpochOrder,
-    Item,
-    OptimiserSettings,
-    best_epoch,
-    fine_tune,
-    label_loss,
-    write_history,
-)
+from pipeline.finetuning import HISTORY_FILE, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models import head_settings, load_classifier
+from pipeline.order import Lengths, Piece, steps_of
 from pipeline.tasks import Floats, Kind, Task
+from tests import world
 from tests.world import MAX_LENGTH, SPECIAL, WORDS
 
-Lengths = npt.NDArray[np.int64]
-SETTINGS = OptimiserSettings(epochs=3, batch_size=16, learning_rate=2e-3, warmup=0.1, weight_decay=0.01, seed=5)
-some_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda lengths: np.array(lengths, dtype=np.int64))
-
-
-def order_of(lengths: Lengths, batch_size: int = 4, seed: int = 0, epoch: int = 0) -> list[list[Item]]:
-    order = EpochOrder(lengths, batch_size, seed)
-    order.set_epoch(epoch)
-    return list(order)
-
-
-@given(lengths=some_lengths, batch_size=st.integers(1, 9), epoch=st.integers(0, 5))
-def test_an_epoch_holds_every_row_once_in_full_batches(lengths: Lengths, batch_size: int, epoch: int) -> None:
-    batches = order_of(lengths, batch_size, epoch=epoch)
-    assert sorted(row for batch in batches for row, _ in batch) == list(range(len(lengths)))
-    assert {number for batch in batches for _, number in batch} == {epoch}
-    assert sorted(map(len, batches))[1:] == [batch_size] * (len(batches) - 1)
-    assert len(batches) == len(EpochOrder(lengths, batch_size, 0)) == -(-len(lengths) // batch_size)
-
-
-@given(lengths=some_lengths, seed=st.integers(-(2**63), 2**63), epochs=st.lists(st.integers(0, 5), max_size=4))
-def test_an_epochs_order_is_decided_by_seed_and_epoch_whatever_came_before(
-    lengths: Lengths, seed: int, epochs: list[int]
-) -> None:
-    order = EpochOrder(lengths, 4, seed)
-    for epoch in epochs:
-        order.set_epoch(epoch)
-        np.random.default_rng(0).random(3)
-        torch.rand(3)
-        next(iter(order))
-        assert list(order) == list(order) == order_of(lengths, 4, seed, epoch)
-
-
-def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
-    lengths = np.random.default_rng(0).integers(1, 64, 200)
-    rows = [
-        tuple(row for batch in order_of(lengths, seed=seed, epoch=epoch) for row, _ in batch)
-        for seed in range(4)
-        for epoch in range(4)
-    ]
-    assert len(set(rows)) == len(rows)
-
-
-def realistic_lengths(rows: int) -> Lengths:
-    """Lengths of short texts: log-normal about 22 tokens, cut at 64."""
-    drawn = np.random.default_rng(0).lognormal(np.log(22), 0.6, rows)
-    return np.clip(drawn, 3, 64).astype(np.int64)
-
-
-@pytest.mark.parametrize("batch_size", [16, 32])
-def test_little_of_a_batch_is_padding(batch_size: int) -> None:
-    lengths = realistic_lengths(5000)
-    batches = [[row for row, _ in batch] for batch in order_of(lengths, batch_size)]
-    padded = sum(lengths[rows].max() * len(rows) for rows in batches)
-    assert padded / lengths.sum() <= 1.10
-    unsorted = sum(lengths[start : start + batch_size].max() * batch_size for start in range(0, 5000, batch_size))
-    assert unsorted / lengths.sum() > 1.5, "the distribution is one on which bucketing matters"
-
-
-def test_batches_do_not_come_by_length_nor_rows_by_position() -> None:
-    lengths = realistic_lengths(5000)
-    batches = [np.array([row for row, _ in batch]) for batch in order_of(lengths, 16)]
-    for of_batch in ([lengths[rows].mean() for rows in batches], [rows.mean() for rows in batches]):
-        assert abs(np.corrcoef(of_batch, np.arange(len(batches)))[0, 1]) < 0.2
-        assert abs(np.corrcoef(of_batch[1:], of_batch[:-1])[0, 1]) < 0.2
-
-
-def test_rows_that_share_a_batch_are_others_in_the_next_epoch_even_if_no_two_rows_are_equally_long() -> None:
-    lengths = np.random.default_rng(0).permutation(5000) + 1
-    together = [{frozenset(row for row, _ in batch) for batch in order_of(lengths, 8, epoch=epoch)} for epoch in (0, 1)]
-    assert len(together[0] & together[1]) <= 2
+SETTINGS = OptimiserSettings.model_validate(
+    world.OPTIMISER | {"epochs": 3, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 5}
+)
 
 
 labels = st.lists(st.one_of(st.none(), st.integers(0, 2)), min_size=1, max_size=8)
@@ -124,15 +51,15 @@ def as_labels(values: list[int | None]) -> Tensor:
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @given(values=labels)
 @settings(deadline=None)
-def test_the_loss_is_torchs_over_the_rows_that_have_a_label(kind: Kind, values: list[int | None]) -> None:
+def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Kind, values: list[int | None]) -> None:
     known = [number for number, value in enumerate(values) if value is not None]
     logits = some_logits(len(values), 3 if kind == "classification" else 1)
     loss = label_loss(logits, as_labels(values), kind)
     targets = torch.tensor([-100 if value is None else value for value in values])
     squares = functional.mse_loss(logits[:, 0], targets.float(), reduction="none")
-    reference = functional.cross_entropy(logits, targets) if kind == "classification" else squares[known].mean()
-    torch.testing.assert_close(loss, reference if known else torch.tensor(0.0))
-    loss.backward()
+    each = functional.cross_entropy(logits, targets, reduction="none") if kind == "classification" else squares
+    torch.testing.assert_close(loss, torch.where(as_labels(values).isnan(), 0.0, each))
+    loss.sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert (logits.grad.abs().sum(dim=1) > 0).nonzero().flatten().tolist() == known
@@ -140,9 +67,20 @@ def test_the_loss_is_torchs_over_the_rows_that_have_a_label(kind: Kind, values: 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("batch_size", 0), ("learning_rate", 0.0), ("warmup", 1.0), ("warmup", -0.1), ("weight_decay", -0.1)],
-)
-def test_settings_that_fit_nothing_are_refused(name: str, value: float) -> None:
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("warmup", 1.0),
+        ("warmup", -0.1),
+        ("weight_decay", -0.1),
+        ("accumulation", 0),
+        ("clip", -1.0),
+        ("schedule", "wild"),
+        ("precision", "int8"),
+    ],
+)  # fmt: skip
+def test_settings_that_fit_nothing_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         OptimiserSettings(**(SETTINGS.model_dump() | {name: value}))
 
@@ -154,7 +92,8 @@ class Toy:
         random = np.random.default_rng(seed)
         self.classes = random.integers(0, 2, rows)
         self.ids = [[2, *random.integers(5, 10, random.integers(2, 12)) + 30 * kind, 3] for kind in self.classes]
-        self.asked: list[Item] = []
+        self.asked: list[tuple[int, int]] = []
+        self.progress: list[float] = []
 
     def lengths(self) -> Lengths:
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
@@ -162,19 +101,15 @@ class Toy:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, item: Item) -> Any:
-        self.asked.append(item)
-        return self.ids[item[0]], self.classes[item[0]]
+    def batch(self, piece: Piece) -> Batch:
+        self.asked += [(int(row), piece.epoch) for row in piece.rows]
+        self.progress.append(piece.progress)
+        labels = torch.tensor(self.classes[piece.rows], dtype=torch.float32)
+        return collate([self.ids[row] for row in piece.rows], None, 0) | {"labels": labels}
 
 
-def toy_collate(items: list[Any]) -> Batch:
-    labels = torch.tensor([float(kind) for _, kind in items])
-    return collate([ids for ids, _ in items], None, 0) | {"labels": labels}
-
-
-def toy_loss(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    logits = model(**model_inputs(batch)).logits
-    return label_loss(logits, batch["labels"], "classification"), logits
+def toy_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return label_loss(model(**model_inputs(batch)).logits, batch["labels"], "classification")
 
 
 def accuracy_on(rows: Toy) -> Callable[[Floats], float]:
@@ -214,12 +149,11 @@ def tune(model: PreTrainedModel, more: Any = None, **changes: Any) -> list[dict[
     given = {
         "train": TRAIN,
         "dev": DEV,
-        "collate": toy_collate,
         "loss": toy_loss,
         "measure_dev": accuracy_on(DEV),
         "settings": SETTINGS.model_copy(update=more or {}),
     }
-    return fine_tune("toy", model, **(given | changes))
+    return fine_tune("toy", model, **(given | changes)).history
 
 
 def test_a_separable_problem_is_learnt_and_its_history_says_so(
@@ -277,8 +211,9 @@ def test_every_epoch_asks_for_every_row_once_under_its_own_number(model: PreTrai
     assert [epoch for _, epoch in train.asked] == sorted(epoch for _, epoch in train.asked)
     orders = [tuple(row for row, number in train.asked if number == epoch) for epoch in range(3)]
     for epoch, order in enumerate(orders):
-        assert order == tuple(row for batch in order_of(train.lengths(), 8, SETTINGS.seed, epoch) for row, _ in batch)
+        assert order == tuple(int(row) for rows in steps_of(train.lengths(), 8, SETTINGS.seed, epoch) for row in rows)
     assert {epoch for _, epoch in dev.asked} == {0}
+    assert train.progress == pytest.approx([number / 15 for number in range(15)])
 
 
 def test_the_same_seed_gives_the_same_history_and_weights_and_another_seed_others(untrained: PreTrainedModel) -> None:
@@ -359,7 +294,7 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     history = tune(plain, measure_dev=Scripted(0.9, 0.5, 0.2))
     handle.remove()
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), snapshots=folders) == history
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), conduct=Conduct(snapshots=folders)) == history
     assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
     assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
     assert sorted(tmp_path.iterdir()) == sorted(folders)
@@ -368,17 +303,115 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
 def test_more_snapshots_than_steps_are_refused_before_training(model: PreTrainedModel, tmp_path: Path) -> None:
     before = weights(model)
     with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ; keep fewer, or train longer"):
-        tune(model, snapshots=[tmp_path / str(number) for number in range(25)])
+        tune(model, conduct=Conduct(snapshots=[tmp_path / str(number) for number in range(25)]))
     assert weights(model) == before
 
 
 def test_the_loss_that_is_told_is_the_loss_that_was_given(model: PreTrainedModel) -> None:
-    def constant(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = model(**model_inputs(batch)).logits
-        return logits.sum() * 0.0 + 2.5, logits
+    def constant(model: PreTrainedModel, batch: Batch) -> Tensor:
+        return model(**model_inputs(batch)).logits.sum(dim=1) * 0.0 + 2.5
 
     history = tune(model, {"epochs": 2}, loss=constant)
     assert [entry["loss"] for entry in history] == pytest.approx([2.5, 2.5])
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_pieces_of_a_step_change_nothing_but_last_digits(untrained: PreTrainedModel, turns: int) -> None:
+    """Without dropout a step in pieces of unequal size is the same step."""
+    model, whole = (copy.deepcopy(untrained) for _ in range(2))
+    for each in (model, whole):
+        for module in each.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    wanted, found = tune(whole, {"batch_size": 7}), tune(model, {"batch_size": 7, "accumulation": turns})
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in wanted], rel=1e-3)
+    np.testing.assert_allclose(one_by_one(model, DEV), one_by_one(whole, DEV), atol=2e-2)
+
+
+class Stopped(Exception):
+    """The process ends here."""
+
+
+class Remembering:
+    """A loss whose value depends on how often it was asked, which it must know again when a training goes on."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.asked, self.stop = 0.0, stop
+        self.losses: list[float] = []
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        if self.stop is not None and len(self.losses) == self.stop:
+            raise Stopped
+        self.asked += 1
+        loss = toy_loss(model, batch) * (1 + self.asked / 100)
+        self.losses.append(float(loss.detach().mean()))
+        return loss
+
+    def state(self) -> dict[str, float]:
+        return {"asked": self.asked}
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.asked = state["asked"]
+
+
+@pytest.mark.parametrize(("stop", "every", "again"), [(5, 2, 4), (8, 3, 8), (11, 3, 9), (17, 0, 16), (23, 5, 20), (2, 3, 0)])
+def test_a_training_that_was_stopped_goes_on_with_the_same_losses_to_the_last_digit(
+    untrained: PreTrainedModel, tmp_path: Path, stop: int, every: int, again: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped before step ``stop`` + 1 of 24, it goes on after step ``again``, the last that was kept; dropout and all."""
+    whole, plain = Remembering(), copy.deepcopy(untrained)
+    wanted = tune(plain, loss=whole, memory=whole)
+    conduct = Conduct(checkpoints=tmp_path / "states", checkpoint_steps=every)
+    first = Remembering(stop)
+    with pytest.raises(Stopped):
+        tune(copy.deepcopy(untrained), loss=first, memory=first, conduct=conduct)
+    assert first.losses == whole.losses[:stop]
+    capsys.readouterr()
+    torch.rand(3)
+    second, model = Remembering(), copy.deepcopy(untrained)
+    found = tune(model, loss=second, memory=second, conduct=conduct)
+    assert second.losses == whole.losses[again:]
+    assert found == wanted
+    assert weights(model) == weights(plain)
+    said = f"toy: goes on after step {again} of 24\n" if again else ""
+    assert capsys.readouterr().out.startswith(said + f"toy: epoch {again // 8 + 1}/3")
+
+
+def test_a_finished_training_whose_folder_was_moved_is_left_with_its_best_weights(
+    untrained: PreTrainedModel, tmp_path: Path
+) -> None:
+    """All steps were done when its process ended, so that going on means no more than to load the best."""
+    figures = (0.2, 0.9, 0.5)
+    plain, moved = copy.deepcopy(untrained), copy.deepcopy(untrained)
+    wanted = tune(plain, measure_dev=Scripted(*figures), conduct=Conduct(checkpoints=tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    found = tune(moved, measure_dev=Scripted(), conduct=Conduct(checkpoints=tmp_path / "there"))
+    assert found == wanted
+    assert weights(moved) == weights(plain)
+
+
+def test_a_training_that_ends_while_its_new_best_state_is_written_goes_on_from_an_older_one(
+    untrained: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = copy.deepcopy(untrained)
+    wanted = tune(plain, measure_dev=Scripted(0.2, 0.5, 0.9))
+    folder = Conduct(checkpoints=tmp_path, checkpoint_steps=3)
+
+    def end_at_16(states: Path, step: int, *more: Any) -> None:
+        if step == 16:
+            raise Stopped
+        mark_whole(states, step, *more)
+
+    monkeypatch.setattr(conduct, "mark_whole", end_at_16)
+    with pytest.raises(Stopped):
+        tune(copy.deepcopy(untrained), measure_dev=Scripted(0.2, 0.5), conduct=folder)
+    monkeypatch.undo()
+    whole = newest_whole(tmp_path)
+    assert whole is not None
+    assert whole[0].name == "checkpoint-15"
+    model = copy.deepcopy(untrained)
+    assert tune(model, measure_dev=Scripted(0.5, 0.9), conduct=folder) == wanted
+    assert weights(model) == weights(plain)
 
 
 def test_a_history_is_one_row_an_epoch_that_any_program_reads(tmp_path: Path) -> None:

@@ -17,10 +17,13 @@ from pipeline.errors import PipelineError
 from pipeline.finetuning import OptimiserSettings
 from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings, teach
+from tests import world
 from tests.architectures import of_type
 from tests.world import MAX_LENGTH, WORDS, make_task, make_tokenizer, save_prepared, save_teacher
 
-OPTIMISER = OptimiserSettings(epochs=8, batch_size=16, learning_rate=2e-3, warmup=0.1, weight_decay=0.0, seed=1)
+OPTIMISER = OptimiserSettings.model_validate(
+    world.OPTIMISER | {"epochs": 8, "batch_size": 16, "learning_rate": 2e-3, "seed": 1}
+)
 LEARNABLE = {"word1": 0, "word2": 1}
 """The word that decides a text's label."""
 

@@ -20,7 +20,7 @@ from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
 from stages import augment, score
 from tests.running import Stage, scored, undisturbed
-from tests.world import AUGMENT, make_task, runtime_at, save_prepared, save_teacher
+from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared, save_teacher
 
 BATCH_OF_16: dict[str, Any] = AUGMENT | {"batch_rows": 16}
 MASKING: dict[str, Any] = AUGMENT | {"variants": 1, "recipes": [["mask"]]}
@@ -224,8 +224,8 @@ def test_a_teacher_that_answers_an_untouched_input_with_nan_fails_with_the_examp
     store, out = tmp_path / "store", tmp_path / "out"
     params = write(
         "params.yaml",
-        "score: {rows_per_shard: 64, batch_rows: 8, precision: float32}\n"
-        f"runtime: {{ray_address: null, workers: 0, store: {store}, max_bytes: null}}",
+        "score: {rows_per_shard: 64, batch_rows: 8, precision: float32, hidden: []}\n"
+        + yaml.safe_dump({"runtime": RUNTIME | {"store": store}}),
     )
     given = {"prepared": prepared, "teacher": broken, "params": params, "out": out}
     result = CliRunner().invoke(score.main, [word for name, value in given.items() for word in (f"--{name}", str(value))])

@@ -110,7 +110,7 @@ def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
 @pytest.fixture
 def another(guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A second such worker on the same Ray, for a test after which it is of no use."""
-    monkeypatch.setattr(cluster, "_join_ray", lambda settings: None)
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
     with unshared(teacher, tmp_path) as second:
         yield second

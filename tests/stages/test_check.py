@@ -142,3 +142,43 @@ def test_a_scout_overrides_distill_and_one_fault_is_told_once(write: Callable[[s
     assert status == 1
     assert "1 fault," in text
     assert "scouts.movies.optimiser.epochs: input should be greater than or equal to 1, not 0" in text
+
+
+HIDDEN = {"distill.objective.hidden": 1.0}
+REGRESSION = {
+    f"{MOVIES}.kind": "regression",
+    f"{MOVIES}.metric": "pearson",
+    f"{MOVIES}.corpus.labels": None,
+    "augment.perturbation.radius": {"divergence": 0.01},
+    "distill.adversary": "student",
+}
+OWN_FLIPS = {"distill.perturbation.radius": {"flips": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"distill.variants": "by_progress"},
+            "students.half, task movies: variants: by_progress needs variants",
+        ),
+        ({"distill.variants": {"worst_of": 4}}, "worst_of: 4 is asked for, but the shards hold 3 variants"),
+        ({"augment.variants": 0}, "students.half, task movies: there is no variant; set augment.variants above 0"),
+        (HIDDEN, "students.half: objective.hidden is above 0, but score.hidden keeps no states"),
+        (REGRESSION | OWN_FLIPS, "students.half, task movies: the answers of a regression do not flip"),
+    ],
+)
+def test_what_a_student_wants_and_no_stage_makes_is_told_before_any_runs(
+    changes: dict[str, Any], sentence: str, write: Callable[[str, str], Path]
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
+    assert status == 1
+    assert sentence in text, text
+    assert "half_plain" not in text or "objective.hidden" in text or "regression" in text, "the control wants no variants"
+
+
+def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:
+    wanted = SCOUTED | {"distill.variants": "by_progress"} | HIDDEN | {"score.hidden": [3, 6]}
+    for changes in (wanted, {"distill.variants": {"worst_of": 3}}, REGRESSION):
+        status, text = check(write("params.yaml", changed(changes)))
+        assert status == 0, text

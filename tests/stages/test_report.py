@@ -26,7 +26,7 @@ def report(folder: Path, settings: object, *more: str) -> Result:
 def test_the_table_is_printed_and_the_path_of_the_page_comes_last(folder: Path) -> None:
     result = report(folder, params("movies", "movie_scores"))
     assert result.exit_code == 0, result.output
-    *lines, last = result.output.splitlines()
+    *lines, legend, last = result.output.splitlines()
     page = folder / "data" / "reports" / "index.html"
     assert last == f"report: {page}"
     assert page.exists()
@@ -34,6 +34,12 @@ def test_the_table_is_printed_and_the_path_of_the_page_comes_last(folder: Path) 
         [task, model] for task in ("movies", "movie_scores") for model in ("teacher", *STUDENTS)
     ]
     assert {len(line) for line in lines} == {len(lines[0])}, "one line a model, all of one width"
+    assert legend.startswith("* on the Pareto line of latency and quality: no other model is at least as fast")
+    marked = [line.split()[1] for line in lines[1:6] if line.split()[2] == "*"]
+    assert marked == ["teacher", "half", "tiny"]
+    assert lines[0].split()[-1] == "training"
+    assert lines[1].split()[-1] == "–"
+    assert lines[2].endswith("3 min 24 s")
     assert "\x1b" not in result.output, "no colours where there is no terminal"
 
 

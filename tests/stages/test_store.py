@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from pipeline.distill.jobs import StudentStore
+from pipeline.shards.manifest import Key, key_hash
 from pipeline.shards.reader import Shards
 from stages.store import main
+from tests.stored import DAY, age_students, begin_training, keep_student
 from tests.world import AUGMENT_SETTINGS, make_shards
 
 STRONGER = AUGMENT_SETTINGS.model_copy(
@@ -24,6 +27,16 @@ def data(tmp_path: Path, prepared: Path, teacher: Path) -> Path:
     make_shards(tmp_path / "data", prepared, teacher, STRONGER)
     age(tmp_path / "data" / "store", days=2)
     return tmp_path / "data"
+
+
+@pytest.fixture
+def students(data: Path) -> dict[str, Key]:
+    """A student that is used, one that is not, and one whose training was killed, five days old."""
+    store = StudentStore.below(data / "store")
+    keys = {"half": keep_student(store), "spare": keep_student(store, "spare"), "killed": begin_training(store, "killed")}
+    store.take(keys["half"], data / "student" / "tiny" / "half", data / "training" / "tiny" / "half.json", lambda folder: None)
+    age_students(store, 5 * DAY)
+    return keys
 
 
 def age(folder: Path, days: float) -> None:
@@ -223,3 +236,74 @@ def test_help_says_to_name_every_clone_and_to_finish_what_was_interrupted() -> N
     text = " ".join(run("gc", "-h").output.split())
     assert "Give one for EVERY clone that uses the store" in text
     assert "finish or repeat a stage that was interrupted before clearing the store" in text
+
+
+def test_list_shows_each_student_with_what_uses_it(data: Path, students: dict[str, Key]) -> None:
+    result = on(data, "list")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    heading, half, killed, spare, totals = lines[5:]
+    assert heading.split() == ["student", "task", "teacher", "state", "MB", "age", "used", "by"]
+    assert half.split() == ["half", "tiny", "ab" * 6, "finished", "0.00", "5", "days", str(data / "student" / "tiny" / "half")]
+    assert killed.split() == ["killed", "–", "ab" * 6, "unfinished", "0.00", "5", "days", "unused"]
+    assert spare.split() == ["spare", "tiny", "ab" * 6, "finished", "0.00", "5", "days", "unused"]
+    assert totals == f"{data / 'store' / 'students'}: 3 folders, 0.00 MB"
+    assert lines[4].startswith(f"{data / 'store'}: 3 sets, "), "shards are counted apart"
+
+
+def test_list_says_which_student_is_in_training(data: Path, students: dict[str, Key]) -> None:
+    with StudentStore.below(data / "store").alone(students["killed"], "killed"):
+        assert "in training" in on(data, "list").stdout
+    assert "in training" not in on(data, "list").stdout
+
+
+def test_verify_names_a_damaged_student_and_deletes_it_only_when_told(data: Path, students: dict[str, Key]) -> None:
+    place = data / "store" / "students" / key_hash(students["half"])
+    assert on(data, "verify").exit_code == 0
+    (place / "model.safetensors").write_bytes(b"")
+    result = on(data, "verify")
+    assert result.exit_code == 1
+    fault = f"{place.name}/model.safetensors has other bytes than when it was written: half of task tiny, teacher "
+    assert f"Error: {data / 'store'}: 1 damaged\n  - {fault}" in result.stderr
+    assert place.exists()
+    result = on(data, "verify", "--delete")
+    assert result.exit_code == 1
+    assert "1 of 1 deleted; the next run that needs them computes them again" in result.stderr
+    assert not place.exists()
+    assert on(data, "verify").exit_code == 0
+
+
+def test_gc_offers_students_that_no_folder_uses_and_deletes_them_only_when_told(data: Path, students: dict[str, Key]) -> None:
+    store = data / "store" / "students"
+    sizes = {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in store.iterdir()}
+    spare, states = key_hash(students["spare"]), f"{key_hash(students['killed'])}-training"
+    result = on(data, "gc", "--min-age-hours", 96)
+    assert "would be deleted:\n  - 1 student, 0.00 MB: killed, teacher abababababab, unfinished\n" in result.stdout
+    assert "\n  - 1 student, 0.00 MB: spare of task tiny, teacher abababababab, finished\n" in result.stdout
+    assert f"would free {sizes[spare] + sizes[states]:,} bytes" in result.stdout
+    assert "kept although not in use: 8, too young for --min-age-hours 96" in result.stdout, "the shards are"
+    assert {path.name for path in store.iterdir()} == sizes.keys()
+    result = on(data, "gc", "--min-age-hours", 96, "--delete")
+    assert f"freed {sizes[spare] + sizes[states]:,} bytes" in result.stdout
+    assert sizes.keys() - {path.name for path in store.iterdir()} == {spare, states}
+    assert "deleted: nothing" in on(data, "gc", "--min-age-hours", 96, "--delete").stdout
+
+
+def test_gc_keeps_students_that_are_too_young_and_says_so(data: Path, students: dict[str, Key]) -> None:
+    result = on(data, "gc", "--delete", "--min-age-hours", 144)
+    assert "deleted: nothing" in result.stdout
+    assert "kept although not in use: 10, too young for --min-age-hours 144" in result.stdout
+
+
+def test_gc_beside_a_student_that_cannot_be_read_deletes_nothing(
+    data: Path, students: dict[str, Key], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("pipeline.distill.kept.sha256_of", broken)
+    result = on(data, "gc", "--delete", "--everything")
+    assert result.exit_code == 1
+    assert f"{data / 'student' / 'tiny' / 'half' / 'lineage.json'} cannot be read (Input/output error)" in result.stderr
+    assert (data / "store" / "students" / key_hash(students["spare"])).exists()
+    assert "unknown" in on(data, "list").stdout

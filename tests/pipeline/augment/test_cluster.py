@@ -14,19 +14,21 @@ import ray
 import torch
 
 from pipeline.augment import cluster
-from pipeline.augment.cluster import Cluster, RuntimeSettings, Sight, Worker
+from pipeline.augment.cluster import Cluster, Sight, Worker
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.store import ShardStore
+from tests.world import RUNTIME
 
 GUESTS = 1
 """Places on Ray for a worker of a test, beside the two that all tests share."""
 
 
 def runtime(workers: int | None = 2, address: str | None = None) -> RuntimeSettings:
-    return RuntimeSettings(ray_address=address, workers=workers, store="unused", max_bytes=None)
+    return RuntimeSettings.model_validate(RUNTIME | {"ray_address": address, "workers": workers, "store": "unused"})
 
 
 def cluster_at(folder: Path, settings: RuntimeSettings) -> Cluster:
@@ -140,7 +142,7 @@ def test_a_job_that_fails_is_named_with_the_cause_and_not_tried_again(
 @pytest.fixture
 def beside(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further Cluster uses the Ray that runs."""
-    monkeypatch.setattr(cluster, "_join_ray", lambda settings: None)
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
 
 
@@ -300,7 +302,7 @@ def test_there_is_one_worker_a_gpu_else_one_a_core_unless_fewer_are_asked_for_or
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(cluster.ray, name, fake)
-    monkeypatch.setattr(cluster, "_join_ray", lambda settings: None)
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
     sentence = "no worker could be started within 180 seconds"
     with cluster_at(tmp_path / "teacher", runtime(workers)) as started, pytest.raises(PipelineError, match=sentence):
         list(started.run([Failing()] * 7))

@@ -21,12 +21,13 @@ from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.passes import augment, open_workers, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import FrozenModel
-from pipeline.augment.workers import RuntimeSettings, ThisProcess
+from pipeline.augment.workers import ThisProcess
 from pipeline.errors import PipelineError
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
-from tests.world import augment_settings, make_task, runtime_at, save_prepared, save_teacher
+from tests.world import RUNTIME, augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 ROWS = {"train": 60, "dev": 20, "test": 20}
 
@@ -65,7 +66,7 @@ class World:
         return self.folder / "shards"
 
     def score(self, rows_per_shard: int = 8, batch_rows: int = 4) -> Manifest:
-        settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32")
+        settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32", hidden=[])
         return score(self.prepared, self.teacher, settings, runtime_at(self.folder), self.scores)
 
     def augment(self, settings: AugmentSettings | None = None) -> Manifest:
@@ -328,6 +329,6 @@ def test_pairs_and_regressions_go_through_both_passes(tmp_path: Path, world: Wor
 def test_no_workers_are_this_process_and_any_other_number_is_ray(teacher: Path, tmp_path: Path) -> None:
     store = ShardStore(tmp_path / "store")
     for workers, kind in ((0, ThisProcess), (1, Cluster), (None, Cluster)):
-        runtime = RuntimeSettings(ray_address=None, workers=workers, store=str(store.folder), max_bytes=None)
+        runtime = RuntimeSettings.model_validate(RUNTIME | {"workers": workers, "store": str(store.folder)})
         assert type(open_workers(ModelFolders(teacher), "float32", store, runtime)) is kind
     assert not store.folder.exists(), "nothing is started or written before there is a job"

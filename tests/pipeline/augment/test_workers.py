@@ -2,7 +2,6 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from pipeline.augment import cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
-from pipeline.augment.workers import RuntimeSettings, ThisProcess, failure, landmark, last_line
+from pipeline.augment.workers import ThisProcess, failure, landmark
 from pipeline.errors import PipelineError
 from pipeline.shards.store import ShardStore
 from tests.world import SCORE_SETTINGS, augment_settings, runtime_at
@@ -88,23 +87,15 @@ def test_one_and_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_n
     assert hashes(none / "shards") == hashes(two / "shards") == hashes(one / "shards")
     assert hashes(none / "store") == hashes(two / "store"), "receipts too, and nothing half-written is left"
 
-    def fail(runtime: object) -> None:
+    def fail(runtime: object, cores: int) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr(cluster, "_join_ray", fail)
+    monkeypatch.setattr(cluster, "join_ray", fail)
     before, count = hashes(two / "shards"), len(hashes(two / "shards")) - 1
     capsys.readouterr()
     run(two, two / "scores", 2)
     assert hashes(two / "shards") == before
     assert f"augment tiny: {count} shards, {count} in the store, 0 to compute" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("fault", [{"workers": -1}, {"max_bytes": 0}, {"store": None}, {"ray_address": 1}])
-def test_runtime_settings_out_of_range_are_refused(fault: dict[str, Any]) -> None:
-    usual = {"ray_address": None, "workers": None, "store": "store", "max_bytes": None}
-    assert RuntimeSettings.model_validate(usual)
-    with pytest.raises(ValueError, match=next(iter(fault))):
-        RuntimeSettings.model_validate(usual | fault)
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -167,12 +158,6 @@ def test_an_unforeseen_error_is_shown_in_full_and_a_foreseen_one_is_its_sentence
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_last_line_of_an_error_is_what_it_says_or_its_kind() -> None:
-    assert last_line(ValueError("first\n  second  \n\n")) == "second"
-    assert last_line(ValueError()) == "ValueError"
-    assert str(failure("shard 3", PipelineError("no room"))) == "shard 3 failed: no room"
-
-
 def test_a_landmark_lies_in_the_store_and_is_gone_afterwards_also_after_an_error(store: ShardStore) -> None:
     with landmark(store) as mark:
         assert mark.parent == store.folder
@@ -212,3 +197,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_no_landmark(store: ShardStore, mon
         with pytest.raises(PipelineError, match=r"cannot be written to: No space left on device; make room"), landmark(store):
             raise AssertionError("there is no landmark")
     assert list(store.folder.iterdir()) == []
+
+
+def test_a_failure_names_the_job_and_says_what_the_error_says() -> None:
+    assert str(failure("shard 3", PipelineError("no room"))) == "shard 3 failed: no room"

@@ -11,25 +11,25 @@ from pydantic import ValidationError
 
 from pipeline.augment.passes import augment, score
 from pipeline.distill import scout as scout_code
-from pipeline.distill.scout import ScoutSettings, train_scout
-from pipeline.distill.student import make_student
-from pipeline.distill.training import StudentSettings, distill, train_student
+from pipeline.distill.jobs import StudentJob
+from pipeline.distill.launch import obtain
+from pipeline.distill.scout import train_scout
+from pipeline.distill.settings import ScoutSettings, StudentSettings
+from pipeline.distill.student import Student, make_student
+from pipeline.distill.training import train
 from pipeline.errors import PipelineError
+from pipeline.finetuning import Fit
 from pipeline.models import load_classifier, load_tokenizer, tokenizer_hash
 from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
 from pipeline.shards.reader import Shards
 from stages.scout import main
+from tests import world
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 Folders = tuple[Path, Path]
-STUDENT: dict[str, Any] = {
-    "start": "teacher",
-    "augmentation": "shards",
-    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
-    "optimiser": {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3, "warmup": 0.1, "weight_decay": 0.0, "seed": 3},
-}
+STUDENT: dict[str, Any] = world.STUDENT | {"optimiser": world.OPTIMISER | {"epochs": 3, "batch_size": 16}}
 NARROW = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}
 
 
@@ -98,10 +98,11 @@ def test_its_facts_say_what_it_learnt_from_and_how_good_its_last_state_is(scout:
 def test_the_figure_on_dev_is_that_of_its_last_state_not_of_its_best(
     scored: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def worsening(*given: Any) -> list[dict[str, float]]:
-        return [entry | {"dev": -float(entry["epoch"])} for entry in train_student(*given)]
+    def worsening(*given: Any) -> tuple[Student, Fit]:
+        student, fit = train(*given)
+        return student, Fit([entry | {"dev": -float(entry["epoch"])} for entry in fit.history], fit.seconds)
 
-    monkeypatch.setattr(scout_code, "train_student", worsening)
+    monkeypatch.setattr(scout_code, "train", worsening)
     assert train_scout(scored, teacher, settings(), tmp_path / "out").dev == -3.0
 
 
@@ -126,10 +127,10 @@ def test_another_seed_or_another_number_of_snapshots_is_another_scout_but_the_la
     assert not set(hashes["seed"]) & set(hashes["two"])
 
 
-def test_variants_are_not_read_whatever_augmentation_says(scored: Path, teacher: Path, tmp_path: Path) -> None:
+def test_variants_are_not_read_whatever_the_adversary_is(scored: Path, teacher: Path, tmp_path: Path) -> None:
     for name in ("shards", "none"):
         optimiser = STUDENT["optimiser"] | {"epochs": 1}
-        train_scout(scored, teacher, settings(augmentation=name, snapshots=1, optimiser=optimiser), tmp_path / name)
+        train_scout(scored, teacher, settings(adversary=name, snapshots=1, optimiser=optimiser), tmp_path / name)
     assert ScoutFolder(tmp_path / "shards").hashes() == ScoutFolder(tmp_path / "none").hashes()
 
 
@@ -142,11 +143,11 @@ def test_scores_of_another_teacher_are_refused_by_the_name_of_what_differs(score
 
 def test_a_scout_from_scratch_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValidationError, match=r"to a scout from scratch; set start: teacher"):
-        settings(start="scratch")
+        settings(start="scratch", adversary="none")
 
 
 def test_a_scout_that_would_learn_from_perturbed_inputs_alone_is_refused() -> None:
-    objective = {"hard": 0.0, "soft": 0.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0}
+    objective = STUDENT["objective"] | {"soft": 0.0}
     with pytest.raises(ValidationError, match=r"objective\.hard or objective\.soft must be above 0"):
         settings(objective=objective)
 
@@ -193,7 +194,8 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
     aimed: Path, scored: Path, teacher: Path, tmp_path: Path
 ) -> None:
     student = StudentSettings.model_validate(STUDENT | NARROW)
-    facts = distill("tiny", scored, aimed, teacher, student, tmp_path / "student")
+    job = StudentJob("tiny", scored, aimed, teacher, student)
+    facts = obtain(job, runtime_at(tmp_path), tmp_path / "student", tmp_path / "cost.json")
     card = (tmp_path / "student" / "README.md").read_text()
     assert facts["shards"] == manifest_hash(aimed)
     assert "4 a text (perturb · mask + perturb · mask); objective gap, aimed at 3 snapshots of a scout, l2 radius 0.2" in card

@@ -1,18 +1,21 @@
+import json
 import re
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel, PreTrainedModel, set_seed
 
 from pipeline.distill.narrowing import NARROWABLE
-from pipeline.distill.student import SizeSettings, chosen_layers, make_student, principal_map
-from pipeline.distill.training import carried
+from pipeline.distill.student import Checkpoint, SizeSettings, Student, chosen_layers, make_student, principal_map
 from pipeline.errors import PipelineError
 from pipeline.models import SUPPORTED, load_classifier, logits_from_embeddings, logits_from_ids, word_embeddings
+from pipeline.views import carried
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
-from tests.world import make_task, save_teacher
+from tests.world import make_task, make_tokenizer, save_teacher
 
 WHOLE = SizeSettings(start="teacher")
 IDS = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -170,3 +173,84 @@ def test_the_head_fits_the_task(tmp_path: Path) -> None:
     student = make_student(three, SizeSettings(start="teacher", layers=1), seed=0)
     assert student.model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert student.model(**IDS).logits.shape == (1, 3)
+
+
+def kin_of(teacher: Path, folder: Path, **changed: Any) -> Path:
+    """Another model of the teacher's kind with its tokenizer, its weights others; a head of its own."""
+    shutil.copytree(teacher, folder)
+    held = json.loads((folder / "config.json").read_text()) | changed
+    (folder / "config.json").write_text(json.dumps(held))
+    set_seed(11)
+    AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def test_a_student_from_another_checkpoint_has_its_weights_and_the_teachers_labels(teacher: Path, tmp_path: Path) -> None:
+    kin = kin_of(teacher, tmp_path / "kin", hidden_size=16, intermediate_size=24)
+    student = make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(kin)), layers=[1]), seed=0)
+    source, own = load_classifier(kin).state_dict(), student.model.state_dict()
+    assert student.model.config.num_hidden_layers == 1
+    assert torch.equal(own["bert.embeddings.word_embeddings.weight"], source["bert.embeddings.word_embeddings.weight"])
+    first, second = "bert.encoder.layer.0.output.dense.weight", "bert.encoder.layer.1.output.dense.weight"
+    assert torch.equal(own[first], source[second])
+    assert student.model.config.id2label == load_classifier(teacher).config.id2label
+    assert student.facts["start"] == str(kin)
+
+
+def test_the_map_to_another_checkpoint_is_the_least_squares_one(teacher: Path, tmp_path: Path) -> None:
+    """No other linear map takes the teacher's table nearer to the checkpoint's (numpy's lstsq)."""
+    kin = kin_of(teacher, tmp_path / "kin", hidden_size=16, intermediate_size=24)
+    student = make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(kin))), seed=0)
+    table = word_embeddings(load_classifier(teacher)).detach().double().numpy()
+    own = word_embeddings(student.model).detach().double().numpy()
+    expected, *_ = np.linalg.lstsq(table, own, rcond=None)
+    assert student.map is not None
+    np.testing.assert_allclose(student.map.numpy(), expected, atol=1e-4)
+    lost = np.square(table @ expected - own).sum() / np.square(own).sum()
+    assert student.facts["embedding_error"] == pytest.approx(lost, abs=1e-4)
+    assert 0.1 < lost < 1.0
+
+
+def test_the_teacher_itself_as_a_checkpoint_is_mapped_to_by_the_identity(teacher: Path) -> None:
+    student = make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(teacher))), seed=0)
+    assert student.map is not None
+    np.testing.assert_allclose(student.map.numpy(), np.eye(32), atol=1e-4)
+    assert student.facts["embedding_error"] < 1e-6
+
+
+def test_a_checkpoint_without_a_head_gets_one_by_the_seed(teacher: Path, tmp_path: Path) -> None:
+    kin = kin_of(teacher, tmp_path / "kin")
+    BertModel.from_pretrained(kin).save_pretrained(kin)
+    size = SizeSettings(start=Checkpoint(checkpoint=str(kin)))
+    heads = [make_student(teacher, size, seed=seed).model.state_dict()["classifier.weight"] for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(teacher: Path, tmp_path: Path) -> None:
+    kin = kin_of(teacher, tmp_path / "kin")
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["more"])
+    tokenizer.save_pretrained(kin)
+    with pytest.raises(PipelineError, match=r"has another tokenizer \(\w+\) than the teacher \(\w+\), so it cannot read"):
+        make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(kin))), seed=0)
+
+
+def test_a_checkpoint_that_takes_fewer_tokens_is_refused(teacher: Path, tmp_path: Path) -> None:
+    kin = kin_of(teacher, tmp_path / "kin", max_position_embeddings=10)
+    with pytest.raises(PipelineError, match=r"takes at most 10 tokens, stored rows have up to 24; start from another"):
+        make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(kin))), seed=0)
+
+
+def test_what_is_learnt_beside_the_map_starts_at_nothing_and_leaves_nothing(teacher: Path) -> None:
+    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=4), seed=0)
+    names = set(student.model.state_dict())
+    assert Student.residual_of(student.model) is None
+    student.learn_residual(32)
+    learnt = Student.residual_of(student.model)
+    assert learnt is not None
+    assert learnt.shape == (32, 16)
+    assert not learnt.any()
+    assert any(parameter is learnt for parameter in student.model.parameters()), "it is trained"
+    student.forget_residual()
+    assert set(student.model.state_dict()) == names

@@ -7,20 +7,44 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.files import write_json
-from pipeline.report.facts import Result, TaskReport, gather
-from pipeline.report.page import difference, flattened, headline, page, read_results, result_table, verdict, write_report
-from pipeline.report.plots import pareto_front
+from pipeline.report.facts import TaskReport, TrainingCost, gather, on_pareto_line
+from pipeline.report.page import (
+    difference,
+    duration,
+    headline,
+    page,
+    read_results,
+    read_shards,
+    result_table,
+    verdict,
+    write_report,
+)
 from pipeline.tasks import measure
-from tests.fake_run import MOVIES, NOISE, SCORES, STUDENT, STUDENTS, answers, labels_of, params, read, write_run
+from tests.fake_run import (
+    MOVIES,
+    NOISE,
+    OTHERS,
+    SCORES,
+    SECONDS,
+    STUDENT,
+    STUDENTS,
+    answers,
+    labels_of,
+    params,
+    read,
+    write_run,
+)
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])
 COLUMNS = [
     *("task", "model", "metric", "value", "retained", "agreement", "control", "interval_low", "interval_high"),
-    *("parameters", "bytes", "latency_ms", "rows_per_s"),
+    *("parameters", "bytes", "latency_ms", "rows_per_s", "training_s", "pareto"),
 ]
 FILES = [
     *("divergence.csv", "flips.csv", "index.html", "metrics.json"),
@@ -45,6 +69,23 @@ def with_difference(report: TaskReport, low: float, high: float, value: float = 
     """The report with student ``half`` best, and this interval to its control."""
     half = replace(report.students[0], value=value, interval_low=low, interval_high=high)
     return replace(report, students=(half, *report.students[1:]))
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The rows of the page's result table as text, by the name of the model."""
+    table = text.split('<table class="results">')[1].split("</table>")[0]
+    rows = re.findall(r"<tr[^>]*>\s*<th scope=\"row\">(.*?)</th>(.*?)</tr>", table, re.S)
+    return {plain(name): [plain(cell) for cell in re.findall(r"<td>(.*?)</td>", rest, re.S)] for name, rest in rows}
+
+
+def plain(fragment: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", fragment).split())
+
+
+def dotted_corners(text: str) -> int:
+    """Points of the dotted line of the first picture."""
+    (line,) = re.findall(r'<path d="([^"]+)"[^>]*stroke-dasharray[^>]*>', text.split("<svg viewBox")[-4], re.S)
+    return len(re.findall("[ML]", line))
 
 
 class Elements(HTMLParser):
@@ -87,6 +128,42 @@ def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
     assert found.agreement == pytest.approx((teacher.argmax(1) == half.argmax(1)).mean())
     assert (found.latency_ms, movies.teacher.latency_ms) == (2.9, 5.8)
     assert movies.speedups["half"] == pytest.approx(2.0)
+
+
+def test_training_is_what_the_distill_stage_noted_of_each_student(data: Path, movies: TaskReport) -> None:
+    assert movies.teacher.training_s is None
+    assert {student.model: student.training_s for student in movies.students} == SECONDS
+    assert movies.costs["tiny"] == TrainingCost.model_validate(read(data / "training" / "movies" / "tiny.json"))
+
+
+def test_a_student_that_was_made_by_hand_took_no_training(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    (tmp_path / "training" / "movies" / "half.json").unlink()
+    report = gather(tmp_path, "movies", ["half", "tiny"], 200)
+    assert [result.training_s for result in report.results] == [None, None, SECONDS["tiny"]]
+    write_report(tmp_path / "out", [report], SETTINGS)
+    assert pd.read_csv(tmp_path / "out" / "results.csv")["training_s"].isna().tolist() == [True, True, False]
+    rows = cells((tmp_path / "out" / "index.html").read_text())
+    assert [rows[name][-1] for name in ("teacher *", "half *", "tiny *")] == ["–", "–", "3.2 s"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (None, "–"),
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.97, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (204.3, "3 min 24 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
+        (90_000.0, "25 h 00 min"),
+    ],
+)
+def test_a_duration_is_said_as_a_person_says_it(seconds: float | None, said: str) -> None:
+    assert duration(seconds) == said
 
 
 def test_only_a_student_with_a_control_has_an_interval(movies: TaskReport) -> None:
@@ -162,6 +239,36 @@ def test_the_headline_reports_the_comparison_even_where_the_control_is_best(movi
     best, effect = headline(replace(movies, students=(movies.students[0], plain, *movies.students[2:])))
     assert best.startswith("Student half-plain keeps")
     assert "half differs by −" in effect
+
+
+@pytest.mark.parametrize(
+    ("adversary", "recipe", "said"),
+    [
+        ("half", "perturb", "The perturbations help: "),
+        ("half", "mask", "The variants help: "),
+        ("own", "perturb", "The student’s own perturbations help: "),
+        ("both", "perturb", "The stored perturbations and the student’s own help: "),
+        ("both", "mask", "The stored variants and the student’s own help: "),
+    ],
+)
+def test_the_headline_says_whose_perturbations_were_compared(adversary: str, recipe: str, said: str, tmp_path: Path) -> None:
+    student = STUDENT | {"adversary": (STUDENTS | OTHERS)[adversary]["adversary"]}
+    students = {"half": student, "half-plain": STUDENTS["half-plain"]}
+    write_run(tmp_path, students=students, recipes=[[recipe]])
+    report = with_difference(gather(tmp_path, "movies", list(students), 200), 0.01, 0.02)
+    assert headline(report)[1].startswith(said)
+
+
+def test_the_page_says_once_how_many_bytes_of_shards_were_read_and_by_whom(data: Path, tmp_path: Path) -> None:
+    scores, variants = (sum(p.stat().st_size for p in (data / n / "movies").glob("*.arrow")) for n in ("scores", "shards"))
+    seen = gather(data, "movies", ["half", "tiny"], 200)
+    whole = f"{(scores + variants) / 1e3:.1f} kB of shards, made once: {scores / 1e3:.1f} kB of scores, and "
+    assert read_shards(seen) == f"All students of the task together read {whole}{variants / 1e3:.1f} kB of variants."
+    assert page([seen], SETTINGS).count("of shards") == 1
+    some = gather(data, "movies", list(STUDENTS), 200)
+    assert read_shards(some).endswith(" kB of variants, read by half, narrow and tiny.")
+    plain = gather(data, "movies", ["half-plain"], 200)
+    assert read_shards(plain) == f"All students of the task read the same {scores / 1e3:.1f} kB of shards, the scores."
 
 
 def test_the_headline_admits_that_there_is_no_control(data: Path) -> None:
@@ -278,43 +385,51 @@ def test_a_missing_or_damaged_product_is_named(tmp_path: Path, content: str | No
         gather(tmp_path, "movies", ["half"], 200)
 
 
-def test_the_front_holds_what_nothing_beats_in_both(movies: TaskReport) -> None:
-    def model(name: str, latency: float, value: float) -> Result:
-        return replace(movies.teacher, model=name, latency_ms=latency, value=value)
-
-    best = [model("a", 5, 0.9), model("b", 3, 0.8), model("c", 1, 0.6)]
-    found = pareto_front([*best, model("worse", 4, 0.7), model("no better", 2, 0.6)])
-    assert [result.model for result in found] == ["c", "b", "a"]
+def test_a_damaged_note_of_the_training_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    write_json(tmp_path / "training" / "movies" / "half.json", {"seconds": "long"})
+    with pytest.raises(PipelineError, match=r"training/movies/half.json is damaged.*dvc repro"):
+        gather(tmp_path, "movies", ["half"], 200)
 
 
-def test_nested_settings_become_dotted_names() -> None:
-    assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == [("a.b", 1), ("a.c.d", [2]), ("e", None)]
+POINTS = st.lists(st.tuples(*[st.integers(0, 5).map(float)] * 2), min_size=1, max_size=12)
+"""(latency, value) with many ties."""
 
 
-def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any) -> str:
-    """The definition tables of a set of variants made by these recipes, as text."""
-    write_run(folder, variants=variants, students={"half": STUDENT}, recipes=recipes)
-    report = gather(folder, "movies", ["half"], 20)
-    shown = report.perturbations.model_copy(update={"details": report.perturbations.details | details})
-    text = page([replace(report, perturbations=shown)], SETTINGS)
-    return re.sub(r"<[^>]+>", " ", text.split('<div class="origins">')[1].split('<table class="students">')[0])
+@given(POINTS)
+def test_no_model_on_the_pareto_line_is_dominated_and_every_other_is_by_one_on_it(models: list[tuple[float, float]]) -> None:
+    marks = on_pareto_line(models)
+    line = {model for model, mark in zip(models, marks, strict=True) if mark}
+    for (latency, value), mark in zip(models, marks, strict=True):
+        faster = any(a < latency and b >= value for a, b in line)
+        better = any(a <= latency and b > value for a, b in line)
+        assert mark is not (faster or better)
 
 
-@pytest.mark.parametrize(("recipes", "variants"), [([["mask"]], 2), ([["mask"], ["swap", "perturb"]], 1)])
-def test_a_set_that_is_nowhere_perturbed_is_shown_without_a_search_a_codec_or_a_radius(
-    recipes: list[list[str]], variants: int, tmp_path: Path
-) -> None:
-    text = origins(tmp_path, *recipes, variants=variants)  # the second recipe is one that no variant has got to
-    assert re.search(r"recipes\s+mask\s+text_edits.mask\s+0.12\s", text)
-    for name in ("objective", "radius", "Radius", "codec", "width", "steps", "keep_label", "alpha", "masked_lm", "swap"):
-        assert name not in text, name
+@given(POINTS, st.randoms())
+def test_the_pareto_line_does_not_depend_on_the_order_of_the_models(models: list[tuple[float, float]], random: Any) -> None:
+    shuffled = random.sample(models, len(models))
+    marked = sorted(zip(models, on_pareto_line(models), strict=True))
+    assert marked == sorted(zip(shuffled, on_pareto_line(shuffled), strict=True))
 
 
-def test_the_settings_of_the_steps_in_use_are_shown_and_of_no_others(tmp_path: Path) -> None:
-    text = origins(tmp_path, ["delete", "perturb"], ["mix"], snapshots=3)
-    assert re.search(r"recipes\s+delete \+ perturb · mix\s", text)
-    shown = {"objective", "norm", "Radius found", "codec", "keep_label", "text_edits.delete", "mixing.alpha"}
-    assert {name for name in shown if name in text} == shown
-    assert re.search(r"snapshots of the scout\s+3\s", text)
-    for name in ("text_edits.mask", "ngram", "masked_lm", "seed"):
-        assert name not in text, name
+def test_the_pareto_line_of_a_task_takes_the_teacher_in_and_no_other_task(data: Path) -> None:
+    reports = [gather(data, task, list(STUDENTS), 200) for task in ("movies", "movie_scores")]
+    for report in reports:
+        places = [(result.latency_ms, result.value) for result in report.results]
+        assert [result.pareto for result in report.results] == on_pareto_line(places)
+        assert report.teacher.pareto, "nothing here is as good"
+        assert not report.results[3].pareto, "narrow is slower than half, and worse"
+
+
+def test_the_pareto_line_is_marked_in_every_table_and_drawn(movies: TaskReport, tmp_path: Path) -> None:
+    write_report(tmp_path, [movies], SETTINGS)
+    marks = [result.pareto for result in movies.results]
+    for file in ("results.csv", "quality_latency.csv"):
+        lines = (tmp_path / file).read_text().splitlines()
+        assert [line.split(",")[-1] for line in lines] == ["pareto", *("true" if mark else "false" for mark in marks)]
+    text = (tmp_path / "index.html").read_text()
+    assert list(cells(text)) == [result.model + " *" * result.pareto for result in movies.results]
+    assert "On the Pareto line: no other model is at least as fast and at least as good" in text
+    assert len(marks) > sum(marks) > 1
+    assert dotted_corners(text) == 2 * sum(marks) - 1

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.files import write_json
 from pipeline.shards import writer
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import MANIFEST_FILE, Coding, Key, Manifest, ShardEntry, ShardMismatch
-from pipeline.shards.reader import Row, Rows, Shards, join
+from pipeline.shards.reader import Lists, Positions, Row, Rows, Shards, join
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.tasks import Split, Task
@@ -135,6 +136,113 @@ def test_columns_over_all_rows_are_what_the_rows_say(scores: Rows) -> None:
     np.testing.assert_array_equal(scores.labels(), [np.nan if row.label is None else row.label for row in rows])
     assert scores.column("example_id").to_pylist() == [row.example_id for row in rows]
     assert (scores.lengths().dtype, scores.matrix("teacher_logits").dtype) == (np.int64, np.float32)
+
+
+@pytest.fixture
+def variants(tmp_path: Path, small_batches: None) -> Rows:
+    """Perturbed, edited and mixed rows of nine examples in shards of several record batches: 27 rows."""
+    write(tmp_path / "variants", {("train", number): [names(5), names(4, 5)] for number in (2, EDITED, MIXED)})
+    return Shards(tmp_path / "variants").rows("train", 2, EDITED, MIXED)
+
+
+NOTHING = np.zeros(0)
+LISTS: dict[str, Any] = {
+    "example_id": lambda row: np.frombuffer(row.example_id.encode(), dtype=np.uint8),
+    "input_ids": lambda row: row.input_ids,
+    "token_type_ids": lambda row: row.token_type_ids,
+    "teacher_logits": lambda row: row.teacher_logits,
+    "partner_ids": lambda row: NOTHING if row.partner_ids is None else row.partner_ids,
+    "delta": lambda row: NOTHING if row.delta is None else np.frombuffer(row.delta, dtype=np.uint8),
+    "delta_scale": lambda row: NOTHING if row.delta_scale is None else row.delta_scale,
+    "perturbed_logits": lambda row: row.perturbed_logits,
+}
+"""Columns of lists or bytes, and what a row says of each."""
+
+any_positions = st.lists(st.integers(0, 26), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
+repeatedly = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+"""The rows of a fixture are only read."""
+
+
+@pytest.mark.parametrize("name", LISTS)
+@given(positions=any_positions)
+@repeatedly
+def test_lists_at_any_positions_are_those_of_the_rows_one_by_one(variants: Rows, name: str, positions: Positions) -> None:
+    wanted = [LISTS[name](variants[int(position)]) for position in positions]
+    found = variants.lists_at(name, positions)
+    assert found.lengths.tolist() == [len(one) for one in wanted]
+    assert found.values.tolist() == [value for one in wanted for value in one.tolist()]
+
+
+def test_lists_keep_the_type_of_their_column_however_few_rows_are_asked_for(variants: Rows) -> None:
+    kinds = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
+    for name, kind in kinds.items():
+        for positions in (np.zeros(0, dtype=np.int64), np.array([20]), np.arange(27)):
+            found = variants.lists_at(name, positions)
+            assert (found.values.dtype, found.lengths.dtype) == (kind, np.int64), (name, positions)
+
+
+def test_lists_are_copies_and_leave_the_shard_as_it_was(variants: Rows) -> None:
+    positions = np.array([4])
+    before = variants[4].input_ids.tolist()
+    variants.lists_at("input_ids", positions).values[:] = 0
+    assert variants[4].input_ids.tolist() == variants.lists_at("input_ids", positions).values.tolist() == before
+
+
+def test_rows_of_a_part_of_a_table_are_those_of_that_part(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 2): [names(9)]})
+    schema = shard_schema("perturbations", TASK.kind, token_types=True)
+    table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "train-variant-2-00000.arrow"))).read_all()
+    part = Rows(schema, [table.slice(2, 3), table.slice(7)])
+    for name, of_row in LISTS.items():
+        found = part.lists_at(name, np.arange(5))
+        assert found.values.tolist() == [value for row in part for value in of_row(row).tolist()], name
+    assert [row.example_id for row in part] == [f"row-{number}" for number in (2, 3, 4, 7, 8)]
+
+
+def test_a_column_without_any_value_holds_nothing_at_every_position(tmp_path: Path, small_batches: None) -> None:
+    write(tmp_path, {("train", EDITED): [names(9)]})
+    rows = Shards(tmp_path).rows("train", EDITED)
+    for name in ("delta", "delta_scale", "partner_ids"):
+        assert rows.lists_at(name, np.array([8, 0, 3])).lengths.tolist() == [0, 0, 0]
+        assert rows.lists_at(name, np.array([8, 0, 3])).values.shape == (0,)
+
+
+@given(positions=any_positions)
+@repeatedly
+def test_numbers_at_any_positions_are_those_of_the_rows_and_nan_where_there_is_none(
+    variants: Rows, positions: Positions
+) -> None:
+    wanted = [variants[int(position)].own_weight for position in positions]
+    found = variants.numbers_at("own_weight", positions)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array([np.nan if weight is None else weight for weight in wanted], np.float32))
+
+
+def test_a_position_behind_the_last_row_is_an_error_when_many_are_asked_for(variants: Rows) -> None:
+    for positions in ([0, 27], [-2], [-1, 3]):
+        with pytest.raises(IndexError):
+            variants.lists_at("input_ids", np.array(positions))
+    with pytest.raises(IndexError):
+        variants.numbers_at("own_weight", np.array([0, 27]))
+
+
+def test_rows_have_the_columns_of_their_kind_of_shard(scores: Rows, variants: Rows, tmp_path: Path) -> None:
+    assert [rows.has("input_ids") for rows in (scores, variants)] == [True, True]
+    assert [rows.has("delta") for rows in (scores, variants)] == [False, True]
+    write(tmp_path / "untyped", {("train", 0): [names(3)]}, types=False)
+    untyped = Shards(tmp_path / "untyped")
+    assert [rows.has("token_type_ids") for rows in (scores, untyped.rows("train", 0))] == [True, False]
+    assert untyped.rows("test", 0).has("input_ids"), "a column needs no rows"
+
+
+@given(lists=st.lists(st.lists(st.integers(1, 99), max_size=6), max_size=8), longer=st.integers(0, 3), fill=st.integers(-5, 0))
+def test_lists_under_each_other_are_padded_on_the_right(lists: list[list[int]], longer: int, fill: int) -> None:
+    longest = max(map(len, lists), default=0) + longer
+    held = Lists(np.array([value for one in lists for value in one], np.int32), np.array([len(one) for one in lists], np.int64))
+    padded, inside = held.padded(fill, longest, np.int64), held.inside(longest)
+    assert (padded.shape, padded.dtype) == ((len(lists), longest), np.int64)
+    assert padded.tolist() == [one + [fill] * (longest - len(one)) for one in lists]
+    assert inside.tolist() == [[True] * len(one) + [False] * (longest - len(one)) for one in lists]
 
 
 def test_a_split_and_a_variant_have_their_own_rows(tmp_path: Path) -> None:

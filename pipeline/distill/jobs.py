@@ -1,0 +1,236 @@
+"""One student as a piece of work: its key, its place in the store, training it there, and taking it from there.
+
+A finished student is kept under the hash of everything that decides it, so that a run that was killed goes on, and students
+that were trained elsewhere, several at once, need only be fetched. Knows files and settings; how to fit is training.py's.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeline import (
+    checkpoints,
+    conduct,
+    encoding,
+    finetuning,
+    loading,
+    models,
+    order,
+    perturbation,
+    scouting,
+    seeding,
+    tasks,
+    views,
+)
+from pipeline.conduct import Conduct
+from pipeline.distill import adversary, examples, narrowing, objective, settings, step, student, training, uses
+from pipeline.distill.card import write_card
+from pipeline.distill.settings import StudentSettings
+from pipeline.distill.student import Checkpoint
+from pipeline.distill.training import LINEAGE_FILE, Sources, train, write_student
+from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
+from pipeline.models import commit_of, model_hash
+from pipeline.runtime import RuntimeSettings
+from pipeline.shards import batches, codec, reader
+from pipeline.shards.lineage import code_hash, lineage
+from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
+
+CODE: tuple[ModuleType, ...] = (
+    adversary, batches, checkpoints, codec, conduct, encoding, examples, finetuning, loading, models, narrowing, objective,
+    order, perturbation, reader, scouting, seeding, settings, step, student, tasks, training, uses, views,
+)  # fmt: skip
+"""Modules whose source decides a student's weights."""
+
+CONTENTS_FILE = "contents.json"
+"""In the store beside a student's files: its key and their hashes, written last."""
+
+STATES = "-training"
+"""What follows the key's hash in the name of the folder with the states of an unfinished training."""
+
+COST_FILE = "cost.json"
+"""What a training took; varies from run to run, so it is no part of the student."""
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """One student of one task."""
+
+    name: str
+    scores: Path
+    shards: Path
+    teacher: Path
+    settings: StudentSettings
+
+    @property
+    def wanted_shards(self) -> Path | None:
+        """The variants' folder, where this student sees them."""
+        return self.shards if self.settings.adversary.shards else None
+
+    def sources(self) -> Sources:
+        """What it learns from, verified."""
+        return Sources.open(self.teacher, self.scores, self.wanted_shards)
+
+    def key(self) -> Key:
+        """Everything that decides the student, but where it is trained.
+
+        Several processes take the same steps; but they drop other neurons than one process does, where the model has dropout,
+        and a GPU has other last digits than a processor.
+        """
+        start, shards = self.settings.start, self.wanted_shards
+        return lineage(self.teacher) | {
+            "content": "student",
+            "student": self.name,
+            "scores": manifest_hash(self.scores),
+            "shards": manifest_hash(shards) if shards else None,
+            "checkpoint": _named(start.checkpoint) if isinstance(start, Checkpoint) else None,
+            "settings": self._deciding(),
+            "code": code_hash(*CODE),
+        }
+
+    def _deciding(self) -> dict[str, Any]:
+        """Its settings without those that mean nothing for it; another checkpoint is named by its bytes, not by its place."""
+        settings = self.settings.model_dump(mode="json")
+        shares = self.settings.adversary
+        unread = {*(() if shares.shards else ("variants", "residual")), *(() if shares.student else ("perturbation",))}
+        if isinstance(self.settings.start, Checkpoint):
+            settings["start"] = "checkpoint"
+        return {name: value for name, value in settings.items() if name not in unread}
+
+    def describe(self, folder: Path) -> None:
+        """Write the card of the finished student in ``folder``."""
+        scores, shards = Manifest.read(self.scores), self.wanted_shards
+        write_card(folder, scores.task, lineage_of(folder), scores, Manifest.read(shards) if shards else None)
+
+
+@dataclass(frozen=True)
+class StudentStore:
+    """Finished students by key, and the states of unfinished ones."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, runtime: RuntimeSettings) -> "StudentStore":
+        """Beside the shards."""
+        return cls.below(runtime.store_folder)
+
+    @classmethod
+    def below(cls, folder: Path) -> "StudentStore":
+        """Of a store's folder."""
+        return cls(folder / "students")
+
+    def place_of(self, key: Key) -> Path:
+        """Where a finished student lies."""
+        return self.folder / key_hash(key)
+
+    def states_of(self, key: Key) -> Path:
+        """Where the states of its training are kept until it is finished."""
+        return self.folder / f"{key_hash(key)}{STATES}"
+
+    def has(self, key: Key) -> bool:
+        """Whether the student is there, every byte as it was written.
+
+        Its list of contents gets the time of this call, so that whoever clears the store sees that the student is in use.
+        """
+        place = self.place_of(key)
+        with suppress(OSError):
+            os.utime(place / CONTENTS_FILE)
+        try:
+            contents = json.loads((place / CONTENTS_FILE).read_text(encoding="utf-8"))
+            whole = all(sha256_of(place / name) == sha256 for name, sha256 in contents["files"].items())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return False
+        return whole and hash_of(contents["key"]) == hash_of(key)
+
+    @contextmanager
+    def kept(self, key: Key) -> Iterator[Path]:
+        """A folder to write a student to; it is there for all only if the block ends without an error."""
+        with folder_written_whole(self.place_of(key)) as folder:
+            yield folder
+            files = {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+            write_json(folder / CONTENTS_FILE, {"key": key, "files": files})
+        shutil.rmtree(self.states_of(key), ignore_errors=True)
+
+    @contextmanager
+    def alone(self, key: Key, name: str) -> Iterator[None]:
+        """Keep other processes of this machine from training the same student; who comes second waits.
+
+        The lock holds the key, so that whoever looks into the store sees whose states lie beside it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock(key_hash(key)).open("a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{name}: another process trains this student; waiting for it", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.truncate(0)
+            json.dump({"key": key}, file)
+            file.flush()
+            yield
+
+    @contextmanager
+    def unless_trained(self, name: str) -> Iterator[bool]:
+        """Whether no process of this machine trains the student under a key's hash; none begins to within the block."""
+        with ExitStack() as held:
+            try:
+                file = held.enter_context(self._lock(name).open("r+", encoding="utf-8"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+            except FileNotFoundError:
+                free = True
+            except OSError:  # it is held, or what it says cannot be known
+                free = False
+            yield free
+
+    def key_named(self, name: str) -> Key | None:
+        """The key of a hash: of a finished student, or of one whose training was begun."""
+        for path in (self.folder / name / CONTENTS_FILE, self._lock(name)):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                key: Key = json.loads(path.read_text(encoding="utf-8"))["key"]
+                if key_hash(key) == name:
+                    return key
+        return None
+
+    def _lock(self, name: str) -> Path:
+        return self.folder / f"{name}.lock"
+
+    def take(self, key: Key, out: Path, cost: Path, describe: Callable[[Path], None]) -> None:
+        """Put a finished student at ``out``, described there, and what it took at ``cost``."""
+        place = self.place_of(key)
+        with folder_written_whole(out) as folder:
+            shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONTENTS_FILE, COST_FILE))
+            describe(folder)
+        write_json(cost, json.loads((place / COST_FILE).read_text(encoding="utf-8")))
+
+
+def lineage_of(student: Path) -> dict[str, Any]:
+    """What a student's folder says of where it comes from."""
+    facts: dict[str, Any] = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))
+    return facts
+
+
+def train_into(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -> None:
+    """Train a student and keep it; where several processes do so together, each calls this and the first one writes."""
+    sources, key = job.sources(), job.key()
+    conduct = Conduct(store.states_of(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
+    made, fit = train(f"distill {sources.task.name} {job.name}", sources, job.settings, conduct)
+    if dist.is_initialized() and dist.get_rank():
+        return
+    with store.kept(key) as folder:
+        write_student(folder, job.name, sources, job.settings, made, fit.history)
+        write_json(folder / COST_FILE, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})
+
+
+def _named(checkpoint: str) -> str:
+    """What names a checkpoint: its bytes, or on a hub its commit."""
+    folder = Path(checkpoint)
+    return model_hash(folder) if folder.is_dir() else commit_of(checkpoint)

@@ -1,0 +1,195 @@
+"""Where students are trained: in this process, in several that share one student, or several students at once, on Ray.
+
+Knows Ray and jobs; not how a student is trained.
+"""
+
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.distill.jobs import StudentJob, StudentStore, lineage_of, train_into
+from pipeline.errors import PipelineError, last_line
+from pipeline.runtime import RuntimeSettings
+
+RESTARTS = 3
+"""How often processes that train one student together are started again after one of them died."""
+
+SECONDS_BETWEEN_LOOKS = 0.5
+"""How often is looked for what processes have to say."""
+
+
+def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> dict[str, Any]:
+    """Put a student at ``out``, from the store or trained now, and what it took at ``cost``; returns its lineage.
+
+    Raises:
+        PipelineError: it cannot be trained; names what differs, or the cause.
+    """
+    store, key = StudentStore.of(runtime), job.key()
+    with store.alone(key, job.name):
+        if store.has(key):
+            print(f"distill {job.name}: finished before, taken from {store.place_of(key)}", flush=True)
+        elif runtime.trainers == 1:
+            train_into(store, job, runtime)
+        else:
+            job.sources()  # what does not belong together is refused before Ray is started
+            _train_together(store, job, runtime)
+        store.take(key, out, cost, job.describe)
+    return lineage_of(out)
+
+
+def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
+    """Train all students that the store lacks, as many at once as there are GPUs, or cores where there are none.
+
+    Raises:
+        PipelineError: some cannot be trained; the others are finished first.
+    """
+    import ray
+
+    from pipeline.ray_session import join_ray
+
+    store = StudentStore.of(runtime)
+    missing = [job for job in jobs if not store.has(job.key())]
+    print(f"distill: {len(jobs)} students, {len(jobs) - len(missing)} in the store, {len(missing)} to train", flush=True)
+    if not missing:
+        return
+    join_ray(runtime, runtime.workers or os.cpu_count() or 1)
+    try:
+        share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
+        said, task = _Said.start(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
+        waiting = {task.remote(said.actor, store, job, runtime, Path.cwd()): job for job in missing}
+        faults = []
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+            said.show()
+            for promise in ready:
+                job = waiting.pop(promise)
+                try:
+                    ray.get(promise)
+                except ray.exceptions.RayError as error:
+                    cause = getattr(error, "cause", None) or error
+                    faults.append(f"{job.name} ({job.scores.name}): {last_line(cause)}")
+    finally:
+        ray.shutdown()
+    if faults:
+        raise PipelineError("\n  - ".join([f"{len(faults)} of {len(missing)} students were not trained:", *faults]))
+
+
+def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: RuntimeSettings, home: Path) -> None:
+    """In a process of its own."""
+    _go_to(home)
+    key = job.key()
+    with redirect_stdout(_Teller(said)), store.alone(key, job.name):
+        if not store.has(key):
+            train_into(store, job, runtime)
+
+
+def _train_together(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -> None:
+    """In several processes, each with its share of every step; torch.distributed averages their gradients."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from pipeline.ray_session import join_ray
+
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else it says every line twice
+    join_ray(runtime, runtime.trainers)
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus and gpus < runtime.trainers:
+            raise PipelineError(
+                f"runtime.trainers is {runtime.trainers}, but there are {gpus} GPUs; a trainer has one to itself"
+            )
+        said = _Said.start()
+        with tempfile.TemporaryDirectory(prefix="trainers-") as notes, ThreadPoolExecutor(1) as beside:
+            trainer = TorchTrainer(
+                _train_share,
+                train_loop_config={"said": said.actor, "store": store, "job": job, "runtime": runtime, "home": Path.cwd()},
+                scaling_config=ScalingConfig(num_workers=runtime.trainers, use_gpu=bool(gpus)),
+                run_config=RunConfig(storage_path=notes, failure_config=FailureConfig(max_failures=RESTARTS)),
+            )
+            fitting = beside.submit(trainer.fit)
+            said.show_until(fitting.done)
+            fitting.result()
+    except TrainingFailedError as error:
+        causes = getattr(error, "worker_failures", {}).values()
+        raise PipelineError(f"{job.name} failed: {last_line(next(iter(causes), error))}") from error
+    finally:
+        ray.shutdown()
+
+
+def _train_share(given: dict[str, Any]) -> None:
+    """In one of several processes."""
+    _go_to(given["home"])
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    with redirect_stdout(_Teller(given["said"])):
+        train_into(given["store"], given["job"], given["runtime"])
+
+
+def _go_to(home: Path) -> None:
+    """Paths are relative to where the command was given; Ray starts its processes elsewhere."""
+    if not home.is_dir():
+        raise PipelineError(f"this node does not see {home}; to train students it needs the project's folder on a shared disk")
+    os.chdir(home)
+
+
+class _Lines:
+    """Where processes leave what they have to say."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self._lines.append(text)
+
+    def take(self) -> list[str]:
+        lines, self._lines = self._lines, []
+        return lines
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What processes elsewhere print, to be printed here: Ray's own way adds names of processes, and what libraries say."""
+
+    actor: Any
+
+    @classmethod
+    def start(cls) -> "_Said":
+        import ray
+
+        return cls(ray.remote(_Lines).options(num_cpus=0).remote())
+
+    def show(self) -> None:
+        """Print what was said since."""
+        import ray
+
+        print("".join(ray.get(self.actor.take.remote())), end="", flush=True)
+
+    def show_until(self, done: Callable[[], bool]) -> None:
+        """Print it as it comes."""
+        while not done():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            self.show()
+
+
+class _Teller(io.TextIOBase):
+    """A standard output whose lines go to ``_Lines``."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor, self._begun = actor, ""
+
+    def write(self, text: str) -> int:
+        """Pass on whole lines."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._actor.say.remote(line + "\n")
+        return len(text)

@@ -1,0 +1,37 @@
+"""Settings that change speed and never a byte; both halves read them, no stage tracks them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.config import Settings
+
+
+class RuntimeSettings(Settings):
+    """Section ``runtime`` of params.yaml."""
+
+    ray_address: str | None
+    """Of a running cluster; null starts Ray on this machine. The environment's RAY_ADDRESS comes first."""
+    workers: Annotated[int, Field(ge=0)] | None
+    """Most worker processes; null and more than there is room for are one a GPU, or one a core where there is no GPU.
+
+    0 does the work in this process, without Ray.
+    """
+    store: str
+    """Folder of the shard store. Nodes that share it write there themselves; others hand their shards back."""
+    max_bytes: Annotated[int, Field(ge=1)] | None
+    """Most bytes that one run of augment may add to the store; more is refused before it starts."""
+    trainers: Annotated[int, Field(ge=1)]
+    """Processes that train one student together, each with its share of every step and dropout of its own."""
+    readers: Annotated[int, Field(ge=0)]
+    """Processes of each trainer that read ahead; 0 reads between the steps."""
+    checkpoint_steps: Annotated[int, Field(ge=0)]
+    """Steps between two states from which a killed training goes on; 0 keeps them at the end of epochs alone."""
+    log_to: list[str]
+    """Services that are told of a training's progress, by the names that transformers.Trainer has for them: dvclive, …"""
+
+    @property
+    def store_folder(self) -> Path:
+        """Where finished shards and students are kept."""
+        return Path(self.store)

@@ -1,0 +1,74 @@
+"""Rows of shards as batches of padded tensors, for whoever reads shards: training and evaluation.
+
+Knows columns and codecs; not models, losses or the order of rows. Python touches a row once a column and no element.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.encoding import Batch
+from pipeline.shards.codec import CODECS
+from pipeline.shards.manifest import Coding, Manifest
+from pipeline.shards.reader import Lists, Positions, Rows
+from pipeline.views import OWN_WEIGHT, PARTNER_IDS
+
+CODES, SCALES = "codes", "scales"
+"""Of a batch of perturbed rows: δ as it is coded, [rows, tokens, width] and [rows, tokens]."""
+
+
+def inputs_at(rows: Rows, positions: Positions, pad_token_id: int) -> Batch:
+    """What a model reads of the rows at some positions, padded on the right to the longest of them."""
+    ids = rows.lists_at("input_ids", positions)
+    longest = int(ids.lengths.max(initial=0))
+    batch = {
+        "input_ids": torch.from_numpy(ids.padded(pad_token_id, longest, np.int64)),
+        "attention_mask": torch.from_numpy(ids.inside(longest).astype(np.int64)),
+    }
+    if rows.has("token_type_ids"):
+        types = rows.lists_at("token_type_ids", positions)
+        batch["token_type_ids"] = torch.from_numpy(types.padded(0, longest, np.int64))
+    return batch
+
+
+def matrix_at(rows: Rows, name: str, positions: Positions) -> Tensor:
+    """A column of equally long lists at some positions, [rows, values] in float32."""
+    return torch.from_numpy(rows.lists_at(name, positions).values.reshape(len(positions), -1).astype(np.float32))
+
+
+def variant_at(rows: Rows, positions: Positions, manifest: Manifest) -> Batch:
+    """Variants as the teacher labelled them: inputs, partners and shares where mixed, codes and scales where perturbed.
+
+    A row of another recipe than its neighbours is its own partner, or has a δ of zero.
+    """
+    batch = inputs_at(rows, positions, manifest.pad_token_id)
+    longest = batch["input_ids"].shape[1]
+    partners = rows.lists_at("partner_ids", positions)
+    if partners.lengths.any():
+        batch |= _mixture(batch["input_ids"], partners, rows.numbers_at("own_weight", positions))
+    coded = rows.lists_at("delta", positions)
+    if coded.lengths.any():
+        assert manifest.coding is not None, "shards of perturbed variants say how they are coded"
+        batch |= _coded(coded, rows.lists_at("delta_scale", positions), manifest.coding, longest)
+    return batch
+
+
+def _mixture(own_ids: Tensor, partners: Lists, own_weights: npt.NDArray[np.float32]) -> Batch:
+    """Partner ids [rows, tokens] and own shares [rows]; a row without a partner counts as its own."""
+    mixed = torch.from_numpy(partners.lengths > 0)
+    ids = torch.from_numpy(partners.padded(0, own_ids.shape[1], np.int64))
+    # A mixture is as long as the longer of both, so within a mixed row only what is padding for it differs.
+    beyond = torch.from_numpy(~partners.inside(own_ids.shape[1]))
+    return {
+        PARTNER_IDS: torch.where(mixed[:, None] & ~beyond, ids, own_ids),
+        OWN_WEIGHT: torch.where(mixed, torch.from_numpy(own_weights), 1.0),
+    }
+
+
+def _coded(coded: Lists, scales: Lists, coding: Coding, longest: int) -> Batch:
+    """Codes [rows, tokens, width] and scales [rows, tokens]; zero on padding and for rows that are not perturbed."""
+    codec = CODECS[coding.codec]
+    codes = np.zeros((len(coded.lengths), longest, coding.width), dtype=codec.dtype)
+    codes[scales.inside(longest)] = codec.unpack(coded.values.data, coding.width)
+    return {CODES: torch.from_numpy(codes), SCALES: torch.from_numpy(scales.padded(0, longest, np.float32))}

@@ -1,0 +1,282 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.distill.examples import SEEDS, VARIANT, Examples, Variants
+from pipeline.distill.uses import Use, WorstOf, chosen
+from pipeline.encoding import Batch
+from pipeline.order import EpochOrder, Piece, Sharing
+from pipeline.shards import writer
+from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.reader import Shards
+from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
+from pipeline.shards.writer import write_shard
+from pipeline.tasks import Split, Task
+
+TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
+KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
+COUNT, VARIANTS, SNAPSHOTS, EPOCHS, BATCH_SIZE = 37, 5, 3, 4, 8
+CONTENT: dict[bool, Content] = {False: "scores", True: "perturbations"}
+USES: dict[str, Use] = {"rotate": "rotate", "by_progress": "by_progress", "all": "all", "worst_of": WorstOf(worst_of=3)}
+SHOWN = {"rotate": 1, "by_progress": 1, "all": VARIANTS, "worst_of": 3}
+"""Variants of an example that one step shows."""
+
+Parts = dict[tuple[Split, int], list[Sequence[int]]]
+"""Of each variant of each split the numbers of the examples in each partition."""
+Met = tuple[int, int]
+"""Number of an example, and of the variant of it that was met."""
+
+
+def columns(numbers: Sequence[int], variant: int) -> dict[str, Any]:
+    """Rows whose every value tells the example and the variant; every fifth example has no label."""
+    lengths = [3 + number % 7 for number in numbers]
+    shared: dict[str, Any] = {
+        "example_id": [f"row-{number}" for number in numbers],
+        "variant": [variant] * len(numbers),
+        "input_ids": [[number, *[variant] * (length - 1)] for number, length in zip(numbers, lengths, strict=True)],
+        "label": [None if number % 5 == 4 else number % 2 for number in numbers],
+        "teacher_logits": [[number, 0.0] for number in numbers],
+    }
+    if not variant:
+        return shared
+    return shared | {
+        "partner_id": [None] * len(numbers),
+        "partner_ids": [None] * len(numbers),
+        "own_weight": [None] * len(numbers),
+        "delta": [bytes([number, variant] * length) for number, length in zip(numbers, lengths, strict=True)],
+        "delta_scale": [[1.0] * length for length in lengths],
+        "perturbed_logits": [[number, variant] for number in numbers],
+        "divergence": [0.1] * len(numbers),
+        "flipped": [False] * len(numbers),
+    }
+
+
+def write(folder: Path, parts: Parts, snapshots: int = SNAPSHOTS) -> Shards:
+    """A complete set of shards."""
+    perturbed, entries = any(variant for _, variant in parts), []
+    for (split, variant), partitions in parts.items():
+        for number, examples in enumerate(partitions):
+            file, key = f"{split}-{variant}-{number}.arrow", KEY | {"variant": variant, "examples": f"{split} {number}"}
+            schema = shard_schema(CONTENT[perturbed], TASK.kind, token_types=False)
+            receipt = write_shard(folder / file, schema, columns(examples, variant), key, {}, {})
+            entries.append(ShardEntry(file=file, split=split, variant=variant, partition=number, receipt=receipt))
+    Manifest(
+        format_version=FORMAT_VERSION,
+        content=CONTENT[perturbed],
+        task=TASK,
+        key=KEY,
+        token_types=False,
+        pad_token_id=0,
+        coding=Coding(codec="int8", width=2) if perturbed else None,
+        variants=max(variant for _, variant in parts),
+        details={"snapshots": snapshots} if perturbed else {},
+        shards=tuple(entries),
+    ).save(folder)
+    return Shards(folder)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
+    """Scores, and variants of which every one lies in another order and in other partitions than the scores."""
+    folder, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
+    variants: Parts = {}
+    for variant in range(1, VARIANTS + 1):
+        cuts = sorted(generator.choice(np.arange(1, COUNT), 2, replace=False))
+        variants["train", variant] = [part.tolist() for part in np.split(generator.permutation(COUNT), cuts)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "ROWS_PER_BATCH", 4)
+        scores = write(folder / "scores", {("train", 0): [range(20), range(20, COUNT)], ("dev", 0): [range(40, 51)]})
+        return scores, write(folder / "shards", variants)
+
+
+def examples_of(sets: tuple[Shards, Shards], use: Use | None = "rotate", seed: int = 3, seeded: bool = True) -> Examples:
+    """The train split, with variants unless ``use`` is None."""
+    plain = Examples(sets[0], "train", seed)
+    return Examples(sets[0], "train", seed, None if use is None else Variants(sets[1], plain.rows, use), seeded)
+
+
+def steps_of_epoch(examples: Examples, epoch: int, processes: int, turns: int) -> list[list[tuple[Piece, Batch]]]:
+    """Of each step the pieces of all processes and turns, with their batches."""
+    taken = []
+    for process in range(processes):
+        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, examples.seed, Sharing(processes, process, turns))
+        order.set_epoch(epoch)
+        taken.append([(piece, examples.batch(piece)) for piece in order])
+    return [
+        [found for mine in taken for found in mine[step * turns : (step + 1) * turns]] for step in range(len(taken[0]) // turns)
+    ]
+
+
+def untouched_in(batch: Batch) -> list[int]:
+    """The examples whose untouched inputs a batch holds, by what is written into ids and scores alike."""
+    numbers: list[int] = batch["input_ids"][:, 0].tolist()
+    assert batch["teacher_logits"].tolist() == [[number, 0.0] for number in numbers]
+    assert (batch["input_ids"][:, 1:] == 0).all(), "they are of variant 0, or padding"
+    return numbers
+
+
+def variants_in(batch: Batch) -> list[Met]:
+    """The variants that a batch holds, by what is written into ids, logits and δ alike."""
+    held = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+    met: list[Met] = [(int(number), int(variant)) for number, variant in held["logits"].tolist()]
+    assert held["input_ids"][:, :2].tolist() == [list(one) for one in met]
+    assert held["codes"][:, 0].tolist() == held["codes"][:, 2].tolist() == [list(one) for one in met]
+    assert held["attention_mask"].sum(dim=1).tolist() == [3 + number % 7 for number, _ in met]
+    return met
+
+
+any_sharing = {"processes": st.integers(1, 3), "turns": st.integers(1, 2), "epoch": st.integers(0, EPOCHS - 1)}
+often = settings(deadline=None, max_examples=25)
+
+
+@pytest.mark.parametrize("use", USES)
+@given(**any_sharing)
+@often
+def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that_are_chosen(
+    sets: tuple[Shards, Shards], use: str, processes: int, turns: int, epoch: int
+) -> None:
+    met: list[Met] = []
+    for step in steps_of_epoch(examples_of(sets, USES[use]), epoch, processes, turns):
+        for piece, batch in step:
+            numbers = chosen(USES[use], VARIANTS, SNAPSHOTS, epoch, piece.progress)
+            found = variants_in(batch)
+            untouched = untouched_in(batch)
+            assert found == [(example, number) for number in numbers for example in untouched], "all first, then all second"
+            met += found
+    assert sorted(example for example, _ in met) == sorted([*range(COUNT)] * SHOWN[use])
+    assert len(set(met)) == len(met), "none twice"
+
+
+@pytest.mark.parametrize("use", USES)
+@given(**any_sharing)
+@often
+def test_variants_of_one_example_meet_in_a_step_only_where_all_or_several_are_asked_for(
+    sets: tuple[Shards, Shards], use: str, processes: int, turns: int, epoch: int
+) -> None:
+    for step in steps_of_epoch(examples_of(sets, USES[use]), epoch, processes, turns):
+        together = [example for _, batch in step for example, _ in variants_in(batch)]
+        assert (len(set(together)) == len(together)) == (SHOWN[use] == 1)
+
+
+def test_over_as_many_epochs_as_variants_every_example_meets_each_of_its_variants(sets: tuple[Shards, Shards]) -> None:
+    examples = examples_of(sets, "rotate")
+    met = [
+        one
+        for epoch in range(VARIANTS)
+        for step in steps_of_epoch(examples, epoch, 1, 1)
+        for _, batch in step
+        for one in variants_in(batch)
+    ]
+    assert sorted(met) == [(example, variant) for example in range(COUNT) for variant in range(1, VARIANTS + 1)]
+
+
+def test_by_progress_passes_on_from_snapshot_to_snapshot_within_an_epoch(sets: tuple[Shards, Shards]) -> None:
+    examples, shown = examples_of(sets, "by_progress"), []
+    for epoch in range(EPOCHS):
+        steps = steps_of_epoch(examples, epoch, 1, 1)
+        shown.append([{variant for _, variant in variants_in(batch)} for ((_, batch),) in steps])
+    assert all(len(variants) == 1 for steps in shown for variants in steps)
+    numbers = [[variants.pop() for variants in steps] for steps in shown]
+    assert numbers[0] == [1] * 5, "variants 1 and 4 are aimed at snapshot 1, and take turns over the epochs"
+    assert {number for steps in numbers for number in steps} == {1, 2, 3, 4, 5}
+    assert len(set(numbers[-1])) == 2, "5/6 of the training lie within the last epoch"
+    assert numbers[-1][-1] == 3
+
+
+@pytest.mark.parametrize("use", [None, "rotate", "all"])
+def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use | None) -> None:
+    piece = Piece(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
+    batch = examples_of(sets, use).batch(piece)
+    assert untouched_in(batch) == [9, 4, 36, 0]
+    np.testing.assert_array_equal(batch["labels"].numpy(), np.array([np.nan, np.nan, 0, 0], dtype=np.float32))
+    assert batch["labels"].dtype == torch.float32
+    assert batch["progress"].shape == ()
+    assert float(batch["progress"]) == 0.625
+    assert batch["attention_mask"].sum(dim=1).tolist() == [3 + number % 7 for number in (9, 4, 36, 0)]
+    assert any(name.startswith(VARIANT) for name in batch) == (use is not None)
+
+
+@given(**any_sharing)
+@often
+def test_the_progress_of_a_batch_is_that_of_its_piece(
+    sets: tuple[Shards, Shards], processes: int, turns: int, epoch: int
+) -> None:
+    steps = steps_of_epoch(examples_of(sets, None), epoch, processes, turns)
+    for number, step in enumerate(steps):
+        for piece, batch in step:
+            assert float(batch["progress"]) == pytest.approx(piece.progress)
+            assert piece.progress == (epoch + number / len(steps)) / EPOCHS
+
+
+def seeds_of(examples: Examples, epoch: int, processes: int = 1) -> dict[int, int]:
+    """Of each example the seed that it has in an epoch."""
+    found: dict[int, int] = {}
+    for step in steps_of_epoch(examples, epoch, processes, 1):
+        for _, batch in step:
+            found |= dict(zip(untouched_in(batch), batch[SEEDS].tolist(), strict=True))
+    assert len(found) == COUNT
+    return found
+
+
+def test_every_example_has_a_seed_of_its_own_in_every_epoch_of_every_training(sets: tuple[Shards, Shards]) -> None:
+    seeds = [seed for base in (3, 4) for epoch in range(3) for seed in seeds_of(examples_of(sets, seed=base), epoch).values()]
+    assert len(set(seeds)) == 2 * 3 * COUNT
+
+
+def test_the_seed_of_an_example_is_the_same_again_whoever_takes_it_and_beside_whatever(sets: tuple[Shards, Shards]) -> None:
+    examples = examples_of(sets)
+    once = seeds_of(examples, 1)
+    assert once == seeds_of(examples, 1) == seeds_of(examples_of(sets, None), 1, processes=3)
+    alone = examples.batch(Piece(np.array([17]), epoch=1, progress=0.0, weight=1.0))
+    assert alone[SEEDS].tolist() == [once[17]]
+    assert alone[SEEDS].dtype == torch.int64
+
+
+def test_seeds_are_there_only_where_they_are_wanted(sets: tuple[Shards, Shards]) -> None:
+    piece = Piece(np.arange(3), epoch=0, progress=0.0, weight=1.0)
+    assert SEEDS not in examples_of(sets, seeded=False).batch(piece)
+
+
+@pytest.mark.parametrize("use", USES)
+@given(seed=st.integers(0, 2**63), epochs=st.lists(st.integers(0, EPOCHS - 1), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=5)
+def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_came_before(
+    sets: tuple[Shards, Shards], use: str, seed: int, epochs: list[int]
+) -> None:
+    def batches(examples: Examples, epoch: int) -> list[Batch]:
+        return [batch for step in steps_of_epoch(examples, epoch, 1, 1) for _, batch in step]
+
+    used = examples_of(sets, USES[use], seed)
+    for epoch in epochs:
+        np.random.default_rng().random(2)
+        torch.rand(2)
+        again, fresh = batches(used, epoch), batches(examples_of(sets, USES[use], seed), epoch)
+        for one, other in zip(again, fresh, strict=True):
+            assert one.keys() == other.keys()
+            for name in one:
+                torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_another_split_has_its_own_rows_and_no_variants(sets: tuple[Shards, Shards]) -> None:
+    dev = Examples(sets[0], "dev", 3)
+    assert len(dev) == len(dev.lengths()) == len(dev.labels()) == 11
+    assert dev.lengths().tolist() == [3 + number % 7 for number in range(40, 51)]
+    assert np.isnan(dev.labels()).tolist() == [number % 5 == 4 for number in range(40, 51)]
+    batch = dev.batch(Piece(np.array([10, 2]), epoch=0, progress=0.0, weight=1.0))
+    assert untouched_in(batch) == [50, 42]
+    assert not any(name.startswith(VARIANT) for name in batch)
+
+
+@pytest.mark.parametrize("others", [range(36), [*range(36), 99]], ids=["missing", "another"])
+def test_a_variant_that_some_example_lacks_is_refused_when_they_are_opened(
+    sets: tuple[Shards, Shards], others: Sequence[int], tmp_path: Path
+) -> None:
+    broken = write(tmp_path, {("train", 1): [range(COUNT)], ("train", 2): [others]})
+    with pytest.raises(ShardMismatch, match="1 of 37 examples have no perturbed row"):
+        Variants(broken, Examples(sets[0], "train", 3).rows, "rotate")

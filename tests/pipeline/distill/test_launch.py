@@ -1,0 +1,92 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.distill import launch
+from pipeline.distill.jobs import StudentJob, StudentStore
+from pipeline.distill.launch import obtain, train_all
+from pipeline.errors import PipelineError
+from pipeline.evaluation import logits_of
+from pipeline.models import load_classifier
+from pipeline.shards.reader import Shards
+from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
+
+Folders = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Scores, shards and a teacher without dropout, so that chance has no part in a student."""
+    folder, task = tmp_path_factory.mktemp("still"), make_task()
+    teacher = save_teacher(folder / "teacher", task)
+    held = json.loads((teacher / "config.json").read_text())
+    (teacher / "config.json").write_text(json.dumps(held | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    prepared = save_prepared(folder / "prepared", task, {"train": 41, "dev": 10, "test": 10})
+    return *make_shards(folder, prepared, teacher), teacher
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], tmp_path: Path, capfd: Any) -> None:
+    """With stored variants and the student's own gradient and a stated effect, in steps that two cannot share evenly."""
+    search = student_settings().perturbation.model_dump() | {"radius": {"divergence": 0.05}}
+    settings = student_settings({"batch_size": 7}, adversary={"shards": 0.5, "student": 0.5}, perturbation=search)
+    job, found = StudentJob("half", *still, settings), {}
+    for trainers in (1, 2):
+        runtime = runtime_at(tmp_path / str(trainers)).model_copy(update={"trainers": trainers})
+        obtain(job, runtime, tmp_path / f"{trainers}-out", tmp_path / f"{trainers}.json")
+        found[trainers] = logits_of(load_classifier(tmp_path / f"{trainers}-out"), Shards(still[0]).rows("train", 0), 0, 8)
+    np.testing.assert_allclose(found[2], found[1], atol=2e-3)
+    assert np.abs(found[1]).max() > 0.1, "the answers are no small numbers"
+    histories = [np.loadtxt(tmp_path / f"{n}-out" / "history.csv", delimiter=",", skiprows=1) for n in (1, 2)]
+    np.testing.assert_allclose(histories[1], histories[0], rtol=1e-3)
+    said = capfd.readouterr().out
+    assert said.count("distill tiny half: epoch 2/2") == 2, "once for each of the two trainings, whoever computes"
+
+
+@pytest.mark.timeout(600)
+def test_all_students_are_trained_at_once_and_then_only_fetched(
+    made: Folders, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_at(tmp_path, workers=2)
+    students = [StudentJob(name, *made, teacher, student_settings(layers=layers)) for name, layers in (("a", 1), ("b", 2))]
+    obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
+    capsys.readouterr()
+    train_all(students, runtime)
+    assert "distill: 2 students, 1 in the store, 1 to train\n" in capsys.readouterr().out
+    monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
+    for job in students:
+        obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
+    train_all(students, runtime)
+    assert "2 in the store, 0 to train" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(600)
+def test_a_student_that_cannot_be_trained_is_named_and_the_others_are_finished(
+    made: Folders, teacher: Path, tmp_path: Path
+) -> None:
+    runtime = runtime_at(tmp_path, workers=2)
+    good = StudentJob("good", *made, teacher, student_settings(layers=1))
+    bad = StudentJob("bad", *made, teacher, student_settings(variants={"worst_of": 5}))
+    with pytest.raises(
+        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(scores\): .*the shards hold 2 variants"
+    ):
+        train_all([bad, good], runtime)
+    store = StudentStore.of(runtime)
+    assert store.has(good.key())
+    assert not store.has(bad.key())
+
+
+def test_what_does_not_belong_together_is_refused_before_ray_is_started(
+    made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_train_together", lambda *_: pytest.fail("Ray would be started"))
+    shards = shutil.copytree(made[1], tmp_path / "shards")
+    next(shards.glob("*.arrow")).unlink()
+    runtime = runtime_at(tmp_path).model_copy(update={"trainers": 2})
+    with pytest.raises(PipelineError, match="is missing"):
+        obtain(StudentJob("half", made[0], shards, teacher, student_settings()), runtime, tmp_path / "out", tmp_path / "c.json")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,51 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from transformers import AutoModelForSequenceClassification
+
+from pipeline.tasks import Task
+from stages.export import main
+from tests.fake_run import params
+from tests.world import save_teacher
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, made: tuple[Path, Path], task: Task) -> list[str]:
+    half = save_teacher(tmp_path / "half", task, seed=7)
+    AutoModelForSequenceClassification.from_pretrained(half, num_hidden_layers=1).save_pretrained(half)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params("tiny")))
+    out, settings = tmp_path / "out" / "half", tmp_path / "params.yaml"
+    places = {"scores": made[0], "student": half, "out": out, "params": settings}
+    return [text for flag, place in places.items() for text in (f"--{flag}", str(place))]
+
+
+def test_the_command_prints_a_line_a_file_with_how_fast_it_is_and_nothing_else(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.export", *arguments, "--int8"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, torch_line, *files, rows, last = done.stdout.splitlines()
+    names = "model accuracy agreement difference size latency speed-up rows/s speed-up"
+    assert head.split() == names.split()
+    assert re.fullmatch(r"half, by torch +0\.\d{3} +– +– +0\.\d MB +\d+\.\d\d ms +1\.0× +\d+ +1\.0×", torch_line.strip())
+    assert [line.split()[0] for line in files] == ["model.onnx", "model.int8.onnx"]
+    pattern = r"\S+ +0\.\d{3} +[01]\.\d{3} +\d\.\de[+-]\d\d +0\.\d MB +\d+\.\d\d ms +\d+\.\d× +\d+ +\d+\.\d×"
+    assert all(re.fullmatch(pattern, line.strip()) for line in files)
+    assert rows.startswith("20 test rows; model.onnx may differ by ")
+    out = tmp_path / "out" / "half"
+    assert last == f"export: {out}, how to serve it: {out / 'README.md'}"
+    assert (out / "README.md").exists()
+    assert "\x1b" not in done.stdout
+
+
+def test_a_fault_is_a_sentence_and_nothing_is_written(arguments: list[str], tmp_path: Path) -> None:
+    arguments[arguments.index("--student") + 1] = str(tmp_path / "nobody")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert f"the student {tmp_path / 'nobody'} does not exist" in result.output
+    assert not (tmp_path / "out").exists()
