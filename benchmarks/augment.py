@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
 from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
-from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, settings_of
+from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, runtime_of, settings_of
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.partition import places
@@ -28,10 +28,10 @@ from pipeline.augment.plans import Augmentation
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.encoding import Batch, encode, length_buckets, ordinary_tokens
 from pipeline.models import load_tokenizer
 from pipeline.perturbation import divergence, radius_of
+from pipeline.runtime import RuntimeSettings
 from pipeline.shards.codec import CODECS, CodecName, dequantise
 from pipeline.shards.store import ShardStore
 from stages.command import stage
@@ -46,7 +46,7 @@ class World:
     def __init__(self, folder: Path, prepared: Path, teacher: Path, rows: int, shard_rows: int) -> None:
         self.folder, self.teacher = folder, teacher
         self.prepared = first_rows(prepared, folder / "prepared", rows)
-        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
+        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32", hidden=[])
         score(self.prepared, teacher, score_settings, self.runtime(0), self.scores)
 
     @property
@@ -55,8 +55,7 @@ class World:
 
     def runtime(self, workers: int) -> RuntimeSettings:
         """A store that starts empty for every number of workers."""
-        store = str(self.folder / f"store-{workers}")
-        return RuntimeSettings(ray_address=None, workers=workers, store=store, max_bytes=None)
+        return runtime_of(self.folder / f"store-{workers}", workers)
 
     def scored(self) -> list[Scored]:
         """The rows of each partition."""

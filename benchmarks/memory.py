@@ -11,10 +11,9 @@ from pathlib import Path
 import click
 
 from benchmarks.timing import Figure
-from benchmarks.worlds import BATCH_ROWS, first_rows, settings_of, small_teacher
+from benchmarks.worlds import BATCH_ROWS, first_rows, runtime_of, settings_of, small_teacher
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import ScoreSettings
-from pipeline.augment.workers import RuntimeSettings
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Task
 from stages.command import stage
@@ -52,8 +51,8 @@ def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
         subset = first_rows(prepared, folder / "prepared", rows)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = peak_kilobytes()
-        runtime = RuntimeSettings(ray_address=None, workers=0, store=str(folder / "store"), max_bytes=None)
-        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
+        runtime = runtime_of(folder / "store")
+        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32", hidden=[])
         score(subset, teacher, scoring, runtime, folder / "scores")
         augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
         rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)

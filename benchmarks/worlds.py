@@ -9,6 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.models import head_settings, load_tokenizer
+from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Task
 
 BATCH_ROWS = 32
@@ -33,6 +34,20 @@ def settings_of(**changed: Any) -> AugmentSettings:
         "batch_rows": BATCH_ROWS,
     }
     return AugmentSettings.model_validate(usual | changed)
+
+
+def runtime_of(store: Path, workers: int = 0) -> RuntimeSettings:
+    """How stages are run: so many workers of this machine, or none but this process."""
+    return RuntimeSettings(
+        ray_address=None,
+        workers=workers,
+        store=str(store),
+        max_bytes=None,
+        trainers=1,
+        readers=0,
+        checkpoint_steps=0,
+        log_to=[],
+    )
 
 
 def first_rows(prepared: Path, out: Path, rows: int) -> Path:

@@ -1,0 +1,297 @@
+"""What benchmarks.cost times: stage 1, students from its shards, and reference trainings that do the same work.
+
+The references are as lean as they can be written: batches ready in memory, no trainer, no checkpoints, no dev. Knows no ratio.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, get_scheduler
+
+from benchmarks.timing import timed
+from benchmarks.worlds import RADIUS, first_rows, runtime_of
+from pipeline import config
+from pipeline.augment.passes import augment, score
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.teacher import FrozenTeacher
+from pipeline.conduct import Checkpoints, Conduct
+from pipeline.config import Settings
+from pipeline.distill.examples import VARIANT, Examples, Variants
+from pipeline.distill.objective import imitation_loss, untouched_loss
+from pipeline.distill.settings import StudentSettings
+from pipeline.distill.student import Student, make_student
+from pipeline.distill.training import Sources, train, write_student
+from pipeline.encoding import Batch, model_inputs, ordinary_tokens
+from pipeline.errors import PipelineError
+from pipeline.finetuning import Loss, OptimiserSettings
+from pipeline.models import embed, logits_from_embeddings, pick_device
+from pipeline.order import EpochOrder, Piece, Sharing
+from pipeline.perturbation import Answer, perturb, radius_of
+from pipeline.shards.batches import CODES, SCALES
+from pipeline.shards.codec import dequantise
+from pipeline.shards.reader import Shards
+from pipeline.tasks import Kind
+from pipeline.views import carried
+
+VARIANTS = 3
+
+DELTA = "delta"
+"""Of a variant's batch: δ, decoded."""
+
+
+class OneStudent(Settings):
+    """What a student needs of params.yaml, stage 1 included."""
+
+    score: ScoreSettings
+    augment: AugmentSettings
+    student: StudentSettings
+
+
+class Needs(Settings):
+    """What of params.yaml is measured."""
+
+    score: ScoreSettings
+    augment: AugmentSettings
+    students: dict[str, StudentSettings]
+
+    @classmethod
+    def of(cls, params: Path) -> "Needs":
+        """All students that take stored variants, in their order; the radius need not be searched.
+
+        Raises:
+            PipelineError: there is none.
+        """
+        names = config.lookup(config.read_params(params), "students") or {}
+        places = {"score": "score", "augment": "augment"}
+        every = {name: config.load(params, OneStudent, student=("distill", f"students.{name}"), **places) for name in names}
+        students = {name: found.student for name, found in every.items() if found.student.adversary.shards}
+        if not students:
+            raise PipelineError(f"{params} has no student that takes stored variants; give one of them adversary: shards")
+        usual = next(iter(every.values()))
+        search = usual.augment.perturbation.model_copy(update={"radius": RADIUS})
+        made = {"variants": VARIANTS, "recipes": [["perturb"]], "perturbation": search}
+        return cls(score=usual.score, augment=usual.augment.model_copy(update=made), students=students)
+
+
+@dataclass(frozen=True)
+class StageOne:
+    """What the teacher did once, and how long it took."""
+
+    scores: Path
+    shards: Path
+    score_seconds: float
+    augment_seconds: float
+
+    def megabytes(self) -> float:
+        """On disk, the store included; a file that is linked from it counts once."""
+        found = {file.stat().st_ino: file.stat().st_size for file in self.scores.parent.rglob("*") if file.is_file()}
+        return sum(found.values()) / 1e6
+
+
+@dataclass(frozen=True)
+class World:
+    """The first rows of a prepared task, in a folder of their own, and a student that learns from them."""
+
+    folder: Path
+    prepared: Path
+    teacher: Path
+    needs: Needs
+    name: str
+    """Of the student."""
+
+    @classmethod
+    def of(cls, folder: Path, prepared: Path, teacher: Path, rows: int, needs: Needs) -> "World":
+        """Cut a corpus to so many rows; the student is the first."""
+        share = min(rows / pq.read_metadata(prepared / "train.parquet").num_rows, 1.0)
+        sample = {"calibration_rows": max(round(share * needs.augment.calibration_rows), 1)}
+        fitting = needs.model_copy(update={"augment": needs.augment.model_copy(update=sample)})
+        return cls(folder, first_rows(prepared, folder / "prepared", rows), teacher, fitting, next(iter(needs.students)))
+
+    def sizes(self) -> "list[World]":
+        """The same rows, once for each student."""
+        return [replace(self, name=name) for name in self.needs.students]
+
+    def stage_one(self, name: str) -> StageOne:
+        """Score and augment in this process, by a store that is empty; loading the teacher, writing and publishing included."""
+        folder = self.folder / name
+        runtime = runtime_of(folder / "store")
+        scores, shards = folder / "scores", folder / "shards"
+        scoring = timed(lambda: score(self.prepared, self.teacher, self.needs.score, runtime, scores))
+        return StageOne(
+            scores, shards, scoring, timed(lambda: augment(scores, self.teacher, None, self.needs.augment, runtime, shards))
+        )
+
+    def student(self, epochs: int, **changed: Any) -> StudentSettings:
+        """Settings of the student, in float32 and whole steps as the loops here take them."""
+        usual = self.needs.students[self.name]
+        search = usual.perturbation.model_dump() | {"start": changed.pop("start", usual.perturbation.start)}
+        fitting = usual.optimiser.model_dump() | {"epochs": epochs, "accumulation": 1, "precision": "float32"}
+        fixed = {"adversary": "shards", "variants": "rotate", "residual": False, "perturbation": search, "optimiser": fitting}
+        return StudentSettings.model_validate(usual.model_dump() | fixed | changed)
+
+
+class Loop:
+    """The least that trains: AdamW, a clipped gradient, a learning rate that follows its schedule."""
+
+    def __init__(self, model: PreTrainedModel, settings: OptimiserSettings, steps: int) -> None:
+        self._device, self._clip = pick_device(), settings.clip
+        self._model = model.to(self._device).train()  # type: ignore[arg-type]
+        decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+        others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+        groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self._schedule = get_scheduler(settings.schedule, self._optimiser, round(settings.warmup * steps), steps)
+
+    def run(self, batches: Iterable[Batch], loss: Loss) -> None:
+        """One step a batch."""
+        for batch in batches:
+            sent = {name: value.to(self._device) for name, value in batch.items()}
+            loss(self._model, sent).mean().backward()
+            if self._clip:
+                torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip)
+            self._optimiser.step()
+            self._schedule.step()
+            self._optimiser.zero_grad()
+
+
+@dataclass(frozen=True)
+class TeacherInLoop:
+    """The loss of each row with the teacher at work in every step: it answers, perturbs anew and answers again."""
+
+    teacher: FrozenTeacher
+    student: Student
+    augment: AugmentSettings
+    settings: StudentSettings
+    cached: bool
+    """Whether the untouched answers are at hand."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss, [rows]."""
+        words = self.teacher.words(batch["input_ids"])
+        clean = batch["teacher_logits"] if self.cached else self._answer(batch, words)
+        delta = self._searched(batch, words, clean)
+        moved = self._answer(batch, words + delta)
+        own = embed(model, batch["input_ids"])
+        answers = [
+            logits_from_embeddings(model, model_inputs(batch), at) for at in (own, own + carried(delta, self.student.map))
+        ]
+        return _whole_loss(answers[0], clean, answers[1], moved, batch, self.settings, self.teacher.task.kind)
+
+    @cached_property
+    def _radius(self) -> float:
+        return radius_of(RADIUS, self.augment.perturbation.norm, self.teacher.table)
+
+    @torch.no_grad()
+    def _answer(self, batch: Batch, words: Tensor) -> Tensor:
+        return self.teacher.logits_at(batch, words)
+
+    def _searched(self, batch: Batch, words: Tensor, clean: Tensor) -> Tensor:
+        """δ from a start of its own, as augment searches it."""
+        search = self.augment.perturbation
+        return perturb(
+            forward=lambda delta: self.teacher.logits_at(batch, words + delta),
+            answer=Answer(clean, batch["labels"]),
+            noise=torch.randn_like(words),
+            free=ordinary_tokens(batch, self.teacher.tokenizer),
+            radius=self._radius,
+            settings=search,
+            kind=self.teacher.task.kind,
+        ).delta
+
+
+@dataclass(frozen=True)
+class BareLoss:
+    """The loss of each row as anybody would write it, on a variant whose δ is ready under DELTA."""
+
+    student: Student
+    settings: StudentSettings
+    kind: Kind
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss, [rows]."""
+        variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+        inputs = model_inputs(variant)
+        words = model.get_input_embeddings()(inputs.pop("input_ids")) + carried(variant[DELTA], self.student.map)
+        untouched, moved = model(**model_inputs(batch)).logits, model(inputs_embeds=words, **inputs).logits
+        return _whole_loss(untouched, batch["teacher_logits"], moved, variant["logits"], batch, self.settings, self.kind)
+
+
+def _whole_loss(
+    untouched: Tensor, clean: Tensor, perturbed: Tensor, moved: Tensor, batch: Batch, settings: StudentSettings, kind: Kind
+) -> Tensor:
+    """What a student on stored variants makes small, [rows]: its two answers against the teacher's two."""
+    objective, progress = settings.objective, batch["progress"]
+    loss = untouched_loss(untouched, clean, batch["labels"], objective, kind, progress)
+    return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind, progress)
+
+
+def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[Piece]:
+    """The steps of an epoch, as every training here takes them."""
+    order = EpochOrder(rows.lengths(), settings.batch_size, settings.epochs, settings.seed, Sharing())
+    order.set_epoch(epoch)
+    return list(order)
+
+
+def untouched_batches(world: World, made: StageOne, epochs: int) -> list[list[Batch]]:
+    """Every epoch's batches without variants, ready."""
+    settings = world.student(epochs).optimiser
+    rows = Examples(Shards(made.scores), "train", settings.seed)
+    return [[rows.batch(piece) for piece in pieces_of(rows, settings, epoch)] for epoch in range(epochs)]
+
+
+def varied_batches(world: World, made: StageOne, epochs: int, epoch: int) -> list[Batch]:
+    """One epoch's batches with their variants, δ decoded, ready."""
+    settings = world.student(epochs)
+    rows = train_rows(made, settings)
+    batches = [rows.batch(piece) for piece in pieces_of(rows, settings.optimiser, epoch)]
+    for batch in batches:
+        batch[VARIANT + DELTA] = dequantise(batch.pop(VARIANT + CODES), batch.pop(VARIANT + SCALES))
+    return batches
+
+
+def train_rows(made: StageOne, settings: StudentSettings) -> Examples:
+    """The train split as a student of these settings sees it."""
+    scores, seed = Shards(made.scores), settings.optimiser.seed
+    known = Examples(scores, "train", seed)
+    variants = Variants(Shards(made.shards), known.rows, settings.variants) if settings.adversary.shards else None
+    seeded = bool(settings.adversary.student and settings.perturbation.start)
+    return Examples(scores, "train", seed, variants, seeded=seeded)
+
+
+def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list[float]:
+    """Open and verify the shards, train a student with its states kept, as the stage distill does, and write it.
+
+    Returns the seconds of all epochs but the first, each from one state's being whole to the next's: steps, dev and that state.
+    """
+    ends: list[float] = []
+    save = Checkpoints.on_save
+
+    def timed_save(self: Checkpoints, *facts: Any, **named: Any) -> None:
+        save(self, *facts, **named)
+        ends.append(time.perf_counter())
+
+    with mock.patch.object(Checkpoints, "on_save", timed_save):
+        sources, settings = Sources.open(world.teacher, made.scores, made.shards), world.student(epochs)
+        student, fit = train("offline", sources, settings, Conduct(folder / "states"))
+        write_student(folder / "student", world.name, sources, settings, student, fit.history)
+    return [end - before for before, end in pairwise(ends)]
+
+
+def with_teacher(world: World, epochs: Sequence[list[Batch]], cached: bool, folder: Path) -> list[float]:
+    """Train the same student on the same rows with the teacher in the loop and write it; returns the epochs' seconds."""
+    settings = world.student(len(epochs))
+    student = make_student(world.teacher, settings, settings.optimiser.seed)
+    loss = TeacherInLoop(FrozenTeacher(world.teacher), student, world.needs.augment, settings, cached)
+    loop = Loop(student.model, settings.optimiser, sum(map(len, epochs)))
+    seconds = [timed(partial(loop.run, batches, loss)) for batches in epochs]
+    student.model.save_pretrained(folder)
+    return seconds
