@@ -119,8 +119,12 @@ def test_two_runs_at_once_train_one_student_once(made: Folders, teacher: Path, t
     distill = Distill(tmp_path / "both", made, teacher)
     first = distill.start()
     distill.until_states(3)
-    said = distill.run()
-    assert "half: another process trains this student; waiting for it" in said
+    first.send_signal(signal.SIGSTOP)
+    second = distill.start()
+    assert second.stdout
+    assert second.stdout.readline() == "half: another process trains this student; waiting for it\n"
+    first.send_signal(signal.SIGCONT)
+    for process in (first, second):
+        said, _ = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, said
     assert "finished before, taken from" in said
-    first.communicate(timeout=SECONDS)
-    assert first.returncode == 0
