@@ -42,7 +42,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[st
 def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
     """Positions 0..n-1 in batches of at most ``rows``, rows of like length together; a function of the arguments alone.
 
-    Batches are cut so that padding and their number together cost least: a batch more counts as much as an eighth of the
+    Batches are cut so that padding and their number together cost least: a batch more counts as much as a tenth of the
     tokens of a full one. All but the last, the shortest rows, have a multiple of ``EVEN_ROWS`` rows where ``rows`` is one.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
@@ -50,7 +50,7 @@ def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
     longest = np.asarray(lengths)[order][::unit].astype(np.float64)
     if not len(longest):
         return []
-    ends = _cheapest_ends(longest * unit, most=rows // unit, batch_cost=rows * float(np.mean(lengths)) / 8)
+    ends = _cheapest_ends(longest * unit, most=rows // unit, batch_cost=rows * float(np.mean(lengths)) / 10)
     return np.split(order, [end * unit for end in ends[:-1]])
 
 

@@ -71,10 +71,10 @@ def test_buckets_hold_every_position_once_longest_first(lengths: list[int], rows
 
 
 def cost_of(lengths: npt.NDArray[np.int64], sizes: Sequence[int], rows: int) -> float:
-    """Tokens computed and an eighth of a full batch's for each batch, of rows taken longest first."""
+    """Tokens computed and a tenth of a full batch's for each batch, of rows taken longest first."""
     ordered, ends = np.sort(lengths)[::-1], np.cumsum([0, *sizes])
     tokens = sum(size * int(ordered[start]) for start, size in zip(ends[:-1], sizes, strict=True))
-    return tokens + len(sizes) * rows * float(lengths.mean()) / 8
+    return tokens + len(sizes) * rows * float(lengths.mean()) / 10
 
 
 def compositions(units: int, most: int) -> Iterator[list[int]]:

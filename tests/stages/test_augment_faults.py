@@ -225,7 +225,7 @@ def test_a_teacher_that_answers_an_untouched_input_with_nan_fails_with_the_examp
     params = write(
         "params.yaml",
         "score: {rows_per_shard: 64, batch_rows: 8, precision: float32, hidden: []}\n"
-        + yaml.safe_dump({"runtime": RUNTIME | {"store": store}}),
+        + yaml.safe_dump({"runtime": RUNTIME | {"store": str(store)}}),
     )
     given = {"prepared": prepared, "teacher": broken, "params": params, "out": out}
     result = CliRunner().invoke(score.main, [word for name, value in given.items() for word in (f"--{name}", str(value))])

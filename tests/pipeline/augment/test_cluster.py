@@ -1,4 +1,3 @@
-import io
 import os
 import shutil
 import signal
@@ -203,60 +202,20 @@ def test_a_teacher_changed_at_the_worker_is_seen_and_what_was_sent_is_used(teach
     assert weights.read_bytes().endswith(b"?"), "what lies there is left alone"
 
 
-class Started(Exception):
-    """Ray would have been started."""
+class Asked(Exception):
+    """Ray would be started, or joined."""
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What Ray was asked for; it is not started."""
-    arguments: dict[str, Any] = {}
+@pytest.mark.parametrize(("workers", "cores"), [(3, 3), (None, os.cpu_count())])
+def test_ray_is_asked_for_a_core_for_each_worker(
+    workers: int | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join(settings: RuntimeSettings, asked: int) -> None:
+        raise Asked(asked)
 
-    def init(**given: Any) -> None:
-        arguments.update(given)
-        raise Started
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster.socket, "create_connection", lambda *address, timeout: io.BytesIO())
-    monkeypatch.setattr(cluster.ray, "init", init)
-    return arguments
-
-
-def start(settings: RuntimeSettings, folder: Path) -> None:
-    with cluster_at(folder / "teacher", settings) as started, pytest.raises(Started):
+    monkeypatch.setattr(cluster, "join_ray", join)
+    with cluster_at(tmp_path / "teacher", runtime(workers)) as started, pytest.raises(Asked, match=f"^{cores}$"):
         list(started.run([Failing()]))
-
-
-def test_ray_is_started_here_for_as_many_workers_as_asked(asked: dict[str, Any], tmp_path: Path) -> None:
-    start(runtime(workers=3), tmp_path)
-    assert (asked["address"], asked["num_cpus"]) == ("local", 3)
-
-
-def test_a_running_cluster_is_joined_where_the_settings_name_one(asked: dict[str, Any], tmp_path: Path) -> None:
-    start(runtime(address="ray.example:6379"), tmp_path)
-    assert asked["address"] == "ray.example:6379"
-    assert "num_cpus" not in asked, "Ray refuses resources for a cluster that is already there"
-
-
-def test_the_environment_names_a_cluster_before_the_settings_do(
-    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "here.example:6379")
-    start(runtime(address="ray.example:6379"), tmp_path)
-    assert asked["address"] == "here.example:6379"
-
-
-@pytest.mark.parametrize("error", [ConnectionError, ValueError, RuntimeError])
-def test_a_cluster_that_cannot_be_joined_is_named_with_the_cause(
-    error: type[Exception], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(**given: Any) -> None:
-        raise error("nobody\nis there")
-
-    monkeypatch.setattr(cluster.ray, "init", init)
-    sentence = r"^no Ray cluster answers at auto: is there$"
-    with cluster_at(tmp_path / "teacher", runtime(address="auto")) as joined, pytest.raises(PipelineError, match=sentence):
-        list(joined.run([Failing()]))
 
 
 class Fake:
