@@ -93,13 +93,13 @@ def _as_places(place: str | Places) -> Places:
 def _merged(params: dict[str, Any], places: Places) -> Any:
     """The sections at these places as one; None if one of them is not there."""
     sections = [lookup(params, place) for place in places]
-    return None if None in sections else functools.reduce(_over, sections)
+    return None if None in sections else functools.reduce(overlaid, sections)
 
 
-def _over(below: Any, above: Any) -> Any:
+def overlaid(below: Any, above: Any) -> Any:
     """Two sections as one: mappings are merged key by key, anything else above wins."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return below | {key: _over(below[key], value) if key in below else value for key, value in above.items()}
+        return below | {key: overlaid(below[key], value) if key in below else value for key, value in above.items()}
     return above
 
 

@@ -81,7 +81,7 @@ def hidden_loss(states: Tensor, teacher_states: Tensor) -> Tensor:
 def untouched_loss(
     logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: ObjectiveSettings, kind: Kind, progress: float | Tensor
 ) -> Tensor:
-    """Hard · label loss + soft · imitation on untouched inputs, [rows].
+    """Hard · label loss + soft · imitation on untouched inputs, and on those that the student perturbs itself, [rows].
 
     Args:
         logits: the student's, [rows, outputs].

@@ -18,7 +18,7 @@ class Shares(Settings):
     shards: Weight
     """The variants that the augment stage stored, labelled by the teacher."""
     student: Weight
-    """The student itself, by its own gradient in each step; the label is the teacher's of the untouched input."""
+    """The student itself, by its own gradient in each step; it learns there what it learns of the untouched input."""
 
 
 NAMED = {
@@ -56,6 +56,8 @@ class StudentSettings(SizeSettings):
             )
         if self.adversary.student and self.optimiser.precision == "float16":
             raise ValueError("a student's own gradients are too small for float16; use bfloat16 or float32")
+        if self.adversary.student and not self.objective.hard + self.objective.soft:
+            raise ValueError("own perturbations are learnt as untouched inputs are, so objective.hard or soft must be above 0")
         if self.residual and not self.adversary.shards:
             raise ValueError("residual: true trains the map of stored perturbations, of which this student sees none")
         return self
@@ -71,6 +73,6 @@ class ScoutSettings(StudentSettings):
     def _can_learn_and_aim(self) -> "ScoutSettings":
         if self.start == "scratch":
             raise ValueError("no map carries the teacher's perturbations to a scout from scratch; set start: teacher")
-        if not self.objective.hard + self.objective.soft + self.objective.perturbed * self.adversary.student:
+        if not self.objective.hard + self.objective.soft:
             raise ValueError("a scout learns from untouched inputs, so objective.hard or objective.soft must be above 0")
         return self

@@ -56,7 +56,7 @@ class StudentLoss:
             loss = loss + self.objective.perturbed * self.stored * self._on_variants(model, variant, len(loss), progress)
         if self.adversary is not None:
             perturbed = self._own_answer(model, batch, words, logits, random)
-            own = imitation_loss(perturbed, batch["teacher_logits"], self.objective, self.kind, progress)
+            own = untouched_loss(perturbed, batch["teacher_logits"], batch["labels"], self.objective, self.kind, progress)
             loss = loss + self.objective.perturbed * self.own * own
         residual = self.student.residual_of(bare(model))
         # Several processes wait for a gradient of every parameter, also in a step without δ.

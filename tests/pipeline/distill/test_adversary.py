@@ -44,8 +44,8 @@ def adversary_of(student: Student, teacher: Path, **changed: Any) -> OwnAdversar
     return OwnAdversary(settings, "classification", word_embeddings(student.model), load_tokenizer(teacher))
 
 
-def loss_of(student: Student, adversary: OwnAdversary, soft: float = 0.0) -> StudentLoss:
-    objective = student_settings().objective.model_copy(update={"soft": soft})
+def loss_of(student: Student, adversary: OwnAdversary, **weights: float) -> StudentLoss:
+    objective = student_settings().objective.model_copy(update=weights)
     return StudentLoss(student, objective, "classification", stored=0.0, own=1.0, adversary=adversary)
 
 
@@ -142,13 +142,20 @@ def test_untouched_and_perturbed_inputs_meet_the_same_dropout(student: Student, 
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_the_loss_is_against_the_stored_score_of_the_untouched_input(student: Student, teacher: Path, batch: Batch) -> None:
+def test_the_perturbed_input_is_learnt_as_the_untouched_one_is(student: Student, teacher: Path, batch: Batch) -> None:
+    """From the stored score and the label of the untouched input, by their weights."""
     model = student.model.eval()
     adversary = adversary_of(student, teacher)
     delta, _ = delta_of(student, adversary, batch)
-    logits = logits_from_embeddings(model, model_inputs(batch), embed(model, batch["input_ids"]) + delta)
-    found = loss_of(student, adversary)(model, batch)
-    torch.testing.assert_close(found, divergence(batch["teacher_logits"], logits, "classification"), atol=1e-5, rtol=1e-4)
+    words = embed(model, batch["input_ids"])
+    untouched, perturbed = (logits_from_embeddings(model, model_inputs(batch), at) for at in (words, words + delta))
+    found = loss_of(student, adversary, soft=2.0, hard=0.5, perturbed=3.0)(model, batch)
+
+    def learnt(logits: Tensor) -> Tensor:
+        label = functional.cross_entropy(logits, batch["labels"].long(), reduction="none")
+        return 2.0 * divergence(batch["teacher_logits"], logits, "classification") + 0.5 * label
+
+    torch.testing.assert_close(found, learnt(untouched) + 3.0 * learnt(perturbed), atol=1e-5, rtol=1e-4)
 
 
 def test_seeds_decide_a_random_start(student: Student, teacher: Path, batch: Batch) -> None:
