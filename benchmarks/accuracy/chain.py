@@ -1,0 +1,169 @@
+"""One run of the suite through the stages of the pipeline, in this process. Knows commands and folders; no arm by name."""
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.accuracy.arms import STUDENT, TEACHER_STEPS, Run, all_arms
+from benchmarks.accuracy.corpora import cut
+from benchmarks.accuracy.online import Aim, train_online
+from benchmarks.accuracy.results import Curve, Result
+from pipeline import config
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.config import Settings
+from pipeline.distill.settings import StudentSettings
+from pipeline.evaluation import QUALITY_FILE, Qualities
+from pipeline.files import canonical_json
+from pipeline.finetuning import HISTORY_FILE
+from pipeline.shards.manifest import Manifest, manifest_hash
+from stages import augment, distill, evaluate, prepare, score, scout, teach
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the suite works: the labelled sets, the pretrained teacher, and a folder for what it makes."""
+
+    data: Path
+    teacher: str
+    work: Path
+
+
+class OnlineNeeds(Settings):
+    """What an arm with the teacher in the loop reads of its parameter file."""
+
+    student: StudentSettings
+    augment: AugmentSettings
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Nobody else is within a block of the same lock; a killed process holds none."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
+    """Make the run's student by the real stages and measure it on the test split; also what its epochs came to.
+
+    What the case shares (tables, teacher, scores) is made by whoever comes first and kept; shards are kept by the store.
+    """
+    case, arm = place.work / run.case.name, all_arms()[run.arm]
+    folder = case / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    params = run.params(place.teacher, case / "tables", case / "store")
+    with alone(case / "lock"):
+        _shared(run, place, case, params)
+        scores = _scores(run, case, folder, params)
+    common = {"--scores": scores, "--teacher": case / "teacher", "--params": _written(params, folder / "params.yaml")}
+    seconds, shards = 0.0, None
+    if arm.augment is not None:
+        with alone(case / "lock"):
+            shards, seconds = _variants(run, folder, common)
+    own_store = params | {"runtime": params["runtime"] | {"store": str(folder / "store")}}
+    common["--params"] = _written(own_store, folder / "params.yaml")
+    cost, made = folder / "cost.json", folder / "student"
+    if arm.online:
+        _online(arm.online, common, made, cost)
+    else:
+        places = {"--shards": shards or folder / "none", "--out": made, "--cost": cost}
+        _run(distill.main, **common, **{"--student": STUDENT}, **places)
+    _run(evaluate.main, **common, **{"--student": made, "--out": folder / "evaluation"})
+    curve = [
+        {str(name): value for name, value in epoch.items()} for epoch in pd.read_csv(made / HISTORY_FILE).to_dict("records")
+    ]
+    result = _result(run, folder, scores, shards, seconds)
+    shutil.rmtree(folder)
+    return result, curve
+
+
+def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
+    """Tables, prepared corpus and teacher of the case."""
+    if (case / "teacher").is_dir():
+        return
+    cut(place.data, run.case, case / "tables")
+    task, prepared = {"--task": run.case.task}, case / "prepared"
+    given = _written(params, case / "params.yaml")
+    _run(prepare.main, **task, **{"--params": given, "--out": prepared})
+    steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
+    epochs = max(params["teach"]["epochs"], -(-TEACHER_STEPS // steps))
+    given = _written(params | {"teach": params["teach"] | {"epochs": epochs}}, case / "params.yaml")
+    _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / "teacher"})
+
+
+def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
+    """The scores: shared, but for an arm that asks for more in them."""
+    scores = folder / "scores" if all_arms()[run.arm].score else case / "scores"
+    if not scores.is_dir():
+        given = _written(params, folder / "params.yaml")
+        _run(score.main, **{"--prepared": case / "prepared", "--teacher": case / "teacher", "--params": given, "--out": scores})
+    return scores
+
+
+def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, float]:
+    """The shards of the arm, and the seconds that scout and augment took; those of shards in the store took none."""
+    began, task, aim = time.perf_counter(), {"--task": run.case.task}, common["--teacher"]
+    shards = folder / "shards"
+    if all_arms()[run.arm].scout is not None:
+        aim = folder / "scout"
+        if not aim.is_dir():
+            _run(scout.main, **task, **common, **{"--out": aim})
+    _run(augment.main, **task, **common, **{"--aim": aim, "--out": shards})
+    shutil.rmtree(folder / "scout", ignore_errors=True)
+    return shards, time.perf_counter() - began
+
+
+def _online(aim: Aim, common: dict[str, Any], out: Path, cost: Path) -> None:
+    needs = config.load(common["--params"], OnlineNeeds, student=("distill", f"students.{STUDENT}"), augment="augment")
+    search = needs.augment.perturbation
+    train_online(aim, common["--teacher"], common["--scores"], needs.student, search, out, cost)
+
+
+def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: float) -> Result:
+    found = Qualities.model_validate_json((folder / "evaluation" / QUALITY_FILE).read_bytes())
+    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    lineage = json.loads((folder / "student" / "lineage.json").read_text(encoding="utf-8"))
+    kept = [scores] if shards is None else [scores, shards]
+    return Result(
+        task=run.case.task,
+        rows=run.case.rows,
+        seed=run.case.seed,
+        student=run.student,
+        arm=run.arm,
+        epochs=run.epochs,
+        metric=run.case.corpus.metric,
+        value=round(found.student.value, 5),
+        teacher_value=round(found.teacher.value, 5),
+        dev=round(lineage["dev"], 5),
+        agreement=round(found.student.agreement, 5),
+        test_rows=found.rows,
+        best_epoch=lineage["best_epoch"],
+        steps=cost["steps"],
+        seconds=cost["seconds"],
+        stage_one_seconds=round(seconds, 1),
+        bytes=sum(entry.receipt.bytes for place in kept for entry in Manifest.read(place).shards),
+        manifest=manifest_hash(kept[-1])[:12],
+        settings=canonical_json(run.settings()).decode(),
+    )
+
+
+def _written(params: dict[str, Any], path: Path) -> Path:
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _run(command: click.Command, **options: Any) -> None:
+    """A stage, as its command line runs it."""
+    command.main([str(part) for pair in options.items() for part in pair], standalone_mode=False)

@@ -1,0 +1,103 @@
+"""The reference outside the pipeline: a student with the teacher at work in every step, as AD² is published.
+
+Knows the same settings, rows and optimiser as a student from shards; what it costs is benchmarks.cost's.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.augment.teacher import FrozenTeacher
+from pipeline.conduct import Conduct
+from pipeline.distill.adversary import OwnAdversary
+from pipeline.distill.examples import Examples
+from pipeline.distill.objective import imitation_loss, untouched_loss
+from pipeline.distill.settings import StudentSettings
+from pipeline.distill.student import Student, make_student
+from pipeline.distill.training import Sources, answers, write_student
+from pipeline.encoding import Batch, model_inputs, ordinary_tokens
+from pipeline.errors import PipelineError
+from pipeline.files import write_json
+from pipeline.finetuning import fine_tune
+from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
+from pipeline.perturbation import Answer, PerturbationSettings, perturb, radius_of
+from pipeline.tasks import measure
+from pipeline.views import carried
+
+Aim = Literal["student", "teacher"]
+"""Whose gradient is followed; the teacher labels the perturbed input in either case."""
+
+
+@dataclass(frozen=True)
+class OnlineLoss:
+    """The loss of each row, the teacher answering the perturbed input."""
+
+    teacher: FrozenTeacher
+    student: Student
+    settings: StudentSettings
+    search: PerturbationSettings
+    own: OwnAdversary | None
+    """None where the teacher's gradient is followed."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss, [rows]."""
+        objective, kind, progress = self.settings.objective, self.teacher.task.kind, batch["progress"]
+        answer = partial(logits_from_embeddings, model, model_inputs(batch))
+        words, clean = embed(model, batch["input_ids"]), batch["teacher_logits"]
+        logits = answer(words).float()
+        teachers = self.teacher.words(batch["input_ids"])
+        if self.own is None:
+            delta = self._of_the_teacher(batch, teachers)
+        else:
+            delta = self.own.delta(lambda moved: answer(moved).float(), words, logits, batch, None)
+        with torch.no_grad():
+            moved = self.teacher.logits_at(batch, teachers + delta)
+        perturbed = answer(words + carried(delta, self.student.map)).float()
+        loss = untouched_loss(logits, clean, batch["labels"], objective, kind, progress)
+        return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind, progress)
+
+    def _of_the_teacher(self, batch: Batch, words: Tensor) -> Tensor:
+        radius = self.search.radius
+        assert isinstance(radius, float), "arms with the teacher in the loop state a radius, not an effect"
+        return perturb(
+            forward=lambda delta: self.teacher.logits_at(batch, words + delta),
+            answer=Answer(batch["teacher_logits"], batch["labels"]),
+            noise=torch.randn_like(words),
+            free=ordinary_tokens(batch, self.teacher.tokenizer),
+            radius=radius_of(radius, self.search.norm, self.teacher.table),
+            settings=self.search,
+            kind=self.teacher.task.kind,
+        ).delta
+
+
+def train_online(
+    aim: Aim, teacher: Path, scores: Path, settings: StudentSettings, search: PerturbationSettings, out: Path, cost: Path
+) -> None:
+    """Train a student with the teacher in the loop and write it to ``out``, what it took to ``cost``, as `distill` does.
+
+    ``search`` is how the teacher's perturbations are found; the student's own are found by ``settings.perturbation``.
+
+    Raises:
+        PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves.
+    """
+    sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
+    seed, task = settings.optimiser.seed, sources.task
+    student = make_student(teacher, settings, seed)
+    if aim == "student" and student.map is not None:
+        raise PipelineError("the teacher can only label perturbations of a student that is as wide as itself")
+    own = OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer)
+    loss = OnlineLoss(FrozenTeacher(teacher), student, settings, search, own if aim == "student" else None)
+    rows, dev = (Examples(sources.scores, split, seed) for split in ("train", "dev"))
+    labels = answers(task, dev)
+
+    def worth(logits: Any) -> float:
+        return measure(task, labels, logits)
+
+    fit = fine_tune(f"online {task.name}", student.model, rows, dev, loss, worth, settings.optimiser, Conduct())
+    write_student(out, "online", sources, settings, student, fit.history)
+    write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})

@@ -1,0 +1,48 @@
+"""What is run to answer which question, in the order in which it pays most to have the answer. Knows names alone."""
+
+from collections.abc import Iterator
+from itertools import product
+
+from pydantic import Field
+
+from benchmarks.accuracy.arms import HERE, Run
+from benchmarks.accuracy.corpora import Case
+from pipeline import config
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+
+
+class Block(Settings):
+    """Runs that differ in everything named here."""
+
+    tasks: list[str]
+    rows: list[int]
+    """Train rows; 0 for all."""
+    seeds: list[int]
+    students: list[str] = Field(default_factory=lambda: ["half"])
+    epochs: list[int]
+    arms: list[str] = Field(min_length=1)
+
+    def runs(self) -> Iterator[Run]:
+        """All of them, seed after seed, so that what is finished of a killed suite is whole comparisons."""
+        for seed, rows, task in product(self.seeds, self.rows, self.tasks):
+            for student, epochs, arm in product(self.students, self.epochs, self.arms):
+                yield Run(Case(task, rows, seed), arm, student, epochs)
+
+
+class Studies(Settings):
+    """All of studies.yaml."""
+
+    studies: dict[str, list[Block]]
+
+
+def runs_of(study: str) -> list[Run]:
+    """Every run of a study once.
+
+    Raises:
+        PipelineError: there is no such study.
+    """
+    studies = config.load(HERE / "studies.yaml", Studies, studies="studies").studies
+    if study not in studies:
+        raise PipelineError(f"there is no study {study}; there are {', '.join(studies)}")
+    return list(dict.fromkeys(run for block in studies[study] for run in block.runs()))

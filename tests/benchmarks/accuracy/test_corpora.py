@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.accuracy import corpora
+from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut
+from pipeline.corpus.preparation import CorpusSettings
+from pipeline.errors import PipelineError
+
+
+def save_set(folder: Path, name: str, train: int, dev: int, test: int) -> Path:
+    """A labelled set with a column too many, texts that tell their split, and quotes that mean nothing."""
+    place = folder / name
+    place.mkdir(parents=True)
+    for split, rows in {"train": train, "dev": dev, "test": test}.items():
+        lines = [f'{"ab"[row % 2]}\tx\t{split} "{row} word{row % 60}' for row in range(rows)]
+        (place / f"{split}.tsv").write_text("\n".join(["label\tfine\ttext", *lines]) + "\n", encoding="utf-8")
+    return folder
+
+
+def texts(out: Path, split: str) -> list[str]:
+    return pd.read_csv(out / f"{split}.csv")["text"].tolist()
+
+
+def test_train_rows_are_drawn_by_the_seed_and_those_left_over_fill_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "TEST_ROWS", 30)
+    data = save_set(tmp_path / "data", "trec", 100, 10, 20)
+    assert cut(data, Case("trec", 40, 1), tmp_path / "one") == {"train": 40, "dev": 10, "test": 30}
+    train, test = texts(tmp_path / "one", "train"), texts(tmp_path / "one", "test")
+    assert not set(train) & set(test)
+    assert sum(text.startswith("test") for text in test) == 20
+    assert sum(text.startswith("train") for text in test) == 10
+    cut(data, Case("trec", 40, 1), tmp_path / "again")
+    cut(data, Case("trec", 40, 2), tmp_path / "other")
+    assert texts(tmp_path / "again", "train") == train != texts(tmp_path / "other", "train")
+
+
+def test_all_rows_leave_the_official_test_split_as_it_is(tmp_path: Path) -> None:
+    data = save_set(tmp_path / "data", "cr", 30, 10, 20)
+    assert cut(data, Case("cr", 0, 1), tmp_path / "out") == {"train": 30, "dev": 10, "test": 20}
+    assert sorted(texts(tmp_path / "out", "test")) == sorted(f'test "{row} word{row % 60}' for row in range(20))
+
+
+def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"there is no .*trec/train\.tsv; name the folder of labelled sets with --data"):
+        cut(tmp_path, Case("trec", 10, 1), tmp_path / "out")
+
+
+def test_the_pipeline_reads_what_was_cut(tmp_path: Path) -> None:
+    for task in CORPORA:
+        CorpusSettings.model_validate(corpus_settings(Case(task, 10, 1), tmp_path))

@@ -1,0 +1,46 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.accuracy.results import CURVE_COLUMNS, IDENTITY, Result, add_result, curves_beside, finished, read_results
+from pipeline.errors import PipelineError
+
+
+def result(**changed: Any) -> Result:
+    """A run as the suite notes it."""
+    facts: dict[str, Any] = {
+        "task": "trec", "rows": 500, "seed": 1, "student": "half", "arm": "kd", "epochs": 18, "metric": "accuracy",
+        "value": 0.87, "teacher_value": 0.93, "dev": 0.88, "agreement": 0.9, "test_rows": 2000, "best_epoch": 7.0,
+        "steps": 288, "seconds": 60.5, "stage_one_seconds": 0.0, "bytes": 1000, "manifest": "0123456789ab",
+        "settings": '{"student":{"adversary":"none"}}',
+    }  # fmt: skip
+    return Result(**facts | changed)
+
+
+CURVE = [{"epoch": 1, "step": 16, "loss": 0.5, "dev": 0.7}, {"epoch": 2, "step": 32, "loss": 0.2, "dev": 0.8}]
+
+
+def test_a_run_is_found_again_by_what_identifies_it(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "accuracy.csv"
+    assert finished(path) == set()
+    add_result(path, result(), CURVE)
+    add_result(path, result(arm="own", value=0.9), CURVE)
+    rows = read_results(path)
+    assert rows["value"].tolist() == [0.87, 0.9]
+    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"adversary":"none"}}') in finished(path)
+    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"adversary":"student"}}') not in finished(path)
+    assert len(IDENTITY) == 7
+
+
+def test_what_the_epochs_came_to_stands_beside(tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.csv"
+    add_result(path, result(), CURVE)
+    lines = curves_beside(path).read_text().splitlines()
+    assert lines == [",".join(CURVE_COLUMNS), "trec,500,1,half,kd,18,1,0.7", "trec,500,1,half,kd,18,2,0.8"]
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "accuracy.csv").write_text("task,score\ntrec,1\n")
+    with pytest.raises(PipelineError, match="has other columns than a run: task, score; move it away"):
+        finished(tmp_path / "accuracy.csv")
