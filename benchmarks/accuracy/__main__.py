@@ -73,9 +73,9 @@ def show(study: str, best: str, results: Path, pictures: Path | None) -> None:
     for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
         click.echo(f"\n### {student}, {rows or 'all'} rows, {epochs} epochs\n")
         present = [arm for arm in arms if arm in set(group["arm"])]
-        if best in present:
-            gains = [compared(group, best, arm) for arm in present if arm in CONTROLS and arm != best]
-            click.echo(tables.headline(by_task(group, present), gains, best) + "\n")
+        beside = [arm for arm in present if arm in CONTROLS and arm != best and best in present]
+        gains = [compared(group, best, arm) for arm in beside]
+        click.echo(tables.headline(by_task(group, present), gains, best) + "\n")
         each = [compared(group, arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
         click.echo(tables.arms([one for one in each if one.pairs], {arm: all_arms()[arm].means for arm in present}))
     if pictures is not None:

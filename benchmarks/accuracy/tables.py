@@ -1,69 +1,60 @@
 """The suite's tables in Markdown. Knows comparisons and how a person reads them; computes none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from benchmarks.accuracy.analysis import Comparison
 
+NOTHING = "–"
+
 
 def headline(values: pd.DataFrame, gains: Sequence[Comparison], best: str) -> str:
     """A line a task: the arms' medians, what ``best`` gains over each control, and its share of the teacher's value."""
-    lines = [
-        "| task | "
-        + " | ".join(map(str, values.columns))
-        + " | "
-        + " | ".join(f"{best} − {each.control}" for each in gains)
-        + " | of the teacher's |"
-    ]
-    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    of_teacher = [f"{best}, of the teacher's"] if best in values else []
+    lines = [["task", *map(str, values.columns), *(f"{best} − {each.control}" for each in gains), *of_teacher]]
     for task, row in values.iterrows():
-        gained = [_signed(_of_task(each, str(task))) for each in gains]
-        share = row[best] / row["teacher"] if best in row else float("nan")
-        lines.append(_line([str(task), *(_number(value) for value in row), *gained, f"{share:.1%}"]))
-    means = values.mean()
-    share = (values[best] / values["teacher"]).mean() if best in values else float("nan")
-    mean_gains = [_signed(each.median) for each in gains]
-    lines.append(_line(["**mean**", *(_number(value) for value in means), *mean_gains, f"{share:.1%}"]))
-    return "\n".join(lines)
+        gained = (_of_task(each, str(task)) for each in gains)
+        shares = [f"{row[best] / row['teacher']:.1%}"] if of_teacher else []
+        lines.append([str(task), *map(_number, row), *map(_signed, gained), *shares])
+    shares = [f"{(values[best] / values['teacher']).mean():.1%}"] if of_teacher else []
+    lines.append(["**mean**", *map(_number, values.mean()), *(_signed(each.median) for each in gains), *shares])
+    return _table(lines)
 
 
-def arms(comparisons: Sequence[Comparison], meanings: dict[str, str]) -> str:
+def arms(comparisons: Sequence[Comparison], meanings: Mapping[str, str]) -> str:
     """A line an arm: what it gains over its control, how sure that is, and what it takes."""
-    lines = [_line(["arm", "what", "over", "tasks × seeds", "gain, points", "95 %", "p", "steps", "time"])]
-    lines.append("|---|---|---|---|---|---|---|---|---|")
-    for each in comparisons:
-        interval, p = each.interval(), each.p_value()
-        tasks = each.differences["task"].nunique()
-        lines.append(
-            _line(
-                [
-                    f"`{each.arm}`",
-                    meanings[each.arm],
-                    f"`{each.control}`",
-                    f"{tasks}: {each.pairs}",
-                    _signed(each.median),
-                    "–" if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}",
-                    "–" if p is None else f"{p:.2f}",
-                    f"{each.differences['steps'].median():.1f}×",
-                    f"{each.differences['seconds'].median():.1f}×",
-                ]
-            )
-        )
-    return "\n".join(lines)
+    lines = [["arm", "what", "over", "tasks × seeds", "gain, points", "95 %", "p", "steps", "time"]]
+    return _table([*lines, *(_beside_its_control(each, meanings[each.arm]) for each in comparisons)])
+
+
+def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
+    found, interval, p = comparison.differences, comparison.interval(), comparison.p_value()
+    return [
+        f"`{comparison.arm}`",
+        meaning,
+        f"`{comparison.control}`",
+        f"{found['task'].nunique()}: {comparison.pairs}",
+        _signed(comparison.median),
+        NOTHING if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}",
+        NOTHING if p is None else f"{p:.2f}",
+        f"{found['steps'].median():.1f}×",
+        f"{found['seconds'].median():.1f}×",
+    ]
 
 
 def _of_task(comparison: Comparison, task: str) -> float:
     return float(comparison.differences.query("task == @task")["points"].median())
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([first, "|---" * len(lines[0]) + "|", *others])
 
 
 def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.1f}"
+    return NOTHING if pd.isna(value) else f"{value:.1f}"
 
 
 def _signed(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:+.1f}"
+    return NOTHING if pd.isna(value) else f"{value:+.1f}"

@@ -7,16 +7,7 @@ from benchmarks.accuracy import corpora
 from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut
 from pipeline.corpus.preparation import CorpusSettings
 from pipeline.errors import PipelineError
-
-
-def save_set(folder: Path, name: str, train: int, dev: int, test: int) -> Path:
-    """A labelled set with a column too many, texts that tell their split, and quotes that mean nothing."""
-    place = folder / name
-    place.mkdir(parents=True)
-    for split, rows in {"train": train, "dev": dev, "test": test}.items():
-        lines = [f'{"ab"[row % 2]}\tx\t{split} "{row} word{row % 60}' for row in range(rows)]
-        (place / f"{split}.tsv").write_text("\n".join(["label\tfine\ttext", *lines]) + "\n", encoding="utf-8")
-    return folder
+from tests.benchmarks.accuracy.sets import save_set
 
 
 def texts(out: Path, split: str) -> list[str]:

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from benchmarks.accuracy import __main__ as suite
+from benchmarks.accuracy.arms import Run
+from benchmarks.accuracy.chain import Place
+from benchmarks.accuracy.corpora import Case
+from benchmarks.accuracy.results import CURVE_COLUMNS, read_results
+from tests.benchmarks.accuracy.test_results import CURVE, result
+
+VALUES = {"kd": 0.8, "own": 0.82}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two arms, two seeds, two schedules; instead of training it is noted what would have been trained."""
+    runs = [Run(Case("trec", 500, seed), arm, "half", epochs) for seed in (1, 2) for epochs in (2, 4) for arm in VALUES]
+    names = list[str]()
+
+    def note(run: Run, place: Place) -> tuple[object, object]:
+        names.append(run.name)
+        facts = {"seed": run.case.seed, "arm": run.arm, "epochs": run.epochs, "settings": suite.identity(run)[-1]}
+        return result(value=VALUES[run.arm] + 0.01 * run.case.seed, steps=16 * run.epochs, **facts), CURVE
+
+    monkeypatch.setattr(suite, "runs_of", lambda study: runs)
+    monkeypatch.setattr(suite, "result_of", note)
+    return names
+
+
+def start(tmp_path: Path) -> Result:
+    places = ["--data", tmp_path, "--work", tmp_path / "work", "--results", tmp_path / "accuracy.csv", "--study", "any"]
+    return CliRunner().invoke(suite.main, ["run", *map(str, places)], catch_exceptions=False)
+
+
+def test_what_is_in_the_table_is_not_made_again(tmp_path: Path, made: list[str]) -> None:
+    assert start(tmp_path).exit_code == 0
+    assert len(made) == len(set(made)) == 8
+    table = tmp_path / "accuracy.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-1]) + "\n")
+    start(tmp_path)
+    assert made[8:] == made[7:8], "the run whose row was missing, and no other"
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, made: list[str]) -> None:
+    with suite.claimed(tmp_path / "work" / "claims" / "trec-500-1-half-kd-2") as free:
+        assert free
+        start(tmp_path)
+    assert "trec-500-1-half-kd-2" not in made
+    assert len(read_results(tmp_path / "accuracy.csv")) == 7
+
+
+def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, made: list[str]) -> None:
+    start(tmp_path)
+    options = ["--results", str(tmp_path / "accuracy.csv"), "--pictures", str(tmp_path / "pictures")]
+    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", *options], catch_exceptions=False).output
+    assert "### half, 500 rows, 2 epochs" in shown
+    assert "| trec | 93.0 | 81.5 | 83.5 | +2.0 | 89.8% |" in shown
+    assert "| `own` | own gradient, radius 0.1 | `kd` | 1: 2 | +2.0 | – | – | 1.0× | 1.0× |" in shown
+    drawn = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
+    assert set(drawn) == {"any_schedules.svg", "any_curves.svg"}
+    assert all(text.startswith("<?xml") for text in drawn.values())
+
+
+def test_a_row_of_another_arm_than_it_was_is_not_shown(tmp_path: Path, made: list[str]) -> None:
+    start(tmp_path)
+    table = tmp_path / "accuracy.csv"
+    table.write_text(table.read_text().replace('""adversary"":""student""', '""adversary"":""none""'))
+    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", "--results", str(table)], catch_exceptions=False).output
+    assert "kd" in shown
+    assert "own" not in shown
+    assert CURVE_COLUMNS[-1] == "dev"

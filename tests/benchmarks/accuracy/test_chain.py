@@ -1,0 +1,62 @@
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.accuracy import arms, chain
+from benchmarks.accuracy.arms import Run, all_arms
+from benchmarks.accuracy.chain import Place, result_of
+from benchmarks.accuracy.corpora import CORPORA, Case
+from pipeline.errors import PipelineError
+from tests.benchmarks.accuracy.sets import save_set
+from tests.world import MAX_LENGTH, make_task, save_teacher
+
+CASE = Case("trec", 40, 1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A small set and a tiny pretrained model."""
+    folder = tmp_path_factory.mktemp("accuracy")
+    save_set(folder / "data", "trec", 60, 12, 16)
+    return Place(folder / "data", str(save_teacher(folder / "pretrained", make_task())), folder / "work")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students and schedules that fit the tiny model."""
+    for name, size in {"half": {"layers": 2}, "narrow": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}}.items():
+        monkeypatch.setitem(arms.SIZES, name, size)
+    monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
+    fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
+    monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
+    monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
+
+
+@pytest.mark.parametrize("arm", ["kd", "own", "tokens", "scout", "kd_hidden", "online_own", "online_teacher"])
+def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
+    run = Run(CASE, arm, "half", 9)
+    result, curve = result_of(run, place)
+    assert (result.task, result.rows, result.seed, result.arm, result.epochs) == ("trec", 40, 1, arm, 9)
+    assert 0 <= result.value <= 1
+    assert result.test_rows == 16 + 20
+    assert result.steps == 2 * 9
+    assert [epoch["epoch"] for epoch in curve] == list(range(1, 10))
+    assert not (place.work / CASE.name / run.name).exists(), "a finished run leaves nothing that fills the disk"
+
+
+def test_arms_of_a_case_share_teacher_and_scores_and_differ_in_what_they_learn_from(place: Place) -> None:
+    plain, again, varied = (result_of(Run(CASE, arm, "half", 2), place)[0] for arm in ("kd", "own", "tokens"))
+    assert plain.manifest == again.manifest != varied.manifest
+    assert plain.teacher_value == again.teacher_value == varied.teacher_value
+    assert plain.bytes == again.bytes < varied.bytes
+    assert plain.stage_one_seconds == 0 < varied.stage_one_seconds
+
+
+def test_the_same_run_gives_the_same_value(place: Place) -> None:
+    one, again = (result_of(Run(CASE, "kd", "half", 3), place)[0] for _ in range(2))
+    assert one.model_dump(exclude={"seconds"}) == again.model_dump(exclude={"seconds"})
+
+
+def test_a_narrower_student_has_no_online_reference(place: Place) -> None:
+    with pytest.raises(PipelineError, match="only label perturbations of a student that is as wide as itself"):
+        result_of(Run(CASE, "online_own", "narrow", 2), place)
