@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.analysis import PAIR, by_task, compared, current
-from benchmarks.accuracy.arms import Run, all_arms
+from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, result_of
+from benchmarks.accuracy.masked_lm import train_masked_lm
 from benchmarks.accuracy.pictures import curves, schedules
 from benchmarks.accuracy.results import IDENTITY, add_result, finished, read_curves, read_results
 from benchmarks.accuracy.studies import runs_of
@@ -30,25 +31,39 @@ results_option = click.option(
 )
 
 
+data_option = folder_option("--data", "Folder of the labelled sets, one folder a set with train.tsv, dev.tsv and test.tsv.")
+teacher_option = click.option(
+    "--teacher",
+    default="data/raw/all-MiniLM-L6-v2",
+    show_default=True,
+    help="Pretrained model of the teachers: folder or hub id.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The accuracy suite: `run` adds finished runs to a table, `show` tells what it says."""
+    """The accuracy suite: `run` adds finished runs to a table, `show` tells what it says,
+
+    `masked-lm` trains a model for the arm that edits texts with one.
+    """
 
 
 @stage
-@folder_option("--data", "Folder of the labelled sets, one folder a set with train.tsv, dev.tsv and test.tsv.")
-@click.option("--teacher", default="data/raw/all-MiniLM-L6-v2", show_default=True, help="Pretrained model of the teachers.")
+@data_option
+@teacher_option
+@folder_option("--masked-lm", "Masked language model, for arms that edit texts with one.", required=False)
 @folder_option("--work", "Folder for tables, teachers and shards; may be deleted between two suites.")
 @click.option("--study", "studies", multiple=True, required=True, help="Of studies.yaml; give it several times for several.")
 @results_option
-def run(data: Path, teacher: str, work: Path, studies: tuple[str, ...], results: Path) -> None:
+def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: tuple[str, ...], results: Path) -> None:
     """Make what the table of runs lacks, one run after the other on one thread.
 
     Started several times on one folder, the processes share the runs. One that was killed loses what it was at, and is
     started again.
     """
     torch.set_num_threads(1)
-    place = Place(data.resolve(), str(Path(teacher).resolve()), work.resolve())
+    models = Models(_absolute(teacher), None if masked_lm is None else _absolute(str(masked_lm)))
+    place = Place(data.resolve(), models, work.resolve())
     wanted = list(dict.fromkeys(run for study in studies for run in runs_of(study)))
     for number, each in enumerate(wanted, 1):
         with claimed(work / "claims" / each.name) as free:
@@ -85,6 +100,22 @@ def show(study: str, best: str, results: Path, pictures: Path | None) -> None:
         curves(read_curves(results).merge(found[[*PAIR, "arm"]]), drawn, pictures / f"{study}_curves.svg")
 
 
+@stage
+@data_option
+@teacher_option
+@click.option("--epochs", default=1, show_default=True, type=click.IntRange(min=1), help="Over all train texts.")
+@folder_option("--out", "Where to write it.")
+def masked_lm(data: Path, teacher: str, epochs: int, out: Path) -> None:
+    """Train a masked language model out of the teachers' pretrained one, where no better one is at hand."""
+    torch.set_num_threads(1)
+    click.echo(f"{out}: {train_masked_lm(data, teacher, epochs, out):.2f} nats a masked token of dev")
+
+
+def _absolute(model: str) -> str:
+    """A folder by its whole path, since every run has a parameter file elsewhere; a hub id as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
 def of_study(results: pd.DataFrame, study: str) -> pd.DataFrame:
     """The finished runs of a study, those of arms that have changed left out."""
     return current(results, {identity(run) for run in runs_of(study)})
@@ -113,6 +144,7 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 main.add_command(run, "run")
 main.add_command(show, "show")
+main.add_command(masked_lm, "masked-lm")
 
 if __name__ == "__main__":
     main()

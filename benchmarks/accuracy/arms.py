@@ -74,6 +74,14 @@ def base() -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Models:
+    """Pretrained models at hand, as folders or hub ids."""
+
+    teacher: str
+    masked_lm: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """One student of one arm."""
 
@@ -99,8 +107,12 @@ class Run:
         stages = arm.model_dump(include={"augment", "scout", "score", "online"}, exclude_defaults=True)
         return stages | {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
 
-    def params(self, teacher: str, tables: Path, store: Path) -> dict[str, Any]:
-        """The parameter file of the run; ``teacher`` is the pretrained model, ``store`` where its shards are kept."""
+    def params(self, models: Models, tables: Path, store: Path) -> dict[str, Any]:
+        """The parameter file of the run; ``store`` is where its shards are kept.
+
+        Raises:
+            PipelineError: the arm edits texts with a masked language model, and there is none.
+        """
         case, arm, start = self.case, all_arms()[self.arm], base()
         corpus = case.corpus
         seeded = {"optimiser": {"epochs": self.all_epochs, "seed": case.seed}}
@@ -108,7 +120,7 @@ class Run:
             "kind": corpus.kind,
             "metric": corpus.metric,
             "corpus": corpus_settings(case, tables),
-            "teacher": {"model": teacher, "fine_tune": True, "max_length": corpus.max_length},
+            "teacher": {"model": models.teacher, "fine_tune": True, "max_length": corpus.max_length},
             "aim": "teacher" if arm.scout is None else "scout",
         }
         return {
@@ -116,9 +128,20 @@ class Run:
             "teach": start["teach"] | {"seed": case.seed},
             "score": overlaid(start["score"], arm.score),
             "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
-            "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed}),
+            "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed} | self._masked_lm(models)),
             "distill": overlaid(start["distill"], seeded),
             "students": {STUDENT: SIZES[self.student] | arm.student},
             "evaluate": start["evaluate"],
             "runtime": start["runtime"] | {"store": str(store)},
         }
+
+    def _masked_lm(self, models: Models) -> dict[str, Any]:
+        asked = (all_arms()[self.arm].augment or {}).get("masked_lm")
+        if asked is None:
+            return {}
+        if models.masked_lm is None:
+            raise PipelineError(
+                f"the arm {self.arm} edits texts with a masked language model; name one with --masked-lm, "
+                "or train one by the command masked-lm"
+            )
+        return {"masked_lm": asked | {"model": models.masked_lm}}

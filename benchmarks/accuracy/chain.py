@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.accuracy.arms import STUDENT, TEACHER_STEPS, Run, all_arms
+from benchmarks.accuracy.arms import STUDENT, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import cut
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
@@ -32,10 +32,10 @@ from stages import augment, distill, evaluate, prepare, score, scout, teach
 
 @dataclass(frozen=True)
 class Place:
-    """Where the suite works: the labelled sets, the pretrained teacher, and a folder for what it makes."""
+    """Where the suite works: the labelled sets, the pretrained models, and a folder for what it makes."""
 
     data: Path
-    teacher: str
+    models: Models
     work: Path
 
 
@@ -63,7 +63,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     case, arm = place.work / run.case.name, all_arms()[run.arm]
     folder = case / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    params = run.params(place.teacher, case / "tables", case / "store")
+    params = run.params(place.models, case / "tables", case / "store")
     with alone(case / "lock"):
         _shared(run, place, case, params)
         scores = _scores(run, case, folder, params)

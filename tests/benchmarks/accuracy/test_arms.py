@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.accuracy.arms import SIZES, STUDENT, Run, all_arms, base
+from benchmarks.accuracy.arms import SIZES, STUDENT, Models, Run, all_arms, base
 from benchmarks.accuracy.corpora import CORPORA, Case
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
@@ -32,7 +32,7 @@ class Needs(Settings):
 def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: str, tmp_path: Path) -> None:
     run = Run(Case("trec", 500, 3), arm, student, 18)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(run.params("teacher", tmp_path, tmp_path)))
+    path.write_text(yaml.safe_dump(run.params(Models("teacher", "masked_lm"), tmp_path, tmp_path)))
     needs = config.load(
         path,
         Needs,
@@ -55,7 +55,7 @@ def test_a_run_is_what_differs_from_the_base() -> None:
     plain, own = (Run(Case("trec", 500, 3), arm, "half", 18).settings() for arm in ("kd", "own"))
     assert plain == {"student": {}, "size": {"layers": 3}, "epochs": 18}
     assert own == plain | {"student": {"adversary": "student"}}
-    assert Run(Case("trec", 500, 3), "kd_long", "half", 18).settings()["epochs"] == 36
+    assert Run(Case("trec", 500, 3), "kd_long", "half", 10).settings()["epochs"] == 10 * all_arms()["kd_long"].times
 
 
 def test_arms_change_neither_seed_nor_store() -> None:

@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.accuracy import arms, chain
-from benchmarks.accuracy.arms import Run, all_arms
+from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, result_of
 from benchmarks.accuracy.corpora import CORPORA, Case
 from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
-from tests.world import MAX_LENGTH, make_task, save_teacher
+from tests.world import MAX_LENGTH, make_task, save_masked_lm, save_teacher
 
 CASE = Case("trec", 40, 1)
 
@@ -18,7 +18,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A small set and a tiny pretrained model."""
     folder = tmp_path_factory.mktemp("accuracy")
     save_set(folder / "data", "trec", 60, 12, 16)
-    return Place(folder / "data", str(save_teacher(folder / "pretrained", make_task())), folder / "work")
+    models = Models(str(save_teacher(folder / "pretrained", make_task())), str(save_masked_lm(folder / "masked_lm")))
+    return Place(folder / "data", models, folder / "work")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
-@pytest.mark.parametrize("arm", ["kd", "own", "tokens", "scout", "kd_hidden", "online_own", "online_teacher"])
+@pytest.mark.parametrize("arm", ["kd", "own", "tokens", "words", "scout", "kd_hidden", "online_own", "online_teacher"])
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
     run = Run(CASE, arm, "half", 9)
     result, curve = result_of(run, place)
@@ -60,3 +61,10 @@ def test_the_same_run_gives_the_same_value(place: Place) -> None:
 def test_a_narrower_student_has_no_online_reference(place: Place) -> None:
     with pytest.raises(PipelineError, match="only label perturbations of a student that is as wide as itself"):
         result_of(Run(CASE, "online_own", "narrow", 2), place)
+
+
+def test_an_arm_that_needs_a_masked_lm_says_where_to_get_one(place: Place) -> None:
+    with pytest.raises(
+        PipelineError, match="the arm words edits texts with a masked language model; name one with --masked-lm"
+    ):
+        result_of(Run(CASE, "words", "half", 2), replace(place, models=replace(place.models, masked_lm=None)))

@@ -1,0 +1,29 @@
+from pathlib import Path
+
+from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
+from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
+from pipeline.models import load_tokenizer
+from tests.benchmarks.accuracy.sets import save_set
+from tests.world import make_task, save_teacher
+
+
+def test_texts_are_those_of_all_sets_and_one_split_once(tmp_path: Path) -> None:
+    for name in ("trec", "cr"):
+        save_set(tmp_path, name, 6, 3, 2)
+    (tmp_path / "mrpc").mkdir()
+    (tmp_path / "mrpc" / "train.tsv").write_text("label\ttext_a\ttext_b\n1\tone\ttwo\n")
+    assert sorted(texts_of(tmp_path, "train")) == sorted(["one", "two", *(f'train "{row} word{row}' for row in range(6))])
+
+
+def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Path) -> None:
+    """Every text is one word three times over, so the masked one is known."""
+    place = tmp_path / "data" / "trec"
+    place.mkdir(parents=True)
+    lines = [f"a\tword{number % 8} word{number % 8} word{number % 8} {number}" for number in range(320)]
+    for split, rows in {"train": lines, "dev": lines[:32]}.items():
+        (place / f"{split}.tsv").write_text("\n".join(["label\ttext", *rows]) + "\n")
+    pretrained = str(save_teacher(tmp_path / "pretrained", make_task()))
+    first, later = (train_masked_lm(tmp_path / "data", pretrained, epochs, tmp_path / f"out{epochs}") for epochs in (1, 12))
+    assert later < first - 0.5
+    settings = MaskedLMSettings(model=str(tmp_path / "out12"), replace=0.4, candidates=5, batch_rows=8)
+    assert MaskedLM(settings, load_tokenizer(Path(pretrained))) is not None
