@@ -86,6 +86,7 @@ ORDER = [
     "pipeline.export.folder",
     "pipeline.report.facts",
     "pipeline.report.plots",
+    "pipeline.report.method",
     "pipeline.report.provenance",
     "pipeline.report.page",
 ]

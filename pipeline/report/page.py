@@ -18,6 +18,7 @@ from pipeline.evaluation import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS, Evalu
 from pipeline.files import write_json, written_whole
 from pipeline.report import plots
 from pipeline.report.facts import METRIC_NAMES, PARETO_LINE, Result, TaskReport
+from pipeline.report.method import listed, method
 from pipeline.report.provenance import origins, student_settings
 
 RESULTS_FILE = "results.csv"
@@ -144,16 +145,11 @@ def read_shards(report: TaskReport) -> str:
     seeing = [student for student, lineage in report.lineages.items() if lineage["shards"]]
     if not seeing:
         return f"All students of the task read the same {_megabytes(scores)} of shards, the scores."
-    who = "" if len(seeing) == len(report.students) else f", read by {_listed(seeing)}"
+    who = "" if len(seeing) == len(report.students) else f", read by {listed(seeing)}"
     return (
         f"All students of the task together read {_megabytes(scores + variants)} of shards, made once: "
         f"{_megabytes(scores)} of scores, and {_megabytes(variants)} of variants{who}."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _section(report: TaskReport) -> dict[str, Any]:
@@ -166,6 +162,7 @@ def _section(report: TaskReport) -> dict[str, Any]:
         "metric": METRIC_NAMES[report.task.metric],
         "headline": headline(report),
         "pictures": pictures,
+        "method": method(report),
         "origins": origins(report),
         "read_shards": read_shards(report),
         "common": common,
