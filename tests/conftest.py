@@ -47,3 +47,9 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 def made(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Path) -> tuple[Path, Path]:
     """Scores and perturbations of the tiny corpus; read only."""
     return make_shards(tmp_path_factory.mktemp("made"), prepared, teacher)
+
+
+@pytest.fixture(scope="session")
+def scores(made: tuple[Path, Path]) -> Path:
+    """Of 60 training rows; read only."""
+    return made[0]

@@ -32,12 +32,6 @@ from tests.world import (
 )
 
 
-@pytest.fixture(scope="module")
-def scores(made: tuple[Path, Path]) -> Path:
-    """Of 60 training rows; read only."""
-    return made[0]
-
-
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)

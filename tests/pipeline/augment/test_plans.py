@@ -56,12 +56,6 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.fixture(scope="module")
-def scores(made: tuple[Path, Path]) -> Path:
-    """Of 60 training rows; read only."""
-    return made[0]
-
-
 def scout_of(folder: Path, teacher: Path, changed: dict[str, Any], snapshots: int = 2) -> Path:
     return save_scout(folder, range(11, 11 + snapshots), key=lineage(teacher) | changed).folder
 
