@@ -31,7 +31,8 @@ class Comparison:
     arm: str
     control: str
     differences: pd.DataFrame
-    """One row a pair: those of PAIR, ``points``, and what the arm took of the control's ``steps`` and ``seconds``."""
+    """One row a pair: those of PAIR, differences in ``points`` of the metric and of ``agreement`` with the teacher,
+    and what the arm took of the control's ``steps`` and ``seconds``."""
 
     @property
     def pairs(self) -> int:
@@ -46,7 +47,11 @@ class Comparison:
     @property
     def median(self) -> float:
         """The median over seeds of each task, and the mean of these over tasks."""
-        return float(self.differences.groupby("task")["points"].median().mean())
+        return self.median_of("points")
+
+    def median_of(self, column: str) -> float:
+        """The same of another difference."""
+        return float(self.differences.groupby("task")[column].median().mean())
 
     def interval(self) -> tuple[float, float] | None:
         """The 95 % percentile bootstrap interval of the mean over tasks; pairs are drawn within their task."""
@@ -74,6 +79,7 @@ def compared(results: pd.DataFrame, arm: str, control: str) -> Comparison:
     both = own.merge(other, on=PAIR, suffixes=("", "_control"))
     found = both[PAIR].assign(
         points=POINTS * (both["value"] - both["value_control"]),
+        agreement=POINTS * (both["agreement"] - both["agreement_control"]),
         steps=both["steps"] / both["steps_control"],
         seconds=both["seconds"] / both["seconds_control"],
     )

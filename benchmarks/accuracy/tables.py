@@ -24,7 +24,7 @@ def headline(values: pd.DataFrame, gains: Sequence[Comparison], best: str) -> st
 
 def arms(comparisons: Sequence[Comparison], meanings: Mapping[str, str]) -> str:
     """A line an arm: what it gains over its control, how sure that is, and what it takes."""
-    lines = [["arm", "what", "over", "tasks × seeds", "gain, points", "95 %", "p", "steps", "time"]]
+    lines = [["arm", "what", "over", "tasks × seeds", "gain, points", "95 %", "p", "agreement", "steps", "time"]]
     return _table([*lines, *(_beside_its_control(each, meanings[each.arm]) for each in comparisons)])
 
 
@@ -38,6 +38,7 @@ def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
         _signed(comparison.median),
         NOTHING if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}",
         NOTHING if p is None else f"{p:.2f}",
+        _signed(comparison.median_of("agreement")),
         f"{found['steps'].median():.1f}×",
         f"{found['seconds'].median():.1f}×",
     ]

@@ -11,7 +11,7 @@ def runs(values: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     rows = [
         {
             "task": task, "rows": 500, "seed": seed, "student": "half", "epochs": 18, "arm": arm, "value": value,
-            "teacher_value": 0.9, "settings": "{}",
+            "teacher_value": 0.9, "agreement": 1 - value / 2, "settings": "{}",
             "steps": 100 if arm == "kd" else 200, "seconds": 10.0 if arm == "kd" else 30.0,
         }
         for (task, arm), found in values.items()
@@ -28,6 +28,7 @@ def test_pairs_are_of_the_same_task_and_seed() -> None:
     shuffled = runs({("a", "kd"): PLAIN, ("a", "own"): BETTER}).sample(frac=1, random_state=1)
     found = compared(shuffled, "own", "kd")
     assert found.differences.sort_values("seed")["points"].tolist() == pytest.approx([1.0, 2.0, -1.0, 2.0])
+    assert found.differences.sort_values("seed")["agreement"].tolist() == pytest.approx([-0.5, -1.0, 0.5, -1.0])
     assert found.differences["steps"].tolist() == [2.0] * 4
     assert found.differences["seconds"].tolist() == [3.0] * 4
     assert found.p_value() == pytest.approx(scipy.stats.wilcoxon([1.0, 2.0, -1.0, 2.0]).pvalue)
