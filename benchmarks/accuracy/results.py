@@ -33,7 +33,7 @@ class Result(Settings):
     seconds: float
     """Of the training."""
     stage_one_seconds: float
-    """Of scout and augment where this run made them."""
+    """Of scout and augment when they made the shards, whichever run needed them first."""
     bytes: int
     """Of scores and variants on the disk."""
     manifest: str

@@ -51,6 +51,9 @@ def test_arms_of_a_case_share_teacher_and_scores_and_differ_in_what_they_learn_f
     assert plain.teacher_value == again.teacher_value == varied.teacher_value
     assert plain.bytes == again.bytes < varied.bytes
     assert plain.stage_one_seconds == 0 < varied.stage_one_seconds
+    later = result_of(Run(CASE, "tokens", "half", 1), place)[0]
+    assert later.manifest == varied.manifest
+    assert later.stage_one_seconds == varied.stage_one_seconds, "what it took to make them, not to find them"
 
 
 def test_the_same_run_gives_the_same_value(place: Place) -> None:
