@@ -42,7 +42,7 @@ def schedules(results: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
             axes.plot(middle.index, middle, color=COLOURS[number], label=arm, marker="o", markersize=3.5)
             axes.scatter(points["trained"], points["value"] * POINTS, color=COLOURS[number], s=7, alpha=0.5, linewidths=0)
         axes.axhline(group["teacher_value"].median() * POINTS, color=INK, linewidth=1, linestyle="--", label="teacher")
-        _finish(axes, f"{task}, {rows or 'all'} rows", "steps")
+        _name(axes, f"{task}, {rows or 'all'} rows", "steps", f"test {group['metric'].iloc[0]}, points")
         axes.set_xscale("log")
     _save(figure, panels, out)
 
@@ -57,7 +57,7 @@ def curves(epochs: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
             chosen = group[group["arm"] == arm]
             mean = chosen.groupby("at")["dev"].mean() * POINTS
             axes.plot(mean.index, mean, color=COLOURS[number], label=arm)
-        _finish(axes, f"{task}, {rows or 'all'} rows", "epoch")
+        _name(axes, f"{task}, {rows or 'all'} rows", "epoch", "dev, points")
     _save(figure, panels, out)
 
 
@@ -72,9 +72,10 @@ def _panels(number: int) -> tuple[Figure, list[Axes]]:
     return figure, panels[:number]
 
 
-def _finish(axes: Axes, title: str, label: str) -> None:
+def _name(axes: Axes, title: str, below: str, beside: str) -> None:
     axes.set_title(title, loc="left", fontsize=9)
-    axes.set_xlabel(label)
+    axes.set_xlabel(below)
+    axes.set_ylabel(beside)
 
 
 def _save(figure: Figure, panels: Sequence[Axes], out: Path) -> None:

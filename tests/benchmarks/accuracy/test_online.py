@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.accuracy.online import Aim, OnlineLoss
+from pipeline.augment.teacher import FrozenTeacher
+from pipeline.distill.adversary import OwnAdversary
+from pipeline.distill.examples import Examples
+from pipeline.distill.student import Student, make_student
+from pipeline.encoding import Batch, model_inputs
+from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
+from pipeline.order import Piece
+from pipeline.perturbation import divergence
+from pipeline.shards.reader import Shards
+from tests.world import student_settings
+
+
+@pytest.fixture
+def batch(scores: Path) -> Batch:
+    return Examples(Shards(scores), "train", 3).batch(Piece(np.arange(12), 0, 0.0, 1.0))
+
+
+def loss_of(teacher: Path, aim: Aim, student: Student, soft: float = 1.0) -> OnlineLoss:
+    """With a perturbation that is large enough to be seen, from the untouched input on."""
+    usual = student_settings()
+    search = usual.perturbation.model_copy(update={"objective": "gap", "radius": 0.5, "start": 0.0})
+    settings = usual.model_copy(update={"perturbation": search, "objective": usual.objective.model_copy(update={"soft": soft})})
+    own = OwnAdversary(search, "classification", word_embeddings(student.model), load_tokenizer(teacher))
+    aimed = search.model_copy(update={"objective": "label"})
+    return OnlineLoss(FrozenTeacher(teacher), student, settings, aimed, own if aim == "student" else None)
+
+
+@pytest.mark.parametrize("aim", ["student", "teacher"])
+def test_the_teacher_labels_the_perturbed_input(teacher: Path, batch: Batch, aim: Aim) -> None:
+    """So a student that is the teacher has nothing to learn from it, which the answer to the untouched input would give it."""
+    student = make_student(teacher, student_settings(layers=None), seed=0)
+    found = loss_of(teacher, aim, student)(student.model.eval(), batch)
+    assert found.shape == (12,)
+    torch.testing.assert_close(found, torch.zeros(12), atol=1e-5, rtol=0.0)
+
+
+def test_both_gradients_move_the_input(teacher: Path, batch: Batch) -> None:
+    student = make_student(teacher, student_settings(layers=2), seed=0)
+    model = student.model.eval()
+    plain = divergence(
+        batch["teacher_logits"],
+        logits_from_embeddings(model, model_inputs(batch), embed(model, batch["input_ids"])),
+        "classification",
+    )
+    by_student, by_teacher = (loss_of(teacher, aim, student, soft=0.0)(model, batch) for aim in ("student", "teacher"))
+    assert not torch.allclose(by_student, plain, atol=1e-3)
+    assert not torch.allclose(by_teacher, plain, atol=1e-3)
+    assert not torch.allclose(by_student, by_teacher, atol=1e-3)
+
+
+def test_no_gradient_reaches_the_teacher(teacher: Path, batch: Batch) -> None:
+    student = make_student(teacher, student_settings(layers=2), seed=0)
+    loss = loss_of(teacher, "teacher", student)
+    before = json.dumps(loss.teacher.table.tolist())
+    loss(student.model, batch).mean().backward()
+    assert not loss.teacher.table.requires_grad
+    assert json.dumps(loss.teacher.table.tolist()) == before

@@ -1,0 +1,57 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from benchmarks.accuracy.pictures import curves, schedules
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were written."""
+    figures = list[Figure]()
+    monkeypatch.setattr(Figure, "savefig", lambda self, out, **named: figures.append(self))
+    return figures
+
+
+def lines(figure: Figure, panel: int) -> dict[str, list[tuple[float, float]]]:
+    found = {str(line.get_label()): line.get_xydata() for line in figure.axes[panel].lines}
+    return {name: [(float(x), round(float(y), 6)) for x, y in points] for name, points in found.items()}
+
+
+def test_a_schedule_shows_the_median_of_its_seeds_by_steps(drawn: list[Figure], tmp_path: Path) -> None:
+    found = {"kd": {(6, 100): [0.8, 0.7, 0.81], (18, 300): [0.82, 0.9, 0.83]}, "own": {(6, 100): [0.85], (18, 300): [0.88]}}
+    rows = [
+        {"task": "trec", "rows": 500, "arm": arm, "epochs": epochs, "steps": steps, "value": value, "teacher_value": 0.9}
+        for arm, schedule in found.items()
+        for (epochs, steps), values in schedule.items()
+        for value in values
+    ]
+    once = {"task": "cr", "rows": 0, "arm": "kd", "epochs": 6, "steps": 9, "value": 0.5, "teacher_value": 0.6}
+    schedules(pd.DataFrame([*rows, once]).assign(metric="accuracy"), ["kd", "own"], tmp_path / "a.svg")
+    assert len(drawn[0].axes) == 1, "a task with one schedule has no picture"
+    shown = lines(drawn[0], 0)
+    assert shown["kd"] == [(100, 80.0), (300, 83.0)]
+    assert shown["own"] == [(100, 85.0), (300, 88.0)]
+    assert {height for _, height in shown["teacher"]} == {90.0}
+    assert drawn[0].axes[0].get_title(loc="left") == "trec, 500 rows"
+
+
+def test_a_curve_is_the_mean_over_seeds_after_each_epoch(drawn: list[Figure], tmp_path: Path) -> None:
+    rows = [
+        {"task": task, "rows": 0, "arm": "kd", "seed": seed, "at": at, "dev": dev}
+        for task in ("trec", "cr")
+        for seed, devs in {1: [0.5, 0.7], 2: [0.6, 0.9]}.items()
+        for at, dev in enumerate(devs, 1)
+    ]
+    curves(pd.DataFrame(rows), ["kd", "absent"], tmp_path / "a.svg")
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["trec, all rows", "cr, all rows"]
+    assert lines(drawn[0], 1)["kd"] == [(1, 55.0), (2, 80.0)]
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    table = pd.DataFrame([{"task": "trec", "rows": 0, "arm": "kd", "seed": 1, "at": at, "dev": 0.1 * at} for at in (1, 2)])
+    for name in ("one", "again"):
+        curves(table, ["kd"], tmp_path / f"{name}.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
