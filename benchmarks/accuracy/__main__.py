@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 import torch
 
 from benchmarks.accuracy import tables
-from benchmarks.accuracy.analysis import PAIR, by_task, compared, current
+from benchmarks.accuracy.analysis import by_task, compared, current
 from benchmarks.accuracy.arms import Models, Run, all_arms
-from benchmarks.accuracy.chain import Place, result_of
+from benchmarks.accuracy.chain import Place, params_of, result_of
+from benchmarks.accuracy.corpora import CORPORA
 from benchmarks.accuracy.masked_lm import train_masked_lm
 from benchmarks.accuracy.pictures import curves, schedules
-from benchmarks.accuracy.results import IDENTITY, add_result, finished, read_curves, read_results
+from benchmarks.accuracy.results import IDENTITY, add_result, curves_of, finished, read_results
 from benchmarks.accuracy.studies import runs_of
+from pipeline.errors import PipelineError
 from pipeline.files import canonical_json
 from stages.command import folder_option, stage
 
@@ -58,67 +59,86 @@ def main() -> None:
 def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: tuple[str, ...], results: Path) -> None:
     """Make what the table of runs lacks, one run after the other on one thread.
 
-    Started several times on one folder, the processes share the runs. One that was killed loses what it was at, and is
-    started again.
+    Started several times on one folder, the processes share the runs. One that was killed is started again and goes on from the
+    last epoch of what it was at.
     """
     torch.set_num_threads(1)
     models = Models(_absolute(teacher), None if masked_lm is None else _absolute(str(masked_lm)))
     place = Place(data.resolve(), models, work.resolve())
     wanted = list(dict.fromkeys(run for study in studies for run in runs_of(study)))
-    for number, each in enumerate(wanted, 1):
-        with claimed(work / "claims" / each.name) as free:
-            if not free or identity(each) in finished(results):
-                continue
-            click.echo(f"== {number}/{len(wanted)} {each.name}")
-            result, curve = result_of(each, place)
-            add_result(results, result, curve)
-            click.echo(f"== {each.name}: {result.value:.4f}, teacher {result.teacher_value:.4f}, {result.seconds:.0f} s")
+    for each in wanted:
+        params_of(each, place)  # what cannot be run is told before anything is
+    failed = [each.name for number, each in enumerate(wanted, 1) if not _made(each, place, results, f"{number}/{len(wanted)}")]
+    missing = [each.name for each in wanted if identity(each) not in finished(results)]
+    click.echo(f"{len(wanted) - len(missing)} of {len(wanted)} runs are finished")
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed, as told above: {', '.join(failed)}")
+
+
+def _made(run: Run, place: Place, results: Path, number: str) -> bool:
+    """Make a run unless it is finished or another process is at it; false where it failed, which is told."""
+    with claimed(place.work / "claims" / run.name) as free:
+        if not free or identity(run) in finished(results):
+            return True
+        click.echo(f"== {number} {run.name}")
+        try:
+            result, curve = result_of(run, place)
+        except (click.ClickException, PipelineError) as error:
+            click.echo(f"== {run.name} failed: {error}")
+            return False
+        add_result(results, result, curve)
+        click.echo(f"== {run.name}: {result.value:.4f}, teacher {result.teacher_value:.4f}, {result.seconds:.0f} s")
+        return True
 
 
 @stage
 @click.option("--study", default="headline", show_default=True, help="Of studies.yaml.")
-@click.option("--best", default="own", show_default=True, help="Arm whose gains the first table shows.")
+@click.option("--best", default="own_edits", show_default=True, help="Arm whose gains the first table shows.")
+@click.option("--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on.")
 @results_option
 @folder_option("--pictures", "Folder to draw what training longer brings, and how students learn, into.", required=False)
-def show(study: str, best: str, results: Path, pictures: Path | None) -> None:
+def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
-    found = of_study(read_results(results), study)
-    named = list(dict.fromkeys(run.arm for run in runs_of(study)))
+    wanted = [run for run in runs_of(study) if run.case.task not in left_out]
+    found = current(read_results(results), {identity(run) for run in wanted})
+    click.echo(f"{len(found)} of {len(wanted)} runs of {study} are finished")
+    named = list(dict.fromkeys(run.arm for run in wanted))
     arms = [arm for arm in named if arm in set(found["arm"])]
     for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
         click.echo(f"\n### {student}, {rows or 'all'} rows, {epochs} epochs\n")
         present = [arm for arm in arms if arm in set(group["arm"])]
-        beside = [arm for arm in present if arm in CONTROLS and arm != best and best in present]
-        gains = [compared(group, best, arm) for arm in beside]
-        click.echo(tables.headline(by_task(group, present), gains, best) + "\n")
-        each = [compared(group, arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
-        click.echo(tables.arms([one for one in each if one.pairs], {arm: all_arms()[arm].means for arm in present}))
-    if pictures is not None:
+        if best in present:
+            shown = by_task(group, [*(arm for arm in present if arm != best), best])
+            gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown]
+            click.echo(tables.headline(shown, gains, best) + "\n")
+        controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
+        if best in present and ("kd", best) not in ((control, arm) for arm, control in controls):
+            controls.append((best, "kd"))
+        pairs = [compared(group, arm, control) for arm, control in controls]
+        click.echo(tables.arms([each for each in pairs if each.pairs], {arm: all_arms()[arm].means for arm in present}))
+    if pictures is not None and len(found):
         drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
-        if (found.groupby(["task", "rows"])["epochs"].nunique() > 1).any():
+        if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(found, drawn, pictures / f"{study}_schedules.svg")
-        curves(read_curves(results).merge(found[[*PAIR, "arm"]]), drawn, pictures / f"{study}_curves.svg")
+        curves(curves_of(found, results), drawn, pictures / f"{study}_curves.svg")
 
 
 @stage
 @data_option
 @teacher_option
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(min=1), help="Over all train texts.")
+@click.option("--without", "left_out", multiple=True, help="Set to leave out: its spare train rows are test rows of its cases.")
 @folder_option("--out", "Where to write it.")
-def masked_lm(data: Path, teacher: str, epochs: int, out: Path) -> None:
+def masked_lm(data: Path, teacher: str, epochs: int, left_out: tuple[str, ...], out: Path) -> None:
     """Train a masked language model out of the teachers' pretrained one, where no better one is at hand."""
     torch.set_num_threads(1)
-    click.echo(f"{out}: {train_masked_lm(data, teacher, epochs, out):.2f} nats a masked token of dev")
+    loss = train_masked_lm(data, [task for task in CORPORA if task not in left_out], teacher, epochs, out)
+    click.echo(f"{out}: {loss:.2f} nats a masked token of dev")
 
 
 def _absolute(model: str) -> str:
     """A folder by its whole path, since every run has a parameter file elsewhere; a hub id as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def of_study(results: pd.DataFrame, study: str) -> pd.DataFrame:
-    """The finished runs of a study, those of arms that have changed left out."""
-    return current(results, {identity(run) for run in runs_of(study)})
 
 
 def identity(run: Run) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What the table of runs says: differences of paired runs, with their intervals. Knows columns and statistics, no stage."""
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,16 @@ from benchmarks.accuracy.results import IDENTITY
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats
 
-PAIR = ["task", "rows", "seed", "student", "epochs"]
-"""What two runs of a pair share."""
+PAIR = ["task", "rows", "seed", "student", "epochs", "teacher"]
+"""What two runs of a pair share; the teacher by its hash."""
 
 POINTS = 100.0
 """A metric is between 0 and 1; a difference is told in points."""
 
+TEACHER = "teacher"
+
 CONFIDENCE, RESAMPLES = 0.95, 10_000
-FEWEST_PAIRS = 3
+FEWEST_PAIRS = 5
 """With fewer there is neither an interval nor a test."""
 
 
@@ -31,8 +33,8 @@ class Comparison:
     arm: str
     control: str
     differences: pd.DataFrame
-    """One row a pair: those of PAIR, differences in ``points`` of the metric and of ``agreement`` with the teacher,
-    and what the arm took of the control's ``steps`` and ``seconds``."""
+    """One row a pair: those of PAIR, differences in ``points`` of the metric and of ``agreement`` with the teacher, and what
+    the arm took of the control's ``seconds``, of the training alone and ``with_stage_one``."""
 
     @property
     def pairs(self) -> int:
@@ -45,24 +47,25 @@ class Comparison:
         return self.differences["points"].to_numpy()
 
     @property
-    def median(self) -> float:
-        """The median over seeds of each task, and the mean of these over tasks."""
-        return self.median_of("points")
+    def mean(self) -> float:
+        """Over all pairs."""
+        return float(self.points.mean())
 
     def median_of(self, column: str) -> float:
-        """The same of another difference."""
+        """The median over seeds of each task, and the mean of these over tasks."""
         return float(self.differences.groupby("task")[column].median().mean())
 
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % percentile bootstrap interval of the mean over tasks; pairs are drawn within their task."""
+        """The 95 % bootstrap interval (BCa) of the mean over pairs: it covers the choice of tasks and seeds alike."""
         if self.pairs < FEWEST_PAIRS:
             return None
+        if np.ptp(self.points) == 0:
+            return self.mean, self.mean
         generator = np.random.default_rng(seed_of("comparison", self.arm, self.control))
-        groups = [group.to_numpy() for _, group in self.differences.groupby("task")["points"]]
-        drawn = [generator.choice(group, (RESAMPLES, len(group))).mean(axis=1) for group in groups]
-        means = np.mean(drawn, axis=0)
-        low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(low), float(high)
+        found = scipy.stats.bootstrap(
+            (self.points,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=generator
+        )
+        return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
     def p_value(self) -> float | None:
         """Of Wilcoxon's signed-rank test over all pairs, two-sided; None where all pairs are equal or there are few."""
@@ -80,8 +83,9 @@ def compared(results: pd.DataFrame, arm: str, control: str) -> Comparison:
     found = both[PAIR].assign(
         points=POINTS * (both["value"] - both["value_control"]),
         agreement=POINTS * (both["agreement"] - both["agreement_control"]),
-        steps=both["steps"] / both["steps_control"],
         seconds=both["seconds"] / both["seconds_control"],
+        with_stage_one=(both["seconds"] + both["stage_one_seconds"])
+        / (both["seconds_control"] + both["stage_one_seconds_control"]),
     )
     return Comparison(arm, control, found)
 
@@ -92,11 +96,19 @@ def current(results: pd.DataFrame, wanted: Collection[tuple[Any, ...]]) -> pd.Da
     return results[[key in wanted for key in found]].drop_duplicates(IDENTITY, keep="last")
 
 
-def by_task(results: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
-    """Median over seeds of each task's metric, in points: a row a task, a column an arm, the teacher's first."""
-    chosen = results[results["arm"].isin(arms)]
-    values = chosen.pivot_table(index="task", columns="arm", values="value", aggfunc="median", sort=False)
-    teacher = chosen.drop_duplicates(["task", "rows", "seed"]).groupby("task")["teacher_value"].median()
-    table = values.reindex(columns=[arm for arm in arms if arm in values])
-    table.insert(0, "teacher", teacher)
+def by_task(results: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """Median over seeds of each task's metric, in points: a row a task, a column an arm, the teacher's first.
+
+    Only cases count that the last arm has, and of the others only arms that have all of these: a mean over other tasks
+    or seeds would compare nothing.
+    """
+    cases = ["task", "rows", "seed", "teacher"]
+    wanted = results.loc[results["arm"] == arms[-1], cases]
+    found = results.merge(wanted, on=cases)
+    whole = [arm for arm in arms if (found["arm"] == arm).sum() == len(wanted)]
+    values = found[found["arm"].isin(whole)].pivot_table(
+        index="task", columns="arm", values="value", aggfunc="median", sort=False
+    )
+    table = values.reindex(columns=whole)
+    table.insert(0, TEACHER, found.drop_duplicates(cases).groupby("task")["teacher_value"].median())
     return POINTS * table

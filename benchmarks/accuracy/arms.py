@@ -1,21 +1,25 @@
 """The arms of the suite, read from arms.yaml, and what the parameter file of a run says. Knows settings; runs nothing."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from benchmarks.accuracy.corpora import Case, corpus_settings
+from benchmarks.accuracy.corpora import DEV_ROWS, TEST_ROWS, Case, Corpus
 from benchmarks.accuracy.online import Aim
 from pipeline import config
 from pipeline.config import Settings, overlaid
 from pipeline.errors import PipelineError
+from pipeline.files import hash_of
 
 HERE = Path(__file__).parent
 STUDENT = "student"
 """What the one student of a run's parameter file is called."""
+
+PRETRAINED = "pretrained"
+"""What arms.yaml calls a start from the model that the teacher was fine-tuned from."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "half": {"layers": 3},
@@ -73,6 +77,11 @@ def base() -> dict[str, Any]:
     return config.read_params(HERE / "base.yaml")
 
 
+def common_to_all(corpus: Corpus) -> str:
+    """A hash of what all runs on a set share: base.yaml, and how rows are cut and teachers trained."""
+    return hash_of([base(), asdict(corpus), DEV_ROWS, TEST_ROWS, TEACHER_STEPS])[:8]
+
+
 @dataclass(frozen=True)
 class Models:
     """Pretrained models at hand, as folders or hub ids."""
@@ -93,8 +102,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
-        return f"{self.case.name}-{self.student}-{self.arm}-{self.epochs}"
+        """Of its folder: another one when the arm has changed."""
+        return f"{self.case.name}-{self.student}-{self.arm}-{self.epochs}-{hash_of(self.settings())[:8]}"
 
     @property
     def all_epochs(self) -> int:
@@ -102,25 +111,27 @@ class Run:
         return round(self.epochs * all_arms()[self.arm].times)
 
     def settings(self) -> dict[str, Any]:
-        """All that the run does otherwise than base.yaml."""
+        """What decides the run, but for data, models and code: all it does otherwise than base.yaml, and a hash of that."""
         arm = all_arms()[self.arm]
         stages = arm.model_dump(include={"augment", "scout", "score", "online"}, exclude_defaults=True)
-        return stages | {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
+        own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
+        return stages | own | {"base": common_to_all(self.case.corpus)}
 
-    def params(self, models: Models, tables: Path, store: Path) -> dict[str, Any]:
-        """The parameter file of the run; ``store`` is where its shards are kept.
+    def params(self, corpus: dict[str, Any], models: Models, store: Path) -> dict[str, Any]:
+        """The parameter file of the run; ``corpus`` is how its tables are read, ``store`` where its shards are kept.
 
         Raises:
-            PipelineError: the arm edits texts with a masked language model, and there is none.
+            PipelineError: the arm needs a model that is not there, or other layers than a student of this size has.
         """
         case, arm, start = self.case, all_arms()[self.arm], base()
-        corpus = case.corpus
+        if "layers" in arm.student and self.student != "half":
+            raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
         seeded = {"optimiser": {"epochs": self.all_epochs, "seed": case.seed}}
         task = {
-            "kind": corpus.kind,
-            "metric": corpus.metric,
-            "corpus": corpus_settings(case, tables),
-            "teacher": {"model": models.teacher, "fine_tune": True, "max_length": corpus.max_length},
+            "kind": case.corpus.kind,
+            "metric": case.corpus.metric,
+            "corpus": corpus,
+            "teacher": {"model": models.teacher, "fine_tune": True, "max_length": case.corpus.max_length},
             "aim": "teacher" if arm.scout is None else "scout",
         }
         return {
@@ -130,10 +141,14 @@ class Run:
             "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
             "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed} | self._masked_lm(models)),
             "distill": overlaid(start["distill"], seeded),
-            "students": {STUDENT: SIZES[self.student] | arm.student},
+            "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models)},
             "evaluate": start["evaluate"],
             "runtime": start["runtime"] | {"store": str(store)},
         }
+
+    def _start(self, models: Models) -> dict[str, Any]:
+        """Who learns from labels alone starts from the pretrained model: the teacher's layers are taught already."""
+        return {"start": {"checkpoint": models.teacher}} if all_arms()[self.arm].student.get("start") == PRETRAINED else {}
 
     def _masked_lm(self, models: Models) -> dict[str, Any]:
         asked = (all_arms()[self.arm].augment or {}).get("masked_lm")

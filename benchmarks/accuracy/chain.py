@@ -16,16 +16,18 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.accuracy.arms import STUDENT, TEACHER_STEPS, Models, Run, all_arms
-from benchmarks.accuracy.corpora import cut
+from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import Settings
 from pipeline.distill.settings import StudentSettings
+from pipeline.errors import PipelineError
 from pipeline.evaluation import QUALITY_FILE, Qualities
 from pipeline.files import canonical_json, write_json
 from pipeline.finetuning import HISTORY_FILE
+from pipeline.models import model_hash
 from pipeline.shards.manifest import Manifest, manifest_hash
 from stages import augment, distill, evaluate, prepare, score, scout, teach
 
@@ -55,6 +57,16 @@ def alone(lock: Path) -> Iterator[None]:
         yield
 
 
+def params_of(run: Run, place: Place) -> dict[str, Any]:
+    """The parameter file of a run.
+
+    Raises:
+        PipelineError: it cannot be run: a set, a model or the arm is not what it needs.
+    """
+    case = place.work / run.case.name
+    return run.params(corpus_settings(place.data, run.case, case / "tables"), place.models, case / "store")
+
+
 def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     """Make the run's student by the real stages and measure it on the test split; also what its epochs came to.
 
@@ -63,7 +75,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     case, arm = place.work / run.case.name, all_arms()[run.arm]
     folder = case / run.name
     folder.mkdir(parents=True, exist_ok=True)
-    params = run.params(place.models, case / "tables", case / "store")
+    params = params_of(run, place)
     with alone(case / "lock"):
         _shared(run, place, case, params)
         scores = _scores(run, case, folder, params)
@@ -90,7 +102,20 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
 
 
 def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
-    """Tables, prepared corpus and teacher of the case."""
+    """Tables, prepared corpus and teacher of the case.
+
+    Raises:
+        PipelineError: what the folder holds was made from other data, another model or another base.yaml.
+    """
+    made_of = {
+        "base": run.settings()["base"],
+        "data": data_hash(place.data, run.case.task),
+        "model": _named(place.models.teacher),
+    }
+    note = case / "case.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
+        raise PipelineError(f"{case} was made from other data, another model or another base.yaml; name another --work")
+    write_json(note, made_of)
     if (case / "teacher").is_dir():
         return
     cut(place.data, run.case, case / "tables")
@@ -147,12 +172,14 @@ def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: 
     return Result(
         task=run.case.task,
         rows=run.case.rows,
+        train_rows=sum(entry.receipt.rows for entry in Manifest.read(scores).of_split("train")),
         seed=run.case.seed,
         student=run.student,
         arm=run.arm,
         epochs=run.epochs,
         metric=run.case.corpus.metric,
         value=round(found.student.value, 5),
+        teacher=lineage["teacher"][:12],
         teacher_value=round(found.teacher.value, 5),
         dev=round(lineage["dev"], 5),
         agreement=round(found.student.agreement, 5),
@@ -165,6 +192,11 @@ def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: 
         manifest=manifest_hash(kept[-1])[:12],
         settings=canonical_json(run.settings()).decode(),
     )
+
+
+def _named(model: str) -> str:
+    """A folder by its bytes, a hub id by itself."""
+    return model_hash(Path(model)) if Path(model).is_dir() else model
 
 
 def _written(params: dict[str, Any], path: Path) -> Path:

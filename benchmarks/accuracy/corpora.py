@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.errors import PipelineError
-from pipeline.files import folder_written_whole
+from pipeline.files import folder_written_whole, hash_of, sha256_of
 
 DEV_ROWS = 500
 TEST_ROWS = 2000
@@ -90,15 +90,22 @@ def cut(data: Path, case: Case, out: Path) -> dict[str, int]:
     return {split: len(table) for split, table in tables.items()}
 
 
-def corpus_settings(case: Case, tables: Path) -> dict[str, Any]:
-    """How `prepare` reads what was cut."""
+def corpus_settings(data: Path, case: Case, tables: Path) -> dict[str, Any]:
+    """How `prepare` reads what was cut; the labels are those of the whole set, since a small cut may lack some."""
     texts = case.corpus.columns
-    return {
+    known = sorted(set(_read(data / case.task / "train.tsv")["label"]))
+    labels = {"labels": known} if case.corpus.kind == "classification" else {}
+    return labels | {
         "files": {split: str(tables / f"{split}.csv") for split in ("train", "dev", "test")},
         "text": texts if case.corpus.pairs else texts[0],
         "label": "label",
         "duplicates": "drop",
     }
+
+
+def data_hash(data: Path, task: str) -> str:
+    """Of the tables of a set, in hexadecimal."""
+    return hash_of([sha256_of(data / task / f"{split}.tsv") for split in ("train", "dev", "test")])
 
 
 def _read(path: Path) -> pd.DataFrame:

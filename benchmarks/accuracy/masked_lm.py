@@ -6,7 +6,7 @@ and the language less well.
 
 import csv
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -42,19 +42,19 @@ class Texts(Dataset[dict[str, list[int]]]):
         return {"input_ids": self._ids[row]}
 
 
-def texts_of(data: Path, split: str) -> list[str]:
-    """Every text of a split of all sets that are there, once; of other splits than train no word is learnt."""
+def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
+    """Every text of a split of these sets, once; a set that is not there has none."""
     found: dict[str, None] = {}
-    for task, corpus in CORPORA.items():
-        path = data / task / f"{split}.tsv"
+    for task in tasks:
+        path, corpus = data / task / f"{split}.tsv", CORPORA[task]
         if path.is_file():
             table = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False, usecols=corpus.columns)
             found |= dict.fromkeys(text for column in corpus.columns for text in table[column])
     return list(found)
 
 
-def train_masked_lm(data: Path, pretrained: str, epochs: int, out: Path) -> float:
-    """Train BERT's masked language model on the train texts and write it to ``out``.
+def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> float:
+    """Train BERT's masked language model on the train texts of these sets and write it to ``out``.
 
     Returns its loss on dev in nats a masked token. The head's hidden layer starts as the identity, so that it begins by asking
     which word is like the encoder's output.
@@ -87,8 +87,8 @@ def train_masked_lm(data: Path, pretrained: str, epochs: int, out: Path) -> floa
             model,
             arguments,
             DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED),
-            Texts(texts_of(data, "train"), tokenizer),
-            Texts(texts_of(data, "dev"), tokenizer),
+            Texts(texts_of(data, tasks, "train"), tokenizer),
+            Texts(texts_of(data, tasks, "dev"), tokenizer),
         )
         trainer.train()
         loss = float(trainer.evaluate()["eval_loss"])

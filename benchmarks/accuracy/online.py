@@ -25,7 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import fine_tune
 from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
-from pipeline.perturbation import Answer, PerturbationSettings, perturb, radius_of
+from pipeline.perturbation import Answer, Effect, PerturbationSettings, perturb, radius_of
 from pipeline.tasks import measure
 from pipeline.views import carried
 
@@ -80,16 +80,20 @@ def train_online(
 ) -> None:
     """Train a student with the teacher in the loop and write it to ``out``, what it took to ``cost``, as `distill` does.
 
-    ``search`` is how the teacher's perturbations are found; the student's own are found by ``settings.perturbation``.
+    The perturbed pass drops other neurons than the untouched one. ``search`` is how the teacher's perturbations are found; the
+    student's own are found by ``settings.perturbation``.
 
     Raises:
-        PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves.
+        PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves, or the
+            radius is stated as an effect, which nothing here follows.
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
     seed, task = settings.optimiser.seed, sources.task
     student = make_student(teacher, settings, seed)
     if aim == "student" and student.map is not None:
         raise PipelineError("the teacher can only label perturbations of a student that is as wide as itself")
+    if isinstance(search.radius, Effect) or isinstance(settings.perturbation.radius, Effect):
+        raise PipelineError("an arm with the teacher in the loop states a radius as a number, not as an effect")
     own = OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer)
     loss = OnlineLoss(FrozenTeacher(teacher), student, settings, search, own if aim == "student" else None)
     rows, dev = (Examples(sources.scores, split, seed) for split in ("train", "dev"))

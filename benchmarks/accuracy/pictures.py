@@ -31,10 +31,11 @@ PANEL = (3.1, 2.6)
 
 @matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
 def schedules(results: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
-    """A panel a task and number of rows: test metric by epochs, a line an arm (median), each seed a dot, the teacher dashed."""
-    groups = [(key, group) for key, group in results.groupby(["task", "rows"], sort=False) if group["epochs"].nunique() > 1]
+    """A panel a task, number of rows and student: test metric by steps, a line an arm through the medians, each seed a dot."""
+    by_panel = results.groupby(["task", "rows", "student"], sort=False)
+    groups = [(key, group) for key, group in by_panel if group["epochs"].nunique() > 1]
     figure, panels = _panels(len(groups))
-    for axes, ((task, rows), group) in zip(panels, groups, strict=True):
+    for axes, ((task, rows, student), group) in zip(panels, groups, strict=True):
         for number, arm in enumerate(arms):
             chosen = group[group["arm"] == arm]
             points = chosen.assign(trained=chosen["steps"]).sort_values("trained")
@@ -42,22 +43,22 @@ def schedules(results: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
             axes.plot(middle.index, middle, color=COLOURS[number], label=arm, marker="o", markersize=3.5)
             axes.scatter(points["trained"], points["value"] * POINTS, color=COLOURS[number], s=7, alpha=0.5, linewidths=0)
         axes.axhline(group["teacher_value"].median() * POINTS, color=INK, linewidth=1, linestyle="--", label="teacher")
-        _name(axes, f"{task}, {rows or 'all'} rows", "steps", f"test {group['metric'].iloc[0]}, points")
+        _name(axes, f"{task}, {rows or 'all'} rows, {student}", "steps", f"test {group['metric'].iloc[0]}, points")
         axes.set_xscale("log")
     _save(figure, panels, out)
 
 
 @matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
 def curves(epochs: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
-    """A panel a task: dev metric after each epoch, a line an arm, the mean over seeds."""
-    groups = list(epochs.groupby(["task", "rows"], sort=False))
+    """A panel a task, number of rows, student and schedule: dev metric by epoch, a line an arm, the mean over seeds."""
+    groups = list(epochs.groupby(["task", "rows", "student", "epochs"], sort=False))
     figure, panels = _panels(len(groups))
-    for axes, ((task, rows), group) in zip(panels, groups, strict=True):
+    for axes, ((task, rows, student, _), group) in zip(panels, groups, strict=True):
         for number, arm in enumerate(arms):
             chosen = group[group["arm"] == arm]
             mean = chosen.groupby("at")["dev"].mean() * POINTS
             axes.plot(mean.index, mean, color=COLOURS[number], label=arm)
-        _name(axes, f"{task}, {rows or 'all'} rows", "epoch", "dev, points")
+        _name(axes, f"{task}, {rows or 'all'} rows, {student}", "epoch", "dev, points")
     _save(figure, panels, out)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
+from pipeline.files import hash_of
 
 
 class Result(Settings):
@@ -16,7 +17,9 @@ class Result(Settings):
 
     task: str
     rows: int
-    """Train rows; 0 for all."""
+    """Train rows that were asked for; 0 for all."""
+    train_rows: int
+    """Those that were left without duplicates."""
     seed: int
     student: str
     arm: str
@@ -24,6 +27,8 @@ class Result(Settings):
     """Of an arm whose ``times`` is 1."""
     metric: str
     value: float
+    teacher: str
+    """The beginning of the hash of the fine-tuned teacher."""
     teacher_value: float
     dev: float
     agreement: float
@@ -33,20 +38,21 @@ class Result(Settings):
     seconds: float
     """Of the training."""
     stage_one_seconds: float
-    """Of scout and augment when they made the shards, whichever run needed them first."""
+    """Of scout and augment when they made these shards; variants that another arm's set holds too took none."""
     bytes: int
     """Of scores and variants on the disk."""
     manifest: str
     """The beginning of the hash of the shards it learnt from: the variants, or the scores where there are none."""
     settings: str
-    """What it did otherwise than base.yaml, as JSON."""
+    """What decided it but for data, models and code, as JSON: what it does otherwise than base.yaml, and a hash of that."""
 
 
 Curve = list[dict[str, float]]
 """Epochs of a training, as its history has them."""
 
 COLUMNS = list(Result.model_fields)
-CURVE_COLUMNS = ["task", "rows", "seed", "student", "arm", "epochs", "at", "dev"]
+CURVE_COLUMNS = ["task", "rows", "seed", "student", "arm", "epochs", "teacher", "settings", "at", "dev"]
+"""``settings`` by the beginning of their hash."""
 IDENTITY = ["task", "rows", "seed", "student", "arm", "epochs", "settings"]
 """What makes two rows the same run; an arm whose settings have changed is run again."""
 
@@ -68,14 +74,21 @@ def read_results(path: Path) -> pd.DataFrame:
 def add_result(path: Path, result: Result, curve: Curve) -> None:
     """Add a run and what its epochs came to, whole, whoever else does so; its row comes last and makes it finished."""
     facts = result.model_dump()
-    named = {name: facts[name] for name in CURVE_COLUMNS if name in facts}
+    named = {name: facts[name] for name in CURVE_COLUMNS if name in facts} | {"settings": short(result.settings)}
     _add(curves_beside(path), CURVE_COLUMNS, [named | {"at": epoch["epoch"], "dev": epoch["dev"]} for epoch in curve])
     _add(path, COLUMNS, [facts])
 
 
-def read_curves(path: Path) -> pd.DataFrame:
-    """The dev metric after every epoch of the runs in the table ``path``; a run that was made twice counts as the last."""
-    return pd.read_csv(curves_beside(path), keep_default_na=False).drop_duplicates(CURVE_COLUMNS[:-1], keep="last")
+def curves_of(results: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The dev metric after every epoch of these runs, a row an epoch; ``path`` is their table's."""
+    epochs = pd.read_csv(curves_beside(path), keep_default_na=False).drop_duplicates(CURVE_COLUMNS[:-1], keep="last")
+    runs = results[CURVE_COLUMNS[:-2]].assign(settings=results["settings"].map(short))
+    return epochs.merge(runs)
+
+
+def short(settings: str) -> str:
+    """What tells two settings apart."""
+    return hash_of(settings)[:8]
 
 
 def curves_beside(path: Path) -> Path:

@@ -18,29 +18,30 @@ def headline(values: pd.DataFrame, gains: Sequence[Comparison], best: str) -> st
         shares = [f"{row[best] / row['teacher']:.1%}"] if of_teacher else []
         lines.append([str(task), *map(_number, row), *map(_signed, gained), *shares])
     shares = [f"{(values[best] / values['teacher']).mean():.1%}"] if of_teacher else []
-    lines.append(["**mean**", *map(_number, values.mean()), *(_signed(each.median) for each in gains), *shares])
+    lines.append(["**mean**", *map(_number, values.mean()), *(_signed(each.median_of("points")) for each in gains), *shares])
     return _table(lines)
 
 
 def arms(comparisons: Sequence[Comparison], meanings: Mapping[str, str]) -> str:
     """A line an arm: what it gains over its control, how sure that is, and what it takes."""
-    lines = [["arm", "what", "over", "tasks × seeds", "gain, points", "95 %", "p", "agreement", "steps", "time"]]
+    lines = [["arm", "what", "over", "tasks × seeds", "median", "mean, 95 %", "p", "agreement", "training", "with shards"]]
     return _table([*lines, *(_beside_its_control(each, meanings[each.arm]) for each in comparisons)])
 
 
 def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
     found, interval, p = comparison.differences, comparison.interval(), comparison.p_value()
+    around = "" if interval is None else f" ({interval[0]:+.1f} … {interval[1]:+.1f})"
     return [
         f"`{comparison.arm}`",
         meaning,
         f"`{comparison.control}`",
         f"{found['task'].nunique()}: {comparison.pairs}",
-        _signed(comparison.median),
-        NOTHING if interval is None else f"{interval[0]:+.1f} … {interval[1]:+.1f}",
-        NOTHING if p is None else f"{p:.2f}",
+        _signed(comparison.median_of("points")),
+        _signed(comparison.mean) + around,
+        NOTHING if p is None else "< 0.01" if p < 0.01 else f"{p:.2f}",
         _signed(comparison.median_of("agreement")),
-        f"{found['steps'].median():.1f}×",
         f"{found['seconds'].median():.1f}×",
+        f"{found['with_stage_one'].median():.1f}×",
     ]
 
 

@@ -7,7 +7,8 @@ from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy.arms import Run
 from benchmarks.accuracy.chain import Place
 from benchmarks.accuracy.corpora import Case
-from benchmarks.accuracy.results import CURVE_COLUMNS, read_results
+from benchmarks.accuracy.results import read_results
+from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.test_results import CURVE, result
 
 VALUES = {"kd": 0.8, "own": 0.82}
@@ -26,6 +27,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(suite, "runs_of", lambda study: runs)
     monkeypatch.setattr(suite, "result_of", note)
+    monkeypatch.setattr(suite, "params_of", lambda run, place: {})
     return names
 
 
@@ -45,20 +47,21 @@ def test_what_is_in_the_table_is_not_made_again(tmp_path: Path, made: list[str])
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, made: list[str]) -> None:
-    with suite.claimed(tmp_path / "work" / "claims" / "trec-500-1-half-kd-2") as free:
+    run = Run(Case("trec", 500, 1), "kd", "half", 2)
+    with suite.claimed(tmp_path / "work" / "claims" / run.name) as free:
         assert free
         start(tmp_path)
-    assert "trec-500-1-half-kd-2" not in made
+    assert run.name not in made
     assert len(read_results(tmp_path / "accuracy.csv")) == 7
 
 
 def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, made: list[str]) -> None:
     start(tmp_path)
     options = ["--results", str(tmp_path / "accuracy.csv"), "--pictures", str(tmp_path / "pictures")]
-    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", *options], catch_exceptions=False).output
+    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", "--best", "own", *options], catch_exceptions=False).output
     assert "### half, 500 rows, 2 epochs" in shown
     assert "| trec | 93.0 | 81.5 | 83.5 | +2.0 | 89.8% |" in shown
-    assert "| `own` | own gradient, radius 0.1 | `kd` | 1: 2 | +2.0 | – | – | +0.0 | 1.0× | 1.0× |" in shown
+    assert "| `own` | own gradient, radius 0.1 | `kd` | 1: 2 | +2.0 | +2.0 | – | +0.0 | 1.0× | 1.0× |" in shown
     drawn = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
     assert set(drawn) == {"any_schedules.svg", "any_curves.svg"}
     assert all(text.startswith("<?xml") for text in drawn.values())
@@ -68,7 +71,41 @@ def test_a_row_of_another_arm_than_it_was_is_not_shown(tmp_path: Path, made: lis
     start(tmp_path)
     table = tmp_path / "accuracy.csv"
     table.write_text(table.read_text().replace('""adversary"":""student""', '""adversary"":""none""'))
-    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", "--results", str(table)], catch_exceptions=False).output
-    assert "kd" in shown
+    shown = (
+        CliRunner()
+        .invoke(suite.main, ["show", "--study", "any", "--best", "own", "--results", str(table)], catch_exceptions=False)
+        .output
+    )
+    assert "4 of 8 runs of any are finished" in shown
     assert "own" not in shown
-    assert CURVE_COLUMNS[-1] == "dev"
+
+
+def test_a_run_that_fails_is_told_and_the_others_are_made(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making = suite.result_of
+
+    def fail_once(run: Run, place: Place) -> object:
+        if len(made) == 2:
+            made.append("failed")
+            raise PipelineError("the teacher is ill")
+        return making(run, place)
+
+    monkeypatch.setattr(suite, "result_of", fail_once)
+    ended = start(tmp_path)
+    assert ended.exit_code == 1
+    assert "failed: the teacher is ill" in ended.output
+    assert "7 of 8 runs are finished" in ended.output
+
+
+def test_what_cannot_be_run_is_told_before_anything_is(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(run: Run, place: Place) -> object:
+        raise PipelineError("there is no such model")
+
+    monkeypatch.setattr(suite, "params_of", refuse)
+    ended = start(tmp_path)
+    assert ended.exit_code == 1
+    assert "there is no such model" in ended.output
+    assert not made

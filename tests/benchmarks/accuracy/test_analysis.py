@@ -11,8 +11,8 @@ def runs(values: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     rows = [
         {
             "task": task, "rows": 500, "seed": seed, "student": "half", "epochs": 18, "arm": arm, "value": value,
-            "teacher_value": 0.9, "agreement": 1 - value / 2, "settings": "{}",
-            "steps": 100 if arm == "kd" else 200, "seconds": 10.0 if arm == "kd" else 30.0,
+            "teacher_value": 0.9, "agreement": 1 - value / 2, "teacher": "t", "settings": "{}",
+            "stage_one_seconds": 0.0 if arm == "kd" else 10.0, "seconds": 10.0 if arm == "kd" else 30.0,
         }
         for (task, arm), found in values.items()
         for seed, value in enumerate(found, 1)
@@ -29,9 +29,9 @@ def test_pairs_are_of_the_same_task_and_seed() -> None:
     found = compared(shuffled, "own", "kd")
     assert found.differences.sort_values("seed")["points"].tolist() == pytest.approx([1.0, 2.0, -1.0, 2.0])
     assert found.differences.sort_values("seed")["agreement"].tolist() == pytest.approx([-0.5, -1.0, 0.5, -1.0])
-    assert found.differences["steps"].tolist() == [2.0] * 4
     assert found.differences["seconds"].tolist() == [3.0] * 4
-    assert found.p_value() == pytest.approx(scipy.stats.wilcoxon([1.0, 2.0, -1.0, 2.0]).pvalue)
+    assert found.differences["with_stage_one"].tolist() == [4.0] * 4
+    assert found.mean == pytest.approx(1.0)
 
 
 def test_a_run_without_its_pair_counts_nowhere() -> None:
@@ -41,21 +41,29 @@ def test_a_run_without_its_pair_counts_nowhere() -> None:
     assert found.p_value() is None
 
 
-def test_every_task_weighs_the_same_in_the_gain() -> None:
+def test_runs_from_different_teachers_are_no_pair() -> None:
+    table = runs({("a", "kd"): PLAIN, ("a", "own"): BETTER})
+    table.loc[(table["arm"] == "own") & (table["seed"] == 3), "teacher"] = "another"
+    assert compared(table, "own", "kd").differences["seed"].tolist() == [1, 2, 4]
+
+
+def test_every_task_weighs_the_same_in_the_median() -> None:
     found = compared(
         runs({("a", "kd"): [0.5] * 3, ("a", "own"): [0.51, 0.51, 0.9], ("b", "kd"): [0.5], ("b", "own"): [0.53]}), "own", "kd"
     )
-    assert found.median == pytest.approx((1.0 + 3.0) / 2)
+    assert found.median_of("points") == pytest.approx((1.0 + 3.0) / 2)
 
 
-def test_the_interval_agrees_with_that_of_scipy_on_one_task() -> None:
-    found = compared(runs({("a", "kd"): PLAIN, ("a", "own"): BETTER}), "own", "kd")
-    wanted = scipy.stats.bootstrap((found.points,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+def test_interval_and_test_are_those_of_the_pairs() -> None:
+    pairs = {("a", "kd"): PLAIN, ("a", "own"): BETTER, ("b", "kd"): PLAIN, ("b", "own"): [0.81, 0.83, 0.84, 0.83]}
+    found = compared(runs(pairs), "own", "kd")
+    wanted = scipy.stats.bootstrap((found.points,), np.mean, n_resamples=20_000, rng=1).confidence_interval
     assert found.interval() == pytest.approx((wanted.low, wanted.high), abs=0.1)
+    assert found.p_value() == pytest.approx(scipy.stats.wilcoxon(found.points).pvalue)
 
 
 def test_equal_arms_have_no_p_value() -> None:
-    found = compared(runs({("a", "kd"): PLAIN, ("a", "own"): PLAIN}), "own", "kd")
+    found = compared(runs({("a", "kd"): [0.8] * 5, ("a", "own"): [0.8] * 5}), "own", "kd")
     assert found.p_value() is None
     assert found.interval() == (0.0, 0.0)
 
@@ -67,6 +75,13 @@ def test_runs_of_an_arm_that_has_changed_are_left_out() -> None:
 
 
 def test_a_task_shows_medians_in_points_beside_its_teacher() -> None:
-    table = by_task(runs({("a", "kd"): [0.8, 0.9, 0.81], ("a", "own"): [0.85]}), ["own", "kd", "absent"])
-    assert table.columns.tolist() == ["teacher", "own", "kd"]
-    assert table.loc["a"].tolist() == pytest.approx([90.0, 85.0, 81.0])
+    table = by_task(runs({("a", "kd"): [0.8, 0.9, 0.81], ("a", "own"): [0.85, 0.83, 0.84]}), ["absent", "kd", "own"])
+    assert table.columns.tolist() == ["teacher", "kd", "own"]
+    assert table.loc["a"].tolist() == pytest.approx([90.0, 81.0, 84.0])
+
+
+def test_only_cases_of_the_last_arm_count_and_only_arms_that_have_all_of_them() -> None:
+    found = {("a", "kd"): [0.8, 0.1], ("a", "ft"): [0.7], ("a", "own"): [0.85], ("b", "kd"): [0.3], ("b", "own"): [0.4]}
+    table = by_task(runs(found), ["ft", "kd", "own"])
+    assert table.columns.tolist() == ["teacher", "kd", "own"]
+    assert table["kd"].tolist() == pytest.approx([80.0, 30.0])

@@ -4,12 +4,13 @@ import pytest
 import yaml
 
 from benchmarks.accuracy.arms import SIZES, STUDENT, Models, Run, all_arms, base
-from benchmarks.accuracy.corpora import CORPORA, Case
+from benchmarks.accuracy.corpora import Case
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.config import Settings
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.uses import check_use
+from pipeline.errors import PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
 from pipeline.runtime import RuntimeSettings
@@ -27,12 +28,18 @@ class Needs(Settings):
     runtime: RuntimeSettings
 
 
-@pytest.mark.parametrize("student", SIZES)
-@pytest.mark.parametrize("arm", all_arms())
+RUNS = [
+    (arm, student) for arm in all_arms() for student in SIZES if student == "half" or "layers" not in all_arms()[arm].student
+]
+CORPUS = {"files": "train.csv", "text": "text", "label": "label", "duplicates": "drop"}
+MODELS = Models("pretrained-model", "masked-lm")
+
+
+@pytest.mark.parametrize(("arm", "student"), RUNS)
 def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: str, tmp_path: Path) -> None:
     run = Run(Case("trec", 500, 3), arm, student, 18)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(run.params(Models("teacher", "masked_lm"), tmp_path, tmp_path)))
+    path.write_text(yaml.safe_dump(run.params(CORPUS, MODELS, tmp_path)))
     needs = config.load(
         path,
         Needs,
@@ -51,13 +58,22 @@ def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: s
     assert bool(needs.student.objective.hidden) == bool(needs.score.hidden)
 
 
-def test_a_run_is_what_differs_from_the_base() -> None:
+def test_a_run_is_what_differs_from_the_base_and_a_hash_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, own = (Run(Case("trec", 500, 3), arm, "half", 18).settings() for arm in ("kd", "own"))
-    assert plain == {"student": {}, "size": {"layers": 3}, "epochs": 18}
+    assert plain == {"student": {}, "size": {"layers": 3}, "epochs": 18, "base": plain["base"]}
     assert own == plain | {"student": {"adversary": "student"}}
     assert Run(Case("trec", 500, 3), "kd_long", "half", 10).settings()["epochs"] == 10 * all_arms()["kd_long"].times
+    name = Run(Case("trec", 500, 3), "kd", "half", 18).name
+    monkeypatch.setitem(base(), "teach", base()["teach"] | {"learning_rate": 1.0})
+    assert Run(Case("trec", 500, 3), "kd", "half", 18).settings()["base"] != plain["base"]
+    assert Run(Case("trec", 500, 3), "kd", "half", 18).name != name
 
 
-def test_arms_change_neither_seed_nor_store() -> None:
-    assert base()["augment"]["seed"] == 1
-    assert set(CORPORA) >= {"trec", "cr", "mrpc", "sst2_sent", "subj", "banking77", "stsb", "cola", "rte"}
+def test_who_learns_from_labels_alone_starts_from_the_pretrained_model() -> None:
+    student = Run(Case("trec", 500, 3), "ft", "half", 18).params(CORPUS, MODELS, Path())["students"][STUDENT]
+    assert student["start"] == {"checkpoint": "pretrained-model"}
+
+
+def test_an_arm_that_names_layers_is_for_the_student_that_has_as_many() -> None:
+    with pytest.raises(PipelineError, match="the arm kd_bottom names the layers of the student half; tiny has others"):
+        Run(Case("trec", 500, 3), "kd_bottom", "tiny", 18).params(CORPUS, MODELS, Path())

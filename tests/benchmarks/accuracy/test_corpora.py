@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.accuracy import corpora
-from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut
+from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut, data_hash
 from pipeline.corpus.preparation import CorpusSettings
 from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
@@ -40,6 +40,19 @@ def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
         cut(tmp_path, Case("trec", 10, 1), tmp_path / "out")
 
 
-def test_the_pipeline_reads_what_was_cut(tmp_path: Path) -> None:
-    for task in CORPORA:
-        CorpusSettings.model_validate(corpus_settings(Case(task, 10, 1), tmp_path))
+def test_the_pipeline_reads_what_was_cut_by_the_labels_of_the_whole_set(tmp_path: Path) -> None:
+    for task, corpus in CORPORA.items():
+        (tmp_path / task).mkdir()
+        texts = "\t".join(corpus.columns)
+        (tmp_path / task / "train.tsv").write_text(
+            f"label\t{texts}\n" + "\n".join(label + "\tx" * len(corpus.columns) for label in "2313")
+        )
+        found = CorpusSettings.model_validate(corpus_settings(tmp_path, Case(task, 1, 1), tmp_path))
+        assert found.labels == (None if corpus.kind == "regression" else ("1", "2", "3"))
+
+
+def test_a_set_is_known_by_its_tables(tmp_path: Path) -> None:
+    one, other = (save_set(tmp_path / name, "trec", rows, 5, 5) for name, rows in (("one", 10), ("other", 11)))
+    assert (
+        data_hash(one, "trec") == data_hash(save_set(tmp_path / "again", "trec", 10, 5, 5), "trec") != data_hash(other, "trec")
+    )

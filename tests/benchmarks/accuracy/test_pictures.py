@@ -29,29 +29,34 @@ def test_a_schedule_shows_the_median_of_its_seeds_by_steps(drawn: list[Figure], 
         for value in values
     ]
     once = {"task": "cr", "rows": 0, "arm": "kd", "epochs": 6, "steps": 9, "value": 0.5, "teacher_value": 0.6}
-    schedules(pd.DataFrame([*rows, once]).assign(metric="accuracy"), ["kd", "own"], tmp_path / "a.svg")
+    schedules(pd.DataFrame([*rows, once]).assign(metric="accuracy", student="half"), ["kd", "own"], tmp_path / "a.svg")
     assert len(drawn[0].axes) == 1, "a task with one schedule has no picture"
     shown = lines(drawn[0], 0)
     assert shown["kd"] == [(100, 80.0), (300, 83.0)]
     assert shown["own"] == [(100, 85.0), (300, 88.0)]
     assert {height for _, height in shown["teacher"]} == {90.0}
-    assert drawn[0].axes[0].get_title(loc="left") == "trec, 500 rows"
+    assert drawn[0].axes[0].get_title(loc="left") == "trec, 500 rows, half"
 
 
 def test_a_curve_is_the_mean_over_seeds_after_each_epoch(drawn: list[Figure], tmp_path: Path) -> None:
     rows = [
-        {"task": task, "rows": 0, "arm": "kd", "seed": seed, "at": at, "dev": dev}
+        {"task": task, "rows": 0, "arm": "kd", "student": "half", "epochs": 2, "seed": seed, "at": at, "dev": dev}
         for task in ("trec", "cr")
         for seed, devs in {1: [0.5, 0.7], 2: [0.6, 0.9]}.items()
         for at, dev in enumerate(devs, 1)
     ]
     curves(pd.DataFrame(rows), ["kd", "absent"], tmp_path / "a.svg")
-    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["trec, all rows", "cr, all rows"]
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["trec, all rows, half", "cr, all rows, half"]
     assert lines(drawn[0], 1)["kd"] == [(1, 55.0), (2, 80.0)]
 
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
-    table = pd.DataFrame([{"task": "trec", "rows": 0, "arm": "kd", "seed": 1, "at": at, "dev": 0.1 * at} for at in (1, 2)])
+    table = pd.DataFrame(
+        [
+            {"task": "trec", "rows": 0, "arm": "kd", "student": "half", "epochs": 2, "seed": 1, "at": at, "dev": 0.1 * at}
+            for at in (1, 2)
+        ]
+    )
     for name in ("one", "again"):
         curves(table, ["kd"], tmp_path / f"{name}.svg")
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()

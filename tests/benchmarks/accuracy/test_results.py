@@ -3,7 +3,16 @@ from typing import Any
 
 import pytest
 
-from benchmarks.accuracy.results import CURVE_COLUMNS, IDENTITY, Result, add_result, curves_beside, finished, read_results
+from benchmarks.accuracy.results import (
+    CURVE_COLUMNS,
+    IDENTITY,
+    Result,
+    add_result,
+    curves_beside,
+    curves_of,
+    finished,
+    read_results,
+)
 from pipeline.errors import PipelineError
 
 
@@ -11,7 +20,9 @@ def result(**changed: Any) -> Result:
     """A run as the suite notes it."""
     facts: dict[str, Any] = {
         "task": "trec", "rows": 500, "seed": 1, "student": "half", "arm": "kd", "epochs": 18, "metric": "accuracy",
-        "value": 0.87, "teacher_value": 0.93, "dev": 0.88, "agreement": 0.9, "test_rows": 2000, "best_epoch": 7.0,
+        "value": 0.87,
+        "train_rows": 490, "teacher": "7d7d7d7d7d7d", "teacher_value": 0.93, "dev": 0.88, "agreement": 0.9,
+        "test_rows": 2000, "best_epoch": 7.0,
         "steps": 288, "seconds": 60.5, "stage_one_seconds": 0.0, "bytes": 1000, "manifest": "0123456789ab",
         "settings": '{"student":{"adversary":"none"}}',
     }  # fmt: skip
@@ -33,11 +44,14 @@ def test_a_run_is_found_again_by_what_identifies_it(tmp_path: Path) -> None:
     assert len(IDENTITY) == 7
 
 
-def test_what_the_epochs_came_to_stands_beside(tmp_path: Path) -> None:
+def test_what_the_epochs_came_to_stands_beside_and_is_found_by_its_run(tmp_path: Path) -> None:
     path = tmp_path / "accuracy.csv"
     add_result(path, result(), CURVE)
-    lines = curves_beside(path).read_text().splitlines()
-    assert lines == [",".join(CURVE_COLUMNS), "trec,500,1,half,kd,18,1,0.7", "trec,500,1,half,kd,18,2,0.8"]
+    add_result(path, result(settings="{}"), [{"epoch": 1, "step": 16, "loss": 0.5, "dev": 0.1}])
+    assert curves_beside(path).read_text().splitlines()[0] == ",".join(CURVE_COLUMNS)
+    runs = read_results(path)
+    assert curves_of(runs[:1], path)[["at", "dev"]].to_numpy().tolist() == [[1.0, 0.7], [2.0, 0.8]]
+    assert curves_of(runs[1:], path)["dev"].tolist() == [0.1]
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:

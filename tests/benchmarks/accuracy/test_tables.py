@@ -16,6 +16,7 @@ def runs() -> pd.DataFrame:
     }
     rows = [
         {"task": task, "rows": 500, "seed": seed, "student": "half", "epochs": 18, "arm": arm, "value": value, "settings": "{}",
+         "teacher": "t", "stage_one_seconds": 0.0 if arm == "kd" else 5.0,
          "teacher_value": 0.9, "agreement": value, "steps": 100, "seconds": 10.0 if arm == "kd" else 25.0}
         for (task, arm), found in values.items()
         for seed, value in enumerate(found, 1)
@@ -43,13 +44,14 @@ def test_an_arm_stands_beside_its_control_with_interval_test_and_cost(runs: pd.D
     last = arms([compared(runs, "own", "kd")], {"own": "its own gradient"}).splitlines()[-1]
     cells = [cell.strip() for cell in last.strip("|").split("|")]
     assert cells[:5] == ["`own`", "its own gradient", "`kd`", "2: 6", "+2.5"]
-    low, high = map(float, cells[5].split(" … "))
-    assert 1.0 <= low < high <= 3.0
-    assert cells[6:] == ["0.03", "+2.5", "1.0×", "2.5×"]
+    mean, low, high = map(float, cells[5].replace("(", "").replace(")", "").replace("…", "").split())
+    assert mean == pytest.approx(13 / 6, abs=0.06)
+    assert 1.0 <= low < mean < high <= 3.0
+    assert cells[6:] == ["0.03", "+2.5", "2.5×", "3.0×"]
 
 
 def test_of_one_pair_neither_interval_nor_test_is_told(runs: pd.DataFrame) -> None:
     one = runs[(runs["task"] == "a") & (runs["seed"] == 1)]
-    assert "| `own` | what | `kd` | 1: 1 | +1.0 | – | – | +1.0 | 1.0× | 2.5× |" in arms(
+    assert "| `own` | what | `kd` | 1: 1 | +1.0 | +1.0 | – | +1.0 | 2.5× | 3.0× |" in arms(
         [compared(one, "own", "kd")], {"own": "what"}
     )
