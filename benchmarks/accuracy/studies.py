@@ -24,9 +24,9 @@ class Block(Settings):
     arms: list[str] = Field(min_length=1)
 
     def runs(self) -> Iterator[Run]:
-        """All of them, seed after seed, so that what is finished of a killed suite is whole comparisons."""
-        for seed, rows, task in product(self.seeds, self.rows, self.tasks):
-            for student, epochs, arm in product(self.students, self.epochs, self.arms):
+        """All of them, seed after seed, and of a seed one arm over all tasks: two processes seldom wait for the same case."""
+        for seed, rows, student, epochs in product(self.seeds, self.rows, self.students, self.epochs):
+            for arm, task in product(self.arms, self.tasks):
                 yield Run(Case(task, rows, seed), arm, student, epochs)
 
 
