@@ -44,23 +44,33 @@ class StudentLoss:
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss of each row, [rows]."""
-        inputs = model_inputs(batch)
+        loss = self._on_untouched(model, batch) if self._shows_untouched else torch.zeros_like(batch["teacher_logits"][:, 0])
+        variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+        if variant:
+            stored = self._on_variants(model, variant, len(loss), batch["progress"])
+            loss = loss + self.objective.perturbed * self.stored * stored
+        residual = self.student.residual_of(bare(model))
+        # Several processes wait for a gradient of every parameter, also in a step without δ.
+        return loss if residual is None else loss + 0.0 * residual.sum()
+
+    @property
+    def _shows_untouched(self) -> bool:
+        """Whether anything is learnt from the untouched input; where nothing is, its pass is spared."""
+        return bool(self.objective.soft or self.objective.hard or self.layers or self.adversary is not None)
+
+    def _on_untouched(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss on the untouched input and on what the student perturbs of it, [rows]."""
+        inputs, progress = model_inputs(batch), batch["progress"]
         words = embed(model, batch["input_ids"])
         random = _random_state(words)
         logits, hidden = self._untouched_answer(model, inputs, words, batch)
-        progress = batch["progress"]
         loss = untouched_loss(logits, batch["teacher_logits"], batch["labels"], self.objective, self.kind, progress)
         loss = loss + self.objective.hidden * hidden
-        variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
-        if variant:
-            loss = loss + self.objective.perturbed * self.stored * self._on_variants(model, variant, len(loss), progress)
         if self.adversary is not None:
             perturbed = self._own_answer(model, batch, words, logits, random)
             own = untouched_loss(perturbed, batch["teacher_logits"], batch["labels"], self.objective, self.kind, progress)
             loss = loss + self.objective.perturbed * self.own * own
-        residual = self.student.residual_of(bare(model))
-        # Several processes wait for a gradient of every parameter, also in a step without δ.
-        return loss if residual is None else loss + 0.0 * residual.sum()
+        return loss
 
     def _untouched_answer(self, model: PreTrainedModel, inputs: Batch, words: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's logits, and how far its states are from the teacher's, [rows]; nothing where they are not compared."""

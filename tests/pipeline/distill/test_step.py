@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,21 @@ def parts(kin: Folders, folder: Path, use: Any) -> tuple[StudentLoss, Batch, int
     examples, _ = stored(kin, [["perturb"], ["mask"], ["swap"]], folder, use)
     loss = StudentLoss(student, objective, "classification", use=student_settings(variants=use).variants)
     return loss, examples.batch(everything(0, 12)), 12
+
+
+def test_an_untouched_input_of_which_nothing_is_learnt_is_not_asked_for(
+    kin: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, batch, _ = parts(kin, tmp_path, "rotate")
+    model, whole = loss.student.model.eval(), loss.objective.model_copy(update={"soft": 1.0})
+    untouched = replace(loss, objective=whole, stored=0.0)(model, batch)
+    asked = list[int]()
+    answer = step.logits_from_embeddings
+    monkeypatch.setattr(step, "logits_from_embeddings", lambda *given: asked.append(1) or answer(*given))
+    alone = replace(loss, objective=loss.objective.model_copy(update={"soft": 0.0}))(model, batch)
+    assert len(asked) == 1
+    torch.testing.assert_close(replace(loss, objective=whole)(model, batch), untouched + alone)
+    assert len(asked) == 1 + 2
 
 
 def test_all_is_the_mean_over_the_variants_of_each_row(kin: Folders, tmp_path: Path) -> None:
