@@ -54,14 +54,19 @@ def _variants(report: TaskReport) -> list[str]:
         return [labelled]
     search = shards.details["settings"]["perturbation"]
     aim = "a scout’s" if shards.details.get("snapshots") else "the teacher’s"
-    return [f"{labelled} δ {_searched(search, aim)}, and is {shards.details['radius']:.3g} mean word lengths long at most."]
+    return [
+        f"{labelled} δ {_searched(search, aim)}, and is at most {shards.details['radius']:.3g} times as long as a word embedding."
+    ]
 
 
 def _students(report: TaskReport) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name, lineage in report.lineages.items():
         alike.setdefault(_lesson(lineage["settings"]), []).append(name)
-    return [f"{listed(names)} {'learns' if len(names) == 1 else 'learn'} {lesson}." for lesson, names in alike.items()]
+    return [
+        f"{'Student' if len(names) == 1 else 'Students'} {listed(names)} {'learns' if len(names) == 1 else 'learn'} {lesson}."
+        for lesson, names in alike.items()
+    ]
 
 
 def _lesson(settings: Mapping[str, Any]) -> str:
@@ -87,7 +92,7 @@ def _use(use: Any) -> str:
 def _own(search: Mapping[str, Any]) -> str:
     radius = search["radius"]
     if not isinstance(radius, Mapping):
-        return f"δ {_searched(search, 'its own')}, of {radius:g} mean word lengths"
+        return f"δ {_searched(search, 'its own')}, {radius:g} times as long as a word embedding"
     ((effect, value),) = radius.items()
     wanted = f"{value:.0%} of its answers change" if effect == "flips" else f"its answers move by {value:g} on average"
     return f"δ {_searched(search, 'its own')}, so large that {wanted}"

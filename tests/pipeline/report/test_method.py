@@ -41,15 +41,18 @@ def test_students_that_learn_alike_share_a_sentence_and_a_control_has_its_own(re
     said = method(report)
     assert said[0] == "The teacher answered every example once, 60 training rows among them; no student ever ran it."
     variant = "the teacher’s answer to one stored variant, another each epoch"
-    assert f"half, narrow and elsewhere learn for 4 epochs: the teacher’s answer to the untouched input; {variant}." in said
-    assert "half-plain learns for 4 epochs: the teacher’s answer to the untouched input." in said
+    assert (
+        f"Students half, narrow and elsewhere learn for 4 epochs: the teacher’s answer to the untouched input; {variant}."
+        in said
+    )
+    assert "Student half-plain learns for 4 epochs: the teacher’s answer to the untouched input." in said
 
 
 def test_how_variants_came_about_is_said_with_this_runs_radius(report: TaskReport) -> None:
     assert method(report)[1] == (
         "Of every training row 2 variants were stored: a perturbation δ of the word embeddings. The teacher answered each of "
         "them as it is stored. δ follows the teacher’s gradient in 3 steps to raise the divergence from the answer to the "
-        "untouched input, within an L2 ball around each token, and is 0.104 mean word lengths long at most."
+        "untouched input, within an L2 ball around each token, and is at most 0.104 times as long as a word embedding."
     )
 
 
@@ -84,7 +87,7 @@ def test_the_students_own_perturbation_is_said_by_its_effect(report: TaskReport,
 def test_the_sources_of_a_student_are_those_that_weigh(report: TaskReport) -> None:
     last = with_settings(report, "half", objective={"soft": 0.0, "hard": 1.0, "hidden": 0.5}, variants={"worst_of": 3})[-1]
     worst = "the teacher’s answer to that of 3 stored variants which the student answers worst"
-    assert last == f"half learns for 4 epochs: the label; the teacher’s states on the first token; {worst}."
+    assert last == f"Student half learns for 4 epochs: the label; the teacher’s states on the first token; {worst}."
 
 
 def test_names_are_listed_as_in_a_sentence() -> None:
