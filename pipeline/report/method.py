@@ -92,7 +92,7 @@ def _use(use: Any) -> str:
 def _own(search: Mapping[str, Any]) -> str:
     radius = search["radius"]
     if not isinstance(radius, Mapping):
-        return f"δ {_searched(search, 'its own')}, {radius:g} times as long as a word embedding"
+        return f"δ {_searched(search, 'its own')}, {radius:g} times as long as the mean word embedding"
     ((effect, value),) = radius.items()
     wanted = f"{value:.0%} of its answers change" if effect == "flips" else f"its answers move by {value:g} on average"
     return f"δ {_searched(search, 'its own')}, so large that {wanted}"

@@ -52,7 +52,7 @@ def test_how_variants_came_about_is_said_with_this_runs_radius(report: TaskRepor
     assert method(report)[1] == (
         "Of every training row 2 variants were stored: a perturbation δ of the word embeddings. The teacher answered each of "
         "them as it is stored. δ follows the teacher’s gradient in 3 steps to raise the divergence from the answer to the "
-        "untouched input, within an L2 ball around each token, and is at most 0.104 times as long as a word embedding."
+        "untouched input, within an L2 ball around each token, and is at most 0.104 times as long as the mean word embedding."
     )
 
 
