@@ -54,9 +54,8 @@ def _variants(report: TaskReport) -> list[str]:
         return [labelled]
     search = shards.details["settings"]["perturbation"]
     aim = "a scout’s" if shards.details.get("snapshots") else "the teacher’s"
-    return [
-        f"{labelled} δ {_searched(search, aim)}, and is at most {shards.details['radius']:.3g} times as long as a word embedding."
-    ]
+    size = f"{shards.details['radius']:.3g} times as long as the mean word embedding"
+    return [f"{labelled} δ {_searched(search, aim)}, and is at most {size}."]
 
 
 def _students(report: TaskReport) -> list[str]:
