@@ -10,7 +10,7 @@ import click
 import torch
 
 from benchmarks.accuracy import tables
-from benchmarks.accuracy.analysis import by_task, compared, current
+from benchmarks.accuracy.analysis import by_task, cases_of, compared, current
 from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
@@ -120,7 +120,7 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
         drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
         if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(found, drawn, pictures / f"{study}_schedules.svg")
-        curves(curves_of(found, results), drawn, pictures / f"{study}_curves.svg")
+        curves(curves_of(cases_of(found, best), results), drawn, pictures / f"{study}_curves.svg")
 
 
 @stage

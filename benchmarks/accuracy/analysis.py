@@ -96,19 +96,23 @@ def current(results: pd.DataFrame, wanted: Collection[tuple[Any, ...]]) -> pd.Da
     return results[[key in wanted for key in found]].drop_duplicates(IDENTITY, keep="last")
 
 
+def cases_of(results: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """The runs of all arms on the rows, teachers and seeds that ``arm`` has."""
+    return results.merge(results.loc[results["arm"] == arm, PAIR], on=PAIR)
+
+
 def by_task(results: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
     """Median over seeds of each task's metric, in points: a row a task, a column an arm, the teacher's first.
 
     Only cases count that the last arm has, and of the others only arms that have all of these: a mean over other tasks
     or seeds would compare nothing.
     """
-    cases = ["task", "rows", "seed", "teacher"]
-    wanted = results.loc[results["arm"] == arms[-1], cases]
-    found = results.merge(wanted, on=cases)
-    whole = [arm for arm in arms if (found["arm"] == arm).sum() == len(wanted)]
+    found = cases_of(results, arms[-1])
+    count = (found["arm"] == arms[-1]).sum()
+    whole = [arm for arm in arms if (found["arm"] == arm).sum() == count]
     values = found[found["arm"].isin(whole)].pivot_table(
         index="task", columns="arm", values="value", aggfunc="median", sort=False
     )
     table = values.reindex(columns=whole)
-    table.insert(0, TEACHER, found.drop_duplicates(cases).groupby("task")["teacher_value"].median())
+    table.insert(0, TEACHER, found.drop_duplicates(PAIR).groupby("task")["teacher_value"].median())
     return POINTS * table
