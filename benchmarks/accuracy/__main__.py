@@ -69,8 +69,8 @@ def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: t
     for each in wanted:
         params_of(each, place)  # what cannot be run is told before anything is
     failed = [each.name for number, each in enumerate(wanted, 1) if not _made(each, place, results, f"{number}/{len(wanted)}")]
-    missing = [each.name for each in wanted if identity(each) not in finished(results)]
-    click.echo(f"{len(wanted) - len(missing)} of {len(wanted)} runs are finished")
+    there = finished(results)
+    click.echo(f"{sum(identity(each) in there for each in wanted)} of {len(wanted)} runs are finished")
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed, as told above: {', '.join(failed)}")
 
@@ -93,7 +93,7 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 
 @stage
 @click.option("--study", default="headline", show_default=True, help="Of studies.yaml.")
-@click.option("--best", default="own_edits", show_default=True, help="Arm whose gains the first table shows.")
+@click.option("--best", default="edits", show_default=True, help="Arm whose gains the first table shows.")
 @click.option("--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on.")
 @results_option
 @folder_option("--pictures", "Folder to draw what training longer brings, and how students learn, into.", required=False)
@@ -103,6 +103,8 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
     found = current(read_results(results), {identity(run) for run in wanted})
     click.echo(f"{len(found)} of {len(wanted)} runs of {study} are finished")
     named = list(dict.fromkeys(run.arm for run in wanted))
+    if best not in named:
+        raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
     arms = [arm for arm in named if arm in set(found["arm"])]
     for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
         click.echo(f"\n### {student}, {rows or 'all'} rows, {epochs} epochs\n")
@@ -116,7 +118,7 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
             controls.append((best, "kd"))
         pairs = [compared(group, arm, control) for arm, control in controls]
         click.echo(tables.arms([each for each in pairs if each.pairs], {arm: all_arms()[arm].means for arm in present}))
-    if pictures is not None and len(found):
+    if pictures is not None and best in arms:
         drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
         if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(found, drawn, pictures / f"{study}_schedules.svg")

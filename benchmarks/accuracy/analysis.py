@@ -93,7 +93,8 @@ def compared(results: pd.DataFrame, arm: str, control: str) -> Comparison:
 def current(results: pd.DataFrame, wanted: Collection[tuple[Any, ...]]) -> pd.DataFrame:
     """The wanted runs, by what identifies them; those of arms that have changed since are left out."""
     found = results[IDENTITY].itertuples(index=False, name=None)
-    return results[[key in wanted for key in found]].drop_duplicates(IDENTITY, keep="last")
+    kept = np.array([key in wanted for key in found], dtype=bool)
+    return results[kept].drop_duplicates(IDENTITY, keep="last")
 
 
 def cases_of(results: pd.DataFrame, arm: str) -> pd.DataFrame:

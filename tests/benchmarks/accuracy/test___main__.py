@@ -80,6 +80,17 @@ def test_a_row_of_another_arm_than_it_was_is_not_shown(tmp_path: Path, made: lis
     assert "own" not in shown
 
 
+def test_an_arm_that_the_study_lacks_is_refused_and_one_without_runs_has_no_pictures(tmp_path: Path, made: list[str]) -> None:
+    options = ["show", "--study", "any", "--results", str(tmp_path / "accuracy.csv"), "--pictures", str(tmp_path / "pictures")]
+    refused = CliRunner().invoke(suite.main, [*options, "--best", "edits"])
+    assert refused.exit_code == 1
+    assert "any has no arm edits; name one of its own with --best: kd, own" in refused.output
+    early = CliRunner().invoke(suite.main, [*options, "--best", "own"], catch_exceptions=False)
+    assert early.exit_code == 0
+    assert "0 of 8 runs of any are finished" in early.output
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_a_run_that_fails_is_told_and_the_others_are_made(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
