@@ -62,6 +62,7 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
     scores = content["tasks"]["movies"] | {"kind": "regression", "metric": "pearson"}
     scores["corpus"] = {name: value for name, value in scores["corpus"].items() if name != "labels"}
     content["tasks"]["movie_scores"] = scores
+    content["augment"]["recipes"] = [["perturb"]]
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert status == 1
     assert "tasks.movie_scores: the answers of a regression do not flip; give this task augment:" in text
@@ -83,8 +84,9 @@ SCOUTED: dict[str, Any] = {
 
 
 def changed(changes: dict[str, Any]) -> str:
-    """The default file with other values at dotted places; None takes a setting out."""
+    """The default file with three perturbed variants and other values at dotted places; None takes a setting out."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["augment"] |= {"variants": 3, "recipes": [["perturb"]]}
     for place, value in changes.items():
         *way, name = place.split(".")
         section = content
