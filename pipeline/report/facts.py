@@ -105,9 +105,9 @@ class TaskReport:
     training: pd.DataFrame
     """Columns task, model, epoch, loss, dev."""
     divergence: pd.DataFrame
-    """Columns task, variant, low, high, count."""
+    """Columns task, variants, low, high, count."""
     flips: pd.DataFrame
-    """Columns task, variant, rows, flipped (share), divergence (median)."""
+    """Columns task, variants, rows, flipped (share), divergence (median)."""
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -269,26 +269,31 @@ def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
     return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
 
 
-def _variants(shards: Shards) -> dict[int, pd.DataFrame]:
-    """Columns divergence and flipped of each perturbed variant."""
-    numbers = range(1, shards.manifest.variants + 1)
-    rows = {number: shards.rows("train", number) for number in numbers}
-    return {n: pd.DataFrame({c: r.column(c).to_numpy() for c in ("divergence", "flipped")}) for n, r in rows.items()}
+def _variants(shards: Shards) -> dict[str, pd.DataFrame]:
+    """Columns divergence and flipped of the variants that a recipe made, by its steps; where it made all, of each by itself."""
+    recipes = shards.manifest.recipes
+    found = dict[str, list[pd.DataFrame]]()
+    for number in range(1, shards.manifest.variants + 1):
+        recipe = " + ".join(recipes[(number - 1) % len(recipes)])
+        rows = shards.rows("train", number)
+        table = pd.DataFrame({name: rows.column(name).to_numpy() for name in ("divergence", "flipped")})
+        found.setdefault(recipe if len(recipes) > 1 else f"variant {number}", []).append(table)
+    return {name: pd.concat(tables) for name, tables in found.items()}
 
 
-def _histogram(task: str, variants: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+def _histogram(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Counts on one logarithmic grid for all variants; what lies below it is counted in its first bin."""
     greatest = max((float(rows["divergence"].max()) for rows in variants.values()), default=0.0)
     top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
     edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)
-    tables = [pd.DataFrame(columns=["task", "variant", "low", "high", "count"])]
-    for variant, rows in variants.items():
+    tables = [pd.DataFrame(columns=["task", "variants", "low", "high", "count"])]
+    for name, rows in variants.items():
         counts, _ = np.histogram(rows["divergence"].clip(edges[0], edges[-1]), edges)
         bins = {"low": edges[:-1], "high": edges[1:], "count": counts}
-        tables.append(pd.DataFrame({"task": task, "variant": variant} | bins))
+        tables.append(pd.DataFrame({"task": task, "variants": name} | bins))
     return pd.concat(tables[1:] or tables)
 
 
-def _flips(task: str, variants: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+def _flips(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
-    return pd.DataFrame(rows, columns=["task", "variant", "rows", "flipped", "divergence"])
+    return pd.DataFrame(rows, columns=["task", "variants", "rows", "flipped", "divergence"])

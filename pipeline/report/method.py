@@ -47,9 +47,10 @@ def _variants(report: TaskReport) -> list[str]:
     shards = report.perturbations
     if not shards.variants:
         return []
-    recipes = [" and then ".join(STEPS[step] for step in recipe) for recipe in shards.recipes[: shards.variants]]
-    made = f"Of every training row {_count(shards.variants, 'variant')} were stored: {listed(recipes)}"
-    labelled = f"{made}{', in turn' if len(recipes) > 1 else ''}. The teacher answered each of them as it is stored."
+    recipes = [", then ".join(STEPS[step] for step in recipe) for recipe in shards.recipes]
+    named = "; ".join(recipes) if any(len(recipe) > 1 for recipe in shards.recipes) else listed(recipes)
+    stored = f"Of every training row {_count(shards.variants, 'variant')} were stored{', in turn' if len(recipes) > 1 else ''}"
+    labelled = f"{stored}: {named}. The teacher answered each of them as it is stored."
     if not shards.perturbed:
         return [labelled]
     search = shards.details["settings"]["perturbation"]

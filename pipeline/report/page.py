@@ -82,7 +82,7 @@ def page(reports: Sequence[TaskReport], settings: EvaluationSettings) -> str:
 
 
 def headline(report: TaskReport) -> list[str]:
-    """Two sentences: what the best student keeps and at what speed, and what the perturbations did for it."""
+    """Two sentences: what the best student keeps and at what speed, and what the variants did for it."""
     best = max(report.students, key=lambda student: student.value)
     metric, teacher = METRIC_NAMES[report.task.metric], report.teacher
     if best.retained is None:
@@ -116,7 +116,7 @@ def _effect(report: TaskReport, best: Result) -> str:
     if not compared:
         return (
             "No student has a control (the same settings with adversary: none), "
-            "so what the perturbations contribute was not measured."
+            "so what the variants contribute was not measured."
         )
     student = compared[0]
     found = difference(report, student)

@@ -100,8 +100,8 @@ def training(report: TaskReport) -> list[Picture]:
 
 @matplotlib.rc_context(_STYLE)
 def divergence(report: TaskReport) -> Picture:
-    """How far each variant moved the teacher's output, and how often its answer."""
-    variants = report.flips["variant"].tolist()
+    """How far the variants of each recipe moved the teacher's output, and how often its answer."""
+    variants = report.flips["variants"].tolist()
     flips = report.task.kind == "classification"
     height = max(_HEIGHT, 0.9 + 0.45 * len(variants))
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -110,11 +110,12 @@ def divergence(report: TaskReport) -> Picture:
     _ridges(panels[0], report, f"divergence, {unit} (log scale)")
     if flips:
         _bars(panels[1], report)
-    note = "How far the teacher’s output on each variant is from that on the untouched input, over the train split; "
-    note += "strokes are medians." + (" Right: the share of its answers that flipped." if flips else "")
+    note = "How far the teacher’s output on a variant is from that on the untouched input, over the train split; "
+    note += "strokes are medians, and the bar at the left edge is all that is nearer."
+    note += " Right: the share of its answers that flipped." if flips else ""
     told = zip(variants, report.flips["divergence"], report.flips["flipped"], strict=True)
-    said = "; ".join(f"variant {n}: median {d:.3g}" + (f", {f:.1%} flipped" if flips else "") for n, d, f in told)
-    title = "What the perturbations did to the teacher"
+    said = "; ".join(f"{n}: median {d:.3g}" + (f", {f:.1%} flipped" if flips else "") for n, d, f in told)
+    title = "What the variants did to the teacher"
     return Picture(title, note, _svg(figure, report, title, said))
 
 
@@ -133,19 +134,19 @@ def _curves(report: TaskReport, column: str, label: str, models: list[str], titl
 
 
 def _ridges(axes: Axes, report: TaskReport, label: str) -> None:
-    """One filled histogram a variant, the first on top, all on one scale."""
+    """One filled histogram a recipe or variant, the first on top, all on one scale; what the first bin holds is cut to it."""
     table = report.divergence
-    tallest = table["count"].max()
+    tallest = table[table["low"] > table["low"].min()]["count"].max() or table["count"].max()
     seen = table[table["count"] > 0]
     _log_axis(axes, [seen["low"].min(), seen["high"].max()], margin=1.15)
-    for row, (_, part) in enumerate(table.groupby("variant")):
-        heights = np.array(part["count"], dtype=float) / tallest * 0.85
+    for row, (_, part) in enumerate(table.groupby("variants", sort=False)):
+        heights = 0.85 * np.clip(np.array(part["count"], dtype=float) / tallest, 0, 1)
         edges = [*part["low"], part["high"].iloc[-1]]
         axes.stairs(row - heights, edges, baseline=row, fill=True, color=_SERIES[0], alpha=0.55)
         median = max(report.flips["divergence"].iloc[row], edges[0])
         axes.plot([median, median], [row, row - 0.3], color=INK, linewidth=1.6)
     axes.set_xlabel(label)
-    axes.set_yticks([row - 0.3 for row in range(len(report.flips))], [f"variant {n}" for n in report.flips["variant"]])
+    axes.set_yticks([row - 0.3 for row in range(len(report.flips))], report.flips["variants"])
     axes.set_ylim(len(report.flips) - 0.6, -1.0)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
@@ -183,7 +184,7 @@ def _log_axis(axes: Axes, values: Sequence[float], margin: float = 1.6) -> None:
     axes.set_xscale("log")
     axes.set_xlim(low / slack, high * slack)
     decades = np.log10(high / low)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.2 else (1,)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.2 else (1,), numticks=None if decades < 2.2 else 5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 

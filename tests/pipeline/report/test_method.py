@@ -59,8 +59,8 @@ def test_how_variants_came_about_is_said_with_this_runs_radius(report: TaskRepor
 def test_text_edits_have_no_search(tmp_path: Path) -> None:
     said = method(reported(tmp_path, recipes=(["mask"], ["delete", "swap"])))[1]
     assert said == (
-        "Of every training row 2 variants were stored: masked tokens and tokens left out and then tokens that trade places, "
-        "in turn. The teacher answered each of them as it is stored."
+        "Of every training row 2 variants were stored, in turn: masked tokens; tokens left out, then tokens that trade places. "
+        "The teacher answered each of them as it is stored."
     )
 
 
