@@ -10,12 +10,12 @@ import click
 import torch
 
 from benchmarks.accuracy import tables
-from benchmarks.accuracy.analysis import by_task, cases_of, compared, current
+from benchmarks.accuracy.analysis import Comparison, by_task, cases_of, compared, current
 from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
 from benchmarks.accuracy.masked_lm import train_masked_lm
-from benchmarks.accuracy.pictures import curves, schedules
+from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import IDENTITY, add_result, curves_of, finished, read_results
 from benchmarks.accuracy.studies import runs_of
 from pipeline.errors import PipelineError
@@ -96,7 +96,7 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 @click.option("--best", default="edits", show_default=True, help="Arm whose gains the first table shows.")
 @click.option("--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on.")
 @results_option
-@folder_option("--pictures", "Folder to draw what training longer brings, and how students learn, into.", required=False)
+@folder_option("--pictures", "Folder to draw what arms gain and how students learn into.", required=False)
 def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
     wanted = [run for run in runs_of(study) if run.case.task not in left_out]
@@ -106,8 +106,10 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
     if best not in named:
         raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
     arms = [arm for arm in named if arm in set(found["arm"])]
+    told = dict[str, list[Comparison]]()
     for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
-        click.echo(f"\n### {student}, {rows or 'all'} rows, {epochs} epochs\n")
+        title = f"{student}, {rows or 'all'} rows, {epochs} epochs"
+        click.echo(f"\n### {title}\n")
         present = [arm for arm in arms if arm in set(group["arm"])]
         if best in present:
             shown = by_task(group, [*(arm for arm in present if arm != best), best])
@@ -116,8 +118,11 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
         controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
         if best in present and ("kd", best) not in ((control, arm) for arm, control in controls):
             controls.append((best, "kd"))
-        pairs = [compared(group, arm, control) for arm, control in controls]
-        click.echo(tables.arms([each for each in pairs if each.pairs], {arm: all_arms()[arm].means for arm in present}))
+        pairs = [each for each in (compared(group, arm, control) for arm, control in controls) if each.pairs]
+        click.echo(tables.arms(pairs, {arm: all_arms()[arm].means for arm in present}))
+        told |= {title: pairs} if pairs else {}
+    if pictures is not None and told:
+        differences(told, pictures / f"{study}_differences.svg")
     if pictures is not None and best in arms:
         drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
         if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():

@@ -1,6 +1,6 @@
-"""The suite's pictures: what training longer brings, and how students learn. Knows columns and matplotlib."""
+"""The suite's pictures: what arms gain, what training longer brings, how students learn. Knows columns and matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.analysis import POINTS
+from benchmarks.accuracy.analysis import POINTS, Comparison
 
 STYLE = {
     "axes.spines.top": False,
@@ -45,7 +45,8 @@ def schedules(results: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
         axes.axhline(group["teacher_value"].median() * POINTS, color=INK, linewidth=1, linestyle="--", label="teacher")
         _name(axes, f"{task}, {rows or 'all'} rows, {student}", "steps", f"test {group['metric'].iloc[0]}, points")
         axes.set_xscale("log")
-    _save(figure, panels, out)
+    panels[0].legend(frameon=False, fontsize=8)
+    _save(figure, out)
 
 
 @matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
@@ -59,7 +60,37 @@ def curves(epochs: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
             mean = chosen.groupby("at")["dev"].mean() * POINTS
             axes.plot(mean.index, mean, color=COLOURS[number], label=arm)
         _name(axes, f"{task}, {rows or 'all'} rows, {student}", "epoch", "dev, points")
-    _save(figure, panels, out)
+    panels[0].legend(frameon=False, fontsize=8)
+    _save(figure, out)
+
+
+@matplotlib.rc_context(STYLE)  # type: ignore[arg-type]
+def differences(comparisons: Mapping[str, Sequence[Comparison]], out: Path) -> None:
+    """A panel a title, in it a line an arm: each pair's difference a dot, their mean a stroke, and its interval."""
+    tables = [
+        pd.concat([each.differences.assign(line=line) for line, each in enumerate(told)]) for told in comparisons.values()
+    ]
+    colours = {task: f"C{number}" for number, task in enumerate(pd.concat(tables)["task"].unique())}
+    height = sum(0.6 + 0.28 * len(told) for told in comparisons.values())
+    figure = Figure(figsize=(2.2 * PANEL[0], height + 0.3), layout="constrained")
+    ratios = [1 + len(told) for told in comparisons.values()]
+    panels = figure.subplots(len(ratios), squeeze=False, sharex=True, height_ratios=ratios).ravel().tolist()
+    for axes, table, (title, told) in zip(panels, tables, comparisons.items(), strict=True):
+        for task, found in table.groupby("task", sort=False):
+            axes.scatter(found["points"], found["line"], s=14, color=colours[task], alpha=0.75, linewidths=0, label=task)
+        for line, each in enumerate(told):
+            axes.plot([each.mean] * 2, [line - 0.3, line + 0.3], color=INK)
+            axes.plot(each.interval() or (), [line, line] if each.interval() else (), color=INK, linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.set_yticks(range(len(told)), [f"{each.arm} − {each.control}" for each in told])
+        axes.set_ylim(len(told) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title, loc="left", fontsize=9)
+    panels[-1].set_xlabel("points of the test metric")
+    named = {handle.get_label(): handle for axes in panels for handle in axes.get_legend_handles_labels()[0]}
+    figure.legend(handles=list(named.values()), loc="outside right upper", frameon=False, fontsize=8)
+    _save(figure, out)
 
 
 def _panels(number: int) -> tuple[Figure, list[Axes]]:
@@ -79,7 +110,6 @@ def _name(axes: Axes, title: str, below: str, beside: str) -> None:
     axes.set_ylabel(beside)
 
 
-def _save(figure: Figure, panels: Sequence[Axes], out: Path) -> None:
-    panels[0].legend(frameon=False, fontsize=8)
+def _save(figure: Figure, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, metadata={"Date": None})

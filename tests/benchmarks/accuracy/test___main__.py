@@ -63,7 +63,7 @@ def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, mad
     assert "| trec | 93.0 | 81.5 | 83.5 | +2.0 | 89.8% |" in shown
     assert "| `own` | own gradient, radius 0.1 | `kd` | 1: 2 | +2.0 | +2.0 | – | +0.0 | 1.0× | 1.0× |" in shown
     drawn = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
-    assert set(drawn) == {"any_schedules.svg", "any_curves.svg"}
+    assert set(drawn) == {"any_schedules.svg", "any_curves.svg", "any_differences.svg"}
     assert all(text.startswith("<?xml") for text in drawn.values())
 
 

@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from benchmarks.accuracy.pictures import curves, schedules
+from benchmarks.accuracy.analysis import Comparison
+from benchmarks.accuracy.pictures import curves, differences, schedules
 
 
 @pytest.fixture
@@ -36,6 +38,23 @@ def test_a_schedule_shows_the_median_of_its_seeds_by_steps(drawn: list[Figure], 
     assert shown["own"] == [(100, 85.0), (300, 88.0)]
     assert {height for _, height in shown["teacher"]} == {90.0}
     assert drawn[0].axes[0].get_title(loc="left") == "trec, 500 rows, half"
+
+
+def test_every_pair_is_a_dot_and_their_mean_a_stroke_with_its_interval_where_there_is_one(
+    drawn: list[Figure], tmp_path: Path
+) -> None:
+    many = pd.DataFrame({"task": ["trec"] * 3 + ["cr"] * 3, "points": [1.0, 2.0, 3.0, 2.0, 4.0, 0.0]})
+    one = Comparison("noise", "kd", pd.DataFrame({"task": ["subj"], "points": [-1.0]}))
+    differences({"half": [Comparison("own", "kd", many), one], "tiny": [one]}, tmp_path / "a.svg")
+    first, second = drawn[0].axes
+    assert [text.get_text() for text in first.get_yticklabels()] == ["own − kd", "noise − kd"]
+    dots = {str(found.get_label()): np.asarray(found.get_offsets()).tolist() for found in first.collections}
+    assert dots == {"trec": [[1, 0], [2, 0], [3, 0]], "cr": [[2, 0], [4, 0], [0, 0]], "subj": [[-1, 1]]}
+    mean, interval, *_ = (np.asarray(line.get_xdata()) for line in first.lines)
+    assert mean.tolist() == [2, 2]
+    assert interval[0] < 2 < interval[1]
+    assert sum(len(np.asarray(line.get_xdata())) > 0 for line in second.lines) == 2, "a mean and the zero, no interval"
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["trec", "cr", "subj"]
 
 
 def test_a_curve_is_the_mean_over_seeds_after_each_epoch(drawn: list[Figure], tmp_path: Path) -> None:
