@@ -24,8 +24,8 @@ from stages.command import folder_option, stage
 
 RESULTS = Path("benchmarks/results/accuracy.csv")
 
-CONTROLS = ("ft", "kd", "kd_long")
-"""Arms without perturbations, which stand in every table and picture."""
+CONTROLS = ("ft", "kd", "copies", "kd_long")
+"""Arms that see untouched inputs alone, which stand in every table and picture."""
 
 results_option = click.option(
     "--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="Table of runs."
@@ -116,8 +116,7 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
             gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown]
             click.echo(tables.headline(shown, gains, best) + "\n")
         controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
-        if best in present and ("kd", best) not in ((control, arm) for arm, control in controls):
-            controls.append((best, "kd"))
+        controls += [(best, arm) for arm in CONTROLS if best in present and arm in present and (best, arm) not in controls]
         pairs = [each for each in (compared(group, arm, control) for arm, control in controls) if each.pairs]
         click.echo(tables.arms(pairs, {arm: all_arms()[arm].means for arm in present}))
         told |= {title: pairs} if pairs else {}
