@@ -13,7 +13,8 @@ from benchmarks.accuracy.results import IDENTITY
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats
 
-PAIR = ["task", "rows", "seed", "student", "epochs", "teacher"]
+CASE = ["task", "rows", "seed"]
+PAIR = [*CASE, "student", "epochs", "teacher"]
 """What two runs of a pair share; the teacher by its hash."""
 
 POINTS = 100.0
@@ -91,10 +92,14 @@ def compared(results: pd.DataFrame, arm: str, control: str) -> Comparison:
 
 
 def current(results: pd.DataFrame, wanted: Collection[tuple[Any, ...]]) -> pd.DataFrame:
-    """The wanted runs, by what identifies them; those of arms that have changed since are left out."""
-    found = results[IDENTITY].itertuples(index=False, name=None)
-    kept = np.array([key in wanted for key in found], dtype=bool)
-    return results[kept].drop_duplicates(IDENTITY, keep="last")
+    """The wanted runs, by what identifies them; those of arms that have changed since are left out.
+
+    Shards count in full for every arm that learns from them, whichever run made them and whichever found them made.
+    """
+    keys = results[IDENTITY].itertuples(index=False, name=None)
+    kept = np.array([key in wanted for key in keys], dtype=bool)
+    made = results.groupby([*CASE, "manifest"])["stage_one_seconds"].transform("max")
+    return results.assign(stage_one_seconds=made)[kept].drop_duplicates(IDENTITY, keep="last")
 
 
 def cases_of(results: pd.DataFrame, arm: str) -> pd.DataFrame:

@@ -30,7 +30,7 @@ def arms(comparisons: Sequence[Comparison], meanings: Mapping[str, str]) -> str:
 
 def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
     found, interval, p = comparison.differences, comparison.interval(), comparison.p_value()
-    around = "" if interval is None else f" ({interval[0]:+.1f} … {interval[1]:+.1f})"
+    around = "" if interval is None else f" ({_signed(interval[0])} … {_signed(interval[1])})"
     return [
         f"`{comparison.arm}`",
         meaning,
@@ -59,4 +59,4 @@ def _number(value: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return NOTHING if pd.isna(value) else f"{value:+.1f}"
+    return NOTHING if pd.isna(value) else f"{round(value, 1) + 0.0:+.1f}"  # what rounds to nothing has no minus

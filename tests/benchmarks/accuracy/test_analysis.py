@@ -11,7 +11,7 @@ def runs(values: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     rows = [
         {
             "task": task, "rows": 500, "seed": seed, "student": "half", "epochs": 18, "arm": arm, "value": value,
-            "teacher_value": 0.9, "agreement": 1 - value / 2, "teacher": "t", "settings": "{}",
+            "teacher_value": 0.9, "agreement": 1 - value / 2, "teacher": "t", "settings": "{}", "manifest": arm,
             "stage_one_seconds": 0.0 if arm == "kd" else 10.0, "seconds": 10.0 if arm == "kd" else 30.0,
         }
         for (task, arm), found in values.items()
@@ -72,6 +72,17 @@ def test_runs_of_an_arm_that_has_changed_are_left_out() -> None:
     table = runs({("a", "kd"): [0.8, 0.9]})
     kept = current(table, {("a", 500, 1, "half", "kd", 18, "{}"), ("a", 500, 2, "half", "kd", 18, '{"other":1}')})
     assert kept["seed"].tolist() == [1]
+
+
+def test_shards_that_another_run_made_count_as_they_did_there() -> None:
+    table = runs({("a", "edits"): PLAIN[:2], ("a", "only"): PLAIN[:2], ("a", "kd"): PLAIN[:2]})
+    table.loc[table["arm"] == "only", ["manifest", "stage_one_seconds"]] = ["edits", 0.5]
+    table.loc[table["seed"] == 2, "stage_one_seconds"] *= 2
+    wanted = {("a", 500, seed, "half", arm, 18, "{}") for seed in (1, 2) for arm in ("only", "kd")}
+    kept = current(table, wanted)
+    assert dict(zip(zip(kept["arm"], kept["seed"], strict=True), kept["stage_one_seconds"], strict=True)) == {
+        ("only", 1): 10.0, ("only", 2): 20.0, ("kd", 1): 0.0, ("kd", 2): 0.0,
+    }  # fmt: skip
 
 
 def test_a_task_shows_medians_in_points_beside_its_teacher() -> None:
