@@ -113,10 +113,11 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
         present = [arm for arm in arms if arm in set(group["arm"])]
         if best in present:
             shown = by_task(group, [*(arm for arm in present if arm != best), best])
-            gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown]
+            gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown and arm != best]
             click.echo(tables.headline(shown, gains, best) + "\n")
         controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
-        controls += [(best, arm) for arm in CONTROLS if best in present and arm in present and (best, arm) not in controls]
+        if best in present:
+            controls += [(best, arm) for arm in CONTROLS if arm in present and arm != best and (best, arm) not in controls]
         pairs = [each for each in (compared(group, arm, control) for arm, control in controls) if each.pairs]
         click.echo(tables.arms(pairs, {arm: all_arms()[arm].means for arm in present}))
         told |= {title: pairs} if pairs else {}

@@ -67,6 +67,15 @@ def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, mad
     assert all(text.startswith("<?xml") for text in drawn.values())
 
 
+def test_a_control_that_is_shown_as_best_is_not_compared_with_itself(tmp_path: Path, made: list[str]) -> None:
+    start(tmp_path)
+    options = ["show", "--study", "any", "--best", "kd", "--results", str(tmp_path / "accuracy.csv")]
+    shown = CliRunner().invoke(suite.main, options, catch_exceptions=False).output
+    assert "kd − kd" not in shown
+    assert "| `own` |" in shown
+    assert not any(line.startswith("| `kd` |") for line in shown.splitlines())
+
+
 def test_a_row_of_another_arm_than_it_was_is_not_shown(tmp_path: Path, made: list[str]) -> None:
     start(tmp_path)
     table = tmp_path / "accuracy.csv"
