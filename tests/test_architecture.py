@@ -16,6 +16,7 @@ ORDER = [
     "pipeline.errors",
     "pipeline.config",
     "pipeline.files",
+    "pipeline.sources",
     "pipeline.checkpoints",
     "pipeline.seeding",
     "pipeline.order",

@@ -34,6 +34,7 @@ from pipeline.ray_session import join_ray
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
+from pipeline.sources import BUILD
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 """How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
@@ -43,6 +44,9 @@ DEATHS_ALLOWED = 3
 
 ARRIVAL_SECONDS = 180.0
 """How long nothing but the start of workers is waited for."""
+
+SHOWN = 5
+"""So many differences of a worker that is refused are named."""
 
 LEAVING_SECONDS = 10.0
 """How long workers have to tidy up."""
@@ -130,7 +134,7 @@ class Cluster:
         share = {"num_gpus": 1} if resources.get("GPU", 0) else {"num_cpus": 1}
         for _ in range(busy + len(self._idle) + len(self._arriving), min(self._size(resources), jobs)):
             worker: Any = ray.remote(Worker).options(**share).remote(self._folders, self._precision, self._store)
-            self._arriving[worker.look.remote(self._hashes, str(self._mark))] = worker
+            self._arriving[worker.look.remote(self._hashes, str(self._mark), BUILD)] = worker
 
     def _size(self, resources: dict[str, float]) -> int:
         places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
@@ -151,6 +155,8 @@ class Cluster:
         worker = self._arriving.pop(promise)
         try:
             sight: Sight = ray.get(promise)
+            if sight.strange:
+                raise PipelineError(_told(sight.strange))
             if not (sight.models and sight.store):
                 self._guests.append(worker)
             if not sight.models:
@@ -199,6 +205,15 @@ class Cluster:
         leaving = [worker.leave.remote() for worker in self._guests]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
+
+
+def _told(strange: list[str]) -> str:
+    """Why a worker is refused."""
+    shown = ", ".join(strange[:SHOWN]) + (f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else "")
+    return (
+        f"a worker computes with other sources or libraries than this process: {shown}; what it made would be kept as if "
+        "this process had made it. Install this package with the same constraints on every node, and start again"
+    )
 
 
 def _read(job: Job) -> Work:

@@ -37,11 +37,12 @@ from pipeline.perturbation import CONTROLS
 from pipeline.scouting import ScoutFolder, snapshot_for
 from pipeline.seeding import seed_of
 from pipeline.shards import codec as codec_code
-from pipeline.shards.lineage import code_hash, lineage
+from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, ShardEntry, check_agreement
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
+from pipeline.sources import BUILD
 from pipeline.tasks import SPLITS, Kind
 
 SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, seeding, teacher_code, views)
@@ -52,7 +53,8 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     """The key that all scores share, and the jobs of every split."""
     _check_layers(teacher, settings.hidden)
     decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
-    key: Key = lineage(teacher) | {"content": "scores", **decided, "code": code_hash(*SCORING_CODE)}
+    computed = {"code": BUILD.code_hash(*SCORING_CODE), "libraries": dict(BUILD.libraries)}
+    key: Key = lineage(teacher) | {"content": "scores", **decided, **computed}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
         for split in SPLITS
@@ -103,8 +105,9 @@ class Augmentation:
             )
             snapshots = ScoutFolder(scout).hashes()
         # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
-        made = {f"score_{name}": source.manifest.key[name] for name in ("batch_rows", "precision")}
-        return cls(source, settings, tuple(snapshots), wanted | {"content": "perturbations", **made})
+        made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "code", "libraries")}
+        key = wanted | {"content": "perturbations", **made, "libraries": dict(BUILD.libraries)}
+        return cls(source, settings, tuple(snapshots), key)
 
     @property
     def name(self) -> str:
@@ -125,7 +128,7 @@ class Augmentation:
         note: Key = self.key | {
             "calibration": decided,
             "scout": list(self.snapshots),
-            "code": code_hash(*_code_of(["perturb"]), calibration_code),
+            "code": BUILD.code_hash(*_code_of(["perturb"]), calibration_code),
             "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
         }
         return note, Calibration(sample, self.settings, len(self.snapshots) or None)
@@ -152,7 +155,7 @@ class Augmentation:
 
     def _deciding(self, variant: int, radius: float) -> Key:
         recipe = self.settings.recipe(variant)
-        key = self.settings.deciding(variant, radius) | {"code": code_hash(*_code_of(recipe))}
+        key = self.settings.deciding(variant, radius) | {"code": BUILD.code_hash(*_code_of(recipe))}
         if "masked_lm" in recipe:
             key["masked_lm"] = key["masked_lm"] | self._candidates_key["masked_lm"]
         if (snapshot := self._snapshot(variant)) is not None:
@@ -179,7 +182,8 @@ class Augmentation:
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "code": code_hash(masked_lm_code, words_code, text_edits_code, encoding, models),
+            "code": BUILD.code_hash(masked_lm_code, words_code, text_edits_code, encoding, models),
+            "libraries": dict(BUILD.libraries),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:

@@ -17,6 +17,7 @@ from pipeline.augment.teacher import Precision
 from pipeline.files import sha256_of
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
+from pipeline.sources import BUILD, Build
 
 PIECE_BYTES = 8 * 2**20
 """Files travel in pieces of this size, one at a time."""
@@ -24,10 +25,12 @@ PIECE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class Sight:
-    """What a new worker sees of the driver's files."""
+    """What a new worker sees of the driver's files, and what it computes with otherwise than the driver."""
 
     models: bool
     store: bool
+    strange: list[str]
+    """Modules, and libraries with their versions; empty where all are the driver's."""
 
 
 class Worker:
@@ -39,13 +42,13 @@ class Worker:
         self._folders, self._precision, self._store = folders, precision, store
         self._models: ModelSet | None = None
 
-    def look(self, hashes: dict[str, str], mark: str) -> Sight:
+    def look(self, hashes: dict[str, str], mark: str, build: Build) -> Sight:
         """Which of the driver's files are here, byte for byte; a store that is not is replaced by a folder of this worker."""
         models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
         store = Path(mark).exists()
         if not store:
             self._store = ShardStore(self._own / "store")
-        return Sight(models, store)
+        return Sight(models, store, BUILD.strange_to(build))
 
     def receive(self, path: str, piece: bytes) -> None:
         """Take the next piece of a file of the driver's."""

@@ -41,8 +41,9 @@ from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import commit_of, model_hash
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
-from pipeline.shards.lineage import code_hash, lineage
+from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
+from pipeline.sources import BUILD
 
 CODE: tuple[ModuleType, ...] = (
     adversary, batches, checkpoints, codec, conduct, encoding, examples, finetuning, loading, models, narrowing, objective,
@@ -93,7 +94,8 @@ class StudentJob:
             "shards": manifest_hash(shards) if shards else None,
             "checkpoint": _named(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
-            "code": code_hash(*CODE),
+            "code": BUILD.code_hash(*CODE),
+            "libraries": dict(BUILD.libraries),
         }
 
     def _deciding(self) -> dict[str, Any]:

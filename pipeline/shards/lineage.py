@@ -1,18 +1,11 @@
 """What decides every shard made with one teacher, read off its folder: the part of the key that both halves compare."""
 
 from pathlib import Path
-from types import ModuleType
 
-from pipeline.files import hash_of, sha256_of
 from pipeline.models import load_tokenizer, model_hash, saved_labels, tokenizer_hash
 from pipeline.shards.manifest import Key
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.tasks import Task
-
-
-def code_hash(*modules: ModuleType) -> str:
-    """Names the source of the modules that decide a shard's bytes, so that a changed search never finds old shards."""
-    return hash_of({module.__name__: sha256_of(Path(str(module.__file__))) for module in modules})
 
 
 def lineage(teacher: Path) -> Key:

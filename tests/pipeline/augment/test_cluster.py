@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.store import ShardStore
+from pipeline.sources import BUILD, Build
 from tests.world import RUNTIME
 
 GUESTS = 1
@@ -172,6 +173,19 @@ def test_workers_that_cannot_start_are_given_up_with_the_cause(
 
 
 @pytest.mark.usefixtures("beside")
+def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = {f"pipeline.{name}": "changed" for name in ("encoding", "files", "models", "seeding", "tasks", "views")}
+    here = Build({**BUILD.sources, **changed}, {**BUILD.libraries, "torch": "2.0.0"})
+    monkeypatch.setattr(cluster, "BUILD", here)
+    with cluster_at(teacher, runtime(1)) as other, pytest.raises(PipelineError) as error:
+        list(other.run([Failing()]))
+    assert str(error.value).startswith(
+        "a worker computes with other sources or libraries than this process: pipeline.encoding, pipeline.files, "
+        "pipeline.models, pipeline.seeding, pipeline.tasks and 2 more; what it made would"
+    )
+
+
+@pytest.mark.usefixtures("beside")
 def test_a_cluster_without_a_free_place_is_not_waited_for_for_ever(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "ARRIVAL_SECONDS", 1.0)
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": 1.0})
@@ -186,10 +200,10 @@ def test_a_teacher_changed_at_the_worker_is_seen_and_what_was_sent_is_used(teach
     there = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     hashes = {str(path): sha256_of(path) for path in there.iterdir()}
     worker = Worker(ModelFolders(there), "float32", ShardStore(tmp_path / "store"))
-    assert worker.look(hashes, str(there)) == Sight(models=True, store=True)
+    assert worker.look(hashes, str(there), BUILD) == Sight(models=True, store=True, strange=[])
     weights = there / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    assert worker.look(hashes, str(tmp_path / "landmark")) == Sight(models=False, store=False)
+    assert worker.look(hashes, str(tmp_path / "landmark"), BUILD) == Sight(models=False, store=False, strange=[])
     for path in teacher.iterdir():
         worker.receive(str(there / path.name), path.read_bytes())
     worker.use_received()
@@ -231,7 +245,7 @@ class Fake:
         return self
 
     def remote(self, *arguments: Any) -> Any:
-        return self if len(arguments) == 3 else object()
+        return self if isinstance(arguments[0], ModelFolders) else object()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -275,7 +275,7 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
     def names(*modules: ModuleType) -> str:
         return " ".join(sorted(module.__name__.rsplit(".", 1)[1] for module in modules))
 
-    monkeypatch.setattr(plans, "code_hash", names)
+    monkeypatch.setattr(plans, "BUILD", SimpleNamespace(code_hash=names, libraries={}))
     recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
     words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
     plan = Augmentation.of(scores, teacher, None, augment_settings(variants=5, recipes=recipes, masked_lm=words))

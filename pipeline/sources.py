@@ -1,0 +1,45 @@
+"""What a process computes with: this package's sources as they were when it began, and the versions of libraries."""
+
+import importlib.metadata
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.files import hash_of, sha256_of
+
+LIBRARIES = ("numpy", "tokenizers", "torch", "transformers")
+"""Those of which another version may give other tokens, other draws or other numbers."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What two processes must share to compute the same."""
+
+    sources: Mapping[str, str]
+    """SHA-256 of each module's file, by its dotted name."""
+    libraries: Mapping[str, str]
+    """Public versions by name; builds for a processor and for a GPU have the same."""
+
+    @classmethod
+    def below(cls, package: Path) -> "Build":
+        """The sources that lie in a package's folder now, beside the libraries that are installed."""
+        paths = sorted(package.rglob("*.py"))
+        sources = {".".join(path.relative_to(package.parent).with_suffix("").parts): sha256_of(path) for path in paths}
+        return cls(sources, {name: importlib.metadata.version(name).partition("+")[0] for name in LIBRARIES})
+
+    def code_hash(self, *modules: ModuleType) -> str:
+        """Names the sources of modules, so that what another source computed is never taken for this one's."""
+        return hash_of({module.__name__: self.sources[module.__name__] for module in modules})
+
+    def strange_to(self, other: "Build") -> list[str]:
+        """What the other has otherwise: modules that this process has imported, and libraries with both versions."""
+        imported = [name for name in sorted(self.sources) if name in sys.modules]
+        modules = [name for name in imported if self.sources[name] != other.sources.get(name)]
+        pairs = [(name, version, other.libraries[name]) for name, version in self.libraries.items()]
+        return [*modules, *(f"{name} {here} in place of {there}" for name, here, there in pairs if here != there)]
+
+
+BUILD = Build.below(Path(__file__).parent)
+"""Read once: a file that is edited later changes nothing that this process computes, so it must change no key either."""

@@ -1,0 +1,59 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline import encoding, perturbation
+from pipeline.sources import BUILD, LIBRARIES, Build
+
+
+def package(folder: Path, **sources: str) -> Path:
+    """A package named ``parts`` with these modules."""
+    for name, source in sources.items():
+        path = folder / "parts" / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source, encoding="utf-8")
+    return folder / "parts"
+
+
+def test_a_build_names_every_module_by_its_source(tmp_path: Path) -> None:
+    before = Build.below(package(tmp_path / "1", search="STEP = 1", shards__codec="BITS = 8")).sources
+    after = Build.below(package(tmp_path / "2", search="STEP = 2", shards__codec="BITS = 8")).sources
+    assert list(before) == ["parts.search", "parts.shards.codec"]
+    assert {name for name in before if before[name] != after[name]} == {"parts.search"}
+
+
+def test_libraries_are_named_by_the_version_that_all_builds_of_them_share() -> None:
+    assert tuple(BUILD.libraries) == LIBRARIES
+    assert all(version and "+" not in version for version in BUILD.libraries.values())
+
+
+def test_changed_code_has_another_hash_and_that_of_other_modules_stays() -> None:
+    changed = dataclasses.replace(BUILD, sources={**BUILD.sources, "pipeline.perturbation": "changed"})
+    assert BUILD.code_hash(encoding, perturbation) == BUILD.code_hash(perturbation, encoding)
+    assert changed.code_hash(encoding, perturbation) != BUILD.code_hash(encoding, perturbation)
+    assert changed.code_hash(encoding) == BUILD.code_hash(encoding)
+
+
+def test_a_file_that_is_edited_while_a_process_runs_changes_no_hash_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = BUILD.code_hash(perturbation)
+    edited = tmp_path / "perturbation.py"
+    edited.write_text("STEP = 2", encoding="utf-8")
+    monkeypatch.setattr(perturbation, "__file__", str(edited))
+    assert BUILD.code_hash(perturbation) == before
+
+
+def test_what_another_process_computes_with_otherwise_is_named() -> None:
+    other = Build(
+        {**BUILD.sources, "pipeline.perturbation": "changed", "pipeline.of_tomorrow": "unknown here"},
+        {**BUILD.libraries, "torch": "2.0.0"},
+    )
+    assert BUILD.strange_to(BUILD) == []
+    assert BUILD.strange_to(other) == ["pipeline.perturbation", f"torch {BUILD.libraries['torch']} in place of 2.0.0"]
+
+
+def test_a_module_that_was_never_imported_makes_no_process_strange(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = dataclasses.replace(BUILD, sources={**BUILD.sources, "pipeline.of_tomorrow": "new"})
+    assert here.strange_to(BUILD) == []
