@@ -67,7 +67,7 @@ def predictions(task: Task, logits: Floats) -> Floats:
 def measure(task: Task, labels: Floats, logits: Floats) -> float:
     """The task's metric, higher is better; ``labels`` is [rows], ``logits`` is [rows, outputs].
 
-    F1 is that of the second label for two labels (as GLUE counts MRPC) and the macro average for more. A correlation
+    F1 is that of the second of two labels (as GLUE counts MRPC) and the macro average of more. A correlation
     that is undefined because all answers are equal counts as 0.
     """
     metric = "macro_f1" if task.metric == "f1" and len(task.labels) > 2 else task.metric

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, fie
 
 from pipeline.config import Settings
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, names_in, rows_of
+from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, is_integer, names_in, rows_of
 from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
 from pipeline.corpus.tables import Table, read_file, read_hub
 from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
@@ -148,6 +148,8 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     tables = _read(settings, found)
     rows = _checked_rows(tables, kind, settings, found)
     names = _label_names(tables, rows, kind, settings, found)
+    if metric == "f1" and len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
+        found.whole("metric f1", _which_counts(names))
     examples: Examples = {}
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, found), settings, notes, found)
@@ -205,13 +207,27 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
 def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
     if kind == "regression":
         return ()
-    declared = [table.class_names.get(settings.label, ()) for table in tables.values() if table is not None]
-    names = settings.labels or next(filter(None, [*declared, *(names_in(rows.get(split, ())) for split in SPLITS)]), ())
+    occurring = (names_in(rows.get(split, ())) for split in SPLITS)
+    names = _declared(tables, settings) or next(filter(None, occurring), ())
     for split in SPLITS if names else ():
         check_known(rows.get(split, ()), names, found)
     if len(names) < 2 and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
         found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
     return names
+
+
+def _declared(tables: OwnSplits, settings: CorpusSettings) -> tuple[str, ...]:
+    """The label names in an order that somebody has chosen; none where they must be found in the rows."""
+    declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table is not None)
+    return settings.labels or next(filter(None, declared), ())
+
+
+def _which_counts(names: tuple[str, ...]) -> str:
+    """Why F1 of labels that were found in the rows measures nothing that somebody has chosen."""
+    return (
+        f"it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in corpus.labels "
+        f"with the one that counts last, [{names[1]}, {names[0]}] or [{names[0]}, {names[1]}], or choose macro_f1"
+    )
 
 
 def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Parts:

@@ -134,14 +134,15 @@ def check_varied(train: Sequence[Row], subject: str, found: FoundFaults) -> None
 def names_in(rows: Iterable[Row]) -> tuple[str, ...]:
     """The label names that occur, sorted; by value if all are whole numbers."""
     names = {str(row.label) for row in rows if row.label is not None}
-    return tuple(sorted(names, key=_as_integer if all(_is_integer(name) for name in names) else None))
+    return tuple(sorted(names, key=_as_integer if all(is_integer(name) for name in names) else None))
 
 
 def _as_integer(name: str) -> int:
     return int(name)
 
 
-def _is_integer(name: str) -> bool:
+def is_integer(name: str) -> bool:
+    """Whether a label name is a whole number."""
     return name.removeprefix("-").isdecimal() and name.isascii()
 
 

@@ -51,6 +51,14 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 """What a reader calls a metric."""
 
+
+def metric_name(task: Task) -> str:
+    """What a reader calls the task's metric; of F1, the label whose it is, or that it is the mean over all."""
+    if task.metric != "f1":
+        return METRIC_NAMES[task.metric]
+    return f"F1 of {task.labels[1]}" if len(task.labels) == 2 else METRIC_NAMES["macro_f1"]
+
+
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 

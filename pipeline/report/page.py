@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS, EvaluationSettings
 from pipeline.files import write_json, written_whole
 from pipeline.report import plots
-from pipeline.report.facts import METRIC_NAMES, PARETO_LINE, Result, TaskReport
+from pipeline.report.facts import PARETO_LINE, Result, TaskReport, metric_name
 from pipeline.report.method import listed, method
 from pipeline.report.provenance import origins, student_settings
 
@@ -84,7 +84,7 @@ def page(reports: Sequence[TaskReport], settings: EvaluationSettings) -> str:
 def headline(report: TaskReport) -> list[str]:
     """Two sentences: what the best student keeps and at what speed, and what the variants did for it."""
     best = max(report.students, key=lambda student: student.value)
-    metric, teacher = METRIC_NAMES[report.task.metric], report.teacher
+    metric, teacher = metric_name(report.task), report.teacher
     if best.retained is None:
         kept = f"Student {best.model} reaches a {metric} of {best.value:.3f} where the teacher has {teacher.value:.3f}"
     else:
@@ -124,7 +124,7 @@ def _effect(report: TaskReport, best: Result) -> str:
     said = {"better": "help", "worse": "hurt"}.get(verdict(student), "make no measurable difference")
     return (
         f"{_perturbed_by(report, student)} {said}: "
-        f"{student.model} differs by {_signed(found)} {METRIC_NAMES[report.task.metric]} "
+        f"{student.model} differs by {_signed(found)} {metric_name(report.task)} "
         f"from {student.control}, its control trained without them "
         f"(95% interval {_signed(student.interval_low)} to {_signed(student.interval_high)})."
     )
@@ -159,7 +159,7 @@ def _section(report: TaskReport) -> dict[str, Any]:
     common, different = student_settings(report)
     return {
         "report": report,
-        "metric": METRIC_NAMES[report.task.metric],
+        "metric": metric_name(report.task),
         "headline": headline(report),
         "pictures": pictures,
         "method": method(report),

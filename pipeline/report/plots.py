@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from pipeline.report.facts import METRIC_NAMES, TEACHER, Result, TaskReport
+from pipeline.report.facts import TEACHER, Result, TaskReport, metric_name
 
 SERIES = 8
 """Colours for students; the ninth starts again with the first."""
@@ -73,7 +73,7 @@ def colour_number(position: int) -> int:
 def quality_latency(report: TaskReport) -> Picture:
     """Quality against latency, with the models on the Pareto line joined."""
     results = report.results
-    figure, axes = _figure("latency of one row in ms (log scale)", METRIC_NAMES[report.task.metric])
+    figure, axes = _figure("latency of one row in ms (log scale)", metric_name(report.task))
     _log_axis(axes, [r.latency_ms for r in results])
     axes.set_ylim(*_widened([r.value for r in results]))
     line = sorted((r.latency_ms, r.value) for r in results if r.pareto)
@@ -90,7 +90,7 @@ def quality_latency(report: TaskReport) -> Picture:
 @matplotlib.rc_context(_STYLE)
 def training(report: TaskReport) -> list[Picture]:
     """The dev metric and the training loss of every epoch."""
-    metric = METRIC_NAMES[report.task.metric]
+    metric = metric_name(report.task)
     everyone = [r.model for r in report.results]
     return [
         _curves(report, "dev", f"dev {metric}", everyone, f"Dev {metric} by epoch", "The teacher is dashed."),

@@ -130,6 +130,15 @@ def test_pairs_have_two_texts(tmp_path: Path) -> None:
     assert sorted((row["text_a"], row["text_b"], row["label"]) for row in found) == sorted(rows)
 
 
+def test_f1_of_two_labels_wants_to_know_which_of_them_counts(tmp_path: Path, files: dict[str, str]) -> None:
+    assert faults(metric="f1", files=files) == [
+        "metric f1: it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in "
+        "corpus.labels with the one that counts last, [good, bad] or [bad, good], or choose macro_f1"
+    ]
+    assert prepared(metric="f1", files=files, labels=["good", "bad"]).task.labels == ("good", "bad")
+    assert prepared(metric="macro_f1", files=files).task.labels == ("bad", "good")
+
+
 def test_regression_labels_are_float32_and_have_no_names(tmp_path: Path) -> None:
     path = tsv(tmp_path / "scores.tsv", [(f"text {number}", number / 10) for number in range(40)])
     result = prepared("regression", "pearson", files=path, dev=0.2, test=0.2)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.report.facts import TaskReport, TrainingCost, gather, on_pareto_line
+from pipeline.report.facts import TaskReport, TrainingCost, gather, metric_name, on_pareto_line
 from pipeline.tasks import measure
 from tests.fake_run import MOVIES, NOISE, SECONDS, STUDENTS, answers, labels_of, read, write_run
 
@@ -23,6 +23,13 @@ def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
     assert found.agreement == pytest.approx((teacher.argmax(1) == half.argmax(1)).mean())
     assert (found.latency_ms, movies.teacher.latency_ms) == (2.9, 5.8)
     assert movies.speedups["half"] == pytest.approx(2.0)
+
+
+def test_f1_is_called_by_the_label_whose_it_is() -> None:
+    two = MOVIES.model_copy(update={"metric": "f1", "labels": ("legit", "fraud")})
+    assert metric_name(two) == "F1 of fraud"
+    assert metric_name(two.model_copy(update={"labels": ("a", "b", "c")})) == "macro F1"
+    assert metric_name(two.model_copy(update={"metric": "mcc"})) == "Matthews correlation"
 
 
 def test_training_is_what_the_distill_stage_noted_of_each_student(data: Path, movies: TaskReport) -> None:
