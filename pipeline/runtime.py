@@ -1,4 +1,4 @@
-"""Settings that change speed and never a byte; both halves read them, no stage tracks them."""
+"""Settings that change speed and never a byte, but for the dropout of several trainers; no stage tracks them."""
 
 from pathlib import Path
 from typing import Annotated

@@ -94,8 +94,8 @@ class Augmentation:
         source, wanted = Shards(scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
         kind = source.manifest.task.kind
-        pairs = pair_faults(settings, load_tokenizer(teacher)) if source.manifest.task.pair else []
-        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *pairs]:
+        edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
+        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits]:
             raise PipelineError("; ".join(faults))
         snapshots: list[str] = []
         if scout is not None:
@@ -237,15 +237,17 @@ def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
     return []
 
 
-def pair_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Edits of a pair whose tokenizer puts nothing between its texts would move words from one to the other."""
+def edit_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, pair: bool) -> list[str]:
+    """Edits that this tokenizer has no token for: one to mask with, one that keeps the texts of a pair apart."""
     edits = sorted({step for recipe in settings.recipes for step in recipe} & {*OPERATIONS, "masked_lm"})
-    ids = np.array(tokenizer("a", "b")["input_ids"], dtype=np.int32)
-    if edits and len(runs(ids, special_ids(tokenizer))) < 2:
-        return [
+    faults = []
+    if "mask" in edits and tokenizer.mask_token_id is None:
+        faults.append("this teacher's tokenizer has no mask token, so there is no mask; leave it out of augment.recipes")
+    if pair and edits and len(runs(np.array(tokenizer("a", "b")["input_ids"], np.int32), special_ids(tokenizer))) < 2:
+        faults.append(
             f"this teacher's tokenizer puts no token between the texts of a pair, so {', '.join(edits)} cannot keep them apart"
-        ]
-    return []
+        )
+    return faults
 
 
 def _source_hash(source: str) -> str:

@@ -15,7 +15,7 @@ from pipeline.augment import plans
 from pipeline.augment.jobs import CandidatesJob
 from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
-from pipeline.augment.plans import Augmentation, aim_faults, kind_faults, pair_faults
+from pipeline.augment.plans import Augmentation, aim_faults, edit_faults, kind_faults
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.errors import PipelineError
@@ -314,10 +314,19 @@ def test_edits_of_a_pair_without_a_token_between_its_texts_are_refused(recipe: l
         single="[CLS] $A", pair="[CLS] $A $B", special_tokens=[("[CLS]", 2)]
     )
     settings = augment_settings(recipes=[recipe])
-    assert pair_faults(settings, apart) == []
+    assert edit_faults(settings, apart, pair=True) == []
     edits = ", ".join(step for step in recipe if step in ("mask", "delete"))
     wanted = f"this teacher's tokenizer puts no token between the texts of a pair, so {edits} cannot keep them apart"
-    assert pair_faults(settings, joined) == ([wanted] if edits else [])
+    assert edit_faults(settings, joined, pair=True) == ([wanted] if edits else [])
+    assert edit_faults(settings, joined, pair=False) == []
+
+
+@pytest.mark.parametrize("recipe", [["mask"], ["swap", "mask"], ["delete"], ["perturb"]])
+def test_masking_is_refused_before_anything_is_computed_where_no_token_masks(recipe: list[str]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.mask_token = None
+    wanted = "this teacher's tokenizer has no mask token, so there is no mask; leave it out of augment.recipes"
+    assert edit_faults(augment_settings(recipes=[recipe]), tokenizer, pair=False) == ([wanted] if "mask" in recipe else [])
 
 
 def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: Path, teacher: Path, tmp_path: Path) -> None:
