@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from pipeline.evaluation import QUALITY_FILE, Qualities
 from pipeline.files import canonical_json, write_json
 from pipeline.finetuning import HISTORY_FILE
 from pipeline.models import model_hash
-from pipeline.shards.manifest import Manifest, manifest_hash
+from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
+from pipeline.shards.store import ShardStore
 from stages import augment, distill, evaluate, prepare, score, scout, teach
 
 
@@ -139,7 +141,8 @@ def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
 
 def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, float]:
     """The shards of the arm, and the seconds that scout and augment took when they made them."""
-    began, task, aim = time.perf_counter(), {"--task": run.case.task}, common["--teacher"]
+    began, clock = time.time(), time.perf_counter()
+    task, aim = {"--task": run.case.task}, common["--teacher"]
     shards = folder / "shards"
     if all_arms()[run.arm].scout is not None:
         aim = folder / "scout"
@@ -147,15 +150,22 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
             _run(scout.main, **task, **common, **{"--out": aim})
     _run(augment.main, **task, **common, **{"--aim": aim, "--out": shards})
     shutil.rmtree(folder / "scout", ignore_errors=True)
-    return shards, _longest(folder.parent / "seconds.json", manifest_hash(shards), time.perf_counter() - began)
+    keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
+    store = ShardStore(folder.parent / "store")
+    made = {key_hash(key) for key in keys if store.shard_path(key).stat().st_mtime >= began}
+    return shards, seconds_of({*map(key_hash, keys)}, made, time.perf_counter() - clock, folder.parent / "seconds.json")
 
 
-def _longest(path: Path, shards: str, seconds: float) -> float:
-    """What it took to make these shards at first; later arms of the case find them in the store."""
-    known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known[shards] = max(seconds, known.get(shards, 0.0))
-    write_json(path, known)
-    return known[shards]
+def seconds_of(shards: set[str], made: set[str], seconds: float, notes: Path) -> float:
+    """What it took to make these shards, whichever runs made them: the time of a run goes in equal parts to what it made.
+
+    Shards of a run that was killed have no time of their own; they count as much as the others of the set.
+    """
+    known: dict[str, float] = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
+    known |= dict.fromkeys(sorted(made), seconds / max(1, len(made)))
+    write_json(notes, known)
+    timed = [known[name] for name in shards if name in known]
+    return len(shards) * statistics.fmean(timed) if timed else seconds
 
 
 def _online(aim: Aim, common: dict[str, Any], out: Path, cost: Path) -> None:

@@ -38,7 +38,7 @@ class Result(Settings):
     seconds: float
     """Of the training."""
     stage_one_seconds: float
-    """Of scout and augment when they made these shards; variants that another arm's set holds too took none."""
+    """Of scout and augment when they made these shards, in whichever runs they did."""
     bytes: int
     """Of scores and variants on the disk."""
     manifest: str

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks.accuracy import arms, chain
 from benchmarks.accuracy.arms import Models, Run, all_arms
-from benchmarks.accuracy.chain import Place, result_of
+from benchmarks.accuracy.chain import Place, result_of, seconds_of
 from benchmarks.accuracy.corpora import CORPORA, Case
 from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
@@ -54,6 +55,15 @@ def test_arms_of_a_case_share_teacher_and_scores_and_differ_in_what_they_learn_f
     later = result_of(Run(CASE, "tokens", "half", 1), place)[0]
     assert later.manifest == varied.manifest
     assert later.stage_one_seconds == varied.stage_one_seconds, "what it took to make them, not to find them"
+
+
+def test_shards_cost_what_it_took_to_make_them_whichever_runs_did(tmp_path: Path) -> None:
+    notes, seconds = tmp_path / "seconds.json", 0.5
+    assert seconds_of({"a", "b"}, {"a", "b"}, 20.0, notes) == pytest.approx(20)
+    assert seconds_of({"a", "b"}, set(), seconds, notes) == pytest.approx(20), "found, not made"
+    assert seconds_of({"a", "b", "c", "d"}, {"c", "d"}, 40.0, notes) == pytest.approx(60), "half of them by the first run"
+    assert seconds_of({"c", "x"}, set(), seconds, notes) == pytest.approx(40), "x is of a run that was killed"
+    assert seconds_of({"y"}, set(), seconds, notes) == seconds
 
 
 def test_the_same_run_gives_the_same_value(place: Place) -> None:
