@@ -31,6 +31,8 @@ READ_AT_THE_END = (*DECODERS, "xlnet")
 SUPPORTED = tuple(sorted((*ENCODERS, *READ_AT_THE_END)))
 """Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
 
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
 HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_summary|logits_proj)\.")
 """Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
 
@@ -40,7 +42,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     except (OSError, ValueError) as cause:
-        raise PipelineError(f"no tokenizer can be loaded from {source}: {_first_line(cause)}") from cause
+        raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(source, cause)}") from cause
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise PipelineError(
+            f"{source} holds no tokenizer: only special tokens would be known, and no word; save the model's own beside it "
+            "(tokenizer.save_pretrained)"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise PipelineError(
@@ -93,7 +100,7 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
             **settings,
         )
     except (OSError, ValueError, SafetensorError) as cause:
-        raise PipelineError(f"no {what} can be loaded from {source}: {_first_line(cause)}") from cause
+        raise PipelineError(f"no {what} can be loaded from {source}: {_told(source, cause)}") from cause
     return model, sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
 
 
@@ -288,7 +295,7 @@ def _refuse_unsupported(source: str | Path) -> None:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as cause:
-        raise PipelineError(f"no classifier can be loaded from {source}: {_first_line(cause)}") from cause
+        raise PipelineError(f"no classifier can be loaded from {source}: {_told(source, cause)}") from cause
     kind = config.model_type
     if kind not in SUPPORTED:
         raise PipelineError(f"{source} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}")
@@ -296,5 +303,8 @@ def _refuse_unsupported(source: str | Path) -> None:
         raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
 
-def _first_line(error: BaseException) -> str:
+def _told(source: str | Path, error: BaseException) -> str:
+    """Why nothing could be loaded; what cannot be a hub id was meant as a folder."""
+    if not Path(source).exists() and not HUB_ID.fullmatch(str(source)):
+        return "there is no such folder"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

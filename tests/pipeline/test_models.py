@@ -262,6 +262,19 @@ def test_a_padding_token_that_a_model_names_is_kept(tmp_path: Path) -> None:
     assert load_classifier(tmp_path).config.pad_token_id == PAD
 
 
+def test_a_model_that_was_saved_without_its_tokenizer_is_refused(teacher: Path, tmp_path: Path) -> None:
+    load_classifier(teacher).save_pretrained(tmp_path / "alone")
+    with pytest.raises(PipelineError, match=rf"^{tmp_path / 'alone'} holds no tokenizer: .* \(tokenizer.save_pretrained\)$"):
+        load_tokenizer(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("load", [load_tokenizer, load_classifier])
+@pytest.mark.parametrize("place", ["data/raw/nowhere", "/nowhere", "./nowhere"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(load: Any, place: str) -> None:
+    with pytest.raises(PipelineError, match=rf"can be loaded from {place}: there is no such folder$"):
+        load(place)
+
+
 def test_a_tokenizer_that_has_nothing_to_pad_with_is_refused(tmp_path: Path) -> None:
     tokenizer_with(unk_token="[UNK]").save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=rf"the tokenizer of {tmp_path} has neither a padding nor an end-of-text token"):
