@@ -120,9 +120,19 @@ def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
     if found != task.labels:
         raise PipelineError(
             f"{settings.model} answers {list(found)}, but the labels of {task.name} are {list(task.labels)}; "
-            "list them in the checkpoint's order under corpus.labels, or set teacher.fine_tune: true"
+            + _reconciled(found, task)
         )
     return model
+
+
+def _reconciled(found: tuple[str, ...], task: Task) -> str:
+    """What to write so that a task's labels are those of its classifier."""
+    if len(found) != len(task.labels):
+        return "a classifier of as many labels is needed, or teacher.fine_tune: true"
+    if set(found) == set(task.labels):
+        return f"list them in the checkpoint's order: corpus.labels: [{', '.join(found)}]"
+    pairs = ", ".join(f"…: {answer}" for answer in found)
+    return f"if they mean the same, say which of the table's is which: corpus.labels: {{{pairs}}}"
 
 
 @torch.inference_mode()

@@ -23,6 +23,10 @@ class FoundFaults:
         place = str(number) if shown is None else f"{number} ({shown})"
         self._places.setdefault((subject, meaning), []).append(place)
 
+    def about(self, subject: str) -> bool:
+        """Whether anything was noted of a file, split or setting."""
+        return any(subject == noted for noted, _ in self._places)
+
     def lines(self) -> list[str]:
         """One line for each file and kind of fault."""
         return [f"{subject}{_rows(places)}: {meaning}" for (subject, meaning), places in self._places.items()]

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,11 +39,22 @@ def _columns(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    if not isinstance(value, list):
+    """A list stands for the mapping of each name to itself."""
+    if isinstance(value, list):
+        if any(value.count(name) > 1 for name in value):
+            raise ValueError("each label name must be listed once")
+        value = list(zip(value, value, strict=True))
+    elif isinstance(value, dict):
+        value = list(value.items())
+    else:
         return value
-    if any(isinstance(name, bool) for name in value):
+    if any(isinstance(name, bool) for pair in value for name in pair):
         raise ValueError("labels must be names or integers; YAML reads an unquoted yes, no, on or off as a truth value")
-    return tuple(str(name).strip() if isinstance(name, str | int) else name for name in value)
+    return {_name(written): _name(name) for written, name in value}
+
+
+def _name(value: Any) -> Any:
+    return str(value).strip() if isinstance(value, str | int) else value
 
 
 def _has_train(value: dict[Split, str]) -> dict[Split, str]:
@@ -58,8 +69,8 @@ def _one_or_two(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
-def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(value)) != len(value) or len(value) < 2 or "" in value:
+def _distinct(value: dict[str, str]) -> dict[str, str]:
+    if len({*value.values()}) < 2 or "" in {*value, *value.values()}:
         raise ValueError("at least two different label names must be listed")
     return value
 
@@ -87,8 +98,9 @@ class CorpusSettings(Settings):
     """One text column, or two for pairs."""
     label: str
     """The label column. The train table may lack it, and any train row its label: students learn from the teacher's answers."""
-    labels: Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_distinct)] | None = None
-    """Label names in the order of the logits; absent: those the corpus declares, else those found in it, sorted."""
+    labels: Annotated[dict[str, str], BeforeValidator(_names), AfterValidator(_distinct)] | None = None
+    """Label names in the order of the logits, each as the table has it to what it is called from then on; a list where both are
+    the same. Absent: those the corpus declares, else those found in it, sorted."""
     dev: Share | None = None
     """Share of the train table's rows that becomes the dev split where the corpus has none."""
     test: Share | None = None
@@ -148,11 +160,12 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     tables = _read(settings, found)
     rows = _checked_rows(tables, kind, settings, found)
     names = _label_names(tables, rows, kind, settings, found)
+    rows = _called(rows, settings)
     if metric == "f1" and len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
         found.whole("metric f1", _which_counts(names))
     examples: Examples = {}
     if tables and len(rows) == len(tables):
-        examples = _examples(_divided(rows, settings, notes, found), settings, notes, found)
+        examples = _examples(_divided(rows, settings, notes, found), tables, settings, notes, found)
     found.raise_any(f"task {task_name}")
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
     return Prepared(task, {split: _arrow(examples[split], task) for split in SPLITS}, dict(+notes))
@@ -198,6 +211,8 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
         needed = [*settings.text, *([label] if split != "train" or not labelled else [])]
         if table is None or not has_columns(table, needed, found):
             continue
+        if not table.numbers:
+            found.whole(table.name, "it has no row")
         rows[split] = rows_of(table, settings.text, label, kind, found)
         if split != "train":
             check_labelled(rows[split], table.name, split, found)
@@ -210,8 +225,9 @@ def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSet
     occurring = (names_in(rows.get(split, ())) for split in SPLITS)
     names = _declared(tables, settings) or next(filter(None, occurring), ())
     for split in SPLITS if names else ():
-        check_known(rows.get(split, ()), names, found)
-    if len(names) < 2 and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
+        check_known(rows.get(split, ()), tuple(settings.labels or names), found)
+    told = any(table is not None and found.about(table.name) for table in tables.values())
+    if len(names) < 2 and not told and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
         found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
     return names
 
@@ -219,7 +235,22 @@ def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSet
 def _declared(tables: OwnSplits, settings: CorpusSettings) -> tuple[str, ...]:
     """The label names in an order that somebody has chosen; none where they must be found in the rows."""
     declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table is not None)
-    return settings.labels or next(filter(None, declared), ())
+    return tuple(dict.fromkeys((settings.labels or {}).values())) or next(filter(None, declared), ())
+
+
+def _called(rows: Parts, settings: CorpusSettings) -> Parts:
+    """The rows with their labels called as the settings say."""
+    names = settings.labels or {}
+    return (
+        {
+            split: [
+                replace(row, label=names.get(row.label, row.label) if isinstance(row.label, str) else row.label) for row in part
+            ]
+            for split, part in rows.items()
+        }
+        if names
+        else rows
+    )
 
 
 def _which_counts(names: tuple[str, ...]) -> str:
@@ -252,13 +283,14 @@ def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: 
     return single
 
 
-def _examples(parts: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Examples:
+def _examples(parts: Parts, tables: OwnSplits, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Examples:
     limits = settings.rows or {}
     examples: Examples = {}
     for split, rows in parts.items():
         examples[split] = capped(named(rows), limits.get(split))
         notes[f"left out of {split}: above the most rows"] = len(rows) - len(examples[split])
-        if not rows:
+        source = tables.get(split) or tables["train"]
+        if not rows and not (source and found.about(source.name)):
             found.whole(
                 f"{split} split", "no usable row is left in it; dev chooses the best epoch and test measures, both by labels"
             )

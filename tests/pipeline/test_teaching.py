@@ -175,17 +175,21 @@ def test_an_adopted_teacher_keeps_its_weights_bit_by_bit_and_its_answers(teacher
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 16
 
 
-@pytest.mark.parametrize("labels", [("good", "bad"), ("bad", "fine"), ("bad", "good", "fine")])
+@pytest.mark.parametrize(
+    ("labels", "way_out"),
+    [
+        (("good", "bad"), "list them in the checkpoint's order: corpus.labels: [good, bad]"),
+        (("bad", "fine"), "if they mean the same, say which of the table's is which: corpus.labels: {…: bad, …: fine}"),
+        (("bad", "good", "fine"), "a classifier of as many labels is needed, or teacher.fine_tune: true"),
+    ],
+)
 def test_a_checkpoint_of_other_label_names_order_or_number_is_not_adopted(
-    labels: tuple[str, ...], prepared: Path, tmp_path: Path
+    labels: tuple[str, ...], way_out: str, prepared: Path, tmp_path: Path
 ) -> None:
     other = save_teacher(tmp_path / "other", make_task(labels=labels))
     with pytest.raises(PipelineError) as refusal:
         teach(prepared, settings_of(other, fine_tune=False), OPTIMISER, tmp_path / "out")
-    assert str(refusal.value) == (
-        f"{other} answers {list(labels)}, but the labels of tiny are ['bad', 'good']; "
-        "list them in the checkpoint's order under corpus.labels, or set teacher.fine_tune: true"
-    )
+    assert str(refusal.value) == (f"{other} answers {list(labels)}, but the labels of tiny are ['bad', 'good']; {way_out}")
     assert not (tmp_path / "out").exists()
 
 

@@ -209,10 +209,10 @@ def test_all_faults_of_all_files_come_in_one_error(tmp_path: Path, files: dict[s
         "train.tsv, row 5 (1 field here): the header has 2 fields",
         "train.tsv, row 3: column 'text' holds no text; fill or remove these rows",
         "dev.tsv, row 4: the label is empty, but dev needs one for every row",
+        "test.tsv: it has no row",
         "dev.tsv, row 5 ('godo'): the label is none of: bad, good",
         "train.tsv, row 4 (dev.tsv, row 2): "
         "this train text also stands in the dev split; duplicates: drop would leave it there alone",
-        "test split: no usable row is left in it; dev chooses the best epoch and test measures, both by labels",
         "train split: all its 2 labels are 'good'; there is nothing to tell apart",
     ]
 
@@ -232,6 +232,31 @@ def test_a_label_that_train_does_not_have_is_unknown_in_test_unless_listed(tmp_p
     files["test"] = tsv(tmp_path / "test.tsv", [*TEST, ("x", "mixed")])
     assert faults(files=files) == ["test.tsv, row 5 ('mixed'): the label is none of: bad, good"]
     assert prepared(files=files, labels=["bad", "good", "mixed"]).tables["test"]["label"].to_pylist()[-1] == 2
+
+
+def test_labels_may_be_called_otherwise_than_in_the_table(tmp_path: Path) -> None:
+    rows = [(f"text {number}", number % 3) for number in range(60)]
+    path = tsv(tmp_path / "codes.tsv", rows)
+    named = prepared(files=path, dev=0.2, test=0.2, labels={1: "billing", 0: "other", 2: "other"})
+    assert named.task.labels == ("billing", "other")
+    found = {row["text_a"]: row["label"] for table in named.tables.values() for row in table.to_pylist()}
+    assert found == {text: int(code != 1) for text, code in rows}
+    assert faults(files=path, dev=0.2, test=0.2, labels={0: "a", 1: "b"}) == [
+        "codes.tsv, rows 4 ('2'), 7 ('2'), 10 ('2'), 13 ('2'), 16 ('2') and 15 more: the label is none of: 0, 1"
+    ]
+
+
+@pytest.mark.parametrize("labels", [["x", "x"], ["one", "two"]])
+def test_rows_that_were_refused_are_told_once_and_not_as_an_empty_split(tmp_path: Path, labels: list[str]) -> None:
+    path = tsv(tmp_path / "scores.tsv", [(f"text {number}", labels[number % 2]) for number in range(40)])
+    assert faults("regression", "pearson", files=path, dev=0.2, test=0.2) == [
+        f"scores.tsv, rows {', '.join(f'{n} ({labels[n % 2]!r})' for n in range(2, 7))} and 35 more: "
+        "the label must be a finite number"
+    ]
+
+
+def test_a_table_without_rows_is_called_so_and_nothing_else(tmp_path: Path) -> None:
+    assert faults(files=tsv(tmp_path / "empty.tsv", []), dev=0.2, test=0.2) == ["empty.tsv: it has no row"]
 
 
 def test_label_names_do_not_belong_to_regression(tmp_path: Path) -> None:
@@ -304,14 +329,15 @@ def test_a_split_that_a_hub_set_does_not_have_is_named_with_those_it_has(glue: d
 
 def test_settings_read_lists_and_one_or_many_files() -> None:
     one = settings(files="x.csv", labels=[0, " 1"], dev=0.1, test=0.1)
-    assert (one.files, one.text, one.labels) == ({"train": "x.csv"}, ("text",), ("0", "1"))
+    assert (one.files, one.text, one.labels) == ({"train": "x.csv"}, ("text",), {"0": "0", "1": "1"})
+    assert settings(files="x.csv", labels={0: "bad", " 1": "good"}).labels == {"0": "bad", "1": "good"}
     assert settings(files={"train": "x.csv", "dev": "y.csv"}).files == {"train": "x.csv", "dev": "y.csv"}
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"files": ...}, ".hub: exactly one of files and hub must be given, not None"),
+        ({"files": ...}, ".hub: exactly one of files and hub must be given"),
         ({"hub": "imdb"}, ".hub: exactly one of files and hub must be given, not 'imdb'"),
         ({"files": {"dev": "x.csv"}}, ".files: a train split must be named, not {'dev': 'x.csv'}"),
         ({"files": {"train": "x", "validation": "y"}}, "files.validation: input should be 'train', 'dev' or 'test'"),
@@ -328,7 +354,12 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
         ({"text": ["a", "a"]}, ".text: one text column or two different ones must be named, not ['a', 'a']"),
         ({"text": ["a", "b", "c"]}, "one text column or two different ones must be named, not ['a', 'b', 'c']"),
         ({"labels": ["a"]}, ".labels: at least two different label names must be listed, not ['a']"),
-        ({"labels": ["a", "a"]}, ".labels: at least two different label names must be listed, not ['a', 'a']"),
+        ({"labels": ["a", "a", "b"]}, ".labels: each label name must be listed once, not ['a', 'a', 'b']"),
+        (
+            {"labels": {"a": "x", "b": "x"}},
+            ".labels: at least two different label names must be listed, not {'a': 'x', 'b': 'x'}",
+        ),
+        ({"labels": {True: "x"}}, "YAML reads an unquoted yes, no, on or off as a truth value, not {True: 'x'}"),
         ({"labels": [False, True]}, "YAML reads an unquoted yes, no, on or off as a truth value, not [False, True]"),
         ({"rows": {"train": 0}}, ".rows.train: input should be greater than 0, not 0"),
         ({"duplicates": ...}, ".duplicates is missing"),
