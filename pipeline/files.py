@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +53,16 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder; it replaces ``path`` only if the block ends without an error."""
+    """Give an empty temporary folder; it replaces ``path`` only if the block ends without an error.
+
+    Its files become readable for whoever the folder is: some libraries write weights for their owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_name(path)
     partial.mkdir()
     try:
         yield partial
+        _share(partial)
         sync_tree(partial)
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
@@ -71,6 +76,14 @@ def sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         _sync(path)
     _sync(folder)
+
+
+def _share(folder: Path) -> None:
+    """Give the files of a new folder the mode that the process gives to new files."""
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _partial_name(path: Path) -> Path:

@@ -192,6 +192,15 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_what_a_library_wrote_for_its_owner_alone_is_as_open_as_other_files(tmp_path: Path) -> None:
+    with folder_written_whole(tmp_path / "out") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").touch(mode=0o600)
+        (folder / "plain").touch()
+    modes = [(tmp_path / "out" / name).stat().st_mode for name in ("deep/weights", "plain")]
+    assert modes[0] == modes[1]
+
+
 def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
     with folder_written_whole(tmp_path / "a" / "b" / "out") as folder:
         (folder / "x").touch()
