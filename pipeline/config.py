@@ -111,14 +111,21 @@ def _merged_unions(faults: Sequence[Any]) -> list[Any]:
         if place == fault["loc"]:
             merged[place, fault["type"], fault["msg"]] = fault
         elif place in merged:
-            merged[place]["ctx"].append(_form(fault))
+            merged[place]["ctx"].append(_form(fault, place))
         else:
-            merged[place] = {**fault, "loc": place, "type": "no_form", "ctx": [_form(fault)]}
+            kind = "no_key" if "[key]" in fault["loc"] else "no_form"
+            merged[place] = {**fault, "loc": place, "type": kind, "ctx": [_form(fault, place)]}
     return list(merged.values())
 
 
-def _form(fault: Any) -> str:
-    return "it may be a mapping of settings" if fault["type"] in ("model_type", "dict_type") else _wanted(fault)
+def _form(fault: Any, place: tuple[Any, ...]) -> str:
+    """What one of the forms of a setting wants; ``place`` is the setting's."""
+    if fault["type"] in ("model_type", "dict_type"):
+        return "it may be a mapping of settings"
+    inner = ".".join(str(part) for part in fault["loc"][len(place) :] if not FORM.search(str(part)))
+    if inner and fault["type"] == "extra_forbidden":
+        return f"{inner} is not a setting known here"
+    return f"{inner}: {_wanted(fault)}" if inner else _wanted(fault)
 
 
 def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
@@ -127,12 +134,17 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
     spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
     where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:
+        case "missing" if lookup(params, where) is None and _stands(params, where):
+            return f"{where} is empty; write its settings, or {{}} for none of its own"
         case "missing":
             hint = _nearest(where, params) if not inner else f" (or {spelled[-1]})" if len(spelled) > 1 else ""
             return f"{where} is missing{hint}"
-        case "no_form":
+        case "no_key":
             return f"{where}: {'; or '.join(dict.fromkeys(fault['ctx']))}"
-        case "value_error" if len(repr(fault["input"])) > LONGEST_SHOWN:
+        case "no_form":
+            forms, given = "; or ".join(dict.fromkeys(fault["ctx"])), lookup(params, where)
+            return f"{where}: {forms}" + (f", not {given!r}" if given is not None and len(repr(given)) <= LONGEST_SHOWN else "")
+        case "value_error" if fault["input"] is None or len(repr(fault["input"])) > LONGEST_SHOWN:
             return f"{where}: {_wanted(fault)}"
         case "extra_forbidden":
             return f"{where} is not a setting known here (value: {fault['input']!r})"
@@ -142,6 +154,13 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'] == 'int_type')}"
         case _:
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
+
+
+def _stands(params: dict[str, Any], place: str) -> bool:
+    """Whether a name is written down, with or without a value."""
+    above, _, name = place.rpartition(".")
+    section = lookup(params, above) if above else params
+    return isinstance(section, dict) and name in section
 
 
 def _place_of(spelled: list[str], params: dict[str, Any], absent: bool) -> str:

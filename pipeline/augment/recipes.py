@@ -1,8 +1,8 @@
 """What each variant is made of, and what of the settings decides its bytes. Knows settings; computes nothing."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.teacher import Precision
@@ -38,11 +38,17 @@ class ScoreSettings(Settings):
     """After which of the teacher's layers, counted from 1, states are kept for ``objective.hidden``; [] keeps none."""
 
 
+def _lists(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(recipe, str) for recipe in value):
+        raise ValueError("a recipe is a list of steps, and there may be several: write [[mask], [swap]]")
+    return value
+
+
 class AugmentSettings(Settings):
     """What is stored of every training example beside its score."""
 
     variants: Annotated[int, Field(ge=0)]
-    recipes: Annotated[list[Recipe], Field(min_length=1)]
+    recipes: Annotated[list[Recipe], Field(min_length=1), BeforeValidator(_lists)]
     """They take turns: variant 1 has the first, and after the last comes the first again."""
     perturbation: PerturbationSettings
     keep_label: bool

@@ -28,6 +28,7 @@ from pipeline.order import Piece
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.shards.schema import Content
 from pipeline.tasks import Floats, Task, measure, predictions
 
 LINEAGE_FILE = "lineage.json"
@@ -51,11 +52,11 @@ class Sources:
         Raises:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
         """
-        known = Shards(scores)
+        known = _holding("scores", scores)
         check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
         if shards is None:
             return cls(teacher, known, None)
-        variants = Shards(shards)
+        variants = _holding("perturbations", shards)
         check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
         made_from = {"scores": variants.manifest.details["scores"]}
         check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
@@ -69,6 +70,17 @@ class Sources:
     def task(self) -> Task:
         """Of the scores."""
         return self.scores.manifest.task
+
+
+def _holding(content: Content, folder: Path) -> Shards:
+    """The shards of a folder, if they are what it was named for."""
+    found = Shards(folder)
+    if found.manifest.content != content:
+        words = {"scores": "the scores of untouched inputs, which the stage score writes"}
+        raise ShardMismatch(
+            f"{folder} holds not {words.get(content, 'variants, which the stage augment writes')}; name that folder"
+        )
+    return found
 
 
 def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:

@@ -15,6 +15,8 @@ from pipeline.tasks import Split, Task
 
 MANIFEST_FILE = "manifest.json"
 
+NOT_COMPLETE = "{} does not exist, so the shards are not complete; make them with dvc repro"
+
 Key = dict[str, Any]
 """Named hashes and settings that decide a shard's bytes; printed, compared and diffed by name."""
 
@@ -98,7 +100,7 @@ class Manifest(Settings):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as cause:
-            raise ShardMismatch(f"{path} does not exist, so the shards are not complete; make them with dvc repro") from cause
+            raise ShardMismatch(NOT_COMPLETE.format(path)) from cause
         except ValueError as cause:
             raise ShardMismatch(f"{path} is damaged ({cause}); delete the folder and make it again with dvc repro") from cause
         found = content.get("format_version") if isinstance(content, dict) else None
@@ -118,8 +120,15 @@ class Manifest(Settings):
 
 
 def manifest_hash(folder: Path) -> str:
-    """The hash that names a complete set of shards."""
-    return sha256_of(folder / MANIFEST_FILE)
+    """The hash that names a complete set of shards.
+
+    Raises:
+        ShardMismatch: there is no manifest.
+    """
+    try:
+        return sha256_of(folder / MANIFEST_FILE)
+    except FileNotFoundError as cause:
+        raise ShardMismatch(NOT_COMPLETE.format(folder / MANIFEST_FILE)) from cause
 
 
 def key_hash(key: Key) -> str:

@@ -115,6 +115,28 @@ def after(fault: str, start: str) -> str:
     return fault.split(start)[1].split(")")[0]
 
 
+class Forms(Settings):
+    """Settings that may be written in several ways."""
+
+    radius: float | Fit
+
+
+def test_of_a_setting_with_several_forms_what_each_wants_is_told_and_what_was_given(write: Write) -> None:
+    class Several(Settings):
+        search: Forms
+
+    path = write("params.yaml", "search: {radius: {epochs: 1, rate: 0.5, flip: 1}}")
+    assert faults(path, Several, search="search") == [
+        "search.radius: input should be a valid number; or flip is not a setting known here, "
+        "not {'epochs': 1, 'rate': 0.5, 'flip': 1}"
+    ]
+
+
+def test_a_section_without_settings_is_empty_and_not_missing(write: Write) -> None:
+    path = write("params.yaml", "fit:\nrun: {out: x}")
+    assert faults(path) == ["fit is empty; write its settings, or {} for none of its own"]
+
+
 @given(number=st.floats(1e-12, 1e12), digits=st.integers(0, 16))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 def test_a_number_that_yaml_takes_for_text_comes_with_a_spelling_that_works(write: Write, number: float, digits: int) -> None:

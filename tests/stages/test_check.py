@@ -126,6 +126,7 @@ def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Ca
         ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
         ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
         ({"augment.recipes": [["masked_lm"]]}, "augment: a recipe asks for masked_lm, so the setting masked_lm must say"),
+        ({"augment.recipes": ["mask", "swap"]}, "augment.recipes: a recipe is a list of steps, and there may be several"),
         ({"augment.recipes": []}, "augment.recipes: list should have at least 1 item"),
         ({MOVIES: 5}, "tasks.movies: must be a mapping of names to settings, not 5"),
         ({MOVIES: None, "tasks.a": []}, "tasks.a: must be a mapping of names to settings, not []"),

@@ -141,6 +141,14 @@ def test_perturbations_of_other_scores_are_refused(made: Folders, teacher: Path,
         distill("half", made[0], shards, teacher, student_settings(), tmp_path / "half")
 
 
+def test_scores_and_variants_are_not_taken_for_each_other(made: Folders, teacher: Path, tmp_path: Path) -> None:
+    scores, shards = made
+    with pytest.raises(ShardMismatch, match=f"^{scores} holds not variants, which the stage augment writes; name that folder$"):
+        distill("half", scores, scores, teacher, student_settings(), tmp_path / "half")
+    with pytest.raises(ShardMismatch, match=f"^{shards} holds not the scores of untouched inputs, which the stage score"):
+        distill("half", shards, shards, teacher, student_settings(), tmp_path / "half")
+
+
 def test_a_missing_shard_and_a_flipped_byte_are_named_together(made: Folders, teacher: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(made[1], tmp_path / "shards")
     gone, broken, *_ = sorted(shards.glob("*.arrow"))
