@@ -121,9 +121,10 @@ def _effect(report: TaskReport, best: Result) -> str:
     student = compared[0]
     found = difference(report, student)
     assert found is not None, "chosen because it has a control"
-    said = {"better": "help", "worse": "hurt"}.get(verdict(student), "make no measurable difference")
+    subject, said = _perturbed_by(report, student), {"better": "help", "worse": "hurt"}.get(verdict(student))
+    untold = f"This run cannot tell whether {subject[0].lower()}{subject[1:]} help"
     return (
-        f"{_perturbed_by(report, student)} {said}: "
+        f"{f'{subject} {said}' if said else untold}: "
         f"{student.model} differs by {_signed(found)} {metric_name(report.task)} "
         f"from {student.control}, its control trained without them "
         f"(95% interval {_signed(student.interval_low)} to {_signed(student.interval_high)})."

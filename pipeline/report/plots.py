@@ -21,6 +21,7 @@ from pipeline.report.facts import TEACHER, Result, TaskReport, metric_name
 SERIES = 8
 """Colours for students; the ninth starts again with the first."""
 
+DEV_NOTE = "The teacher is dashed. The axis begins at the lowest value from the second epoch on."
 LOSS_NOTE = "Students only. Each has the loss of its own objective: compare shapes, not heights."
 
 INK, MUTED, GRID, PANEL = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
@@ -93,7 +94,7 @@ def training(report: TaskReport) -> list[Picture]:
     metric = metric_name(report.task)
     everyone = [r.model for r in report.results]
     return [
-        _curves(report, "dev", f"dev {metric}", everyone, f"Dev {metric} by epoch", "The teacher is dashed."),
+        _curves(report, "dev", f"dev {metric}", everyone, f"Dev {metric} by epoch", DEV_NOTE, from_epoch=2),
         _curves(report, "loss", "training loss", everyone[1:], "Training loss by epoch", LOSS_NOTE),
     ]
 
@@ -119,7 +120,10 @@ def divergence(report: TaskReport) -> Picture:
     return Picture(title, note, _svg(figure, report, title, said))
 
 
-def _curves(report: TaskReport, column: str, label: str, models: list[str], title: str, note: str) -> Picture:
+def _curves(
+    report: TaskReport, column: str, label: str, models: list[str], title: str, note: str, from_epoch: int = 1
+) -> Picture:
+    """A line a model; the axis reaches down to what lies at ``from_epoch`` or later."""
     figure, axes = _figure("epoch", label)
     colours = dict(zip([r.model for r in report.results], _colours(report), strict=True))
     ends = []
@@ -130,6 +134,9 @@ def _curves(report: TaskReport, column: str, label: str, models: list[str], titl
             axes.plot(history["epoch"], history[column], style, marker="o", markersize=3.5, color=colours[model])
             ends.append(f"{model} ends at {history[column].iloc[-1]:.3f}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    later = report.training[report.training["epoch"] >= from_epoch][column]
+    if from_epoch > 1 and later.nunique() > 1:
+        axes.set_ylim(bottom=_widened(later.tolist())[0])
     return Picture(title, note, _svg(figure, report, title, "; ".join(ends)))
 
 
@@ -211,6 +218,7 @@ def _name_points(figure: Figure, axes: Axes, results: Sequence[Result], colours:
         chosen = min(free, key=lambda n: (abs(shifts[n][1]), n), default=0)
         taken.append(boxes[chosen])
         place: Any = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9.5}
+        place["bbox"] = {"facecolor": PANEL, "edgecolor": "none", "pad": 1.0}  # the line goes behind the names
         axes.annotate(result.model, (result.latency_ms, result.value), shifts[chosen], color=colour, **place)
 
 

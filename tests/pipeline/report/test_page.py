@@ -163,9 +163,9 @@ def test_the_headline_names_the_best_student_and_what_it_keeps(movies: TaskRepor
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (-0.01, 0.02, "The perturbations make no measurable difference: "),
-        (0.0, 0.02, "The perturbations make no measurable difference: "),
-        (-0.02, 0.0, "The perturbations make no measurable difference: "),
+        (-0.01, 0.02, "This run cannot tell whether the perturbations help: "),
+        (0.0, 0.02, "This run cannot tell whether the perturbations help: "),
+        (-0.02, 0.0, "This run cannot tell whether the perturbations help: "),
         (0.001, 0.02, "The perturbations help: "),
         (-0.03, -0.004, "The perturbations hurt: "),
     ],
