@@ -12,6 +12,7 @@ from pipeline.config import Settings
 from pipeline.corpus.preparation import TASK_NAME, CorpusSettings
 from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import ScoutSettings, StudentSettings
+from pipeline.distill.student import Checkpoint, check_size
 from pipeline.distill.uses import check_use
 from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
@@ -67,7 +68,8 @@ MAPPINGS = ("tasks", "students")
 def main(params: Path) -> None:
     """Read all of params.yaml and list every unknown, missing or mistyped setting at once.
 
-    Each stage checks what it reads; this checks everything before the first stage starts.
+    Each stage checks what it reads; this checks everything before the first stage starts. What depends on a table, or on a
+    model that is not there yet, is found by the stage that reads it.
     """
     faults = faults_of(params)
     if faults:
@@ -143,6 +145,7 @@ def _use_faults(path: Path) -> list[str]:
         if student.objective.hidden and not sections.score.hidden:
             faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
         for task in content["tasks"]:
+            faults += _size_faults(name, Path(content["tasks"][task]["teacher"]["model"]), student)
             made = config.load(path, OneAugment, augment=config.existing(path, "augment", f"tasks.{task}.augment")).augment
             snapshots = config.lookup(content, f"scouts.{task}.snapshots") if made.aims() else 0
             try:
@@ -153,6 +156,17 @@ def _use_faults(path: Path) -> list[str]:
             except PipelineError as fault:
                 faults.append(f"students.{name}, task {task}: {fault}")
     return faults
+
+
+def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:
+    """What of a student's size its teacher does not have, where the model that becomes the teacher is there to ask."""
+    if isinstance(student.start, Checkpoint) or not (model / "config.json").is_file():
+        return []
+    try:
+        check_size(model, student)
+    except (PipelineError, OSError, ValueError) as fault:
+        return [f"students.{name}: {fault}"]
+    return []
 
 
 def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
@@ -119,6 +119,16 @@ def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> 
             f"start from another checkpoint, or set teacher.max_length to {longest} or less"
         )
     return load_classifier(start.checkpoint, Task.read(folder))
+
+
+def check_size(model: Path, size: SizeSettings) -> None:
+    """Refuse a size that the model in a folder cannot be cut to, by its configuration alone.
+
+    Raises:
+        PipelineError: it has no such layers, or the widths do not go together.
+    """
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    smaller_config(config, size, chosen_layers(size.layers, config.num_hidden_layers))
 
 
 def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:

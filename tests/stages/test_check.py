@@ -8,6 +8,7 @@ import yaml
 from click.testing import CliRunner
 
 from stages.check import main
+from tests.world import make_task, save_teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,6 +179,24 @@ def test_what_a_student_wants_and_no_stage_makes_is_told_before_any_runs(
     assert status == 1
     assert sentence in text, text
     assert "half_plain" not in text or "objective.hidden" in text or "regression" in text, "the control wants no variants"
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ({"layers": 5}, "students.half: layers: 5 cannot be taken from a teacher of 4 layers, numbered 0 to 3; give a number"),
+        ({"layers": 2, "hidden": 64}, "students.half: hidden_size: 64 is more than the teacher's 32"),
+        ({"layers": 2, "hidden": 30, "heads": 4}, "students.half: hidden: 30 cannot be shared by heads: 4"),
+    ],
+)
+def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_made(
+    size: dict[str, Any], sentence: str, write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    at = {f"{MOVIES}.teacher.model": str(save_teacher(tmp_path / "pretrained", make_task())), "students": {"half": size}}
+    status, text = check(write("params.yaml", changed(at)))
+    assert status == 1
+    assert sentence in text, text
+    assert check(write("params.yaml", changed(at | {"students": {"half": {"layers": 2}}})))[0] == 0
 
 
 def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:
