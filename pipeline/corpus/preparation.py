@@ -140,7 +140,7 @@ class Prepared:
     tables: dict[Split, pa.Table]
     """Columns id, text_a, text_b (pairs only), label (int32 index or float32 value; null where there is none)."""
     notes: dict[str, int]
-    """What was left out: reason to number of rows."""
+    """What was left out: reason to number of rows; and what is allowed but looks like a mistake."""
 
     def save(self, folder: Path) -> None:
         """Write ``<split>.parquet`` of every split, and the task."""
@@ -167,6 +167,8 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, found), tables, settings, notes, found)
     found.raise_any(f"task {task_name}")
+    if kind == "classification":
+        notes.update(_oddities(examples, names))
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
     return Prepared(task, {split: _arrow(examples[split], task) for split in SPLITS}, dict(+notes))
 
@@ -297,6 +299,22 @@ def _examples(parts: Parts, tables: OwnSplits, settings: CorpusSettings, notes: 
     if "train" in examples:
         check_varied(list(examples["train"].values()), "train split", found)
     return examples
+
+
+def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:
+    """How often labels contradict each other, or are too rare to be learnt."""
+    labels: dict[tuple[str, ...], set[str | float | None]] = {}
+    for row in (row for part in examples.values() for row in part.values() if row.label is not None):
+        labels.setdefault(row.key, set()).add(row.label)
+    in_train = Counter(row.label for row in examples["train"].values())
+    labelled = any(row.label is not None for row in examples["train"].values())
+    return {
+        "text(s) with different labels": sum(len(found) > 1 for found in labels.values()),
+        "label(s) without a train row": sum(not in_train[name] for name in names) if labelled else 0,
+        "label(s) with a single train row; if they are quantities, the kind is regression": sum(
+            in_train[name] == 1 for name in names
+        ),
+    }
 
 
 def _arrow(examples: Mapping[str, Row], task: Task) -> pa.Table:

@@ -107,7 +107,9 @@ def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> N
 def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
     table(folder / "x.csv", ROWS)
     lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
-    assert [line.endswith(", mixed 0") for line in lines] == [True] * 3
+    *splits, note = lines
+    assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
+    assert note == "note: 1 label(s) without a train row"
 
 
 def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:

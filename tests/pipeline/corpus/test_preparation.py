@@ -267,6 +267,16 @@ def test_label_names_do_not_belong_to_regression(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_that_contradict_each_other_or_are_rare_are_counted(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, ("the same", "good"), ("the same ", "bad"), ("once", "rare")])
+    result = prepared(files=files, labels=["bad", "good", "rare", "never"])
+    assert result.notes == {
+        "text(s) with different labels": 1,
+        "label(s) without a train row": 1,
+        "label(s) with a single train row; if they are quantities, the kind is regression": 1,
+    }
+
+
 def test_dropped_duplicates_and_capped_rows_are_counted(tmp_path: Path, files: dict[str, str]) -> None:
     files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, ("dev text 1", "good"), (" test text 1", "bad")])
     files["dev"] = tsv(tmp_path / "dev.tsv", [*DEV, ("test text 1", "bad")])
