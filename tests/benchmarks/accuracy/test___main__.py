@@ -11,7 +11,7 @@ from benchmarks.accuracy.results import read_results
 from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.test_results import CURVE, result
 
-VALUES = {"kd": 0.8, "own": 0.82}
+VALUES = {"kd": 0.8, "kd_hard": 0.82}
 
 
 @pytest.fixture
@@ -58,10 +58,12 @@ def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, made: li
 def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, made: list[str]) -> None:
     start(tmp_path)
     options = ["--results", str(tmp_path / "accuracy.csv"), "--pictures", str(tmp_path / "pictures")]
-    shown = CliRunner().invoke(suite.main, ["show", "--study", "any", "--best", "own", *options], catch_exceptions=False).output
+    shown = (
+        CliRunner().invoke(suite.main, ["show", "--study", "any", "--best", "kd_hard", *options], catch_exceptions=False).output
+    )
     assert "### half, 500 rows, 2 epochs" in shown
     assert "| trec | 93.0 | 81.5 | 83.5 | +2.0 | 89.8% |" in shown
-    assert "| `own` | own gradient, radius 0.1 | `kd` | 1: 2 | +2.0 | +2.0 | – | +0.0 | 1.0× | 1.0× |" in shown
+    assert "| `kd_hard` | kd and the labels | `kd` | 1: 2 | +2.0 | +2.0 | – | +0.0 | 1.0× | 1.0× |" in shown
     drawn = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
     assert set(drawn) == {"any_schedules.svg", "any_curves.svg", "any_differences.svg"}
     assert all(text.startswith("<?xml") for text in drawn.values())
@@ -72,29 +74,29 @@ def test_a_control_that_is_shown_as_best_is_not_compared_with_itself(tmp_path: P
     options = ["show", "--study", "any", "--best", "kd", "--results", str(tmp_path / "accuracy.csv")]
     shown = CliRunner().invoke(suite.main, options, catch_exceptions=False).output
     assert "kd − kd" not in shown
-    assert "| `own` |" in shown
+    assert "| `kd_hard` |" in shown
     assert not any(line.startswith("| `kd` |") for line in shown.splitlines())
 
 
 def test_a_row_of_another_arm_than_it_was_is_not_shown(tmp_path: Path, made: list[str]) -> None:
     start(tmp_path)
     table = tmp_path / "accuracy.csv"
-    table.write_text(table.read_text().replace('""adversary"":""student""', '""adversary"":""none""'))
+    table.write_text(table.read_text().replace('""hard"":0.5', '""hard"":0.4'))
     shown = (
         CliRunner()
-        .invoke(suite.main, ["show", "--study", "any", "--best", "own", "--results", str(table)], catch_exceptions=False)
+        .invoke(suite.main, ["show", "--study", "any", "--best", "kd_hard", "--results", str(table)], catch_exceptions=False)
         .output
     )
     assert "4 of 8 runs of any are finished" in shown
-    assert "own" not in shown
+    assert "kd_hard" not in shown
 
 
 def test_an_arm_that_the_study_lacks_is_refused_and_one_without_runs_has_no_pictures(tmp_path: Path, made: list[str]) -> None:
     options = ["show", "--study", "any", "--results", str(tmp_path / "accuracy.csv"), "--pictures", str(tmp_path / "pictures")]
     refused = CliRunner().invoke(suite.main, [*options, "--best", "edits"])
     assert refused.exit_code == 1
-    assert "any has no arm edits; name one of its own with --best: kd, own" in refused.output
-    early = CliRunner().invoke(suite.main, [*options, "--best", "own"], catch_exceptions=False)
+    assert "any has no arm edits; name one of its own with --best: kd, kd_hard" in refused.output
+    early = CliRunner().invoke(suite.main, [*options, "--best", "kd_hard"], catch_exceptions=False)
     assert early.exit_code == 0
     assert "0 of 8 runs of any are finished" in early.output
     assert not (tmp_path / "pictures").exists()
