@@ -1,7 +1,7 @@
 """Does it work, when, and at what cost: students of every arm, and the tables of what came out."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
 from benchmarks.accuracy.masked_lm import train_masked_lm
+from benchmarks.accuracy.page import filled_in
 from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import IDENTITY, add_result, curves_of, finished, read_results
 from benchmarks.accuracy.studies import runs_of
 from pipeline.errors import PipelineError
-from pipeline.files import canonical_json
+from pipeline.files import canonical_json, written_whole
 from stages.command import folder_option, stage
 
 RESULTS = Path("benchmarks/results/accuracy.csv")
+PAGE = Path("benchmarks/RESULTS.md")
 
 CONTROLS = ("ft", "kd", "copies", "kd_long")
 """Arms that see untouched inputs alone, which stand in every table and picture."""
@@ -43,7 +45,7 @@ teacher_option = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The accuracy suite: `run` adds finished runs to a table, `show` tells what it says,
+    """The accuracy suite: `run` adds finished runs to a table, `show` tells what it says, `fill` brings a page up to date,
 
     `masked-lm` trains a model for the arm that edits texts with one.
     """
@@ -99,35 +101,52 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 @folder_option("--pictures", "Folder to draw what arms gain and how students learn into.", required=False)
 def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
+    click.echo(told(study, best, left_out, results, pictures))
+
+
+@stage
+@click.option("--page", default=PAGE, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="To be filled.")
+@results_option
+def fill(page: Path, results: Path) -> None:
+    """Bring the tables of a page up to date: below each line <!-- show STUDY BEST --> what `show` prints of it."""
+    filled = filled_in(page.read_text(encoding="utf-8"), lambda study, best: told(study, best, (), results, None))
+    with written_whole(page) as partial:
+        partial.write_text(filled, encoding="utf-8")
+
+
+def told(study: str, best: str, left_out: Collection[str], results: Path, pictures: Path | None) -> str:
+    """What `show` prints; pictures are drawn beside it where there is a folder for them."""
     wanted = [run for run in runs_of(study) if run.case.task not in left_out]
     found = current(read_results(results), {identity(run) for run in wanted})
-    click.echo(f"{len(found)} of {len(wanted)} runs of {study} are finished")
+    lines = [f"{len(found)} of {len(wanted)} runs of {study} are finished"]
     named = list(dict.fromkeys(run.arm for run in wanted))
     if best not in named:
         raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
     arms = [arm for arm in named if arm in set(found["arm"])]
-    told = dict[str, list[Comparison]]()
+    compared_by = dict[str, list[Comparison]]()
     for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
         title = f"{student}, {rows or 'all'} rows, {epochs} epochs"
-        click.echo(f"\n### {title}\n")
+        lines += ["", f"### {title}", ""]
         present = [arm for arm in arms if arm in set(group["arm"])]
         if best in present:
             shown = by_task(group, [*(arm for arm in present if arm != best), best])
             gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown and arm != best]
-            click.echo(tables.headline(shown, gains, best) + "\n")
+            lines += [tables.headline(shown, gains, best), ""]
         controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
         if best in present:
             controls += [(best, arm) for arm in CONTROLS if arm in present and arm != best and (best, arm) not in controls]
         pairs = [each for each in (compared(group, arm, control) for arm, control in controls) if each.pairs]
-        click.echo(tables.arms(pairs, {arm: all_arms()[arm].means for arm in present}))
-        told |= {title: pairs} if pairs else {}
-    if pictures is not None and told:
-        differences(told, pictures / f"{study}_differences.svg")
+        means = {arm: all_arms()[arm].means for arm in present}
+        lines += [tables.arms(pairs, means) if pairs else f"no pair yet, only {', '.join(present)}"]
+        compared_by |= {title: pairs} if pairs else {}
+    if pictures is not None and compared_by:
+        differences(compared_by, pictures / f"{study}_differences.svg")
     if pictures is not None and best in arms:
         drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
         if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(found, drawn, pictures / f"{study}_schedules.svg")
         curves(curves_of(cases_of(found, best), results), drawn, pictures / f"{study}_curves.svg")
+    return "\n".join(lines)
 
 
 @stage
@@ -171,6 +190,7 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 main.add_command(run, "run")
 main.add_command(show, "show")
+main.add_command(fill, "fill")
 main.add_command(masked_lm, "masked-lm")
 
 if __name__ == "__main__":
