@@ -155,7 +155,8 @@ def settings_of(key: Key) -> str:
         names = [name for name in sorted(key) if name not in NO_SETTING]
         return ", ".join(f"{name} {_short(key[name])}" for name in names) or "–"
     recipe = "+".join(map(str, key.get("recipe", ())))
-    edits = [_short(value) for name, value in sorted(key.items()) if isinstance(value, dict) and name != "perturbation"]
+    others = [(name, value) for name, value in sorted(key.items()) if name not in {"perturbation", *NO_SETTING}]
+    edits = [_short(value) for _, value in others if isinstance(value, dict)]
     return ", ".join([*([recipe] if recipe else []), *edits, *_search(key)])
 
 

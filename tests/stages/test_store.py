@@ -80,7 +80,7 @@ def test_list_shows_each_set_with_who_uses_it(data: Path) -> None:
     assert weaker.rstrip().endswith("unused")
     assert "radius 0.4, int8" in stronger
     assert stronger.rstrip().endswith(str(data / "shards"))
-    assert weaker.split()[-4:-1] == [str(len(Shards(data / "shards").manifest.shards)), "120", "0.09"]
+    assert weaker.split()[-4:-1] == [str(len(Shards(data / "shards").manifest.shards)), "120", "0.10"]
     assert totals.startswith(f"{data / 'store'}: 3 sets, ")
     assert "340 rows" in totals
     assert "2 notes, 0 partial files, 0 damaged or incomplete as far as sizes tell" in totals
@@ -148,7 +148,7 @@ def test_gc_deletes_nothing_unless_told(data: Path) -> None:
     result = on(data, "gc")
     assert result.exit_code == 0, result.output
     assert held(data) == before
-    assert "would be deleted:\n  - 8 shards, 0.10 MB: set " in result.stdout
+    assert "would be deleted:\n  - 8 shards, 0.11 MB: set " in result.stdout
     assert "radius 0.2, int8" in result.stdout
     assert "radius 0.4" not in result.stdout
     assert "nothing was deleted, --delete does it" in result.stdout
@@ -185,7 +185,7 @@ def test_gc_says_that_linked_shards_free_nothing(data: Path) -> None:
     shutil.rmtree(data / "scores")
     (data / "keeps-links" / "manifest.json").unlink()
     result = on(data, "gc", "--everything")
-    assert "of 9 shards, 0.03 MB, another folder has a link: they free nothing until it goes" in result.stdout
+    assert "of 9 shards, 0.04 MB, another folder has a link: they free nothing until it goes" in result.stdout
     total = sum(len(content) for content in held(data).values())
     linked = sum(path.stat().st_size for path in (data / "keeps-links").iterdir())
     assert f"would free {total - linked:,} bytes" in result.stdout

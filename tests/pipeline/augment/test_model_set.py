@@ -82,7 +82,7 @@ def test_every_snapshot_of_the_scout_is_loaded_once(folders: ModelFolders) -> No
 
 
 def test_each_model_is_loaded_once_and_only_when_it_is_needed(folders: ModelFolders) -> None:
-    models = ModelSet(ModelFolders(folders.teacher, Path("nowhere"), words_of("nowhere")), "float32")
+    models = ModelSet(ModelFolders(folders.teacher, Path("there/is/nowhere"), words_of("there/is/nowhere")), "float32")
     assert models.teacher is models.teacher
     with pytest.raises(PipelineError, match="nowhere"):
         models.scout(1)
