@@ -9,7 +9,8 @@ from pipeline import config
 from pipeline.augment.plans import aim_faults, kind_faults
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.config import Settings
-from pipeline.corpus.preparation import TASK_NAME, CorpusSettings
+from pipeline.corpus.preparation import TASK_NAME
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Checkpoint, check_size

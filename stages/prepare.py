@@ -10,7 +10,8 @@ import pyarrow.compute
 import pyarrow.parquet
 
 from pipeline import config
-from pipeline.corpus.preparation import CorpusSettings, prepare
+from pipeline.corpus.preparation import prepare
+from pipeline.corpus.settings import CorpusSettings
 from pipeline.files import folder_written_whole, sha256_of, write_json
 from pipeline.tasks import Kind, Metric, Task
 from stages.command import folder_option, params_option, stage

@@ -24,6 +24,7 @@ ORDER = [
     "pipeline.ray_session",
     "pipeline.progress",
     "pipeline.tasks",
+    "pipeline.corpus.settings",
     "pipeline.corpus.faults",
     "pipeline.corpus.tables",
     "pipeline.corpus.rows",

@@ -1,0 +1,106 @@
+"""How a person describes a corpus: where it is, its columns, its label names. Knows no file and no row."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from pipeline.config import Settings
+from pipeline.tasks import Split
+
+
+def _files(value: Any) -> Any:
+    return {"train": value} if isinstance(value, str) else value
+
+
+def _columns(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _names(value: Any) -> Any:
+    """A list stands for the mapping of each name to itself."""
+    if isinstance(value, list):
+        if any(value.count(name) > 1 for name in value):
+            raise ValueError("each label name must be listed once")
+        value = list(zip(value, value, strict=True))
+    elif isinstance(value, dict):
+        value = list(value.items())
+    else:
+        return value
+    if any(isinstance(name, bool) for pair in value for name in pair):
+        raise ValueError("labels must be names or integers; YAML reads an unquoted yes, no, on or off as a truth value")
+    return {_name(written): _name(name) for written, name in value}
+
+
+def _name(value: Any) -> Any:
+    return str(value).strip() if isinstance(value, str | int) else value
+
+
+def _has_train(value: dict[Split, str]) -> dict[Split, str]:
+    if "train" not in value:
+        raise ValueError("a train split must be named")
+    return value
+
+
+def _one_or_two(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) != len(value) or len(value) not in (1, 2):
+        raise ValueError("one text column or two different ones must be named")
+    return value
+
+
+def _distinct(value: dict[str, str]) -> dict[str, str]:
+    if len({*value.values()}) < 2 or "" in {*value, *value.values()}:
+        raise ValueError("at least two different label names must be listed")
+    return value
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Tables = Annotated[dict[Split, str], BeforeValidator(_files), AfterValidator(_has_train)]
+
+
+class CorpusSettings(Settings):
+    """Where the raw data of a task is and how it is read; exactly one of ``files`` and ``hub`` is given."""
+
+    files: Tables | None = None
+    """One table, or a table for each split; csv, tsv, jsonl or parquet."""
+    hub: str | None = Field(default=None, validate_default=True)
+    """A hub id, or a local folder in hub layout."""
+    config: str | None = None
+    revision: str | None = None
+    splits: Annotated[dict[Split, str], AfterValidator(_has_train)] | None = None
+    """Our split names to the hub set's; splits not named are not read. Absent: the usual names."""
+    text: Annotated[tuple[str, ...], BeforeValidator(_columns), AfterValidator(_one_or_two)]
+    """One text column, or two for pairs."""
+    label: str
+    """The label column. The train table may lack it, and any train row its label: students learn from the teacher's answers."""
+    labels: Annotated[dict[str, str], BeforeValidator(_names), AfterValidator(_distinct)] | None = None
+    """Label names in the order of the logits, each as the table has it to what it is called from then on; a list where both are
+    the same. Absent: those the corpus declares, else those found in it, sorted."""
+    dev: Share | None = None
+    """Share of the train table's rows that becomes the dev split where the corpus has none."""
+    test: Share | None = None
+    rows: dict[Split, Annotated[int, Field(gt=0)]] | None = None
+    """The most rows to keep of a split."""
+    duplicates: Literal["refuse", "drop"]
+    """A text in several splits: a fault, or kept in the later one of train, dev, test alone."""
+
+    @field_validator("hub")
+    @classmethod
+    def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
+        if "files" in info.data and (hub is None) == (info.data["files"] is None):
+            raise ValueError("exactly one of files and hub must be given")
+        return hub
+
+    @field_validator("config", "revision", "splits")
+    @classmethod
+    def _of_hub(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("files") is not None:
+            raise ValueError("this belongs to hub and must be left out with files")
+        return value
+
+    @field_validator("test")
+    @classmethod
+    def _leaves_train(cls, test: float | None, info: ValidationInfo) -> float | None:
+        dev = info.data.get("dev")
+        if test is not None and dev is not None and dev + test >= 1:
+            raise ValueError(f"dev ({dev}) and test together must be less than 1")
+        return test
