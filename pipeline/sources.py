@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.files import hash_of, sha256_of
 
@@ -29,9 +30,13 @@ class Build:
         sources = {".".join(path.relative_to(package.parent).with_suffix("").parts): sha256_of(path) for path in paths}
         return cls(sources, {name: importlib.metadata.version(name).partition("+")[0] for name in LIBRARIES})
 
-    def code_hash(self, *modules: ModuleType) -> str:
-        """Names the sources of modules, so that what another source computed is never taken for this one's."""
-        return hash_of({module.__name__: self.sources[module.__name__] for module in modules})
+    def naming(self, *modules: ModuleType) -> dict[str, Any]:
+        """What stands in keys, so that what other sources or libraries computed is never taken for what these would.
+
+        The hash of the modules' sources as ``code``, and the ``libraries``.
+        """
+        code = hash_of({module.__name__: self.sources[module.__name__] for module in modules})
+        return {"code": code, "libraries": dict(self.libraries)}
 
     def strange_to(self, other: "Build") -> list[str]:
         """What the other has otherwise: modules that this process has imported, and libraries with both versions."""

@@ -20,7 +20,13 @@ from pipeline.tasks import Task
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 SCORES: Key = {"content": "scores", "teacher": "ab" * 32, "batch_rows": 8}
 SEARCH = {"objective": "divergence", "norm": "l2", "radius": 0.0143, "steps": 1}
-PERTURBED: Key = {"content": "perturbations", "teacher": "ab" * 32, "code": "ef" * 32, "perturbation": SEARCH, "codec": "int8"}
+PERTURBED: Key = {
+    "content": "perturbations",
+    "teacher": "ab" * 32,
+    "computed_by": {"code": "ef" * 32},
+    "perturbation": SEARCH,
+    "codec": "int8",
+}
 STRONGER: Key = PERTURBED | {"perturbation": SEARCH | {"radius": 0.5}}
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -94,7 +100,7 @@ def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
 
 
 def student_key(student: str = "half", **changed: Any) -> Key:
-    return {"content": "student", "student": student, "teacher": "ab" * 32, "code": "ef" * 32} | changed
+    return {"content": "student", "student": student, "teacher": "ab" * 32, "computed_by": {"code": "ef" * 32}} | changed
 
 
 def keep_student(store: StudentStore, student: str = "half", **changed: Any) -> Key:

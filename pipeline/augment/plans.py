@@ -53,8 +53,7 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     """The key that all scores share, and the jobs of every split."""
     _check_layers(teacher, settings.hidden)
     decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
-    computed = {"code": BUILD.code_hash(*SCORING_CODE), "libraries": dict(BUILD.libraries)}
-    key: Key = lineage(teacher) | {"content": "scores", **decided, **computed}
+    key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": BUILD.naming(*SCORING_CODE)}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
         for split in SPLITS
@@ -105,8 +104,8 @@ class Augmentation:
             )
             snapshots = ScoutFolder(scout).hashes()
         # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
-        made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "code", "libraries")}
-        key = wanted | {"content": "perturbations", **made, "libraries": dict(BUILD.libraries)}
+        made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "computed_by")}
+        key = wanted | {"content": "perturbations", **made}
         return cls(source, settings, tuple(snapshots), key)
 
     @property
@@ -128,7 +127,7 @@ class Augmentation:
         note: Key = self.key | {
             "calibration": decided,
             "scout": list(self.snapshots),
-            "code": BUILD.code_hash(*_code_of(["perturb"]), calibration_code),
+            "computed_by": BUILD.naming(*_code_of(["perturb"]), calibration_code),
             "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
         }
         return note, Calibration(sample, self.settings, len(self.snapshots) or None)
@@ -155,7 +154,7 @@ class Augmentation:
 
     def _deciding(self, variant: int, radius: float) -> Key:
         recipe = self.settings.recipe(variant)
-        key = self.settings.deciding(variant, radius) | {"code": BUILD.code_hash(*_code_of(recipe))}
+        key = self.settings.deciding(variant, radius) | {"computed_by": BUILD.naming(*_code_of(recipe))}
         if "masked_lm" in recipe:
             key["masked_lm"] = key["masked_lm"] | self._candidates_key["masked_lm"]
         if (snapshot := self._snapshot(variant)) is not None:
@@ -182,8 +181,7 @@ class Augmentation:
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "code": BUILD.code_hash(masked_lm_code, words_code, text_edits_code, encoding, models),
-            "libraries": dict(BUILD.libraries),
+            "computed_by": BUILD.naming(masked_lm_code, words_code, text_edits_code, encoding, models),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:

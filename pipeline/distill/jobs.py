@@ -94,8 +94,7 @@ class StudentJob:
             "shards": manifest_hash(shards) if shards else None,
             "checkpoint": _named(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
-            "code": BUILD.code_hash(*CODE),
-            "libraries": dict(BUILD.libraries),
+            "computed_by": BUILD.naming(*CODE),
         }
 
     def _deciding(self) -> dict[str, Any]:

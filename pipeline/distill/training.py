@@ -76,10 +76,9 @@ def _holding(content: Content, folder: Path) -> Shards:
     """The shards of a folder, if they are what it was named for."""
     found = Shards(folder)
     if found.manifest.content != content:
-        words = {"scores": "the scores of untouched inputs, which the stage score writes"}
-        raise ShardMismatch(
-            f"{folder} holds not {words.get(content, 'variants, which the stage augment writes')}; name that folder"
-        )
+        wanted = "the scores of untouched inputs" if content == "scores" else "variants"
+        stage = "score" if content == "scores" else "augment"
+        raise ShardMismatch(f"{folder} holds not {wanted}, which the stage {stage} writes; name that folder")
     return found
 
 

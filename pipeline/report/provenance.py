@@ -23,7 +23,7 @@ def origins(report: TaskReport) -> list[tuple[str, Rows]]:
     """Titled definition tables: task, teacher, and how the perturbations were made."""
     scores, shards = report.scores, report.perturbations
     answers = ", ".join(report.task.labels) or "one value"
-    shown = ("content", "teacher", "tokenizer", "kind", "labels", "score_code", "score_libraries")
+    shown = ("content", "teacher", "tokenizer", "kind", "labels", "score_computed_by")
     others = [(name, value) for name, value in flattened(shards.key) if name.split(".")[0] not in shown]
     task = [("kind", report.task.kind), ("answers", answers), ("metric", report.task.metric), *_row_counts(scores)]
     recipes = " · ".join(" + ".join(recipe) for recipe in shards.recipes)

@@ -26,8 +26,8 @@ OF_ONE_SHARD = {"examples", "variant"}
 """Names of a key in which the shards of one set differ."""
 
 NO_SETTING = {
-    "content", "teacher", "tokenizer", "kind", "labels", "max_length", "format_version", "code", "libraries", "score_code",
-    "score_libraries", *OF_ONE_SHARD,
+    "content", "teacher", "tokenizer", "kind", "labels", "max_length", "format_version", "computed_by", "score_computed_by",
+    *OF_ONE_SHARD,
 }  # fmt: skip
 """Names of a key that are lineage or hashes and tell a person nothing of the settings."""
 

@@ -28,21 +28,23 @@ def test_libraries_are_named_by_the_version_that_all_builds_of_them_share() -> N
     assert all(version and "+" not in version for version in BUILD.libraries.values())
 
 
-def test_changed_code_has_another_hash_and_that_of_other_modules_stays() -> None:
+def test_what_stands_in_keys_changes_with_these_modules_and_with_libraries() -> None:
     changed = dataclasses.replace(BUILD, sources={**BUILD.sources, "pipeline.perturbation": "changed"})
-    assert BUILD.code_hash(encoding, perturbation) == BUILD.code_hash(perturbation, encoding)
-    assert changed.code_hash(encoding, perturbation) != BUILD.code_hash(encoding, perturbation)
-    assert changed.code_hash(encoding) == BUILD.code_hash(encoding)
+    assert BUILD.naming(encoding, perturbation) == BUILD.naming(perturbation, encoding)
+    assert changed.naming(encoding, perturbation) != BUILD.naming(encoding, perturbation)
+    assert changed.naming(encoding) == BUILD.naming(encoding)
+    upgraded = dataclasses.replace(BUILD, libraries={**BUILD.libraries, "torch": "2.0.0"})
+    assert upgraded.naming(encoding) != BUILD.naming(encoding)
 
 
 def test_a_file_that_is_edited_while_a_process_runs_changes_no_hash_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = BUILD.code_hash(perturbation)
+    before = BUILD.naming(perturbation)
     edited = tmp_path / "perturbation.py"
     edited.write_text("STEP = 2", encoding="utf-8")
     monkeypatch.setattr(perturbation, "__file__", str(edited))
-    assert BUILD.code_hash(perturbation) == before
+    assert BUILD.naming(perturbation) == before
 
 
 def test_what_another_process_computes_with_otherwise_is_named() -> None:

@@ -272,15 +272,15 @@ def test_a_masked_language_model_is_hashed_once_however_many_jobs_there_are(
 
 def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, teacher: Path, tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    def names(*modules: ModuleType) -> str:
-        return " ".join(sorted(module.__name__.rsplit(".", 1)[1] for module in modules))
+    def naming(*modules: ModuleType) -> list[str]:
+        return sorted({module.__name__.rsplit(".", 1)[1] for module in modules})
 
-    monkeypatch.setattr(plans, "BUILD", SimpleNamespace(code_hash=names, libraries={}))
+    monkeypatch.setattr(plans, "BUILD", SimpleNamespace(naming=naming))
     recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
     words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
     plan = Augmentation.of(scores, teacher, None, augment_settings(variants=5, recipes=recipes, masked_lm=words))
     jobs = plan.jobs(0.2, ShardStore(tmp_path))
-    code = {job.variant: set(job.key["code"].split()) for job in jobs}
+    code = {job.variant: set(job.key["computed_by"]) for job in jobs}
     everywhere = {"batches", "encoding", "inputs", "jobs", "models", "perturbation", "seeding", "teacher", "variants", "views"}
     edits, search, proposals = {"text_edits"}, {"codec"}, {"masked_lm", "words"}
     assert code == {
@@ -290,8 +290,8 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
         4: everywhere | edits | search,
         5: everywhere | edits | proposals,
     }
-    asked = {job.key["code"] for job in plan.candidates([job for job in jobs if job.variant == 5])}
-    assert asked == {"encoding masked_lm models text_edits words"}
+    for job in plan.candidates([job for job in jobs if job.variant == 5]):
+        assert job.key["computed_by"] == ["encoding", "masked_lm", "models", "text_edits", "words"]
 
 
 def test_a_radius_found_with_other_labels_is_not_remembered_for_these(

@@ -63,7 +63,7 @@ def test_shards_that_differ_in_examples_and_variant_alone_are_one_set(store: Sha
 
 def test_sets_that_look_alike_to_a_person_but_were_made_by_other_code_are_two(store: ShardStore, data: Path) -> None:
     add(store, PERTURBED)
-    add(store, PERTURBED | {"code": "00" * 32})
+    add(store, PERTURBED | {"computed_by": {"code": "00" * 32}})
     sets = upkeep.sets_of(store.contents(), look_for_uses([data], store))
     assert len({one.settings for one in sets}) == 1
     assert len({one.name for one in sets}) == 2
