@@ -1,39 +1,31 @@
 """Does it work, when, and at what cost: students of every arm, and the tables of what came out."""
 
 import fcntl
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 
-from benchmarks.accuracy import tables
-from benchmarks.accuracy.analysis import Comparison, by_task, cases_of, compared, current
-from benchmarks.accuracy.arms import Models, Run, all_arms
+from benchmarks.accuracy.arms import Models, Run
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
+from benchmarks.accuracy.findings import Findings
 from benchmarks.accuracy.masked_lm import train_masked_lm
 from benchmarks.accuracy.page import filled_in
-from benchmarks.accuracy.pictures import curves, differences, schedules
-from benchmarks.accuracy.results import IDENTITY, add_result, curves_of, finished, read_results
+from benchmarks.accuracy.results import add_result, finished
 from benchmarks.accuracy.studies import runs_of
 from pipeline.errors import PipelineError
-from pipeline.files import canonical_json, written_whole
+from pipeline.files import written_whole
 from stages.command import folder_option, stage
 
 RESULTS = Path("benchmarks/results/accuracy.csv")
 PAGE = Path("benchmarks/RESULTS.md")
 
-CONTROLS = ("ft", "kd", "copies", "kd_long")
-"""Arms that see untouched inputs alone, which stand in every table and picture."""
-
 results_option = click.option(
     "--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="Table of runs."
 )
-
-
 data_option = folder_option("--data", "Folder of the labelled sets, one folder a set with train.tsv, dev.tsv and test.tsv.")
 teacher_option = click.option(
     "--teacher",
@@ -72,7 +64,7 @@ def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: t
         params_of(each, place)  # what cannot be run is told before anything is
     failed = [each.name for number, each in enumerate(wanted, 1) if not _made(each, place, results, f"{number}/{len(wanted)}")]
     there = finished(results)
-    click.echo(f"{sum(identity(each) in there for each in wanted)} of {len(wanted)} runs are finished")
+    click.echo(f"{sum(each.identity in there for each in wanted)} of {len(wanted)} runs are finished")
     if failed:
         raise click.ClickException(f"{len(failed)} runs failed, as told above: {', '.join(failed)}")
 
@@ -80,7 +72,7 @@ def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: t
 def _made(run: Run, place: Place, results: Path, number: str) -> bool:
     """Make a run unless it is finished or another process is at it; false where it failed, which is told."""
     with claimed(place.work / "claims" / run.name) as free:
-        if not free or identity(run) in finished(results):
+        if not free or run.identity in finished(results):
             return True
         click.echo(f"== {number} {run.name}")
         try:
@@ -101,7 +93,10 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 @folder_option("--pictures", "Folder to draw what arms gain and how students learn into.", required=False)
 def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
-    click.echo(told(study, best, left_out, results, pictures))
+    found = Findings.of(study, best, left_out, results)
+    click.echo(found.told())
+    if pictures is not None:
+        found.draw(pictures)
 
 
 @stage
@@ -109,44 +104,10 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
 @results_option
 def fill(page: Path, results: Path) -> None:
     """Bring the tables of a page up to date: below each line <!-- show STUDY BEST --> what `show` prints of it."""
-    filled = filled_in(page.read_text(encoding="utf-8"), lambda study, best: told(study, best, (), results, None))
+    text = page.read_text(encoding="utf-8")
+    filled = filled_in(text, lambda study, best: Findings.of(study, best, (), results).told())
     with written_whole(page) as partial:
         partial.write_text(filled, encoding="utf-8")
-
-
-def told(study: str, best: str, left_out: Collection[str], results: Path, pictures: Path | None) -> str:
-    """What `show` prints; pictures are drawn beside it where there is a folder for them."""
-    wanted = [run for run in runs_of(study) if run.case.task not in left_out]
-    found = current(read_results(results), {identity(run) for run in wanted})
-    lines = [f"{len(found)} of {len(wanted)} runs of {study} are finished"]
-    named = list(dict.fromkeys(run.arm for run in wanted))
-    if best not in named:
-        raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
-    arms = [arm for arm in named if arm in set(found["arm"])]
-    compared_by = dict[str, list[Comparison]]()
-    for (student, rows, epochs), group in found.groupby(["student", "rows", "epochs"], sort=False):
-        title = f"{student}, {rows or 'all'} rows, {epochs} epochs"
-        lines += ["", f"### {title}", ""]
-        present = [arm for arm in arms if arm in set(group["arm"])]
-        if best in present:
-            shown = by_task(group, [*(arm for arm in present if arm != best), best])
-            gains = [compared(group, best, arm) for arm in CONTROLS if arm in shown and arm != best]
-            lines += [tables.headline(shown, gains, best), ""]
-        controls = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
-        if best in present:
-            controls += [(best, arm) for arm in CONTROLS if arm in present and arm != best and (best, arm) not in controls]
-        pairs = [each for each in (compared(group, arm, control) for arm, control in controls) if each.pairs]
-        means = {arm: all_arms()[arm].means for arm in present}
-        lines += [tables.arms(pairs, means) if pairs else f"no pair yet, only {', '.join(present)}"]
-        compared_by |= {title: pairs} if pairs else {}
-    if pictures is not None and compared_by:
-        differences(compared_by, pictures / f"{study}_differences.svg")
-    if pictures is not None and best in arms:
-        drawn = [arm for arm in arms if arm in (*CONTROLS, best)]
-        if (found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
-            schedules(found, drawn, pictures / f"{study}_schedules.svg")
-        curves(curves_of(cases_of(found, best), results), drawn, pictures / f"{study}_curves.svg")
-    return "\n".join(lines)
 
 
 @stage
@@ -165,14 +126,6 @@ def masked_lm(data: Path, teacher: str, epochs: int, left_out: tuple[str, ...], 
 def _absolute(model: str) -> str:
     """A folder by its whole path, since every run has a parameter file elsewhere; a hub id as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def identity(run: Run) -> tuple[Any, ...]:
-    """What of a run is in the table's columns of the same name."""
-    settings = canonical_json(run.settings()).decode()
-    facts = [run.case.task, run.case.rows, run.case.seed, run.student, run.arm, run.epochs, settings]
-    assert len(facts) == len(IDENTITY), "these are the columns of IDENTITY, in their order"
-    return tuple(facts)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from benchmarks.accuracy.online import Aim
 from pipeline import config
 from pipeline.config import Settings, overlaid
 from pipeline.errors import PipelineError
-from pipeline.files import hash_of
+from pipeline.files import canonical_json, hash_of
 
 HERE = Path(__file__).parent
 STUDENT = "student"
@@ -116,6 +116,12 @@ class Run:
         stages = arm.model_dump(include={"augment", "scout", "score", "online"}, exclude_defaults=True)
         own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
         return stages | own | {"base": common_to_all(self.case.corpus)}
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What of a run is in the table's columns IDENTITY, in their order."""
+        settings = canonical_json(self.settings()).decode()
+        return (self.case.task, self.case.rows, self.case.seed, self.student, self.arm, self.epochs, settings)
 
     def params(self, corpus: dict[str, Any], models: Models, store: Path) -> dict[str, Any]:
         """The parameter file of the run; ``corpus`` is how its tables are read, ``store`` where its shards are kept.

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.accuracy import __main__ as suite
+from benchmarks.accuracy import findings
 from benchmarks.accuracy.arms import Run
 from benchmarks.accuracy.chain import Place
 from benchmarks.accuracy.corpora import Case
@@ -22,10 +23,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def note(run: Run, place: Place) -> tuple[object, object]:
         names.append(run.name)
-        facts = {"seed": run.case.seed, "arm": run.arm, "epochs": run.epochs, "settings": suite.identity(run)[-1]}
+        facts = {"seed": run.case.seed, "arm": run.arm, "epochs": run.epochs, "settings": run.identity[-1]}
         return result(value=VALUES[run.arm] + 0.01 * run.case.seed, steps=16 * run.epochs, **facts), CURVE
 
-    monkeypatch.setattr(suite, "runs_of", lambda study: runs)
+    for module in (suite, findings):
+        monkeypatch.setattr(module, "runs_of", lambda study: runs)
     monkeypatch.setattr(suite, "result_of", note)
     monkeypatch.setattr(suite, "params_of", lambda run, place: {})
     return names

@@ -1,0 +1,94 @@
+"""What the finished runs of a study say, as text and as pictures. Knows studies, arms and the table of runs; makes no run."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.accuracy import tables
+from benchmarks.accuracy.analysis import Comparison, by_task, cases_of, compared, current
+from benchmarks.accuracy.arms import Run, all_arms
+from benchmarks.accuracy.pictures import curves, differences, schedules
+from benchmarks.accuracy.results import curves_of, read_results
+from benchmarks.accuracy.studies import runs_of
+from pipeline.errors import PipelineError
+
+CONTROLS = ("ft", "kd", "copies", "kd_long")
+"""Arms that see untouched inputs alone, which stand in every table and picture."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The finished runs of a study, and the arm whose gains are looked at first."""
+
+    study: str
+    best: str
+    results: Path
+    """The table of runs."""
+    wanted: list[Run]
+    found: pd.DataFrame
+    """Its rows of these runs."""
+
+    @classmethod
+    def of(cls, study: str, best: str, left_out: Collection[str], results: Path) -> "Findings":
+        """What the table of runs has of a study without some of its tasks.
+
+        Raises:
+            PipelineError: there is no such study, or it has no such arm.
+        """
+        wanted = [run for run in runs_of(study) if run.case.task not in left_out]
+        named = dict.fromkeys(run.arm for run in wanted)
+        if best not in named:
+            raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
+        return cls(study, best, results, wanted, current(read_results(results), {run.identity for run in wanted}))
+
+    def told(self) -> str:
+        """A heading and two tables for each student, number of rows and schedule."""
+        lines = [f"{len(self.found)} of {len(self.wanted)} runs of {self.study} are finished"]
+        for title, runs in self._setups():
+            lines += ["", f"### {title}", ""]
+            if self._has_best(runs):
+                lines += [self._headline(runs), ""]
+            means = {arm: all_arms()[arm].means for arm in self._arms(runs)}
+            pairs = self._compared(runs)
+            lines += [tables.arms(pairs, means) if pairs else f"no pair yet, only {', '.join(means)}"]
+        return "\n".join(lines)
+
+    def draw(self, folder: Path) -> None:
+        """What arms gain, what training longer brings and how students learn, each where there are runs to tell it."""
+        if pairs := {title: found for title, runs in self._setups() if (found := self._compared(runs))}:
+            differences(pairs, folder / f"{self.study}_differences.svg")
+        if not pairs or not self._has_best(self.found):
+            return
+        drawn = [arm for arm in self._arms(self.found) if arm in (*CONTROLS, self.best)]
+        if (self.found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
+            schedules(self.found, drawn, folder / f"{self.study}_schedules.svg")
+        curves(curves_of(cases_of(self.found, self.best), self.results), drawn, folder / f"{self.study}_curves.svg")
+
+    def _setups(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """The runs that may be compared with each other, and what they share."""
+        for (student, rows, epochs), runs in self.found.groupby(["student", "rows", "epochs"], sort=False):
+            yield f"{student}, {rows or 'all'} rows, {epochs} epochs", runs
+
+    def _arms(self, runs: pd.DataFrame) -> list[str]:
+        """Those that have a run, in the order of the study."""
+        present = set(runs["arm"])
+        return [arm for arm in dict.fromkeys(run.arm for run in self.wanted) if arm in present]
+
+    def _has_best(self, runs: pd.DataFrame) -> bool:
+        return self.best in set(runs["arm"])
+
+    def _headline(self, runs: pd.DataFrame) -> str:
+        """The table of the best arm, task by task; other arms and controls stand in it where they have all its cases."""
+        shown = by_task(runs, [*(arm for arm in self._arms(runs) if arm != self.best), self.best])
+        gains = [compared(runs, self.best, arm) for arm in CONTROLS if arm in shown and arm != self.best]
+        return tables.headline(shown, gains, self.best)
+
+    def _compared(self, runs: pd.DataFrame) -> list[Comparison]:
+        """Every arm beside its control, and the best beside all controls; those without a pair are left out."""
+        present = self._arms(runs)
+        sides = [(arm, all_arms()[arm].control) for arm in present if all_arms()[arm].control != arm]
+        if self._has_best(runs):
+            sides += [(self.best, arm) for arm in CONTROLS if arm in present and arm != self.best]
+        return [found for arm, control in dict.fromkeys(sides) if (found := compared(runs, arm, control)).pairs]
