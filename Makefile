@@ -27,7 +27,7 @@ test: install  ## lint, type-check and test
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	pytest --numprocesses logical --maxprocesses 4
 
 format: install  ## bring the sources into the project's layout
 	ruff check --fix .
