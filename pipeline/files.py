@@ -1,5 +1,6 @@
 """Files that are whole or absent: write under another name, sync, rename. Knows bytes and paths, not what they mean."""
 
+import errno
 import hashlib
 import json
 import os
@@ -55,20 +56,42 @@ def write_json(path: Path, value: Any) -> None:
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder; it replaces ``path`` only if the block ends without an error.
 
-    Its files become readable for whoever the folder is: some libraries write weights for their owner alone.
+    What was there stays whole until the new folder has taken its place; where ``path`` is a link, what it points to is
+    replaced. New files become readable for whoever the folder is: some libraries write weights for their owner alone.
+
+    Raises:
+        NotADirectoryError: something else than a folder is there; raised before the block begins.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     partial = _partial_name(path)
     partial.mkdir()
     try:
         yield partial
         _share(partial)
         sync_tree(partial)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
+        _take_place(partial, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(folder: Path, path: Path) -> None:
+    """Rename a folder to ``path``; the one that is there is moved aside first, and back if that fails, then deleted."""
+    aside = _partial_name(path)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        folder.replace(path)
+        return
+    try:
+        folder.replace(path)
+    except OSError:
+        aside.replace(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
@@ -79,10 +102,10 @@ def sync_tree(folder: Path) -> None:
 
 
 def _share(folder: Path) -> None:
-    """Give the files of a new folder the mode that the process gives to new files."""
+    """Give the files of a new folder the mode that the process gives to new files; links to other files keep theirs."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(mode)
 
 

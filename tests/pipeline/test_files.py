@@ -1,7 +1,9 @@
+import errno
 import hashlib
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -190,6 +192,49 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
         assert names(tmp_path / "out") == ["deep"], "the old folder stays until the new one is whole"
     assert names(tmp_path / "out") == ["fresh"]
     assert names(tmp_path) == ["out"]
+
+
+def test_where_the_new_folder_cannot_take_its_place_the_old_one_stays_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old", encoding="utf-8")
+    replace = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if (Path(source) / "b").exists():
+            raise OSError(errno.EBUSY, "busy")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="busy"), folder_written_whole(tmp_path / "out") as folder:
+        (folder / "b").write_text("new", encoding="utf-8")
+    assert (tmp_path / "out" / "a").read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_of_a_link_that_which_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "disk" / "out" / "a").touch()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "out")
+    with folder_written_whole(tmp_path / "out") as folder:
+        (folder / "b").touch()
+    assert (tmp_path / "out").is_symlink()
+    assert names(tmp_path / "disk" / "out") == ["b"]
+
+
+def test_a_file_where_the_folder_should_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("kept", encoding="utf-8")
+    with pytest.raises(NotADirectoryError), folder_written_whole(tmp_path / "out"):
+        raise AssertionError("the block must not begin")
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "kept"
+
+
+def test_a_file_that_has_another_name_elsewhere_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "stored").touch(mode=0o640)
+    with folder_written_whole(tmp_path / "out") as folder:
+        (folder / "linked").hardlink_to(tmp_path / "stored")
+    assert stat.S_IMODE((tmp_path / "stored").stat().st_mode) == 0o640
 
 
 def test_what_a_library_wrote_for_its_owner_alone_is_as_open_as_other_files(tmp_path: Path) -> None:
