@@ -3,8 +3,9 @@
 The distill half writes it, the augment half reads it. Knows files and hashes; not how a scout is trained or used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,14 @@ class ScoutFolder:
         return [hash_of([model_hash(self.snapshot(n)), linear]) for n in range(1, self.facts().snapshots + 1)]
 
 
-def snapshot_for(variant: int, snapshots: int) -> int:
-    """Which snapshot variant ``variant`` is aimed at: 1..S in turn."""
-    return 1 + (variant - 1) % snapshots
+Aims = Sequence[int | None]
+"""Of each variant the number of the snapshot that it is aimed at; None for one that follows no scout's gradient."""
+
+
+def aims_of(perturbed: Iterable[bool], snapshots: int) -> Aims:
+    """At which snapshot each variant is aimed: those that are perturbed take 1..S in turn; all None without snapshots."""
+    turns = cycle(range(1, snapshots + 1)) if snapshots else repeat(None)
+    return [next(turns) if moved else None for moved in perturbed]
 
 
 def snapshot_steps(total: int, snapshots: int) -> Sequence[int]:

@@ -151,7 +151,7 @@ def _use_faults(path: Path) -> list[str]:
             snapshots = config.lookup(content, f"scouts.{task}.snapshots") if made.aims() else 0
             try:
                 if student.adversary.shards:
-                    check_use(student.variants, made.variants, snapshots or 0)
+                    check_use(student.variants, made.aimed_at(snapshots or 0))
                 if student.adversary.student:
                     check_search(student.perturbation, content["tasks"][task]["kind"])
             except PipelineError as fault:

@@ -34,7 +34,7 @@ from pipeline.errors import PipelineError
 from pipeline.files import hash_of
 from pipeline.models import depth_of, load_tokenizer
 from pipeline.perturbation import CONTROLS
-from pipeline.scouting import ScoutFolder, snapshot_for
+from pipeline.scouting import ScoutFolder
 from pipeline.seeding import seed_of
 from pipeline.shards import codec as codec_code
 from pipeline.shards.lineage import lineage
@@ -162,8 +162,7 @@ class Augmentation:
         return key
 
     def _snapshot(self, variant: int) -> int | None:
-        aimed = self.snapshots and "perturb" in self.settings.recipe(variant)
-        return snapshot_for(variant, len(self.snapshots)) if aimed else None
+        return self.settings.aimed_at(len(self.snapshots))[variant - 1]
 
     @cached_property
     def _candidates_key(self) -> Key:

@@ -9,6 +9,7 @@ from pipeline.augment.teacher import Precision
 from pipeline.augment.text_edits import OPERATIONS, TextEditSettings
 from pipeline.config import Settings
 from pipeline.perturbation import CONTROLS, Effect, PerturbationSettings
+from pipeline.scouting import Aims, aims_of
 from pipeline.shards.codec import CodecName
 from pipeline.shards.manifest import Key
 
@@ -95,6 +96,10 @@ class AugmentSettings(Settings):
     def perturbs(self) -> bool:
         """Whether any variant is perturbed, so that a radius is needed."""
         return any(self.moves(recipe) for recipe in self.recipes[: self.variants])
+
+    def aimed_at(self, snapshots: int) -> Aims:
+        """At which of a scout's snapshots each variant is aimed."""
+        return aims_of(("perturb" in self.recipe(number) for number in range(1, self.variants + 1)), snapshots)
 
     def aims(self) -> bool:
         """Whether a gradient is followed."""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.distill.uses import Use, chosen
+from pipeline.distill.uses import Use, aims_in, chosen, snapshots_of
 from pipeline.encoding import Batch
 from pipeline.order import Lengths, Piece
 from pipeline.seeding import seed_of
@@ -41,8 +41,8 @@ class Variants:
 
     def batch(self, piece: Piece) -> Batch:
         """The variants that a piece shows: all rows' first one, then all rows' second."""
-        snapshots = int(self._manifest.details["snapshots"])
-        numbers = chosen(self._use, len(self._positions), snapshots, piece.epoch, piece.progress)
+        aims, snapshots = aims_in(self._manifest), snapshots_of(self._manifest)
+        numbers = chosen(self._use, aims, snapshots, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
         logits = matrix_at(self._rows, "perturbed_logits", positions)
         return variant_at(self._rows, positions, self._manifest) | {"logits": logits}

@@ -18,7 +18,7 @@ from pipeline.distill.examples import Examples, Variants
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.distill.uses import check_use
+from pipeline.distill.uses import aims_in, check_use
 from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -89,7 +89,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
         PipelineError: the student cannot be built, or the variants cannot be used as asked.
     """
     if sources.variants is not None:
-        check_use(settings.variants, sources.variants.manifest.variants, int(sources.variants.manifest.details["snapshots"]))
+        check_use(settings.variants, aims_in(sources.variants.manifest))
     student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
     train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Which of an example's stored variants a step shows. Knows numbers of variants, epochs and snapshots; no data."""
+"""Which of an example's stored variants a step shows. Knows what variants are aimed at, epochs and progress; no data."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,8 @@ from pydantic import Field
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
-from pipeline.scouting import snapshot_for
+from pipeline.scouting import Aims, aims_of
+from pipeline.shards.manifest import Manifest
 
 
 class WorstOf(Settings):
@@ -22,34 +23,47 @@ Use = Literal["rotate", "by_progress", "all"] | WorstOf
 """One an epoch, in turn; that aimed at the scout's snapshot that was as far in its training; all; the worst of some."""
 
 
-def check_use(use: Use, variants: int, snapshots: int) -> None:
-    """Refuse a use that these variants do not allow; ``snapshots`` of the scout they are aimed at, 0 for none."""
+def aims_in(manifest: Manifest) -> Aims:
+    """At which snapshot of the scout each variant of a set is aimed."""
+    recipes = manifest.recipes
+    perturbed = ("perturb" in recipes[number % len(recipes)] for number in range(manifest.variants))
+    return aims_of(perturbed, snapshots_of(manifest))
+
+
+def snapshots_of(manifest: Manifest) -> int:
+    """How many snapshots the scout has; 0 where there is none."""
+    return int(manifest.details["snapshots"])
+
+
+def check_use(use: Use, aims: Aims) -> None:
+    """Refuse a use that the variants with these aims do not allow."""
+    variants = len(aims)
     if not variants:
         raise PipelineError("there is no variant; set augment.variants above 0, or adversary: student or none")
     if isinstance(use, WorstOf) and use.worst_of > variants:
         raise PipelineError(f"variants: worst_of: {use.worst_of} is asked for, but the shards hold {variants} variants")
-    if use == "by_progress" and not snapshots:
+    if use == "by_progress" and not any(aims):
         raise PipelineError(
             "variants: by_progress needs variants that are aimed at a scout's snapshots; give the task aim: scout, or rotate"
         )
 
 
-def chosen(use: Use, variants: int, snapshots: int, epoch: int, progress: float) -> list[int]:
+def chosen(use: Use, aims: Aims, snapshots: int, epoch: int, progress: float) -> list[int]:
     """The numbers, from 1, of the variants that a step shows of each of its examples.
 
     Args:
         use: how variants are used.
-        variants: how many there are.
-        snapshots: of the scout that they are aimed at; 0 for none.
+        aims: of each variant.
+        snapshots: of the scout; 0 for none.
         epoch: counted from 0.
         progress: share of the training that lies before the step.
     """
-    everyone = list(range(1, variants + 1))
+    everyone = list(range(1, len(aims) + 1))
     if use == "all":
         return everyone
     if isinstance(use, WorstOf):
-        return [everyone[(epoch * use.worst_of + number) % variants] for number in range(use.worst_of)]
+        return [everyone[(epoch * use.worst_of + number) % len(everyone)] for number in range(use.worst_of)]
     if use == "by_progress":
-        away = [abs(snapshot_for(number, snapshots) - progress * snapshots) for number in everyone]
-        everyone = [number for number, distance in zip(everyone, away, strict=True) if distance == min(away)]
+        away = {number: abs(aim - progress * snapshots) for number, aim in zip(everyone, aims, strict=True) if aim}
+        everyone = [number for number, distance in away.items() if distance == min(away.values())]
     return [everyone[epoch % len(everyone)]]

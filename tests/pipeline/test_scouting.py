@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import scouting
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
-from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFacts, ScoutFolder, snapshot_for, snapshot_steps
+from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFacts, ScoutFolder, aims_of, snapshot_steps
 from tests.world import make_task, save_teacher
 
 LINEAR = torch.arange(12.0).reshape(4, 3)
@@ -54,9 +54,13 @@ def test_without_snapshots_there_are_no_steps() -> None:
     assert list(snapshot_steps(24, 0)) == []
 
 
-@pytest.mark.parametrize(("snapshots", "wanted"), [(1, [1, 1, 1, 1]), (3, [1, 2, 3, 1]), (9, [1, 2, 3, 4])])
-def test_variants_are_aimed_at_the_snapshots_in_turn_from_the_first(snapshots: int, wanted: list[int]) -> None:
-    assert [snapshot_for(variant, snapshots) for variant in (1, 2, 3, 4)] == wanted
+@pytest.mark.parametrize(
+    ("snapshots", "wanted"), [(0, [None] * 6), (1, [1, None, 1, 1, None, 1]), (3, [1, None, 2, 3, None, 1])]
+)
+def test_perturbed_variants_are_aimed_at_the_snapshots_in_turn_and_others_at_none(
+    snapshots: int, wanted: list[int | None]
+) -> None:
+    assert aims_of([True, False, True, True, False, True], snapshots) == wanted
 
 
 def test_what_is_saved_is_what_is_read(scout: ScoutFolder) -> None:

@@ -52,9 +52,8 @@ def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: s
     stored = all_arms()[arm].augment is not None
     assert bool(needs.student.adversary.shards) == stored
     if stored:
-        check_use(
-            needs.student.variants, needs.augment.variants, needs.scout.snapshots if all_arms()[arm].scout is not None else 0
-        )
+        snapshots = needs.scout.snapshots if all_arms()[arm].scout is not None else 0
+        check_use(needs.student.variants, needs.augment.aimed_at(snapshots))
     assert bool(needs.student.objective.hidden) == bool(needs.score.hidden)
 
 

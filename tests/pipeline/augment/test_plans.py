@@ -18,6 +18,7 @@ from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, aim_faults, edit_faults, kind_faults
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
+from pipeline.distill.uses import aims_in
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
 from pipeline.models import model_hash
@@ -196,6 +197,7 @@ def test_a_changed_snapshot_computes_only_the_variants_aimed_at_it(
     safetensors.torch.save_file({name: -value for name, value in weights.items()}, scout / "snapshot-2" / "model.safetensors",
                                 metadata={"format": "pt"})  # fmt: skip
     assert recomputed(run("second"), first) == {2}
+    assert aims_in(first) == [1, 2, None]
     calibration = 2 * settings.calibration_rows
     assert sum(passes) == 2 * 60 + calibration
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.distill.examples import SEEDS, VARIANT, Examples, Variants
-from pipeline.distill.uses import Use, WorstOf, chosen
+from pipeline.distill.uses import Use, WorstOf, aims_in, chosen
 from pipeline.encoding import Batch
 from pipeline.order import EpochOrder, Piece, Sharing
 from pipeline.shards import writer
@@ -75,7 +75,7 @@ def write(folder: Path, parts: Parts, snapshots: int = SNAPSHOTS) -> Shards:
         pad_token_id=0,
         coding=Coding(codec="int8", width=2) if perturbed else None,
         variants=max(variant for _, variant in parts),
-        details={"snapshots": snapshots} if perturbed else {},
+        details={"snapshots": snapshots, "recipes": [["perturb"]]} if perturbed else {},
         shards=tuple(entries),
     ).save(folder)
     return Shards(folder)
@@ -144,7 +144,7 @@ def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that
     met: list[Met] = []
     for step in steps_of_epoch(examples_of(sets, USES[use]), epoch, processes, turns):
         for piece, batch in step:
-            numbers = chosen(USES[use], VARIANTS, SNAPSHOTS, epoch, piece.progress)
+            numbers = chosen(USES[use], aims_in(sets[1].manifest), SNAPSHOTS, epoch, piece.progress)
             found = variants_in(batch)
             untouched = untouched_in(batch)
             assert found == [(example, number) for number in numbers for example in untouched], "all first, then all second"
