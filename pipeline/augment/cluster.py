@@ -34,7 +34,7 @@ from pipeline.ray_session import join_ray
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD
+from pipeline.sources import BUILD, refused
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 """How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
@@ -44,9 +44,6 @@ DEATHS_ALLOWED = 3
 
 ARRIVAL_SECONDS = 180.0
 """How long nothing but the start of workers is waited for."""
-
-SHOWN = 5
-"""So many differences of a worker that is refused are named."""
 
 LEAVING_SECONDS = 10.0
 """How long workers have to tidy up."""
@@ -156,7 +153,7 @@ class Cluster:
         try:
             sight: Sight = ray.get(promise)
             if sight.strange:
-                raise PipelineError(_told(sight.strange))
+                raise PipelineError(refused(sight.strange))
             if not (sight.models and sight.store):
                 self._guests.append(worker)
             if not sight.models:
@@ -205,15 +202,6 @@ class Cluster:
         leaving = [worker.leave.remote() for worker in self._guests]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
-
-
-def _told(strange: list[str]) -> str:
-    """Why a worker is refused."""
-    shown = ", ".join(strange[:SHOWN]) + (f" and {len(strange) - SHOWN} more" if len(strange) > SHOWN else "")
-    return (
-        f"a worker computes with other sources or libraries than this process: {shown}; what it made would be kept as if "
-        "this process had made it. Install this package with the same constraints on every node, and start again"
-    )
 
 
 def _read(job: Job) -> Work:

@@ -98,8 +98,15 @@ class ScoreJob:
         return f"scores of {self.split}, partition {self.partition}"
 
     def work(self) -> "ScoreWork":
-        """The texts."""
-        return ScoreWork(self.place.read(), self.key, self.key["max_length"], self.batch_rows)
+        """The texts.
+
+        Raises:
+            PipelineError: they are no longer those that the key names.
+        """
+        examples = self.place.read()
+        if examples.examples_hash() != self.place.examples_hash:
+            raise PipelineError(f"the tables in {self.place.prepared} were changed while this run was going; start it again")
+        return ScoreWork(examples, self.key, self.key["max_length"], self.batch_rows)
 
 
 @dataclass(frozen=True)

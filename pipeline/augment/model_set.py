@@ -11,6 +11,8 @@ from pathlib import Path
 from pipeline.augment.batches import Batches
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
+from pipeline.errors import PipelineError
+from pipeline.models import model_hash
 from pipeline.scouting import ScoutFolder
 
 
@@ -22,6 +24,8 @@ class ModelFolders:
     scout: Path | None = None
     masked_lm: MaskedLMSettings | None = None
     """Its model may also be a hub id, which every worker fetches itself."""
+    teacher_hash: str | None = None
+    """That which keys name the teacher by; None where nothing is kept of what it answers."""
 
     def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
         """The same models at other places."""
@@ -29,7 +33,7 @@ class ModelFolders:
         masked_lm = self.masked_lm
         if masked_lm is not None and moved(Path(masked_lm.model)).is_dir():
             masked_lm = masked_lm.model_copy(update={"model": str(moved(Path(masked_lm.model)))})
-        return ModelFolders(moved(self.teacher), scout, masked_lm)
+        return ModelFolders(moved(self.teacher), scout, masked_lm, self.teacher_hash)
 
     def files(self) -> list[Path]:
         """What a worker needs: of a model's folder its files, not what training left below; of a scout all snapshots."""
@@ -49,8 +53,16 @@ class ModelSet:
 
     @cached_property
     def teacher(self) -> FrozenTeacher:
-        """The teacher on this worker's device."""
-        return FrozenTeacher(self._folders.teacher, self._precision)
+        """The teacher on this worker's device.
+
+        Raises:
+            PipelineError: its folder is no longer that which the keys name.
+        """
+        folder, wanted = self._folders.teacher, self._folders.teacher_hash
+        loaded = FrozenTeacher(folder, self._precision)
+        if wanted is not None and model_hash(folder) != wanted:
+            raise PipelineError(f"the teacher in {folder} was changed while this run was going; start it again")
+        return loaded
 
     @cached_property
     def masked_lm(self) -> MaskedLM:

@@ -27,7 +27,8 @@ def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: Runti
     task = Task.read(prepared)
     store = ShardStore(Path(runtime.store).resolve())
     key, jobs = scoring(prepared, teacher, settings)
-    with open_workers(ModelFolders(teacher), settings.precision, store, runtime) as workers:
+    folders = ModelFolders(teacher, teacher_hash=key["teacher"])
+    with open_workers(folders, settings.precision, store, runtime) as workers:
         receipts = finish(f"score {task.name}", jobs, take_stock(jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
     manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
@@ -56,7 +57,7 @@ def augment(
     """
     plan = Augmentation.of(scores, teacher, scout, settings)
     store = ShardStore(Path(runtime.store).resolve())
-    folders = ModelFolders(teacher, scout, settings.masked_lm)
+    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"])
     width = embedding_width(teacher)
     if known_radius(plan, store) is None:
         check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)

@@ -43,7 +43,7 @@ from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
-from pipeline.sources import BUILD
+from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
 CODE: tuple[ModuleType, ...] = (
     adversary, batches, checkpoints, codec, conduct, encoding, examples, finetuning, loading, models, narrowing, objective,
@@ -94,7 +94,7 @@ class StudentJob:
             "shards": manifest_hash(shards) if shards else None,
             "checkpoint": _named(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
-            "computed_by": BUILD.naming(*CODE),
+            "computed_by": BUILD.naming(*CODE, libraries=TRAINING_LIBRARIES),
         }
 
     def _deciding(self) -> dict[str, Any]:

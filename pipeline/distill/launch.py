@@ -19,6 +19,8 @@ import torch
 from pipeline.distill.jobs import StudentJob, StudentStore, lineage_of, train_into
 from pipeline.errors import PipelineError, last_line
 from pipeline.runtime import RuntimeSettings
+from pipeline.shards.manifest import Key
+from pipeline.sources import BUILD, Build, refused
 
 RESTARTS = 3
 """How often processes that train one student together are started again after one of them died."""
@@ -34,16 +36,23 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
         PipelineError: it cannot be trained; names what differs, or the cause.
     """
     store, key = StudentStore.of(runtime), job.key()
+    if store.has(key) or not _trained(store, key, job, runtime):
+        print(f"distill {job.name}: finished before, taken from {store.place_of(key)}", flush=True)
+    store.take(key, out, cost, job.describe)
+    return lineage_of(out)
+
+
+def _trained(store: StudentStore, key: Key, job: StudentJob, runtime: RuntimeSettings) -> bool:
+    """Train a student into the store; false where another process has done so meanwhile."""
     with store.alone(key, job.name):
         if store.has(key):
-            print(f"distill {job.name}: finished before, taken from {store.place_of(key)}", flush=True)
-        elif runtime.trainers == 1:
+            return False
+        if runtime.trainers == 1:
             train_into(store, job, runtime)
         else:
             job.sources()  # what does not belong together is refused before Ray is started
             _train_together(store, job, runtime)
-        store.take(key, out, cost, job.describe)
-    return lineage_of(out)
+        return True
 
 
 def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
@@ -65,7 +74,7 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     try:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         said, task = _Said.start(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
-        waiting = {task.remote(said.actor, store, job, runtime, Path.cwd()): job for job in missing}
+        waiting = {task.remote(said.actor, store, job, runtime, Path.cwd(), BUILD): job for job in missing}
         faults = []
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
@@ -83,9 +92,9 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
         raise PipelineError("\n  - ".join([f"{len(faults)} of {len(missing)} students were not trained:", *faults]))
 
 
-def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: RuntimeSettings, home: Path) -> None:
+def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
     """In a process of its own."""
-    _go_to(home)
+    _settle(home, build)
     key = job.key()
     with redirect_stdout(_Teller(said)), store.alone(key, job.name):
         if not store.has(key):
@@ -109,10 +118,11 @@ def _train_together(store: StudentStore, job: StudentJob, runtime: RuntimeSettin
                 f"runtime.trainers is {runtime.trainers}, but there are {gpus} GPUs; a trainer has one to itself"
             )
         said = _Said.start()
+        given = {"said": said.actor, "store": store, "job": job, "runtime": runtime, "home": Path.cwd(), "build": BUILD}
         with tempfile.TemporaryDirectory(prefix="trainers-") as notes, ThreadPoolExecutor(1) as beside:
             trainer = TorchTrainer(
                 _train_share,
-                train_loop_config={"said": said.actor, "store": store, "job": job, "runtime": runtime, "home": Path.cwd()},
+                train_loop_config=given,
                 scaling_config=ScalingConfig(num_workers=runtime.trainers, use_gpu=bool(gpus)),
                 run_config=RunConfig(storage_path=notes, failure_config=FailureConfig(max_failures=RESTARTS)),
             )
@@ -128,15 +138,17 @@ def _train_together(store: StudentStore, job: StudentJob, runtime: RuntimeSettin
 
 def _train_share(given: dict[str, Any]) -> None:
     """In one of several processes."""
-    _go_to(given["home"])
+    _settle(given["home"], given["build"])
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     with redirect_stdout(_Teller(given["said"])):
         train_into(given["store"], given["job"], given["runtime"])
 
 
-def _go_to(home: Path) -> None:
-    """Paths are relative to where the command was given; Ray starts its processes elsewhere."""
+def _settle(home: Path, build: Build) -> None:
+    """Paths are relative to where the command was given; Ray starts its processes elsewhere, maybe with other packages."""
+    if strange := BUILD.strange_to(build):
+        raise PipelineError(refused(strange))
     if not home.is_dir():
         raise PipelineError(f"this node does not see {home}; to train students it needs the project's folder on a shared disk")
     os.chdir(home)

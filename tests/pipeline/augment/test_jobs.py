@@ -68,6 +68,18 @@ def test_a_score_receipt_counts_the_texts_that_were_cut(prepared: Path, teacher:
     assert (receipt.rows, receipt.tokens) == (len(lengths), sum(min(length, 6) for length in lengths))
 
 
+def test_a_corpus_that_changed_since_its_shards_were_planned_is_scored_under_no_key(
+    prepared: Path, teacher: Path, tmp_path: Path
+) -> None:
+    corpus = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    _, (job, *_) = scoring(corpus, teacher, SCORE_SETTINGS)
+    table = pq.read_table(corpus / "train.parquet")
+    relabelled = pa.array([1 - label for label in table["label"].to_pylist()], pa.int32())
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", relabelled), corpus / "train.parquet")
+    with pytest.raises(PipelineError, match=r"the tables in .*prepared were changed while this run was going; start it again"):
+        job.work()
+
+
 def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
     constant = with_weights(teacher, tmp_path / "constant", "classifier.weight", slice(None), 0.0)
     score(prepared, constant, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
+from pipeline.models import model_hash
 from pipeline.scouting import MAP_FILE, SCOUT_FILE
 from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 
@@ -98,6 +100,14 @@ def test_a_teacher_that_cannot_be_loaded_is_an_error_only_when_it_is_asked_for(t
     models = ModelSet(ModelFolders(tmp_path / "no teacher"), "float32")
     with pytest.raises(PipelineError, match="no teacher"):
         _ = models.teacher
+
+
+def test_a_teacher_that_is_no_longer_the_one_of_the_keys_is_refused(folders: ModelFolders, tmp_path: Path) -> None:
+    wanted = dataclasses.replace(folders, teacher_hash=model_hash(folders.teacher))
+    assert ModelSet(wanted, "float32").teacher
+    other = wanted.at(lambda path: save_teacher(tmp_path / "other", make_task(), seed=1) if path == folders.teacher else path)
+    with pytest.raises(PipelineError, match=r"the teacher in .*other was changed while this run was going; start it again"):
+        _ = ModelSet(other, "float32").teacher
 
 
 def test_every_model_of_the_set_runs_in_the_precision_that_was_asked_for(folders: ModelFolders) -> None:

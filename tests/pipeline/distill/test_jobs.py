@@ -55,6 +55,16 @@ def test_a_finished_student_is_taken_from_the_store(
     assert not list(StudentStore.of(runtime).folder.glob("*-training")), "states go when the student is finished"
 
 
+def test_a_student_that_another_user_has_trained_is_fetched_without_a_lock(
+    job: StudentJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_at(tmp_path)
+    obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
+    monkeypatch.setattr(StudentStore, "alone", lambda *_: pytest.fail("the lock is the other user's"))
+    obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+
+
 @pytest.mark.parametrize("fault", ["byte", "missing", "contents", "no mapping", "other key"])
 def test_a_damaged_student_is_not_there(job: StudentJob, tmp_path: Path, trained: list[str], fault: str) -> None:
     runtime = runtime_at(tmp_path)

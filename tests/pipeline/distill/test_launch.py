@@ -13,6 +13,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import logits_of
 from pipeline.models import load_classifier
 from pipeline.shards.reader import Shards
+from pipeline.sources import BUILD, Build
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 Folders = tuple[Path, Path]
@@ -62,6 +63,17 @@ def test_all_students_are_trained_at_once_and_then_only_fetched(
         obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
     train_all(students, runtime)
     assert "2 in the store, 0 to train" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(600)
+def test_a_process_with_other_libraries_trains_no_student(
+    made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "BUILD", Build(BUILD.sources, {**BUILD.libraries, "torch": "2.0.0"}))
+    job = StudentJob("half", *made, teacher, student_settings(layers=1))
+    with pytest.raises(PipelineError, match=r"half \(scores\): .*a worker computes with other sources or libraries .*: torch "):
+        train_all([job], runtime_at(tmp_path, workers=1))
+    assert not StudentStore.of(runtime_at(tmp_path)).has(job.key())
 
 
 @pytest.mark.timeout(600)
