@@ -23,6 +23,7 @@ from pipeline.models import labels_of, logits_from_ids, parameter_count
 from pipeline.seeding import seed_of
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows
+from pipeline.shares import NAMED, effective
 from pipeline.tasks import Floats, Task, measure, predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -32,12 +33,6 @@ SPEED_FILE = "speed.json"
 LATENCY_ROWS = 1
 THROUGHPUT_ROWS = 32
 """Rows of a batch when latency and throughput are timed; what the two columns of the result table mean."""
-
-NOBODY = {"shards": 0.0, "student": 0.0}
-"""The shares of a student that sees nothing perturbed, as its settings are kept."""
-
-OF_ADVERSARIES = ("adversary", "variants", "perturbation", "residual")
-"""Settings of a student that mean nothing where nobody perturbs."""
 
 CONFIDENCE = 0.95
 
@@ -149,18 +144,12 @@ def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
 def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The student that shows what the perturbations of student ``name`` did, or None.
 
-    Its adversary is nobody, and all its other settings are the same but for those that say how an adversary is used.
+    It is the student that this one would be if nobody perturbed.
     ``settings`` holds those of all students of a task by name, in the order in which a control is looked for.
     """
-    if settings[name].get("adversary") == NOBODY:
-        return None
-
-    def learns(student: Mapping[str, Any]) -> dict[str, Any]:
-        return {setting: value for setting, value in student.items() if setting not in OF_ADVERSARIES}
-
-    wanted = learns(settings[name])
-    plain = (other for other, found in settings.items() if found.get("adversary") == NOBODY and learns(found) == wanted)
-    return next(plain, None)
+    wanted = effective({**settings[name], "adversary": NAMED["none"]})
+    plain = (other for other, found in settings.items() if other != name and effective(found) == wanted)
+    return next(plain, None) if settings[name]["adversary"] != NAMED["none"] else None
 
 
 def difference_interval(

@@ -33,6 +33,7 @@ ORDER = [
     "pipeline.encoding",
     "pipeline.models",
     "pipeline.scouting",
+    "pipeline.shares",
     "pipeline.views",
     "pipeline.conduct",
     "pipeline.loading",

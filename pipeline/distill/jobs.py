@@ -28,6 +28,7 @@ from pipeline import (
     perturbation,
     scouting,
     seeding,
+    shares,
     tasks,
     views,
 )
@@ -43,11 +44,12 @@ from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
+from pipeline.shares import effective
 from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
 CODE: tuple[ModuleType, ...] = (
     adversary, batches, checkpoints, codec, conduct, encoding, examples, finetuning, loading, models, narrowing, objective,
-    order, perturbation, reader, scouting, seeding, settings, step, student, tasks, training, uses, views,
+    order, perturbation, reader, scouting, seeding, settings, shares, step, student, tasks, training, uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
 
@@ -99,12 +101,8 @@ class StudentJob:
 
     def _deciding(self) -> dict[str, Any]:
         """Its settings without those that mean nothing for it; another checkpoint is named by its bytes, not by its place."""
-        settings = self.settings.model_dump(mode="json")
-        shares = self.settings.adversary
-        unread = {*(() if shares.shards else ("variants", "residual")), *(() if shares.student else ("perturbation",))}
-        if isinstance(self.settings.start, Checkpoint):
-            settings["start"] = "checkpoint"
-        return {name: value for name, value in settings.items() if name not in unread}
+        settings = effective(self.settings.model_dump(mode="json"))
+        return settings | ({"start": "checkpoint"} if isinstance(self.settings.start, Checkpoint) else {})
 
     def describe(self, folder: Path) -> None:
         """Write the card of the finished student in ``folder``."""

@@ -10,6 +10,7 @@ from pipeline.distill.student import SizeSettings
 from pipeline.distill.uses import Use
 from pipeline.finetuning import OptimiserSettings
 from pipeline.perturbation import PerturbationSettings
+from pipeline.shares import NAMED
 
 
 class Shares(Settings):
@@ -19,14 +20,6 @@ class Shares(Settings):
     """The variants that the augment stage stored, labelled by the teacher."""
     student: Weight
     """The student itself, by its own gradient in each step; it learns there what it learns of the untouched input."""
-
-
-NAMED = {
-    "shards": {"shards": 1.0, "student": 0.0},
-    "student": {"shards": 0.0, "student": 1.0},
-    "none": {"shards": 0.0, "student": 0.0},
-}
-"""Shares that have a name; none is the control."""
 
 
 def _unnamed(value: Any) -> Any:
@@ -58,6 +51,9 @@ class StudentSettings(SizeSettings):
             raise ValueError("a student's own gradients are too small for float16; use bfloat16 or float32")
         if self.adversary.student and not self.objective.hard + self.objective.soft:
             raise ValueError("own perturbations are learnt as untouched inputs are, so objective.hard or soft must be above 0")
+        objective = self.objective
+        if not self.adversary.shards + self.adversary.student and not objective.hard + objective.soft + objective.hidden:
+            raise ValueError("nothing would be learnt: nobody perturbs, so objective.hard, soft or hidden must be above 0")
         if self.residual and not self.adversary.shards:
             raise ValueError("residual: true trains the map of stored perturbations, of which this student sees none")
         return self

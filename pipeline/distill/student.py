@@ -56,6 +56,11 @@ class Student:
     facts: dict[str, Any]
     """How it came about, for its card."""
 
+    def fresh_share(self) -> float:
+        """Of the weights of a student that is cut from a model, the share that begins at random; 0 for one from scratch."""
+        counts = [self.facts.get(f"parameters_{how}", 0) for how in ("fresh", "copied", "mapped")]
+        return float(counts[0] / max(sum(counts), 1))
+
     def learn_residual(self, teacher_width: int) -> None:
         """Let the training add to the map; the parameter belongs to the model until it is forgotten."""
         width = word_embeddings(self.model).shape[1]
@@ -166,7 +171,9 @@ def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
             "leave out hidden, heads and intermediate, and give layers"
         )
     as_wide = getattr(config, "embedding_size", None) == config.hidden_size
-    wanted = {"hidden_size": size.hidden, "num_attention_heads": size.heads, _inner(config): size.intermediate}
+    head_size = config.hidden_size // config.num_attention_heads
+    heads = size.heads or (size.hidden and max(size.hidden // head_size, 1))
+    wanted = {"hidden_size": size.hidden, "num_attention_heads": heads, _inner(config): size.intermediate}
     for name, value in wanted.items():
         most = getattr(config, name)
         if value is not None and value > most:
@@ -176,10 +183,15 @@ def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
         config.embedding_size = config.hidden_size
     if hasattr(config, "pooler_hidden_size"):  # DeBERTa's, which its constructor copies from the hidden size
         config.pooler_hidden_size = config.hidden_size
-    if config.hidden_size % config.num_attention_heads:
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
         raise PipelineError(
-            f"hidden: {config.hidden_size} cannot be shared by heads: {config.num_attention_heads}; "
-            "the number of heads must divide the hidden size"
+            f"hidden: {width} cannot be shared by heads: {heads}; the number of heads must divide the hidden size"
+        )
+    if size.start != "scratch" and width != heads * head_size:
+        raise PipelineError(
+            f"hidden: {width} and heads: {heads} make heads of {width // heads}; those that the student is cut from are "
+            f"{head_size} wide and stay whole, so give hidden: {heads * head_size}, heads: {heads}"
         )
 
 

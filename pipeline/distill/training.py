@@ -35,6 +35,9 @@ LINEAGE_FILE = "lineage.json"
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
+FRESH_UNTOLD = 0.05
+"""Of a student's weights no more than this share may begin at random without a word: a new head has less."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -91,7 +94,11 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     if sources.variants is not None:
         check_use(settings.variants, aims_in(sources.variants.manifest))
     student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
+    if (share := student.fresh_share()) > FRESH_UNTOLD:
+        print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
     train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
+    if _labels_alone(settings) and np.isnan(train_rows.rows.labels()).all():
+        raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
     if dist.is_initialized():
         freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
     adversary = _own_adversary(student, settings, sources.task, tokenizer)
@@ -153,6 +160,12 @@ def answers(task: Task, dev: Examples) -> Floats:
     """The labels of a split, or the teacher's answers where the corpus has none."""
     labels = dev.rows.labels()
     return predictions(task, dev.rows.matrix("teacher_logits")) if np.isnan(labels).any() else labels
+
+
+def _labels_alone(settings: StudentSettings) -> bool:
+    """Whether a student without labels would learn nothing."""
+    objective, shares = settings.objective, settings.adversary
+    return not objective.soft + objective.hidden + (objective.perturbed if shares.shards else 0.0)
 
 
 def _own_adversary(

@@ -8,15 +8,13 @@ from typing import Any
 
 from pipeline.report.facts import TaskReport
 from pipeline.shards.manifest import Manifest
+from pipeline.shares import effective
 from pipeline.tasks import SPLITS
 
 Rows = list[tuple[str, Any]]
 """Name and value, as a definition table shows them."""
 
 NOTHING = "–"
-
-SETTINGS_OF = {"shards": ("variants", "residual"), "student": ("perturbation",)}
-"""By who perturbs: settings of a student that do nothing where this share of its adversary is 0."""
 
 
 def origins(report: TaskReport) -> list[tuple[str, Rows]]:
@@ -52,11 +50,9 @@ def student_settings(report: TaskReport) -> tuple[Rows, list[tuple[str, list[Any
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A student's settings as a person puts them, without those that do nothing for it."""
-    shares = settings["adversary"]
-    idle = {name for who, names in SETTINGS_OF.items() if not shares[who] for name in names}
-    shown = {name: _phrase(value) for name, value in settings.items() if name not in idle}
+    shown = {name: _phrase(value) for name, value in effective(settings).items()}
     named = {"own perturbation" if name == "perturbation" else name: value for name, value in shown.items()}
-    return named | {"adversary": _adversary(shares)}
+    return named | {"adversary": _adversary(settings["adversary"])}
 
 
 def flattened(value: Mapping[str, Any], before: str = "") -> Rows:

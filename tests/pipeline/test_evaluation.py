@@ -186,6 +186,13 @@ def test_how_an_adversary_is_used_makes_no_other_control() -> None:
     assert control_of("a", {"a": used, "c": plain | {"layers": 2}, "b": plain}) == "b"
 
 
+def test_the_weight_of_what_nobody_perturbs_makes_no_other_control() -> None:
+    weights = {"soft": 1.0, "perturbed": 0.5}
+    used = {"adversary": SHARDS, "objective": weights}
+    assert control_of("a", {"a": used, "b": {"adversary": NOBODY, "objective": weights | {"perturbed": 1.0}}}) == "b"
+    assert control_of("a", {"a": used, "b": {"adversary": NOBODY, "objective": weights | {"soft": 0.5}}}) is None
+
+
 class Clock:
     """Time that passes only when somebody answers."""
 

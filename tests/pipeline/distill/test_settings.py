@@ -25,6 +25,10 @@ def test_an_adversary_is_named_or_a_mapping_of_shares(said: Any, shares: tuple[f
         ({"residual": True, "adversary": "none"}, "of which this student sees none"),
         ({"optimiser": {"precision": "float16"}, "adversary": "student"}, "too small for float16; use bfloat16 or float32"),
         ({"objective": {"soft": 0.0}, "adversary": "student"}, "learnt as untouched inputs are, so objective.hard or soft"),
+        (
+            {"objective": {"soft": 0.0}, "adversary": "none"},
+            "nobody perturbs, so objective.hard, soft or hidden",
+        ),
         ({"perturbation": {"objective": "divergence"}}, r"no gradient at start: 0; set it above 0"),
         ({"start": {"checkpoint": 3}}, "checkpoint"),
     ],

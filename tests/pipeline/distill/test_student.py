@@ -114,7 +114,7 @@ def test_chosen_layers_carry_the_teachers_weights(teacher: Path) -> None:
 
 def test_the_map_carries_table_and_perturbation_alike(teacher: Path) -> None:
     """At the start map(E_T[ids] + δ) = E_S[ids] + map(δ), to float accuracy."""
-    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=4), seed=0)
+    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=2), seed=0)
     words = word_embeddings(load_classifier(teacher)).detach()[IDS["input_ids"]]
     delta = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
     own = word_embeddings(student.model).detach()[IDS["input_ids"]]
@@ -153,12 +153,29 @@ def test_from_scratch_nothing_is_the_teachers(teacher: Path) -> None:
     [
         ({"hidden": 16, "heads": 3}, "hidden: 16 cannot be shared by heads: 3"),
         ({"hidden": 64}, "hidden_size: 64 is more than the teacher's 32; a student is at most as wide"),
+        (
+            {"hidden": 16, "heads": 4},
+            "hidden: 16 and heads: 4 make heads of 4; .* are 8 wide .*, so give hidden: 32",
+        ),
+        ({"heads": 2}, "hidden: 32 and heads: 2 make heads of 16; .* so give hidden: 16, heads: 2"),
+        ({"hidden": 20}, "hidden: 20 and heads: 2 make heads of 10; .* so give hidden: 16, heads: 2"),
         ({"layers": 9}, "cannot be taken from a teacher of 4 layers"),
     ],
 )
 def test_sizes_that_do_not_go_together_are_refused(teacher: Path, size: dict[str, int], sentence: str) -> None:
     with pytest.raises(PipelineError, match=sentence):
         make_student(teacher, SizeSettings(start="teacher", **size), seed=0)  # type: ignore[arg-type]
+
+
+def test_of_a_width_alone_the_heads_follow_and_nothing_begins_at_random(teacher: Path) -> None:
+    student = make_student(teacher, SizeSettings(start="teacher", hidden=16), seed=0)
+    assert student.model.config.num_attention_heads == 2
+    assert student.facts["parameters_fresh"] == 0
+
+
+def test_a_student_from_scratch_may_have_other_heads_than_its_teacher(teacher: Path) -> None:
+    student = make_student(teacher, SizeSettings(start="scratch", hidden=16, heads=4), seed=0)
+    assert student.model.config.num_attention_heads == 4
 
 
 def test_a_narrow_student_takes_perturbed_embeddings(teacher: Path) -> None:
@@ -243,7 +260,7 @@ def test_a_checkpoint_that_takes_fewer_tokens_is_refused(teacher: Path, tmp_path
 
 
 def test_what_is_learnt_beside_the_map_starts_at_nothing_and_leaves_nothing(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=4), seed=0)
+    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=2), seed=0)
     names = set(student.model.state_dict())
     assert Student.residual_of(student.model) is None
     student.learn_residual(32)

@@ -3,6 +3,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -189,6 +191,17 @@ def test_a_use_that_the_variants_do_not_allow_is_refused(
     with pytest.raises(PipelineError, match=sentence):
         distill("half", *made, teacher, student_settings(variants=use), tmp_path / "half")
     assert not (tmp_path / "half").exists()
+
+
+def test_labels_alone_teach_nothing_where_no_train_row_has_one(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+    corpus = Path(shutil.copytree(prepared, tmp_path / "prepared"))
+    table = pq.read_table(corpus / "train.parquet")
+    without = pa.nulls(len(table), table.schema.field("label").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", without), corpus / "train.parquet")
+    scores, shards = make_shards(tmp_path, corpus, teacher)
+    weights = student_settings().objective.model_dump() | {"hard": 1.0, "soft": 0.0}
+    with pytest.raises(PipelineError, match="half: no train row has a label, and nothing else is learnt from; set objective"):
+        distill("half", scores, shards, teacher, student_settings(adversary="none", objective=weights), tmp_path / "half")
 
 
 @pytest.mark.parametrize("use", ["rotate", "all", {"worst_of": 2}])
