@@ -26,11 +26,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+MERGE = "tag:yaml.org,2002:merge"
+"""What YAML calls the key << whose mapping is merged into the one that it stands in."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML without repeated keys, of which the plain loader would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
         repeated = sorted({str(name) for name in names if names.count(name) > 1})
         if repeated:
             raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
@@ -142,7 +146,7 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
         case "no_key":
             return f"{where}: {'; or '.join(dict.fromkeys(fault['ctx']))}"
         case "no_form":
-            forms, given = "; or ".join(dict.fromkeys(fault["ctx"])), lookup(params, where)
+            forms, given = "; or ".join(dict.fromkeys(fault["ctx"])), _given(spelled, params)
             return f"{where}: {forms}" + (f", not {given!r}" if given is not None and len(repr(given)) <= LONGEST_SHOWN else "")
         case "value_error" if fault["input"] is None or len(repr(fault["input"])) > LONGEST_SHOWN:
             return f"{where}: {_wanted(fault)}"
@@ -154,6 +158,12 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'] == 'int_type')}"
         case _:
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
+
+
+def _given(spelled: list[str], params: dict[str, Any]) -> Any:
+    """What a setting that may stand at several places comes to."""
+    standing = [value for place in spelled if (value := lookup(params, place)) is not None]
+    return functools.reduce(overlaid, standing) if standing else None
 
 
 def _stands(params: dict[str, Any], place: str) -> bool:

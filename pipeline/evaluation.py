@@ -159,12 +159,16 @@ def difference_interval(
 
     Rows are drawn once for both, so what makes a row hard for both cancels. Percentile rather than BCa: the latter is
     undefined where the two answer alike, which must give [0, 0].
-    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed.
+    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed. Of a single row nothing can be drawn: its
+    difference is both ends.
     """
 
     def difference(chosen: Integers) -> float:
         return measure(task, labels[chosen], student[chosen]) - measure(task, labels[chosen], control[chosen])
 
+    if len(labels) == 1:
+        alone = difference(np.zeros(1, dtype=np.int64))
+        return alone, alone
     found = scipy.stats.bootstrap(
         (np.arange(len(labels)),),
         difference,

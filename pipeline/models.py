@@ -13,7 +13,14 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from pipeline.encoding import Batch
@@ -37,12 +44,40 @@ HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_
 """Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
 
 
+def check_place(source: str | Path, what: str) -> None:
+    """Refuse a folder that is not there before a hub is asked for it.
+
+    A path is one, as is what cannot be a hub id, or lies in a folder that is there.
+
+    Raises:
+        PipelineError: there is none; ``what`` is what was looked for.
+    """
+    place = Path(source)
+    beside = place.parent != Path() and place.parent.is_dir()
+    if not place.exists() and (isinstance(source, Path) or beside or not HUB_ID.fullmatch(source)):
+        raise PipelineError(f"no {what} can be loaded from {source}: there is no such folder")
+
+
+def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
+    """The configuration of a hub id or folder.
+
+    Raises:
+        PipelineError: there is none; ``what`` is what was looked for.
+    """
+    check_place(source, what)
+    try:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+    except (OSError, ValueError) as cause:
+        raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
+
+
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder; one without a padding token pads with its end-of-text token."""
+    check_place(source, "tokenizer")
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     except (OSError, ValueError) as cause:
-        raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(source, cause)}") from cause
+        raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(cause)}") from cause
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise PipelineError(
             f"{source} holds no tokenizer: only special tokens would be known, and no word; save the model's own beside it "
@@ -89,6 +124,7 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
         settings: what its configuration is to say instead.
     """
     _quieten()
+    check_place(source, what)
     try:
         model, report = auto_class.from_pretrained(
             source,
@@ -100,7 +136,7 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
             **settings,
         )
     except (OSError, ValueError, SafetensorError) as cause:
-        raise PipelineError(f"no {what} can be loaded from {source}: {_told(source, cause)}") from cause
+        raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
     return model, sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
 
 
@@ -137,25 +173,25 @@ def labels_of(model_or_config: Any) -> tuple[str, ...]:
 
 def saved_labels(folder: str | Path) -> tuple[str, ...]:
     """Label names of a saved classifier, in the order of its logits."""
-    return labels_of(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    return labels_of(config_of(folder))
 
 
 def embedding_width(folder: Path) -> int:
     """Width of a saved model's word embeddings, without loading its weights."""
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = config_of(folder)
         return int(word_embeddings(AutoModelForSequenceClassification.from_config(config)).shape[1])
 
 
 def depth_of(folder: Path) -> int:
     """Number of layers of a saved model."""
-    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers)
+    return int(config_of(folder).num_hidden_layers)
 
 
 def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that model and tokenizer take, special tokens included."""
     _refuse_unsupported(source)
-    positions = positions_of(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    positions = positions_of(config_of(source))
     return int(min(tokenizer.model_max_length, positions))
 
 
@@ -178,7 +214,7 @@ def model_hash(folder: Path) -> str:
 
 def commit_of(source: str) -> str:
     """The commit of a model of a hub, as it lies in the local cache after it was fetched."""
-    return str(getattr(AutoConfig.from_pretrained(source, trust_remote_code=False), "_commit_hash", None))
+    return str(getattr(config_of(source), "_commit_hash", None))
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -292,10 +328,7 @@ def pick_device() -> torch.device:
 
 
 def _refuse_unsupported(source: str | Path) -> None:
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as cause:
-        raise PipelineError(f"no classifier can be loaded from {source}: {_told(source, cause)}") from cause
+    config = config_of(source, "classifier")
     kind = config.model_type
     if kind not in SUPPORTED:
         raise PipelineError(f"{source} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}")
@@ -303,8 +336,6 @@ def _refuse_unsupported(source: str | Path) -> None:
         raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
 
-def _told(source: str | Path, error: BaseException) -> str:
-    """Why nothing could be loaded; what cannot be a hub id was meant as a folder."""
-    if not Path(source).exists() and not HUB_ID.fullmatch(str(source)):
-        return "there is no such folder"
+def _told(error: BaseException) -> str:
+    """The first line that an error says."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -44,7 +44,7 @@ class Effect(Settings):
     @model_validator(mode="after")
     def _exactly_one(self) -> "Effect":
         if (self.flips is None) == (self.divergence is None):
-            raise ValueError("state one effect, flips or divergence")
+            raise ValueError("state one effect, flips or divergence; null takes out one that a section below has")
         return self
 
 

@@ -67,11 +67,10 @@ def predictions(task: Task, logits: Floats) -> Floats:
 def measure(task: Task, labels: Floats, logits: Floats) -> float:
     """The task's metric, higher is better; ``labels`` is [rows], ``logits`` is [rows, outputs].
 
-    F1 is that of the second of two labels (as GLUE counts MRPC) and the macro average of more. A correlation
-    that is undefined because all answers are equal counts as 0.
+    F1 is that of the second of two labels (as GLUE counts MRPC). A correlation that is undefined because all answers are
+    equal counts as 0.
     """
-    metric = "macro_f1" if task.metric == "f1" and len(task.labels) > 2 else task.metric
-    return _MEASURES[metric](np.asarray(labels), predictions(task, np.asarray(logits)))
+    return _MEASURES[task.metric](np.asarray(labels), predictions(task, np.asarray(logits)))
 
 
 def _f1(labels: Floats, answers: Floats) -> float:

@@ -1,5 +1,7 @@
 """The teacher: fine-tuned on the task, or adopted after a check that it answers it. Knows texts and one model."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +22,9 @@ from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_
 from pipeline.models import head_settings, load_classifier, load_tokenizer, logits_from_ids, longest_input, saved_labels
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Split, Task, measure
+
+GENERIC = re.compile(r"LABEL_\d+")
+"""What transformers calls a label that nobody has named."""
 
 
 class TeacherSettings(Settings):
@@ -116,6 +121,11 @@ def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
         if model.config.num_labels != 1:
             raise PipelineError(f"{settings.model} answers {model.config.num_labels} classes, but {task.name} is a regression")
         return model
+    if model.config.problem_type == "multi_label_classification":
+        raise PipelineError(
+            f"{settings.model} gives each label an answer of its own (problem_type: multi_label_classification), "
+            f"but {task.name} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
+        )
     found = saved_labels(settings.model)
     if found != task.labels:
         raise PipelineError(
@@ -130,9 +140,19 @@ def _reconciled(found: tuple[str, ...], task: Task) -> str:
     if len(found) != len(task.labels):
         return "a classifier of as many labels is needed, or teacher.fine_tune: true"
     if set(found) == set(task.labels):
-        return f"list them in the checkpoint's order: corpus.labels: [{', '.join(found)}]"
-    pairs = ", ".join(f"…: {answer}" for answer in found)
+        return f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; of a mapping, order its entries so"
+    if all(GENERIC.fullmatch(name) for name in found):
+        return (
+            "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports name "
+            "their answers by it"
+        )
+    pairs = ", ".join(f"…: {_yaml(answer)}" for answer in found)
     return f"if they mean the same, say which of the table's is which: corpus.labels: {{{pairs}}}"
+
+
+def _yaml(value: object) -> str:
+    """A value as it can be written into params.yaml: JSON is YAML, whatever stands in its texts."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 @torch.inference_mode()

@@ -18,10 +18,12 @@ from pipeline.distill.uses import check_use
 from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
+from pipeline.models import check_place, depth_of, load_tokenizer, longest_input
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
 from stages.command import params_option, stage
+from stages.download import MODEL_FOLDER
 
 
 class TaskSettings(Settings):
@@ -90,7 +92,10 @@ def faults_of(path: Path) -> list[str]:
             faults.append(f"{section} must map at least one name to its settings")
             continue
         for name in content[section]:
-            faults += _entry_faults(path, section, str(name))
+            if isinstance(name, str):
+                faults += _entry_faults(path, section, name)
+            else:
+                faults.append(f"{section}.{name}: YAML reads this name as no text; write it in quotes")
     faults += _scouts_faults(path)
     faults += [] if faults else _use_faults(path)
     return list(dict.fromkeys(faults))
@@ -106,6 +111,8 @@ def _entry_faults(path: Path, section: str, name: str) -> list[str]:
     kind, metric = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.metric")
     if kind in ("classification", "regression") and metric not in fitting_metrics(kind):
         faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+    if kind == "regression" and config.lookup(content, f"{place}.corpus.labels"):
+        faults.append(f"{place}.corpus.labels: label names belong to classification; leave them out")
     found = _found(path, OneTask, task=place)
     places = config.existing(path, "augment", f"{place}.augment")
     return faults + found + _found(path, OneAugment, augment=places) + _aim_faults(path, place, places)
@@ -141,6 +148,8 @@ def _use_faults(path: Path) -> list[str]:
     content = config.read_params(path)
     sections = config.load(path, Sections, **{name: name for name in Sections.model_fields})
     faults = []
+    for name in content["tasks"]:
+        faults += _teacher_faults(name, config.load(path, OneTask, task=f"tasks.{name}").task.teacher, sections.score)
     for name in content["students"]:
         student = config.load(path, OneStudent, student=("distill", f"students.{name}")).student
         if student.objective.hidden and not sections.score.hidden:
@@ -159,13 +168,34 @@ def _use_faults(path: Path) -> list[str]:
     return faults
 
 
-def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:
-    """What of a student's size its teacher does not have, where the model that becomes the teacher is there to ask."""
-    if isinstance(student.start, Checkpoint) or not (model / "config.json").is_file():
-        return []
+def _teacher_faults(name: str, teacher: TeacherSettings, score: ScoreSettings) -> list[str]:
+    """What is asked of a teacher that its model cannot do, where that is there to ask."""
+    model = Path(teacher.model)
     try:
-        check_size(model, student)
-    except (PipelineError, OSError, ValueError) as fault:
+        if model.name != MODEL_FOLDER:  # that which `download` is still to bring
+            check_place(teacher.model, "model")
+        if not (model / "config.json").is_file():
+            return []
+        longest, depth = longest_input(model, load_tokenizer(model)), depth_of(model)
+    except PipelineError as fault:
+        return [f"tasks.{name}.teacher: {fault}"]
+    faults = []
+    if teacher.max_length > longest:
+        faults.append(f"tasks.{name}.teacher.max_length is {teacher.max_length}, but {model} takes at most {longest} tokens")
+    if max(score.hidden, default=0) > depth:
+        faults.append(f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(score.hidden)}")
+    return faults
+
+
+def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:
+    """What of a student's size the model that it is cut from does not have, where that is there to ask."""
+    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else str(model)
+    try:
+        if isinstance(student.start, Checkpoint) and Path(start).name != MODEL_FOLDER:
+            check_place(start, "checkpoint")
+        if (Path(start) / "config.json").is_file():
+            check_size(Path(start), student)
+    except PipelineError as fault:
         return [f"students.{name}: {fault}"]
     return []
 

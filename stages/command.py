@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from safetensors import SafetensorError
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, last_line
+
+OUT_OF_MEMORY = "OutOfMemoryError"
+"""What torch calls the error of a device that is full; by name, so that a help text does not wait for torch."""
 
 params_option = click.option(
     "--params",
@@ -39,8 +43,12 @@ def stage(function: Callable[..., None]) -> click.Command:
         _quiet_libraries()
         try:
             function(**arguments)
-        except (PipelineError, OSError) as error:
+        except (PipelineError, OSError, SafetensorError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
+        except Exception as error:
+            if type(error).__name__ != OUT_OF_MEMORY:
+                raise
+            raise click.ClickException(f"{last_line(error)}; smaller batches need less memory") from error
 
     return click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})(run)
 

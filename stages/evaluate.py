@@ -23,6 +23,8 @@ from pipeline.evaluation import (
 )
 from pipeline.files import folder_written_whole, write_json
 from pipeline.models import load_classifier, logits_from_ids, pick_device
+from pipeline.shards.lineage import check_trained_from, lineage
+from pipeline.shards.manifest import check_agreement
 from pipeline.shards.reader import Shards
 from stages.command import folder_option, params_option, stage
 
@@ -42,7 +44,9 @@ class Sections(Settings):
 def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
     """Measure a student on the test split: quality, agreement with the teacher, size and speed."""
     settings = load(params, Sections, evaluate="evaluate").evaluate
-    shards = Shards(scores)
+    shards = Shards.holding("scores", scores)
+    check_agreement(f"the scores in {scores}", lineage(teacher), shards.manifest.key, "Name the teacher that made them")
+    check_trained_from(student, scores)
     task, pad = shards.manifest.task, shards.manifest.pad_token_id
     rows = shards.rows("test", 0)
     check_labelled(task, rows)

@@ -1,5 +1,7 @@
 """prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from pipeline.tasks import Kind, Metric, Task
 from stages.command import folder_option, params_option, stage
 
 LABELS_SHOWN = 12
+
+RAW = Path("data/raw")
+"""What dvc.yaml names as what this stage depends on."""
 
 
 class PrepareSettings(config.Settings):
@@ -48,6 +53,15 @@ def main(task: str, params: Path, out: Path) -> None:
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
         click.echo(f"note: {count} {reason}")
+    for path in unseen([*(settings.corpus.files or {}).values(), settings.corpus.hub, settings.teacher.get("model")]):
+        click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
+
+
+def unseen(paths: Sequence[str | None]) -> list[str]:
+    """Of what a task is made from, that which is on this machine and not below the folder that DVC looks at."""
+    raw = RAW.absolute()
+    local = [path for path in paths if path is not None and Path(path).exists()]
+    return [path for path in dict.fromkeys(local) if not Path(os.path.abspath(path)).is_relative_to(raw)]  # noqa: PTH100 - a link stays
 
 
 def start_of(model: str) -> dict[str, Any]:

@@ -146,12 +146,14 @@ def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, vari
     }
 
 
-def write_scores(data: Path, task: Task, rows: int) -> None:
-    """The scores of all splits, ``rows`` each."""
+def write_scores(data: Path, task: Task, rows: int, made_with: Key | None = None) -> None:
+    """The scores of all splits, ``rows`` each, of the teacher with this lineage or of none."""
     labels = labels_of(task, rows)
     splits: tuple[Split, ...] = ("train", "dev", "test")
     parts = {(split, 0): score_columns(task, split, labels, answers(task, labels, 0.7, 0)) for split in splits}
-    write_shards(data / "scores" / task.name, "scores", task, parts, _key(task, "scores"), details={"truncated": 3})
+    write_shards(
+        data / "scores" / task.name, "scores", task, parts, _key(task, "scores") | (made_with or {}), details={"truncated": 3}
+    )
 
 
 def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipes: Recipes = (("perturb",),)) -> None:

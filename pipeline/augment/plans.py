@@ -43,14 +43,21 @@ from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
 from pipeline.sources import BUILD
-from pipeline.tasks import SPLITS, Kind
+from pipeline.tasks import SPLITS, Kind, Task
 
 SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, seeding, teacher_code, views)
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
 
 def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key, list[ScoreJob]]:
-    """The key that all scores share, and the jobs of every split."""
+    """The key that all scores share, and the jobs of every split.
+
+    Raises:
+        PipelineError: the teacher was made for another task, or lacks layers whose states are to be kept.
+    """
+    wanted, taught = Task.read(prepared), Task.read(teacher)
+    if taught != wanted:
+        raise PipelineError(f"{teacher} was taught {taught.name}; {prepared} holds {wanted.name}, or its labels have changed")
     _check_layers(teacher, settings.hidden)
     decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
     key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": BUILD.naming(*SCORING_CODE)}
@@ -90,7 +97,7 @@ class Augmentation:
             ShardMismatch: the scores, or the scout, were made with another teacher, tokenizer, label order or format.
             PipelineError: the objective needs a scout and there is none, or the other way round.
         """
-        source, wanted = Shards(scores), lineage(teacher)
+        source, wanted = Shards.holding("scores", scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
         kind = source.manifest.task.kind
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)

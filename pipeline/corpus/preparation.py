@@ -1,5 +1,6 @@
 """Raw data to checked splits: what a corpus's tables hold, and what is wrong with them. Knows no tokenizer."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -62,7 +63,9 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     rows = _checked_rows(tables, kind, settings, found)
     names = _label_names(tables, rows, kind, settings, found)
     rows = _called(rows, settings)
-    if metric == "f1" and len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
+    if metric == "f1" and len(names) > 2:
+        found.whole("metric f1", f"it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+    elif metric == "f1" and len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
         found.whole("metric f1", _which_counts(names))
     examples: Examples = {}
     if tables and len(rows) == len(tables):
@@ -158,9 +161,10 @@ def _called(rows: Parts, settings: CorpusSettings) -> Parts:
 
 def _which_counts(names: tuple[str, ...]) -> str:
     """Why F1 of labels that were found in the rows measures nothing that somebody has chosen."""
+    orders = " or ".join(json.dumps(order, ensure_ascii=False) for order in (names[::-1], names))
     return (
         f"it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in corpus.labels "
-        f"with the one that counts last, [{names[1]}, {names[0]}] or [{names[0]}, {names[1]}], or choose macro_f1"
+        f"with the one that counts last, {orders}, or choose macro_f1"
     )
 
 

@@ -19,6 +19,8 @@ def _columns(value: Any) -> Any:
 def _names(value: Any) -> Any:
     """A list stands for the mapping of each name to itself."""
     if isinstance(value, list):
+        if not all(isinstance(name, str | int) for name in value):
+            raise ValueError("an entry of the list is no label name; a mapping is written without dashes, {0: bad, 1: good}")
         if any(value.count(name) > 1 for name in value):
             raise ValueError("each label name must be listed once")
         value = list(zip(value, value, strict=True))

@@ -37,12 +37,12 @@ from pipeline.distill import adversary, examples, narrowing, objective, settings
 from pipeline.distill.card import write_card
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.distill.training import LINEAGE_FILE, Sources, train, write_student
+from pipeline.distill.training import Sources, train, write_student
 from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import commit_of, model_hash
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
-from pipeline.shards.lineage import lineage
+from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
 from pipeline.shares import effective
 from pipeline.sources import BUILD, TRAINING_LIBRARIES

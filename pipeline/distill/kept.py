@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.distill.jobs import CONTENTS_FILE, STATES, StudentStore
-from pipeline.distill.training import LINEAGE_FILE
 from pipeline.files import PARTIAL, sha256_of
 from pipeline.finetuning import HISTORY_FILE
+from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Key, key_hash
 from pipeline.shards.upkeep import SECONDS_UNFINISHED
 from pipeline.shards.usage import folders_with

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
-from pipeline.models import load_classifier, load_tokenizer, longest_input, tokenizer_hash, word_embeddings
+from pipeline.models import config_of, load_classifier, load_tokenizer, longest_input, tokenizer_hash, word_embeddings
 from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None
@@ -132,7 +132,7 @@ def check_size(model: Path, size: SizeSettings) -> None:
     Raises:
         PipelineError: it has no such layers, or the widths do not go together.
     """
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    config = config_of(model)
     smaller_config(config, size, chosen_layers(size.layers, config.num_hidden_layers))
 
 

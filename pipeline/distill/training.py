@@ -25,13 +25,10 @@ from pipeline.files import write_json
 from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
 from pipeline.models import depth_of, embedding_width, freeze_unused, load_tokenizer, word_embeddings
 from pipeline.order import Piece
-from pipeline.shards.lineage import lineage
+from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.schema import Content
 from pipeline.tasks import Floats, Task, measure, predictions
-
-LINEAGE_FILE = "lineage.json"
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
@@ -55,11 +52,11 @@ class Sources:
         Raises:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
         """
-        known = _holding("scores", scores)
+        known = Shards.holding("scores", scores)
         check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
         if shards is None:
             return cls(teacher, known, None)
-        variants = _holding("perturbations", shards)
+        variants = Shards.holding("perturbations", shards)
         check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
         made_from = {"scores": variants.manifest.details["scores"]}
         check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
@@ -73,16 +70,6 @@ class Sources:
     def task(self) -> Task:
         """Of the scores."""
         return self.scores.manifest.task
-
-
-def _holding(content: Content, folder: Path) -> Shards:
-    """The shards of a folder, if they are what it was named for."""
-    found = Shards(folder)
-    if found.manifest.content != content:
-        wanted = "the scores of untouched inputs" if content == "scores" else "variants"
-        stage = "score" if content == "scores" else "augment"
-        raise ShardMismatch(f"{folder} holds not {wanted}, which the stage {stage} writes; name that folder")
-    return found
 
 
 def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:

@@ -28,6 +28,7 @@ from pipeline.evaluation import (
     control_of,
     difference_interval,
 )
+from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Metric, Task
@@ -53,10 +54,8 @@ METRIC_NAMES: dict[Metric, str] = {
 
 
 def metric_name(task: Task) -> str:
-    """What a reader calls the task's metric; of F1, the label whose it is, or that it is the mean over all."""
-    if task.metric != "f1":
-        return METRIC_NAMES[task.metric]
-    return f"F1 of {task.labels[1]}" if len(task.labels) == 2 else METRIC_NAMES["macro_f1"]
+    """What a reader calls the task's metric; of F1, the label whose it is."""
+    return METRIC_NAMES[task.metric] + (f" of {task.labels[1]}" if task.metric == "f1" else "")
 
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
@@ -231,7 +230,7 @@ def _result(
 
 def _lineage(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
     """A student's lineage; refused where it learnt from other shards than those the report would show beside it."""
-    lineage: dict[str, Any] = json.loads(_text(folder / "lineage.json"))
+    lineage: dict[str, Any] = json.loads(_text(folder / LINEAGE_FILE))
     for name, found in hashes.items():
         if lineage[name] not in (found, None):
             raise PipelineError(
@@ -269,11 +268,9 @@ def _text(path: Path) -> str:
 
 
 def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
-    """Histories one below the other; a teacher that was adopted as it is has none."""
-    trained = {name: folder / "history.csv" for name, folder in folders.items()}
-    if not trained[TEACHER].exists():
-        del trained[TEACHER]
-    histories = [pd.read_csv(StringIO(_text(path))).assign(task=task, model=name) for name, path in trained.items()]
+    """Histories one below the other; that of a teacher that was adopted as it is has no row."""
+    found = {name: pd.read_csv(StringIO(_text(folder / "history.csv"))) for name, folder in folders.items()}
+    histories = [history.assign(task=task, model=name) for name, history in found.items() if len(history)]
     return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
 
 

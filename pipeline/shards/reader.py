@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.files import sha256_of
 from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
-from pipeline.shards.schema import description_of, shard_schema
+from pipeline.shards.schema import Content, description_of, shard_schema
 from pipeline.tasks import Floats, Split
 
 Positions = npt.NDArray[np.integer[Any]]
@@ -146,6 +146,20 @@ class Shards:
         faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
         if faults:
             raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))
+
+    @classmethod
+    def holding(cls, content: Content, folder: Path) -> "Shards":
+        """The shards of a folder, if they are what it was named for.
+
+        Raises:
+            ShardMismatch: they are not, or as ``Shards`` itself.
+        """
+        found = cls(folder)
+        if found.manifest.content != content:
+            wanted = "the scores of untouched inputs" if content == "scores" else "variants"
+            stage = "score" if content == "scores" else "augment"
+            raise ShardMismatch(f"{folder} holds not {wanted}, which the stage {stage} writes; name that folder")
+        return found
 
     def rows(self, split: Split, *variants: int) -> Rows:
         """The rows of some variants of a split, one variant after the other, each in partition order."""

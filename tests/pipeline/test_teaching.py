@@ -175,11 +175,21 @@ def test_an_adopted_teacher_keeps_its_weights_bit_by_bit_and_its_answers(teacher
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 16
 
 
+GENERIC_WAY_OUT = (
+    "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports name their "
+    "answers by it"
+)
+
+
 @pytest.mark.parametrize(
     ("labels", "way_out"),
     [
-        (("good", "bad"), "list them in the checkpoint's order: corpus.labels: [good, bad]"),
-        (("bad", "fine"), "if they mean the same, say which of the table's is which: corpus.labels: {…: bad, …: fine}"),
+        (
+            ("good", "bad"),
+            'list them in the checkpoint\'s order: corpus.labels: ["good", "bad"]; of a mapping, order its entries so',
+        ),
+        (("LABEL_0", "LABEL_1"), GENERIC_WAY_OUT),
+        (("bad", "fine"), 'if they mean the same, say which of the table\'s is which: corpus.labels: {…: "bad", …: "fine"}'),
         (("bad", "good", "fine"), "a classifier of as many labels is needed, or teacher.fine_tune: true"),
     ],
 )

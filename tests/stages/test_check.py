@@ -192,11 +192,46 @@ def test_what_a_student_wants_and_no_stage_makes_is_told_before_any_runs(
 def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_made(
     size: dict[str, Any], sentence: str, write: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    at = {f"{MOVIES}.teacher.model": str(save_teacher(tmp_path / "pretrained", make_task())), "students": {"half": size}}
+    model = {"model": str(save_teacher(tmp_path / "pretrained", make_task())), "max_length": 16, "fine_tune": True}
+    at = {f"{MOVIES}.teacher": model, "students": {"half": size}}
     status, text = check(write("params.yaml", changed(at)))
     assert status == 1
     assert sentence in text, text
     assert check(write("params.yaml", changed(at | {"students": {"half": {"layers": 2}}})))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({f"{MOVIES}.teacher.max_length": 64}, "tasks.movies.teacher.max_length is 64, but "),
+        ({"score.hidden": [2, 9]}, "pretrained, the teacher of movies, has 4 layers, not 9"),
+        ({f"{MOVIES}.teacher.model": "data/nope"}, "no model can be loaded from data/nope: there is no such folder"),
+        (
+            {f"{MOVIES}.teacher.model": "some/where/else"},
+            "no model can be loaded from some/where/else: there is no such folder",
+        ),
+        (
+            {"students": {"half": {"start": {"checkpoint": "data/nope"}}}},
+            "students.half: no checkpoint can be loaded from data/nope",
+        ),
+        ({"students": {1: {"layers": 2}}}, "students.1: YAML reads this name as no text; write it in quotes"),
+        (
+            {f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson", f"{MOVIES}.corpus.labels": ["a", "b"]},
+            "tasks.movies.corpus.labels: label names belong to classification",
+        ),
+    ],
+)
+def test_what_can_be_known_of_models_and_labels_is_told_before_any_stage_runs(
+    changes: dict[str, Any], sentence: str, write: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    model = {"model": str(save_teacher(tmp_path / "pretrained", make_task())), "max_length": 16, "fine_tune": True}
+    sound = {f"{MOVIES}.teacher": model, "students": {"half": {"layers": 2}}, "scouts": {}}
+    assert check(write("params.yaml", changed(sound)))[0] == 0
+    status, text = check(write("params.yaml", changed(sound | changes)))
+    assert status == 1
+    assert sentence in text, text
 
 
 def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:

@@ -9,10 +9,14 @@ from click.testing import CliRunner
 from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation import logits_of
+from pipeline.files import write_json
 from pipeline.models import load_classifier
+from pipeline.shards.lineage import LINEAGE_FILE, lineage
+from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
 from stages.evaluate import main
 from tests.fake_run import MOVIES, params, read, write_scores
+from tests.world import make_tokenizer
 
 
 def save_bert(folder: Path, layers: int, labels: tuple[str, ...] = MOVIES.labels) -> None:
@@ -21,13 +25,16 @@ def save_bert(folder: Path, layers: int, labels: tuple[str, ...] = MOVIES.labels
     config = BertConfig(vocab_size=50, num_hidden_layers=layers, **sizes)
     config.id2label = dict(enumerate(labels))
     BertForSequenceClassification(config).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    MOVIES.save(folder)
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    write_scores(tmp_path, MOVIES, 30)
     save_bert(tmp_path / "teacher", 4)
     save_bert(tmp_path / "half", 1)
+    write_scores(tmp_path, MOVIES, 30, lineage(tmp_path / "teacher"))
+    write_json(tmp_path / "half" / LINEAGE_FILE, {"scores": manifest_hash(tmp_path / "scores" / "movies")})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params("movies")))
     places = {"scores": "scores/movies", "teacher": "teacher", "student": "half", "out": "out", "params": "params.yaml"}
     return [text for flag, place in places.items() for text in (f"--{flag}", str(tmp_path / place))]
@@ -74,6 +81,30 @@ def test_a_student_of_other_labels_writes_nothing(arguments: list[str], tmp_path
     assert result.exit_code == 1
     assert "half answers with positive, negative; task movies wants negative, positive" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def refusal(arguments: list[str], flag: str, folder: Path) -> str:
+    given = list(arguments)
+    given[given.index(flag) + 1] = str(folder)
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 1
+    return str(result.output)
+
+
+def test_a_student_of_other_scores_is_not_measured_on_what_it_may_have_learnt(arguments: list[str], tmp_path: Path) -> None:
+    write_scores(tmp_path / "other", MOVIES, 40, lineage(tmp_path / "teacher"))
+    said = refusal(arguments, "--scores", tmp_path / "other" / "scores" / "movies")
+    assert "half was trained from other scores than those in" in said
+    assert "has no readable lineage.json, so it is no student" in refusal(arguments, "--student", tmp_path / "teacher")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_did_not_make_the_scores_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    save_bert(tmp_path / "other", 3)
+    said = refusal(arguments, "--teacher", tmp_path / "other")
+    assert "the scores in" in said
+    assert "teacher" in said
+    assert "Name the teacher that made them" in said
 
 
 def test_all_faults_of_the_settings_are_reported_at_once(arguments: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from pipeline.tasks import Task
-from stages.prepare import main
+from stages.prepare import RAW, main
 
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
 
@@ -20,12 +20,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{text},{label}\n" for text, label in [("text", "label"), *rows]), encoding="utf-8")
 
 
 def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **corpus: Any) -> Result:
     keys = {
-        "files": "x.csv",
+        "files": f"{RAW}/x.csv",
         "text": "text",
         "label": "label",
         "dev": 0.2,
@@ -46,7 +47,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_the_splits_and_the_task_are_written_and_counted(folder: Path) -> None:
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     result = run(folder)
     assert result.exit_code == 0, result.output
     splits = {name: pyarrow.parquet.read_table(folder / f"out/movies/{name}.parquet") for name in ("train", "dev", "test")}
@@ -60,8 +61,18 @@ def test_the_splits_and_the_task_are_written_and_counted(folder: Path) -> None:
     )
 
 
+def test_what_dvc_does_not_see_is_noted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    table(elsewhere / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
+    (folder / RAW / "linked").symlink_to(elsewhere)
+    noted = f"note: {elsewhere / 'x.csv'} lies outside data/raw; DVC does not see when it changes\n"
+    assert run(folder, files=str(elsewhere / "x.csv")).output.endswith(noted)
+    assert "lies outside" not in run(folder, files=f"{RAW}/linked/x.csv").output
+
+
 def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Path) -> None:
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     run(folder)
     first = hashes(folder / "out/movies")
     (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
@@ -72,24 +83,24 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
 
 
 def test_a_fault_leaves_nothing_written_and_the_former_product_untouched(folder: Path) -> None:
-    table(folder / "x.csv", [*ROWS, ("", "good")])
+    table(folder / RAW / "x.csv", [*ROWS, ("", "good")])
     result = run(folder)
     assert result.exit_code == 1
     assert result.output == (
         "Error: task movies: 1 fault, nothing was written\n"
-        "  - x.csv, row 42: column 'text' holds no text; fill or remove these rows\n"
+        "  - data/raw/x.csv, row 42: column 'text' holds no text; fill or remove these rows\n"
     )
     assert not (folder / "out").exists()
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     run(folder)
     before = hashes(folder / "out/movies")
-    (folder / "x.csv").unlink()
+    (folder / RAW / "x.csv").unlink()
     assert run(folder).exit_code == 1
     assert hashes(folder / "out/movies") == before
 
 
 def test_faults_of_the_settings_name_their_place(folder: Path) -> None:
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     result = run(folder, kind="ranking", dev=2.0)
     assert result.exit_code == 1
     assert "tasks.movies.kind: input should be 'classification' or 'regression', not 'ranking'" in result.output
@@ -97,7 +108,7 @@ def test_faults_of_the_settings_name_their_place(folder: Path) -> None:
 
 
 def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> None:
-    table(folder / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
+    table(folder / RAW / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
     result = run(folder, "regression", "spearman", rows={"test": 1})
     values = pyarrow.parquet.read_table(folder / "out/movies/train.parquet")["label"].to_pylist()
     assert f"rows: values from {min(values):g} to {max(values):g}\n" in result.output
@@ -105,7 +116,7 @@ def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> N
 
 
 def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
     *splits, note = lines
     assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
@@ -114,7 +125,7 @@ def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
 
 def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:
     rows = [(f"text {number}", number % 13) for number in range(390)]
-    table(folder / "x.csv", [*rows, ("bare", "")])
+    table(folder / RAW / "x.csv", [*rows, ("bare", "")])
     result = run(folder, dev=0.05, test=0.05)
     train = next(line for line in result.output.splitlines() if line.startswith("train"))
     assert "13 labels with " in train
@@ -128,7 +139,7 @@ def test_help_explains_the_stage() -> None:
 
 
 def test_a_local_model_whose_files_change_changes_what_teach_depends_on(folder: Path) -> None:
-    table(folder / "x.csv", ROWS)
+    table(folder / RAW / "x.csv", ROWS)
     (folder / "weights").mkdir()
     found = []
     for content in ("old", "old", "new"):

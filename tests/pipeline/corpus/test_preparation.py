@@ -117,9 +117,12 @@ def test_pairs_have_two_texts(tmp_path: Path) -> None:
 def test_f1_of_two_labels_wants_to_know_which_of_them_counts(tmp_path: Path, files: dict[str, str]) -> None:
     assert faults(metric="f1", files=files) == [
         "metric f1: it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in "
-        "corpus.labels with the one that counts last, [good, bad] or [bad, good], or choose macro_f1"
+        'corpus.labels with the one that counts last, ["good", "bad"] or ["bad", "good"], or choose macro_f1'
     ]
     assert prepared(metric="f1", files=files, labels=["good", "bad"]).task.labels == ("good", "bad")
+    assert faults(metric="f1", files=files, labels=["good", "bad", "mixed"]) == [
+        "metric f1: it is the F1 of the second of two labels, and there are 3; choose macro_f1"
+    ]
     assert prepared(metric="macro_f1", files=files).task.labels == ("bad", "good")
 
 

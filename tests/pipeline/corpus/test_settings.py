@@ -62,6 +62,11 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
         ),
         ({"labels": {True: "x"}}, "YAML reads an unquoted yes, no, on or off as a truth value, not {True: 'x'}"),
         ({"labels": [False, True]}, "YAML reads an unquoted yes, no, on or off as a truth value, not [False, True]"),
+        (
+            {"labels": [{0: "bad"}, {1: "good"}]},
+            ".labels: an entry of the list is no label name; a mapping is written without dashes, {0: bad, 1: good}, "
+            "not [{0: 'bad'}, {1: 'good'}]",
+        ),
         ({"rows": {"train": 0}}, ".rows.train: input should be greater than 0, not 0"),
         ({"duplicates": ...}, ".duplicates is missing"),
         ({"duplicates": "keep"}, ".duplicates: input should be 'refuse' or 'drop', not 'keep'"),

@@ -28,7 +28,7 @@ def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
 def test_f1_is_called_by_the_label_whose_it_is() -> None:
     two = MOVIES.model_copy(update={"metric": "f1", "labels": ("legit", "fraud")})
     assert metric_name(two) == "F1 of fraud"
-    assert metric_name(two.model_copy(update={"labels": ("a", "b", "c")})) == "macro F1"
+    assert metric_name(two.model_copy(update={"metric": "macro_f1"})) == "macro F1"
     assert metric_name(two.model_copy(update={"metric": "mcc"})) == "Matthews correlation"
 
 
