@@ -55,9 +55,7 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     Raises:
         PipelineError: the teacher was made for another task, or lacks layers whose states are to be kept.
     """
-    wanted, taught = Task.read(prepared), Task.read(teacher)
-    if taught != wanted:
-        raise PipelineError(f"{teacher} was taught {taught.name}; {prepared} holds {wanted.name}, or its labels have changed")
+    _check_task(prepared, teacher)
     _check_layers(teacher, settings.hidden)
     decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
     key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": BUILD.naming(*SCORING_CODE)}
@@ -67,6 +65,13 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
         for place in places(prepared, split, settings.rows_per_shard)
     ]
     return key, jobs
+
+
+def _check_task(prepared: Path, teacher: Path) -> None:
+    wanted, taught = (Task.read(folder).model_dump(exclude={"metric"}) for folder in (prepared, teacher))
+    other = [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]
+    if other:
+        raise PipelineError(f"{teacher} was taught another task than that in {prepared}: {', '.join(other)}")
 
 
 def _check_layers(teacher: Path, wanted: list[int]) -> None:

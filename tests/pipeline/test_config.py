@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import Settings, load, lookup, read_params
 from pipeline.errors import Faults, PipelineError
+from pipeline.perturbation import Effect
 
 Write = Callable[[str, str], Path]
 
@@ -219,6 +220,26 @@ def test_a_fault_in_merged_places_is_put_where_a_person_would_mend_it(write: Wri
     assert faults(write("params.yaml", below), fit=("distill", "students.plain")) == [
         "distill.epochs: input should be greater than or equal to 1, not 0"
     ]
+
+
+def test_a_yaml_merge_key_is_no_repeated_name(write: Write) -> None:
+    path = write("params.yaml", "below: &below {epochs: 3, rate: 0.5}\nfit: {<<: *below, epochs: 9}\nrun: {out: x}\n")
+    assert load(path, Needs, fit="fit", out="run.out").fit == Fit(epochs=9, rate=0.5)
+
+
+def test_what_merged_settings_came_to_is_shown_where_no_form_of_them_fits(write: Write) -> None:
+    class Search(Settings):
+        radius: float | Effect
+
+    class Searches(Settings):
+        search: Search
+
+    path = write("params.yaml", "below: {radius: {divergence: 0.1}}\nabove: {radius: {flips: 0.2}}\n")
+    with pytest.raises(Faults) as refusal:
+        load(path, Searches, search=("below", "above"))
+    (fault,) = refusal.value.faults
+    assert "state one effect, flips or divergence; null takes out one that a section below has" in fault
+    assert fault.endswith(", not {'divergence': 0.1, 'flips': 0.2}")
 
 
 def test_merging_changes_neither_place(write: Write) -> None:

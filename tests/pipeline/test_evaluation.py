@@ -162,6 +162,11 @@ def test_the_seed_comes_from_the_names_alone() -> None:
     assert any(difference_interval(MOVIES, labels, one, other, 100, ["movies", str(n)]) != first for n in range(5))
 
 
+def test_of_a_single_row_the_interval_is_its_difference() -> None:
+    right, wrong = np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])
+    assert difference_interval(MOVIES, np.array([1]), right, wrong, 100, ["a"]) == (1.0, 1.0)
+
+
 def test_the_control_differs_in_its_adversary_alone() -> None:
     assert control_of("half", STUDENTS) == "half-plain"
     assert control_of("half-plain", STUDENTS) is None

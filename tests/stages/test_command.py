@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 
 from pipeline.errors import Faults, PipelineError
 from stages import augment, score
@@ -66,6 +68,12 @@ def test_what_the_machine_refuses_is_a_sentence_too(error: OSError) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert isinstance(result.exception, SystemExit)
     assert result.stderr == f"Error: {str(error) or 'OSError'}\n"
+
+
+def test_a_library_s_own_error_of_a_full_disk_or_device_is_a_sentence() -> None:
+    assert invoke(failing(SafetensorError("I/O error"))).stderr == "Error: I/O error\n"
+    said = invoke(failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))).stderr
+    assert said == "Error: CUDA out of memory. Tried to allocate 2 GiB; smaller batches need less memory\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x")])

@@ -15,7 +15,7 @@ from pipeline.augment import plans
 from pipeline.augment.jobs import CandidatesJob
 from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
-from pipeline.augment.plans import Augmentation, aim_faults, edit_faults, kind_faults
+from pipeline.augment.plans import Augmentation, aim_faults, edit_faults, kind_faults, scoring
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.distill.uses import aims_in
@@ -91,6 +91,17 @@ def test_scores_that_were_tampered_with_are_not_augmented(scores: Path, teacher:
     target.write_bytes(target.read_bytes()[:-8])
     with pytest.raises(ShardMismatch, match=rf"{target.name} has \d+ bytes, the manifest says \d+"):
         Augmentation.of(copied, teacher, None, augment_settings())
+
+
+def test_variants_are_not_taken_for_scores(made: tuple[Path, Path], teacher: Path) -> None:
+    with pytest.raises(ShardMismatch, match=r"holds not the scores of untouched inputs, which the stage score writes; name"):
+        Augmentation.of(made[1], teacher, None, augment_settings())
+
+
+def test_the_teacher_of_another_task_scores_nothing(prepared: Path, tmp_path: Path) -> None:
+    other = save_teacher(tmp_path / "other", make_task("regression"))
+    with pytest.raises(PipelineError, match=r"other was taught another task than that in .*: kind 'regression' in place of"):
+        scoring(prepared, other, SCORE_SETTINGS)
 
 
 @pytest.mark.parametrize(
