@@ -1,7 +1,7 @@
 """check: the whole of params.yaml read before any stage runs."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 
@@ -109,7 +109,7 @@ def _entry_faults(path: Path, section: str, name: str) -> list[str]:
         return faults + _found(path, OneStudent, student=("distill", place))
     content = config.read_params(path)
     kind, metric = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.metric")
-    if kind in ("classification", "regression") and metric not in fitting_metrics(kind):
+    if kind in get_args(Kind) and metric in get_args(Metric) and metric not in fitting_metrics(kind):
         faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
     if kind == "regression" and config.lookup(content, f"{place}.corpus.labels"):
         faults.append(f"{place}.corpus.labels: label names belong to classification; leave them out")

@@ -74,6 +74,11 @@ class StudentJob:
     settings: StudentSettings
 
     @property
+    def title(self) -> str:
+        """What progress lines call it."""
+        return f"distill {Manifest.read(self.scores).task.name} {self.name}"
+
+    @property
     def wanted_shards(self) -> Path | None:
         """The variants' folder, where this student sees them."""
         return self.shards if self.settings.adversary.shards else None
@@ -159,7 +164,7 @@ class StudentStore:
         shutil.rmtree(self.states_of(key), ignore_errors=True)
 
     @contextmanager
-    def alone(self, key: Key, name: str) -> Iterator[None]:
+    def alone(self, key: Key, title: str) -> Iterator[None]:
         """Keep other processes of this machine from training the same student; who comes second waits.
 
         The lock holds the key, so that whoever looks into the store sees whose states lie beside it.
@@ -169,7 +174,7 @@ class StudentStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{name}: another process trains this student; waiting for it", flush=True)
+                print(f"{title}: another process trains this student; waiting for it", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(0)
             json.dump({"key": key}, file)
@@ -221,7 +226,7 @@ def train_into(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -
     """Train a student and keep it; where several processes do so together, each calls this and the first one writes."""
     sources, key = job.sources(), job.key()
     conduct = Conduct(store.states_of(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
-    made, fit = train(f"distill {sources.task.name} {job.name}", sources, job.settings, conduct)
+    made, fit = train(job.title, sources, job.settings, conduct)
     if dist.is_initialized() and dist.get_rank():
         return
     with store.kept(key) as folder:

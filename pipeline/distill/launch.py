@@ -37,14 +37,14 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     """
     store, key = StudentStore.of(runtime), job.key()
     if store.has(key) or not _trained(store, key, job, runtime):
-        print(f"distill {job.name}: finished before, taken from {store.place_of(key)}", flush=True)
+        print(f"{job.title}: finished before, taken from {store.place_of(key)}", flush=True)
     store.take(key, out, cost, job.describe)
     return lineage_of(out)
 
 
 def _trained(store: StudentStore, key: Key, job: StudentJob, runtime: RuntimeSettings) -> bool:
     """Train a student into the store; false where another process has done so meanwhile."""
-    with store.alone(key, job.name):
+    with store.alone(key, job.title):
         if store.has(key):
             return False
         if runtime.trainers == 1:
@@ -96,7 +96,7 @@ def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: Runtime
     """In a process of its own."""
     _settle(home, build)
     key = job.key()
-    with redirect_stdout(_Teller(said)), store.alone(key, job.name):
+    with redirect_stdout(_Teller(said)), store.alone(key, job.title):
         if not store.has(key):
             train_into(store, job, runtime)
 

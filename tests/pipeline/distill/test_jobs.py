@@ -46,7 +46,7 @@ def test_a_finished_student_is_taken_from_the_store(
     assert facts[0] == facts[1]
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
     assert trained == ["distill tiny half"]
-    assert "distill half: finished before, taken from" in capsys.readouterr().out
+    assert "distill tiny half: finished before, taken from" in capsys.readouterr().out
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     cost = json.loads((tmp_path / "one.json").read_text())
     assert cost["steps"] == 16
