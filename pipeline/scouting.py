@@ -74,11 +74,14 @@ class ScoutFolder:
             safetensors.torch.save_file({"map": linear.contiguous()}, self.folder / MAP_FILE)
         write_json(self.folder / SCOUT_FILE, facts.model_dump())
 
-    def hashes(self) -> list[str]:
-        """What names each snapshot: its weights, and the map."""
+    def hash_of(self, snapshot: int) -> str:
+        """What names a snapshot: its weights, and the map."""
         path = self.folder / MAP_FILE
-        linear = sha256_of(path) if path.exists() else None
-        return [hash_of([model_hash(self.snapshot(n)), linear]) for n in range(1, self.facts().snapshots + 1)]
+        return hash_of([model_hash(self.snapshot(snapshot)), sha256_of(path) if path.exists() else None])
+
+    def hashes(self) -> tuple[str, ...]:
+        """What names each snapshot."""
+        return tuple(self.hash_of(number) for number in range(1, self.facts().snapshots + 1))
 
 
 Aims = Sequence[int | None]

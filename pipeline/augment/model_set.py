@@ -4,7 +4,7 @@ Knows folders; not who computes or for which shard.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.errors import PipelineError
 from pipeline.models import model_hash
 from pipeline.scouting import ScoutFolder
+
+CHANGED = "{} was changed while this run was going; start it again"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class ModelFolders:
     """Its model may also be a hub id, which every worker fetches itself."""
     teacher_hash: str | None = None
     """That which keys name the teacher by; None where nothing is kept of what it answers."""
+    scout_hashes: tuple[str, ...] = ()
+    """Those which keys name the scout's snapshots by; none where nothing is kept."""
 
     def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
         """The same models at other places."""
@@ -33,7 +37,7 @@ class ModelFolders:
         masked_lm = self.masked_lm
         if masked_lm is not None and moved(Path(masked_lm.model)).is_dir():
             masked_lm = masked_lm.model_copy(update={"model": str(moved(Path(masked_lm.model)))})
-        return ModelFolders(moved(self.teacher), scout, masked_lm, self.teacher_hash)
+        return replace(self, teacher=moved(self.teacher), scout=scout, masked_lm=masked_lm)
 
     def files(self) -> list[Path]:
         """What a worker needs: of a model's folder its files, not what training left below; of a scout all snapshots."""
@@ -61,7 +65,7 @@ class ModelSet:
         folder, wanted = self._folders.teacher, self._folders.teacher_hash
         loaded = FrozenTeacher(folder, self._precision)
         if wanted is not None and model_hash(folder) != wanted:
-            raise PipelineError(f"the teacher in {folder} was changed while this run was going; start it again")
+            raise PipelineError(CHANGED.format(f"the teacher in {folder}"))
         return loaded
 
     @cached_property
@@ -71,8 +75,16 @@ class ModelSet:
         return MaskedLM(self._folders.masked_lm, self.teacher.tokenizer)
 
     def scout(self, snapshot: int) -> Scout:
-        """A snapshot of the scout; they are small and all kept, since a calibration asks for each again and again."""
+        """A snapshot of the scout; they are small and all kept, since a calibration asks for each again and again.
+
+        Raises:
+            PipelineError: it is no longer that which the keys name.
+        """
         assert self._folders.scout is not None, "only a job that is aimed at a scout asks for it"
         if snapshot not in self._scouts:
-            self._scouts[snapshot] = Scout(ScoutFolder(self._folders.scout), snapshot, self._precision)
+            folder, wanted = ScoutFolder(self._folders.scout), self._folders.scout_hashes
+            loaded = Scout(folder, snapshot, self._precision)
+            if wanted and folder.hash_of(snapshot) != wanted[snapshot - 1]:
+                raise PipelineError(CHANGED.format(f"the scout in {folder.folder}"))
+            self._scouts[snapshot] = loaded
         return self._scouts[snapshot]

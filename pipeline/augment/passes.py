@@ -57,7 +57,7 @@ def augment(
     """
     plan = Augmentation.of(scores, teacher, scout, settings)
     store = ShardStore(Path(runtime.store).resolve())
-    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"])
+    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"], plan.snapshots)
     width = embedding_width(teacher)
     if known_radius(plan, store) is None:
         check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)

@@ -108,7 +108,7 @@ class Augmentation:
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
         if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits]:
             raise PipelineError("; ".join(faults))
-        snapshots: list[str] = []
+        snapshots: tuple[str, ...] = ()
         if scout is not None:
             found = ScoutFolder(scout).facts().key
             check_agreement(
@@ -118,7 +118,7 @@ class Augmentation:
         # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
         made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "computed_by")}
         key = wanted | {"content": "perturbations", **made}
-        return cls(source, settings, tuple(snapshots), key)
+        return cls(source, settings, snapshots, key)
 
     @property
     def name(self) -> str:

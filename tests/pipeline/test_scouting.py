@@ -117,9 +117,9 @@ def test_damaged_facts_are_named_and_not_converted(scout: ScoutFolder, content: 
 def test_snapshots_are_named_by_weights_and_map_and_not_by_place(scout: ScoutFolder, tmp_path: Path) -> None:
     one, two = scout.hashes()
     assert one != two
-    assert ScoutFolder(Path(shutil.copytree(scout.folder, tmp_path / "moved"))).hashes() == [one, two]
+    assert ScoutFolder(Path(shutil.copytree(scout.folder, tmp_path / "moved"))).hashes() == (one, two)
     save_teacher(scout.snapshot(2), make_task(), seed=1)
-    assert scout.hashes() == [one, one]
+    assert scout.hashes() == (one, one)
     safetensors.torch.save_file({"map": LINEAR + 1}, scout.folder / MAP_FILE)
     assert one not in scout.hashes(), "the same weights behind another map move otherwise"
     (scout.folder / MAP_FILE).unlink()

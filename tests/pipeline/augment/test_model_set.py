@@ -8,7 +8,7 @@ from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
 from pipeline.models import model_hash
-from pipeline.scouting import MAP_FILE, SCOUT_FILE
+from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 
 
@@ -108,6 +108,16 @@ def test_a_teacher_that_is_no_longer_the_one_of_the_keys_is_refused(folders: Mod
     other = wanted.at(lambda path: save_teacher(tmp_path / "other", make_task(), seed=1) if path == folders.teacher else path)
     with pytest.raises(PipelineError, match=r"the teacher in .*other was changed while this run was going; start it again"):
         _ = ModelSet(other, "float32").teacher
+
+
+def test_a_snapshot_that_is_no_longer_the_one_of_the_keys_is_refused(folders: ModelFolders) -> None:
+    assert folders.scout is not None
+    hashes = ScoutFolder(folders.scout).hashes()
+    assert ModelSet(dataclasses.replace(folders, scout_hashes=hashes), "float32").scout(2)
+    changed = ModelSet(dataclasses.replace(folders, scout_hashes=(hashes[0], "another")), "float32")
+    assert changed.scout(1)
+    with pytest.raises(PipelineError, match=r"the scout in .*scout was changed while this run was going; start it again"):
+        changed.scout(2)
 
 
 def test_every_model_of_the_set_runs_in_the_precision_that_was_asked_for(folders: ModelFolders) -> None:
