@@ -64,6 +64,6 @@ def _write(folder: Path, content: Content, variant: int, held: list[dict[str, An
         pad_token_id=0,
         coding=Coding(codec="int8", width=WIDTH) if variant else None,
         variants=variant,
-        details={"snapshots": 0},
+        details={"snapshots": 0, "recipes": [["perturb"]]},
         shards=tuple(entries),
     ).save(folder)

@@ -28,7 +28,7 @@ PARAMS = Path(__file__).parent.parent.parent / "params.yaml"
 SIZES: dict[str, dict[str, Any]] = {
     "half": {"layers": 2},
     "narrow": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32},
-    "tiny": {"layers": 1, "hidden": 8, "heads": 2, "intermediate": 16},
+    "tiny": {"layers": 1, "hidden": 8, "heads": 1, "intermediate": 16},
 }
 NEEDS = Needs(
     score=SCORE_SETTINGS,
