@@ -203,6 +203,15 @@ def test_a_checkpoint_of_other_label_names_order_or_number_is_not_adopted(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_classifier_of_several_labels_a_row_is_not_adopted(teacher: Path, prepared: Path, tmp_path: Path) -> None:
+    several = Path(shutil.copytree(teacher, tmp_path / "several"))
+    held = json.loads((several / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (several / "config.json").write_text(json.dumps(held))
+    with pytest.raises(PipelineError, match=r"several gives each label an answer of its own .*, but tiny has one"):
+        teach(prepared, settings_of(several, fine_tune=False), OPTIMISER, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fault", ["a head of three", "no head"])
 def test_a_checkpoint_whose_weights_hold_no_such_head_is_not_adopted(fault: str, prepared: Path, tmp_path: Path) -> None:
     labels = ("bad", "good", "fine") if fault == "a head of three" else ("bad", "good")

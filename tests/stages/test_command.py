@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from pipeline.errors import Faults, PipelineError
-from stages import augment, score
+from stages import augment, distill, score
 from stages.command import folder_option, params_option, stage
 
 VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
@@ -173,3 +173,10 @@ def test_warnings_of_other_code_are_still_shown() -> None:
         warnings.simplefilter("always")
         invoke(lambda: warnings.warn_explicit("look here", UserWarning, "x.py", 1, module="pipeline.corpus"))
     assert [str(one.message) for one in caught] == ["look here"]
+
+
+def test_students_of_a_parameter_file_that_has_none_cannot_be_trained(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("tasks: {movies: {}}\n", encoding="utf-8")
+    result = CliRunner().invoke(distill.main, ["--all", str(tmp_path), "--params", str(tmp_path / "params.yaml")])
+    assert result.exit_code == 1
+    assert "students must map at least one name to its settings" in result.output

@@ -85,3 +85,4 @@ def test_every_narrowable_type_can_be_made_narrower(
     assert student.model.eval()(**batch).logits.isfinite().all()
     total = sum(student.facts[name] for name in ("parameters_copied", "parameters_mapped", "parameters_fresh"))
     assert student.facts["parameters_fresh"] <= fresh_at_most * total
+    assert student.fresh_share() == student.facts["parameters_fresh"] / total
