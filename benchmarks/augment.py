@@ -29,7 +29,7 @@ from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.encoding import Batch, encode, length_buckets, ordinary_tokens
-from pipeline.models import load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation import divergence, radius_of
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.codec import CODECS, CodecName, dequantise

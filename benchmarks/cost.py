@@ -43,7 +43,8 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.encoding import Batch
-from pipeline.models import load_tokenizer, word_embeddings
+from pipeline.models.forward import word_embeddings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.order import Piece
 from pipeline.shards.reader import Shards
 from stages.command import params_option, stage

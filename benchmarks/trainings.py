@@ -33,7 +33,7 @@ from pipeline.distill.training import Sources, train, write_student
 from pipeline.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.errors import PipelineError
 from pipeline.finetuning import Loss, OptimiserSettings
-from pipeline.models import embed, logits_from_embeddings, pick_device
+from pipeline.models.forward import embed, logits_from_embeddings, pick_device
 from pipeline.order import EpochOrder, Piece, Sharing
 from pipeline.perturbation import Answer, perturb, radius_of
 from pipeline.shards.batches import CODES, SCALES

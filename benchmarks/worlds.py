@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from pipeline.augment.recipes import AugmentSettings
-from pipeline.models import head_settings, load_tokenizer
+from pipeline.models.architectures import head_settings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Task
 

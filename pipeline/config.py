@@ -90,6 +90,16 @@ def lookup(params: Any, place: str) -> Any:
     return params
 
 
+def naming_faults(params: Any, section: str) -> list[str]:
+    """Why a section cannot be read as names with their settings; empty where it can."""
+    names = lookup(params, section)
+    if not isinstance(names, dict) or not names:
+        return [f"{section} must map at least one name to its settings"]
+    return [
+        f"{section}.{name}: YAML reads this name as no text; write it in quotes" for name in names if not isinstance(name, str)
+    ]
+
+
 def _as_places(place: str | Places) -> Places:
     return (place,) if isinstance(place, str) else place
 

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 from pipeline.config import Settings
 from pipeline.encoding import Batch, Integers, length_buckets
 from pipeline.errors import PipelineError
-from pipeline.models import labels_of, logits_from_ids, parameter_count
+from pipeline.models.architectures import labels_of
+from pipeline.models.forward import logits_from_ids, parameter_count
 from pipeline.seeding import seed_of
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows

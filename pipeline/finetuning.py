@@ -29,7 +29,7 @@ from pipeline.encoding import Batch, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import written_whole
 from pipeline.loading import ByLength, Ready, RowData, as_it_is, piece_loader
-from pipeline.models import logits_from_ids
+from pipeline.models.forward import logits_from_ids
 from pipeline.order import EpochOrder, Sharing
 from pipeline.seeding import seed_of
 from pipeline.tasks import Floats, Kind

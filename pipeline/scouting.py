@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of, sha256_of, write_json
-from pipeline.models import model_hash
+from pipeline.models.hashes import model_hash
 
 SCOUT_FILE = "scout.json"
 MAP_FILE = "map.safetensors"

@@ -19,7 +19,9 @@ from pipeline.encoding import Batch, Integers, collate, encode, length_buckets, 
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
-from pipeline.models import head_settings, load_classifier, load_tokenizer, logits_from_ids, longest_input, saved_labels
+from pipeline.models.architectures import head_settings
+from pipeline.models.forward import logits_from_ids
+from pipeline.models.pretrained import load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Split, Task, measure
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import click
 
 from pipeline import config
-from pipeline.augment.plans import aim_faults, kind_faults
+from pipeline.augment.faults import aim_faults, kind_faults
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.config import Settings
 from pipeline.corpus.preparation import TASK_NAME
@@ -18,7 +18,7 @@ from pipeline.distill.uses import check_use
 from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
-from pipeline.models import check_place, depth_of, load_tokenizer, longest_input
+from pipeline.models.pretrained import check_place, depth_of, load_tokenizer, longest_input
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
@@ -88,14 +88,8 @@ def faults_of(path: Path) -> list[str]:
     faults = [f"{name} is not a section known here" for name in content if name not in known]
     faults += _found(path, Sections, **{name: name for name in Sections.model_fields})
     for section in MAPPINGS:
-        if not isinstance(content.get(section), dict) or not content[section]:
-            faults.append(f"{section} must map at least one name to its settings")
-            continue
-        for name in content[section]:
-            if isinstance(name, str):
-                faults += _entry_faults(path, section, name)
-            else:
-                faults.append(f"{section}.{name}: YAML reads this name as no text; write it in quotes")
+        unusable = config.naming_faults(content, section)
+        faults += unusable or [fault for name in content[section] for fault in _entry_faults(path, section, name)]
     faults += _scouts_faults(path)
     faults += [] if faults else _use_faults(path)
     return list(dict.fromkeys(faults))

@@ -9,7 +9,7 @@ from pipeline.config import Settings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
-from pipeline.errors import PipelineError
+from pipeline.errors import Faults
 from pipeline.runtime import RuntimeSettings
 from stages.command import folder_option, params_option, stage
 
@@ -57,9 +57,8 @@ def main(
 
 def _train_all(data: Path, params: Path) -> None:
     content = config.read_params(params)
-    for section in ("tasks", "students"):
-        if not isinstance(content.get(section), dict) or not content[section]:
-            raise PipelineError(f"{params}: {section} must map at least one name to its settings")
+    if faults := [fault for section in ("tasks", "students") for fault in config.naming_faults(content, section)]:
+        raise Faults(str(params), faults)
     needs = {student: _needs(params, student) for student in content["students"]}
     place = data.resolve()
     jobs = [

@@ -22,7 +22,8 @@ from pipeline.evaluation import (
     speeds,
 )
 from pipeline.files import folder_written_whole, write_json
-from pipeline.models import load_classifier, logits_from_ids, pick_device
+from pipeline.models.forward import logits_from_ids, pick_device
+from pipeline.models.pretrained import load_classifier
 from pipeline.shards.lineage import check_trained_from, lineage
 from pipeline.shards.manifest import check_agreement
 from pipeline.shards.reader import Shards

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from pipeline.encoding import Batch, collate
-from pipeline.models import freeze
+from pipeline.models.forward import embed, freeze, logits_from_embeddings, logits_from_ids
 
 VOCABULARY, PAD, UNUSED = 40, 1, 39
 LENGTHS = (11, 3, 7, 2)
@@ -107,3 +107,30 @@ def rows_of(kind: str, lengths: tuple[int, ...] = LENGTHS) -> Batch:
     ids = [torch.randint(4, UNUSED, (length,), generator=generator).numpy() for length in lengths]
     types = [torch.randint(0, 2, (length,), generator=generator).numpy() for length in lengths]
     return collate(ids, types if kind in WITH_TOKEN_TYPES else None, PAD)
+
+
+def alone(batch: Batch, row: int) -> Batch:
+    """One row of a batch, without padding."""
+    length = int(batch["attention_mask"][row].sum())
+    return {name: value[row : row + 1, :length] for name, value in batch.items()}
+
+
+def plain(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """What transformers itself answers to each row by itself, from ids, without padding or mask."""
+    singles = [alone(batch, row) for row in range(len(batch["input_ids"]))]
+    return torch.cat([model(**{n: value for n, value in one.items() if n != "attention_mask"}).logits for one in singles])
+
+
+def assert_as_plain(model: PreTrainedModel, batch: Batch) -> None:
+    """From ids and from embeddings, together and one by one, every row has the logits of transformers."""
+    wanted = plain(model, batch)
+    assert torch.pdist(wanted).min() > 1e-3, "the rows must have different answers for the comparison to mean something"
+    singles = [alone(batch, row) for row in range(len(wanted))]
+    found = {
+        "ids": logits_from_ids(model, batch),
+        "embeddings": logits_from_embeddings(model, batch, embed(model, batch["input_ids"])),
+        "ids, alone": torch.cat([logits_from_ids(model, one) for one in singles]),
+        "embeddings, alone": torch.cat([logits_from_embeddings(model, one, embed(model, one["input_ids"])) for one in singles]),
+    }
+    for name, logits in found.items():
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5, msg=lambda fault, name=name: f"{name}: {fault}")

@@ -1,5 +1,6 @@
 """A tiny world for tests: a task, a tokenizer, models with random weights, a corpus, shards. Nothing is downloaded."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import Label
 from pipeline.distill.settings import StudentSettings
-from pipeline.models import head_settings
+from pipeline.models.architectures import head_settings
 from pipeline.runtime import RuntimeSettings
 from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import Key
@@ -272,3 +273,8 @@ def decoded(label: Label, codec: str = "int8") -> Floats:
     else:
         codes = np.frombuffer(label.delta, {"int8": "<i1", "float16": "<f2"}[codec]).astype(np.float32).reshape(-1, WIDTH)
     return codes * np.array(label.delta_scale, dtype=np.float32)[:, None]
+
+
+def rewrite(path: Path, **changed: Any) -> None:
+    """A JSON file with some of its values changed."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changed), encoding="utf-8")

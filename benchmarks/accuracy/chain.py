@@ -28,7 +28,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation import QUALITY_FILE, Qualities
 from pipeline.files import canonical_json, write_json
 from pipeline.finetuning import HISTORY_FILE
-from pipeline.models import model_hash
+from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
 from stages import augment, distill, evaluate, prepare, score, scout, teach

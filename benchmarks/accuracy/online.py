@@ -24,7 +24,8 @@ from pipeline.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import fine_tune
-from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
+from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation import Answer, Effect, PerturbationSettings, perturb, radius_of
 from pipeline.tasks import measure
 from pipeline.views import carried

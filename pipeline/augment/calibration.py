@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,15 @@ def find_radius(effect_of: Callable[[float], float], wanted: float) -> float:
     Raises:
         PipelineError: no radius in the range has the effect.
     """
-    low, high = math.log(SMALLEST), math.log(LARGEST)
+    low, high = SMALLEST, LARGEST
     for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if effect_of(math.exp(middle)) < wanted else (low, middle)
-    if low == math.log(SMALLEST) and (least := effect_of(SMALLEST)) > wanted:
+        middle = float(f"{math.sqrt(low * high):.3g}")
+        low, high = (middle, high) if effect_of(middle) < wanted else (low, middle)
+    if low == SMALLEST and (least := effect_of(SMALLEST)) > wanted:
         raise PipelineError(_no_radius(wanted, SMALLEST, least))
-    if high == math.log(LARGEST) and (most := effect_of(LARGEST)) < wanted:
+    if high == LARGEST and (most := effect_of(LARGEST)) < wanted:
         raise PipelineError(_no_radius(wanted, LARGEST, most))
-    return float(f"{math.exp(high):.3g}")
+    return high
 
 
 def _no_radius(wanted: float, edge: float, effect: float) -> str:
@@ -103,6 +104,7 @@ class Calibration:
     def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
         """Try one radius after the other, each with all its parts at once; or measure the one given."""
 
+        @cache
         def tried(radius: float) -> Found:
             return joined(measure(self.trial(radius)))
 

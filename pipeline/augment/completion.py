@@ -11,7 +11,7 @@ from pipeline.augment.jobs import ShardJob
 from pipeline.augment.workers import Workers
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
-from pipeline.models import load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.progress import Counter
 from pipeline.shards.manifest import Coding, Key, Manifest, Receipt, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION

@@ -16,7 +16,7 @@ from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import SHORTENINGS, Making, Scored, make_variant
 from pipeline.encoding import Integers
 from pipeline.errors import PipelineError
-from pipeline.models import embedding_width
+from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation import Effect
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.codec import CODECS, CodecName

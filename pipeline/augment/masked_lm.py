@@ -29,16 +29,10 @@ from pipeline.augment.words import Booleans, Pieces
 from pipeline.config import Settings
 from pipeline.encoding import collate, length_buckets
 from pipeline.errors import PipelineError
-from pipeline.models import (
-    freeze,
-    load_pretrained,
-    load_tokenizer,
-    logits_from_ids,
-    pick_device,
-    positions_of,
-    tokenizer_hash,
-    word_embeddings,
-)
+from pipeline.models.architectures import positions_of
+from pipeline.models.forward import freeze, logits_from_ids, pick_device, word_embeddings
+from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.pretrained import load_pretrained, load_tokenizer
 
 
 class MaskedLMSettings(Settings):

@@ -12,10 +12,11 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.errors import PipelineError
-from pipeline.models import model_hash
+from pipeline.models.hashes import model_hash, source_hash
 from pipeline.scouting import ScoutFolder
 
 CHANGED = "{} was changed while this run was going; start it again"
+OTHER_COMMIT = "{} has another commit in this worker's cache than where the run was started; fetch it there anew"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class ModelFolders:
     """That which keys name the teacher by; None where nothing is kept of what it answers."""
     scout_hashes: tuple[str, ...] = ()
     """Those which keys name the scout's snapshots by; none where nothing is kept."""
+    masked_lm_hash: str | None = None
+    """That which keys name the masked language model by; None where nothing is kept of what it proposes."""
 
     def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
         """The same models at other places."""
@@ -70,9 +73,18 @@ class ModelSet:
 
     @cached_property
     def masked_lm(self) -> MaskedLM:
-        """The model that proposes words."""
-        assert self._folders.masked_lm is not None, "no recipe asks for masked_lm without its settings"
-        return MaskedLM(self._folders.masked_lm, self.teacher.tokenizer)
+        """The model that proposes words.
+
+        Raises:
+            PipelineError: it is no longer that which the keys name, or on a hub another commit of it was fetched here.
+        """
+        settings, wanted = self._folders.masked_lm, self._folders.masked_lm_hash
+        assert settings is not None, "no recipe asks for masked_lm without its settings"
+        loaded = MaskedLM(settings, self.teacher.tokenizer)
+        if wanted is not None and source_hash(settings.model) != wanted:
+            what = f"the masked language model {settings.model}"
+            raise PipelineError(CHANGED.format(what) if Path(settings.model).is_dir() else OTHER_COMMIT.format(what))
+        return loaded
 
     def scout(self, snapshot: int) -> Scout:
         """A snapshot of the scout; they are small and all kept, since a calibration asks for each again and again.

@@ -14,7 +14,7 @@ from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import Precision
 from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.errors import PipelineError
-from pipeline.models import embedding_width
+from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation import Effect
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
@@ -57,7 +57,7 @@ def augment(
     """
     plan = Augmentation.of(scores, teacher, scout, settings)
     store = ShardStore(Path(runtime.store).resolve())
-    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"], plan.snapshots)
+    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"], plan.snapshots, plan.masked_lm_hash)
     width = embedding_width(teacher)
     if known_radius(plan, store) is None:
         check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)

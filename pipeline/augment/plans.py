@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from pipeline import encoding, models, perturbation, seeding, views
+from pipeline import encoding, perturbation, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
 from pipeline.augment import inputs as inputs_code
@@ -25,15 +23,17 @@ from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
 from pipeline.augment import words as words_code
 from pipeline.augment.calibration import Calibration, Found
+from pipeline.augment.faults import aim_faults, edit_faults, kind_faults
 from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
-from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
+from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import Making, Scored
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
-from pipeline.models import depth_of, load_tokenizer
-from pipeline.perturbation import CONTROLS
+from pipeline.models import architectures, forward, pretrained
+from pipeline.models.hashes import source_hash
+from pipeline.models.pretrained import depth_of, load_tokenizer
 from pipeline.scouting import ScoutFolder
 from pipeline.seeding import seed_of
 from pipeline.shards import codec as codec_code
@@ -43,9 +43,11 @@ from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
 from pipeline.sources import BUILD
-from pipeline.tasks import SPLITS, Kind, Task
+from pipeline.tasks import SPLITS, Task
 
-SCORING_CODE = (batches_code, encoding, inputs_code, jobs_code, models, seeding, teacher_code, views)
+SCORING_CODE = (
+    architectures, batches_code, encoding, forward, inputs_code, jobs_code, pretrained, seeding, teacher_code, views,
+)  # fmt: skip
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
 
@@ -121,6 +123,12 @@ class Augmentation:
         return cls(source, settings, snapshots, key)
 
     @property
+    def masked_lm_hash(self) -> str | None:
+        """That which keys name the masked language model by; None where no recipe asks for one."""
+        asked = any("masked_lm" in recipe for recipe in self.settings.recipes)
+        return str(self._candidates_key["masked_lm"]["model"]) if asked else None
+
+    @property
     def name(self) -> str:
         """What progress lines call it."""
         return f"augment {self.source.manifest.task.name}"
@@ -184,7 +192,7 @@ class Augmentation:
         """
         assert self.settings.masked_lm is not None, "settings with such a recipe say which model"
         decided = self.settings.masked_lm.model_dump(include={"candidates", "batch_rows"})
-        model = {"model": _source_hash(self.settings.masked_lm.model), **decided}
+        model = {"model": source_hash(self.settings.masked_lm.model), **decided}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",
@@ -192,7 +200,9 @@ class Augmentation:
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "computed_by": BUILD.naming(masked_lm_code, words_code, text_edits_code, encoding, models),
+            "computed_by": BUILD.naming(
+                masked_lm_code, words_code, text_edits_code, encoding, architectures, forward, pretrained
+            ),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
@@ -220,53 +230,6 @@ class Augmentation:
 def no_radius() -> Found:
     """What stands for the radius where no variant is perturbed."""
     return Found(0.0, 0.0, 0.0, 0)
-
-
-def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
-    """Where objective and aim do not go together."""
-    objective = settings.perturbation.objective
-    if scout and objective in CONTROLS:
-        return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
-    if scout and not settings.perturbs():
-        return ["no recipe perturbs, so a scout has nothing to do; set aim: teacher"]
-    if scout and objective == "divergence":
-        return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
-    if not scout and settings.perturbs() and objective == "gap":
-        return ["the objective gap needs a scout: set aim: scout and give the task an entry in the section scouts"]
-    return []
-
-
-def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
-    """What makes no sense for a regression."""
-    radius: Any = settings.perturbation.radius
-    asks_flips = getattr(radius, "flips", None) is not None
-    if kind == "regression" and settings.perturbs() and asks_flips:
-        way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
-        return [f"the answers of a regression do not flip; give this task {way_out}"]
-    return []
-
-
-def edit_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, pair: bool) -> list[str]:
-    """Edits that this tokenizer has no token for: one to mask with, one that keeps the texts of a pair apart."""
-    edits = sorted({step for recipe in settings.recipes for step in recipe} & {*OPERATIONS, "masked_lm"})
-    faults = []
-    if "mask" in edits and tokenizer.mask_token_id is None:
-        faults.append("this teacher's tokenizer has no mask token, so there is no mask; leave it out of augment.recipes")
-    if pair and edits and len(runs(np.array(tokenizer("a", "b")["input_ids"], np.int32), special_ids(tokenizer))) < 2:
-        faults.append(
-            f"this teacher's tokenizer puts no token between the texts of a pair, so {', '.join(edits)} cannot keep them apart"
-        )
-    return faults
-
-
-def _source_hash(source: str) -> str:
-    """Names a model by its weights, or a model of a hub by its commit."""
-    if Path(source).is_dir():
-        return models.model_hash(Path(source))
-    try:
-        return f"{source}@{models.commit_of(source)}"
-    except (OSError, ValueError) as cause:
-        raise PipelineError(f"augment.masked_lm.model: {source} is neither a folder nor a model that a hub gives") from cause
 
 
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:

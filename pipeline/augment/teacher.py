@@ -17,16 +17,8 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.inputs import Inputs
 from pipeline.encoding import Batch, Integers, model_inputs
 from pipeline.errors import PipelineError
-from pipeline.models import (
-    embed,
-    freeze,
-    load_classifier,
-    load_tokenizer,
-    logits_and_states,
-    logits_from_embeddings,
-    pick_device,
-    word_embeddings,
-)
+from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
+from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.scouting import ScoutFolder
 from pipeline.tasks import Task
 from pipeline.views import carried, view_embeddings

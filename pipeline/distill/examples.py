@@ -35,14 +35,14 @@ class Variants:
             ShardMismatch: an example without its variant, or a variant without its example.
         """
         self._manifest, self._use = shards.manifest, use
+        self._aims, self._snapshots = aims_in(shards.manifest), snapshots_of(shards.manifest)
         numbers = range(1, shards.manifest.variants + 1)
         self._rows = shards.rows("train", *numbers)
         self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
 
     def batch(self, piece: Piece) -> Batch:
         """The variants that a piece shows: all rows' first one, then all rows' second."""
-        aims, snapshots = aims_in(self._manifest), snapshots_of(self._manifest)
-        numbers = chosen(self._use, aims, snapshots, piece.epoch, piece.progress)
+        numbers = chosen(self._use, self._aims, self._snapshots, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
         logits = matrix_at(self._rows, "perturbed_logits", positions)
         return variant_at(self._rows, positions, self._manifest) | {"logits": logits}

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,6 @@ from pipeline import (
     encoding,
     finetuning,
     loading,
-    models,
     order,
     perturbation,
     scouting,
@@ -39,7 +39,8 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Sources, train, write_student
 from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
-from pipeline.models import commit_of, model_hash
+from pipeline.models import architectures, forward, pretrained
+from pipeline.models.hashes import source_hash
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
@@ -48,8 +49,9 @@ from pipeline.shares import effective
 from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
 CODE: tuple[ModuleType, ...] = (
-    adversary, batches, checkpoints, codec, conduct, encoding, examples, finetuning, loading, models, narrowing, objective,
-    order, perturbation, reader, scouting, seeding, settings, shares, step, student, tasks, training, uses, views,
+    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, narrowing,
+    objective, order, perturbation, pretrained, reader, scouting, seeding, settings, shares, step, student, tasks, training,
+    uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
 
@@ -73,7 +75,7 @@ class StudentJob:
     teacher: Path
     settings: StudentSettings
 
-    @property
+    @cached_property
     def title(self) -> str:
         """What progress lines call it."""
         return f"distill {Manifest.read(self.scores).task.name} {self.name}"
@@ -99,7 +101,7 @@ class StudentJob:
             "student": self.name,
             "scores": manifest_hash(self.scores),
             "shards": manifest_hash(shards) if shards else None,
-            "checkpoint": _named(start.checkpoint) if isinstance(start, Checkpoint) else None,
+            "checkpoint": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
             "computed_by": BUILD.naming(*CODE, libraries=TRAINING_LIBRARIES),
         }
@@ -232,9 +234,3 @@ def train_into(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -
     with store.kept(key) as folder:
         write_student(folder, job.name, sources, job.settings, made, fit.history)
         write_json(folder / COST_FILE, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})
-
-
-def _named(checkpoint: str) -> str:
-    """What names a checkpoint: its bytes, or on a hub its commit."""
-    folder = Path(checkpoint)
-    return model_hash(folder) if folder.is_dir() else commit_of(checkpoint)

@@ -7,7 +7,7 @@ from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import write_history
-from pipeline.models import load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import manifest_hash
 

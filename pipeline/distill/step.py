@@ -18,7 +18,7 @@ from pipeline.distill.objective import ObjectiveSettings, hidden_loss, imitation
 from pipeline.distill.student import Student
 from pipeline.distill.uses import Use, WorstOf
 from pipeline.encoding import Batch, model_inputs
-from pipeline.models import bare, embed, logits_and_states, logits_from_embeddings
+from pipeline.models.forward import bare, embed, logits_and_states, logits_from_embeddings
 from pipeline.perturbation import divergence
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise

@@ -17,7 +17,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
-from pipeline.models import config_of, load_classifier, load_tokenizer, longest_input, tokenizer_hash, word_embeddings
+from pipeline.models.forward import word_embeddings
+from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.pretrained import config_of, load_classifier, load_tokenizer, longest_input
 from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None

@@ -23,7 +23,8 @@ from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
-from pipeline.models import depth_of, embedding_width, freeze_unused, load_tokenizer, word_embeddings
+from pipeline.models.forward import freeze_unused, word_embeddings
+from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.order import Piece
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash

@@ -32,7 +32,9 @@ from pipeline.export.checking import (
 )
 from pipeline.export.graph import OPSET, check_installed, open_graph, write_graph, write_int8
 from pipeline.files import folder_written_whole, write_json
-from pipeline.models import load_classifier, load_tokenizer, logits_from_ids, model_hash, tokenizer_hash
+from pipeline.models.forward import logits_from_ids
+from pipeline.models.hashes import model_hash, tokenizer_hash
+from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.shards.manifest import Manifest, check_agreement
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Task, measure

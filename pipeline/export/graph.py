@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from pipeline.encoding import Batch, collate
 from pipeline.errors import PipelineError
-from pipeline.models import logits_from_ids
+from pipeline.models.forward import logits_from_ids
 from pipeline.tasks import Floats
 
 OPSET = 20

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.models import load_tokenizer, model_hash, saved_labels, tokenizer_hash
+from pipeline.models.hashes import model_hash, tokenizer_hash
+from pipeline.models.pretrained import load_tokenizer, saved_labels
 from pipeline.shards.manifest import Key, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.tasks import Task

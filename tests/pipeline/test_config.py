@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
 
-from pipeline.config import Settings, load, lookup, read_params
+from pipeline.config import Settings, load, lookup, naming_faults, read_params
 from pipeline.errors import Faults, PipelineError
 from pipeline.perturbation import Effect
 
@@ -272,6 +272,25 @@ def test_a_rule_over_several_settings_is_told_in_its_own_words(write: Write) -> 
         load(path, Ranges, bounds="bounds")
     (fault,) = refusal.value.faults
     assert fault.startswith("bounds: low must not lie above high, not ")
+
+
+@pytest.mark.parametrize(
+    ("content", "faults"),
+    [
+        ({"students": {"half": None, "tiny": {}}}, []),
+        ({"students": {}}, ["students must map at least one name to its settings"]),
+        ({"students": ["half"]}, ["students must map at least one name to its settings"]),
+        ({}, ["students must map at least one name to its settings"]),
+        (
+            {"students": {"half": {}, 1: {}}},
+            [
+                "students.1: YAML reads this name as no text; write it in quotes",
+            ],
+        ),
+    ],
+)
+def test_a_section_of_names_is_read_only_where_it_names_something_in_words(content: Any, faults: list[str]) -> None:
+    assert naming_faults(content, "students") == faults
 
 
 def test_lookup_finds_what_lies_at_a_dotted_place_and_nothing_elsewhere() -> None:

@@ -26,7 +26,7 @@ from pipeline.evaluation import (
     quality,
     speeds,
 )
-from pipeline.models import logits_from_ids
+from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.tasks import Floats, Task

@@ -26,7 +26,8 @@ from pipeline.conduct import Conduct
 from pipeline.encoding import Batch, collate, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.finetuning import HISTORY_FILE, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
-from pipeline.models import head_settings, load_classifier
+from pipeline.models.architectures import head_settings
+from pipeline.models.pretrained import load_classifier
 from pipeline.order import Lengths, Piece, steps_of
 from pipeline.tasks import Floats, Kind, Task
 from tests import world

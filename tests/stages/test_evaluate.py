@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation import logits_of
 from pipeline.files import write_json
-from pipeline.models import load_classifier
+from pipeline.models.pretrained import load_classifier
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
-from pipeline.models import load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from tests.benchmarks.accuracy.sets import save_set
 from tests.world import make_task, save_teacher
 

@@ -11,7 +11,8 @@ from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.encoding import Batch, model_inputs
-from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
+from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.order import Piece
 from pipeline.perturbation import divergence
 from pipeline.shards.reader import Shards

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_the_sample_shows_the_effect_that_was_asked_for(
     ((name, wanted),) = effect.items()
     assert getattr(found, name) == pytest.approx(wanted, abs=tolerance)
     assert found_by(job_of(sample, radius=found.radius, norm=norm), models) == found
+
+
+def test_no_radius_is_tried_twice_and_that_which_is_found_was_tried(sample: Scored) -> None:
+    tried: list[float] = []
+
+    def measure(trial: Sequence[CalibrationJob]) -> list[Found]:
+        tried.append(trial[0].radius)
+        return [Found(job.radius, 0.0, 3 * job.radius, len(job.scored.inputs)) for job in trial]
+
+    found = job_of(sample, radius={"divergence": 0.25}).find(measure)
+    assert found.radius in tried
+    assert len(tried) == len(set(tried))
 
 
 def test_what_is_measured_is_what_the_rows_say(models: ModelSet, sample: Scored) -> None:

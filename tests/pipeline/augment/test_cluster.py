@@ -174,14 +174,14 @@ def test_workers_that_cannot_start_are_given_up_with_the_cause(
 
 @pytest.mark.usefixtures("beside")
 def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {f"pipeline.{name}": "changed" for name in ("encoding", "files", "models", "seeding", "tasks", "views")}
+    changed = {f"pipeline.{name}": "changed" for name in ("encoding", "files", "models.forward", "seeding", "tasks", "views")}
     here = Build({**BUILD.sources, **changed}, {**BUILD.libraries, "torch": "2.0.0"})
     monkeypatch.setattr(cluster, "BUILD", here)
     with cluster_at(teacher, runtime(1)) as other, pytest.raises(PipelineError) as error:
         list(other.run([Failing()]))
     assert str(error.value).startswith(
         "a worker computes with other sources or libraries than this process: pipeline.encoding, pipeline.files, "
-        "pipeline.models, pipeline.seeding, pipeline.tasks and 2 more; what it made would"
+        "pipeline.models.forward, pipeline.seeding, pipeline.tasks and 2 more; what it made would"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
-from pipeline.models import model_hash
+from pipeline.models.hashes import model_hash, source_hash
 from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 
@@ -118,6 +118,15 @@ def test_a_snapshot_that_is_no_longer_the_one_of_the_keys_is_refused(folders: Mo
     assert changed.scout(1)
     with pytest.raises(PipelineError, match=r"the scout in .*scout was changed while this run was going; start it again"):
         changed.scout(2)
+
+
+def test_a_masked_language_model_that_is_no_longer_the_one_of_the_keys_is_refused(folders: ModelFolders) -> None:
+    assert folders.masked_lm is not None
+    wanted = source_hash(folders.masked_lm.model)
+    assert ModelSet(dataclasses.replace(folders, masked_lm_hash=wanted), "float32").masked_lm
+    changed = ModelSet(dataclasses.replace(folders, masked_lm_hash="another"), "float32")
+    with pytest.raises(PipelineError, match=r"the masked language model .*words was changed while this run was going; start"):
+        _ = changed.masked_lm
 
 
 def test_every_model_of_the_set_runs_in_the_precision_that_was_asked_for(folders: ModelFolders) -> None:

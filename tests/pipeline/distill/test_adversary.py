@@ -14,7 +14,8 @@ from pipeline.distill.examples import SEEDS, Examples
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.encoding import Batch, model_inputs, ordinary_tokens
-from pipeline.models import embed, load_tokenizer, logits_from_embeddings, word_embeddings
+from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.order import Piece
 from pipeline.perturbation import Effect, PerturbationSettings, divergence, radius_of
 from pipeline.shards.reader import Shards

@@ -11,7 +11,7 @@ from pipeline.distill.jobs import StudentJob, StudentStore
 from pipeline.distill.launch import obtain, train_all
 from pipeline.errors import PipelineError
 from pipeline.evaluation import logits_of
-from pipeline.models import load_classifier
+from pipeline.models.pretrained import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.sources import BUILD, Build
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings

@@ -19,7 +19,8 @@ from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
 from pipeline.errors import PipelineError
 from pipeline.finetuning import Fit
-from pipeline.models import load_classifier, load_tokenizer, tokenizer_hash
+from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash

@@ -12,7 +12,8 @@ from pipeline.distill.examples import VARIANT, Examples, Variants
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.encoding import Batch, model_inputs
-from pipeline.models import load_classifier, logits_from_embeddings, word_embeddings
+from pipeline.models.forward import logits_from_embeddings, word_embeddings
+from pipeline.models.pretrained import load_classifier
 from pipeline.order import Piece
 from pipeline.perturbation import divergence
 from pipeline.shards.codec import CODECS, dequantise

@@ -12,7 +12,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import Checkpoint, SizeSettings, Student, chosen_layers, make_student, principal_map
 from pipeline.errors import PipelineError
-from pipeline.models import SUPPORTED, load_classifier, logits_from_embeddings, logits_from_ids, word_embeddings
+from pipeline.models.architectures import SUPPORTED
+from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
+from pipeline.models.pretrained import load_classifier
 from pipeline.views import carried
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_task, make_tokenizer, save_teacher

@@ -18,7 +18,7 @@ from pipeline.evaluation import EvaluationSettings, Speed
 from pipeline.export import checking, folder
 from pipeline.export.checking import mixed_groups
 from pipeline.export.folder import export
-from pipeline.models import model_hash
+from pipeline.models.hashes import model_hash
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Task, measure
 from tests.fake_run import read

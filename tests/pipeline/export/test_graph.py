@@ -16,7 +16,7 @@ from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
 from pipeline.export import graph
 from pipeline.export.graph import OPSET, check_installed, open_graph, write_graph, write_int8
-from pipeline.models import logits_from_ids
+from pipeline.models.forward import logits_from_ids
 from pipeline.tasks import Floats
 from tests.architectures import CONFIGURATIONS, WITH_TOKEN_TYPES, of_type, rows_of
 

@@ -1,0 +1,48 @@
+"""Settings of variants that contradict an aim, a task's kind or a tokenizer. Knows settings; reads no shard and no weight."""
+
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
+from pipeline.perturbation import CONTROLS
+from pipeline.tasks import Kind
+
+
+def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
+    """Where objective and aim do not go together."""
+    objective = settings.perturbation.objective
+    if scout and objective in CONTROLS:
+        return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
+    if scout and not settings.perturbs():
+        return ["no recipe perturbs, so a scout has nothing to do; set aim: teacher"]
+    if scout and objective == "divergence":
+        return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
+    if not scout and settings.perturbs() and objective == "gap":
+        return ["the objective gap needs a scout: set aim: scout and give the task an entry in the section scouts"]
+    return []
+
+
+def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
+    """What makes no sense for a regression."""
+    radius: Any = settings.perturbation.radius
+    asks_flips = getattr(radius, "flips", None) is not None
+    if kind == "regression" and settings.perturbs() and asks_flips:
+        way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
+        return [f"the answers of a regression do not flip; give this task {way_out}"]
+    return []
+
+
+def edit_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, pair: bool) -> list[str]:
+    """Edits that this tokenizer has no token for: one to mask with, one that keeps the texts of a pair apart."""
+    edits = sorted({step for recipe in settings.recipes for step in recipe} & {*OPERATIONS, "masked_lm"})
+    faults = []
+    if "mask" in edits and tokenizer.mask_token_id is None:
+        faults.append("this teacher's tokenizer has no mask token, so there is no mask; leave it out of augment.recipes")
+    if pair and edits and len(runs(np.array(tokenizer("a", "b")["input_ids"], np.int32), special_ids(tokenizer))) < 2:
+        faults.append(
+            f"this teacher's tokenizer puts no token between the texts of a pair, so {', '.join(edits)} cannot keep them apart"
+        )
+    return faults

@@ -1,0 +1,108 @@
+"""A model run from word embeddings as from token ids: every row gets the logits that transformers gives it alone.
+
+Knows loaded models and batches; must not know where a model comes from.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.encoding import Batch
+from pipeline.models.architectures import DECODERS, READ_AT_THE_END
+
+
+def bare(model: torch.nn.Module) -> PreTrainedModel:
+    """A model without what data-parallel training wraps around it."""
+    return cast(PreTrainedModel, getattr(model, "module", model))
+
+
+def word_embeddings(model: PreTrainedModel) -> Tensor:
+    """The word-embedding table [vocabulary, width] as the model reads it; its width need not be the model's hidden size.
+
+    It is the weight itself, unless the model scales it on reading, as Gemma does.
+    """
+    words = model.get_input_embeddings()
+    scale = getattr(words, "embed_scale", None)
+    return cast(Tensor, words.weight if scale is None else words.weight * scale)
+
+
+def embed(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Word embeddings [rows, tokens, width] of token ids [rows, tokens], as the model reads them."""
+    return cast(Tensor, bare(model).get_input_embeddings()(input_ids))
+
+
+def logits_from_ids(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Logits [rows, outputs] of rows padded on the right: those that transformers gives each row alone."""
+    return logits_from_embeddings(model, batch, embed(model, batch["input_ids"]))
+
+
+def logits_from_embeddings(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Tensor:
+    """Logits [rows, outputs] from word embeddings [rows, tokens, width] in place of ``batch["input_ids"]``.
+
+    Rows must be padded on the right; what counts as padding is told by ``attention_mask`` and never by ids. Embeddings on
+    padding are not read: MobileBERT would see the first of them from the last token.
+    """
+    return cast(Tensor, _run(model, batch, embeddings).logits)
+
+
+def logits_and_states(model: PreTrainedModel, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The same logits, and what the head would read after some layers: states [rows, layers, width] of the first token.
+
+    Of a model that reads a row at its end they are those of the last token. Layers are counted from 1.
+    """
+    answer = _run(model, batch, embeddings, output_hidden_states=True)
+    place = -1 if bare(model).config.model_type in READ_AT_THE_END else 0
+    return answer.logits, torch.stack([answer.hidden_states[layer][:, place] for layer in layers], dim=1)
+
+
+def _run(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
+    inputs = {name: value for name, value in batch.items() if name != "input_ids"}
+    inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
+    kind = bare(model).config.model_type
+    if kind in READ_AT_THE_END:
+        inputs = _with_padding_first(inputs)
+    if kind in DECODERS:
+        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return model(**inputs, position_ids=positions, use_cache=False, **more)
+    return model(**inputs, **more)
+
+
+def _with_padding_first(inputs: Batch) -> Batch:
+    """Rows padded on the right, [rows, tokens] or [rows, tokens, width], as rows padded on the left."""
+    mask = inputs["attention_mask"]
+    tokens = mask.shape[1]
+    source = torch.arange(tokens, device=mask.device) + mask.sum(dim=1, keepdim=True)
+    source = torch.where(source >= tokens, source - tokens, source)
+    return {
+        name: torch.gather(value, 1, source if value.dim() == 2 else source.unsqueeze(-1).expand(value.shape))
+        for name, value in inputs.items()
+    }
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Evaluation mode and no parameter gradients, so that a gradient flows to the input alone."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return cast(PreTrainedModel, model.eval())
+
+
+def freeze_unused(model: PreTrainedModel, batch: Batch) -> None:
+    """Take parameters that no logit depends on out of a training, for which several processes would wait in vain."""
+    logits = logits_from_ids(model.eval(), batch)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def pick_device() -> torch.device:
+    """The first GPU where there is one, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

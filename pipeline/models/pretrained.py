@@ -1,0 +1,173 @@
+"""Pretrained models and tokenizers loaded from a hub or a folder: safetensors only, no code of theirs run, no weight made up.
+
+Knows how transformers loads; must not know what a model is used for.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from pipeline.errors import PipelineError
+from pipeline.models.architectures import head_settings, labels_of, positions_of, refuse_unsupported
+from pipeline.models.forward import word_embeddings
+from pipeline.tasks import Task
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_summary|logits_proj)\.")
+"""Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
+
+
+def check_place(source: str | Path, what: str) -> None:
+    """Refuse a folder that is not there before a hub is asked for it.
+
+    A path is one, as is what cannot be a hub id, or lies in a folder that is there.
+
+    Raises:
+        PipelineError: there is none; ``what`` is what was looked for.
+    """
+    place = Path(source)
+    beside = place.parent != Path() and place.parent.is_dir()
+    if not place.exists() and (isinstance(source, Path) or beside or not HUB_ID.fullmatch(source)):
+        raise PipelineError(f"no {what} can be loaded from {source}: there is no such folder")
+
+
+def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
+    """The configuration of a hub id or folder.
+
+    Raises:
+        PipelineError: there is none; ``what`` is what was looked for.
+    """
+    check_place(source, what)
+    try:
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+    except (OSError, ValueError) as cause:
+        raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub id or folder; one without a padding token pads with its end-of-text token."""
+    check_place(source, "tokenizer")
+    try:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+    except (OSError, ValueError) as cause:
+        raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(cause)}") from cause
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise PipelineError(
+            f"{source} holds no tokenizer: only special tokens would be known, and no word; save the model's own beside it "
+            "(tokenizer.save_pretrained)"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise PipelineError(
+                f"the tokenizer of {source} has neither a padding nor an end-of-text token; name one as pad_token in its "
+                "tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(source: str | Path, task: Task | None = None) -> PreTrainedModel:
+    """A sequence classifier from safetensors of a hub id or folder, in float32 and evaluation mode.
+
+    Where its configuration names no padding token, as many decoders' do not, it gets its tokenizer's.
+
+    Args:
+        source: hub id or folder.
+        task: where given, the head is made for its labels (new where the checkpoint has none of that size).
+    """
+    _quieten()
+    refuse_unsupported(config_of(source, "classifier"), source)
+    settings = {} if task is None else head_settings(task)
+    model, fresh = load_pretrained(AutoModelForSequenceClassification, source, "classifier", **settings)
+    _refuse_fresh(source, fresh, new_head=task is not None)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(source).pad_token_id
+    return cast(PreTrainedModel, model.eval())
+
+
+def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model from safetensors of a hub id or folder, in float32, and the sorted names of its weights that are made up here.
+
+    Made up is what its configuration asks for and the file lacks or has in another shape; a weight tied to a saved one is not.
+
+    Args:
+        auto_class: the class of transformers that picks the architecture.
+        source: hub id or folder.
+        what: what such a model is called where it cannot be loaded.
+        settings: what its configuration is to say instead.
+    """
+    _quieten()
+    check_place(source, what)
+    try:
+        model, report = auto_class.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **settings,
+        )
+    except (OSError, ValueError, SafetensorError) as cause:
+        raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
+    return model, sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
+
+
+def _quieten() -> None:
+    """Neither bars nor warnings of transformers: what they would warn of is looked at here."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _refuse_fresh(source: str | Path, fresh: list[str], new_head: bool) -> None:
+    """Weights that are made up here answer at random; only a head that is to be trained may be."""
+    if new_head:
+        fresh = [name for name in fresh if not HEAD.search(name)]
+    if fresh:
+        way_out = "name a checkpoint of this architecture" if new_head else "fine-tune it first, or set teacher.fine_tune: true"
+        raise PipelineError(
+            f"{source} is not a finished {'encoder' if new_head else 'classifier'}: it lacks weights that its configuration "
+            f"asks for, or has them in another shape ({', '.join(fresh[:3])}); {way_out}"
+        )
+
+
+def _told(error: BaseException) -> str:
+    """The first line that an error says."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def saved_labels(folder: str | Path) -> tuple[str, ...]:
+    """Label names of a saved classifier, in the order of its logits."""
+    return labels_of(config_of(folder))
+
+
+def embedding_width(folder: Path) -> int:
+    """Width of a saved model's word embeddings, without loading its weights."""
+    with torch.device("meta"):
+        config = config_of(folder)
+        return int(word_embeddings(AutoModelForSequenceClassification.from_config(config)).shape[1])
+
+
+def depth_of(folder: Path) -> int:
+    """Number of layers of a saved model."""
+    return int(config_of(folder).num_hidden_layers)
+
+
+def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that model and tokenizer take, special tokens included."""
+    config = config_of(source, "classifier")
+    refuse_unsupported(config, source)
+    return int(min(tokenizer.model_max_length, positions_of(config)))
