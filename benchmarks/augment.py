@@ -213,8 +213,8 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
         set_seed(0)
         AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
         load_tokenizer(world.teacher).save_pretrained(folder)
-        words = MaskedLMSettings(model=folder, replace=0.4, candidates=15, batch_rows=64)
-        models = ModelSet(ModelFolders(world.teacher, None, words), "float32")
+        words = MaskedLMSettings(replace=0.4, candidates=15, batch_rows=64)
+        models = ModelSet(ModelFolders(world.teacher, None, Path(folder), words), "float32")
         part = world.scored()[0].take(np.arange(min(64, len(world.scored()[0].inputs))))
         inputs = part.inputs
         candidates = models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids)

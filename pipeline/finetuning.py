@@ -43,6 +43,14 @@ DEV_ROWS = 64
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 """From a model and a batch to the loss of each row, [rows]."""
 
+Answer = Callable[[PreTrainedModel, Batch], Tensor]
+"""From a model and a batch to what dev is measured by, [rows, outputs]."""
+
+
+def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The logits of a classifier, [rows, outputs]."""
+    return logits_from_ids(model, model_inputs(batch))
+
 
 class OptimiserSettings(Settings):
     """How weights are fitted: AdamW with a warm-up."""
@@ -78,17 +86,20 @@ class Fit:
 class FineTuner(Trainer):
     """The Trainer with a loss and an order of its own."""
 
-    def __init__(self, *, loss: Loss, order: EpochOrder, losses: EpochLosses, readers: int, **arguments: Any) -> None:
+    def __init__(
+        self, *, loss: Loss, answer: Answer, order: EpochOrder, losses: EpochLosses, readers: int, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
         self.model_accepts_loss_kwargs = False  # else the Trainer would take the loss for one that is divided already
-        self._loss, self._order, self._losses, self._readers = loss, order, losses, readers
+        self._loss, self._answer, self._order = loss, answer, order
+        self._losses, self._readers = losses, readers
 
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The given loss in training, the logits alone when dev is measured."""
+        """The given loss in training, the answers alone when dev is measured."""
         if not model.training:
-            logits = logits_from_ids(cast(PreTrainedModel, model), model_inputs(inputs))
+            logits = self._answer(cast(PreTrainedModel, model), inputs)
             return logits.new_zeros(()), {"logits": logits}
         loss = self._loss(cast(PreTrainedModel, model), inputs).mean() * inputs["weight"]
         self._losses.add(loss)
@@ -109,6 +120,7 @@ def fine_tune(
     settings: OptimiserSettings,
     conduct: Conduct = NO_STATES,
     memory: Memory | None = None,
+    answer: Answer = class_logits,
 ) -> Fit:
     """Train ``model`` in place and leave it with the weights of its best epoch.
 
@@ -120,10 +132,11 @@ def fine_tune(
         train: rows to learn from.
         dev: rows to choose the best epoch on; their order is that of ``measure_dev``.
         loss: what is made small, row by row.
-        measure_dev: from dev logits [rows, outputs] to the figure whose highest value is best.
+        measure_dev: from dev answers [rows, outputs] to the figure whose highest value is best.
         settings: how long and how fast.
         conduct: how it is run; where it keeps states, a killed training goes on where it was.
         memory: of the loss, where it has one.
+        answer: what dev is measured by; a classifier's logits.
 
     Raises:
         PipelineError: the training diverged, has fewer steps than snapshots are wanted, or cannot be run as asked.
@@ -137,6 +150,7 @@ def fine_tune(
     with _folder(conduct) as folder:
         trainer = FineTuner(
             loss=loss,
+            answer=answer,
             order=order,
             losses=losses,
             readers=conduct.readers,

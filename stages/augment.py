@@ -25,10 +25,11 @@ class Needs(Settings):
 @folder_option("--scores", "Folder that `score` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote.")
 @folder_option("--aim", "Folder of the model whose gradient is followed: the teacher's again, or that of a scout.")
+@folder_option("--words", "Folder that `words` wrote, for recipes with masked_lm.", required=False)
 @params_option
 @folder_option("--out", "Where to write the shards and their manifest.")
 @plan_option
-def main(task: str, scores: Path, teacher: Path, aim: Path, params: Path, out: Path, plan: bool) -> None:
+def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, params: Path, out: Path, plan: bool) -> None:
     """Make variants of every training example and store them with the teacher's answer to each.
 
     Workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
@@ -39,9 +40,9 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, params: Path, out: P
     needs = config.load(params, Needs, augment=places, runtime="runtime")
     scout = None if aim.resolve() == teacher.resolve() else aim
     if plan:
-        click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime).lines()))
+        click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime, words).lines()))
     else:
-        augment(scores, teacher, scout, needs.augment, needs.runtime, out)
+        augment(scores, teacher, scout, needs.augment, needs.runtime, out, words)
 
 
 def _check_task(task: str, scores: Path, params: Path) -> None:

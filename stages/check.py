@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import click
 
 from pipeline import config
-from pipeline.augment.faults import aim_faults, kind_faults
+from pipeline.augment.faults import aim_faults, kind_faults, words_faults
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.config import Settings
 from pipeline.corpus.preparation import TASK_NAME
@@ -18,10 +18,12 @@ from pipeline.distill.uses import check_use
 from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings
+from pipeline.masking import FitSettings
 from pipeline.models.pretrained import check_place, depth_of, load_tokenizer, longest_input
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
+from pipeline.wording import WordsSettings
 from stages.command import params_option, stage
 from stages.download import MODEL_FOLDER
 
@@ -31,6 +33,8 @@ class TaskSettings(Settings):
     metric: Metric
     corpus: CorpusSettings
     teacher: TeacherSettings
+    words: WordsSettings | None
+    """The masked language model of recipes with masked_lm; null where there are none."""
     aim: Literal["teacher", "scout"]
     """Whose gradient aims the perturbations; the name of the folder below ``data``."""
     augment: dict[str, Any] | None = None
@@ -40,6 +44,7 @@ class Sections(Settings):
     """The sections that are the same for every task and student."""
 
     teach: OptimiserSettings
+    words: FitSettings
     score: ScoreSettings
     augment: AugmentSettings
     evaluate: EvaluationSettings
@@ -120,7 +125,9 @@ def _aim_faults(path: Path, place: str, places: tuple[str, ...]) -> list[str]:
         return []
     content = config.read_params(path)
     kind, aim = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.aim")
-    return [f"{place}: {fault}" for fault in kind_faults(settings, kind) + aim_faults(settings, aim == "scout")]
+    faults = kind_faults(settings, kind) + aim_faults(settings, aim == "scout")
+    faults += words_faults(settings, config.lookup(content, f"{place}.words") is not None)
+    return [f"{place}: {fault}" for fault in faults]
 
 
 def _scouts_faults(path: Path) -> list[str]:

@@ -30,7 +30,9 @@ from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import Label
 from pipeline.distill.settings import StudentSettings
+from pipeline.files import write_json
 from pipeline.models.architectures import head_settings
+from pipeline.proposing import WORDS_FILE, WordsFacts
 from pipeline.runtime import RuntimeSettings
 from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import Key
@@ -90,12 +92,13 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
 
 
 def save_masked_lm(folder: Path) -> Path:
-    """A masked language model of one layer × 16 with random weights and the tokenizer of the teacher."""
+    """What `words` writes: a masked language model of one layer × 16, random weights, the tokenizer of the teacher."""
     set_seed(3)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **sizes)
     BertForMaskedLM(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    write_json(folder / WORDS_FILE, WordsFacts(model="some").model_dump())
     return folder
 
 
@@ -145,6 +148,19 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
     return folder
 
 
+FIT: dict[str, Any] = {
+    "masked": 0.15,
+    "epochs": 2,
+    "batch_size": 8,
+    "accumulation": 1,
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "clip": 1.0,
+    "precision": "float32",
+    "seed": 1,
+}
 SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32", hidden=[])
 AUGMENT: dict[str, Any] = {
     "variants": 2,

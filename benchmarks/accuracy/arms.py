@@ -47,6 +47,8 @@ class Arm(Settings):
     scout: dict[str, Any] | None = None
     """Over the section scout; the variants are aimed at it."""
     score: dict[str, Any] = Field(default_factory=dict)
+    fit: dict[str, Any] | None = None
+    """The section words: its masked language model is fitted to the run's own train rows. None takes the one that is given."""
     online: Aim | None = None
     """Whose gradient is followed with the teacher in every step, outside the pipeline; None for all other arms."""
 
@@ -113,7 +115,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides the run, but for data, models and code: all it does otherwise than base.yaml, and a hash of that."""
         arm = all_arms()[self.arm]
-        stages = arm.model_dump(include={"augment", "scout", "score", "online"}, exclude_defaults=True)
+        stages = arm.model_dump(include={"augment", "scout", "score", "fit", "online"}, exclude_defaults=True)
         own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
         return stages | own | {"base": common_to_all(self.case.corpus)}
 
@@ -138,14 +140,16 @@ class Run:
             "metric": case.corpus.metric,
             "corpus": corpus,
             "teacher": {"model": models.teacher, "fine_tune": True, "max_length": case.corpus.max_length},
+            "words": self._words(models),
             "aim": "teacher" if arm.scout is None else "scout",
         }
         return {
             "tasks": {case.task: task},
             "teach": start["teach"] | {"seed": case.seed},
+            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"seed": case.seed},
             "score": overlaid(start["score"], arm.score),
             "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
-            "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed} | self._masked_lm(models)),
+            "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed}),
             "distill": overlaid(start["distill"], seeded),
             "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models)},
             "evaluate": start["evaluate"],
@@ -156,13 +160,16 @@ class Run:
         """Who learns from labels alone starts from the pretrained model: the teacher's layers are taught already."""
         return {"start": {"checkpoint": models.teacher}} if all_arms()[self.arm].student.get("start") == PRETRAINED else {}
 
-    def _masked_lm(self, models: Models) -> dict[str, Any]:
-        asked = (all_arms()[self.arm].augment or {}).get("masked_lm")
-        if asked is None:
-            return {}
+    def _words(self, models: Models) -> dict[str, Any] | None:
+        """The masked language model of arms that replace words: fitted to their own train rows, or the one given."""
+        arm = all_arms()[self.arm]
+        if arm.fit:
+            return {"model": models.teacher, "fit": True}
+        if (arm.augment or {}).get("masked_lm") is None:
+            return None
         if models.masked_lm is None:
             raise PipelineError(
                 f"the arm {self.arm} edits texts with a masked language model; name one with --masked-lm, "
                 "or train one by the command masked-lm"
             )
-        return {"masked_lm": asked | {"model": models.masked_lm}}
+        return {"model": models.masked_lm, "fit": False}

@@ -31,7 +31,7 @@ from pipeline.finetuning import HISTORY_FILE
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
-from stages import augment, distill, evaluate, prepare, score, scout, teach
+from stages import augment, distill, evaluate, prepare, score, scout, teach, words
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
 
 
 def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, float]:
-    """The shards of the arm, and the seconds that scout and augment took when they made them."""
+    """The shards of the arm, and the seconds that scout, words and augment took when they made them."""
     began, clock = time.time(), time.perf_counter()
     task, aim = {"--task": run.case.task}, common["--teacher"]
     shards = folder / "shards"
@@ -148,8 +148,14 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
         aim = folder / "scout"
         if not aim.is_dir():
             _run(scout.main, **task, **common, **{"--out": aim})
-    _run(augment.main, **task, **common, **{"--aim": aim, "--out": shards})
-    shutil.rmtree(folder / "scout", ignore_errors=True)
+    proposer = folder / "words"
+    if not proposer.is_dir():
+        _run(
+            words.main, **task, **{"--prepared": folder.parent / "prepared", "--params": common["--params"], "--out": proposer}
+        )
+    _run(augment.main, **task, **common, **{"--aim": aim, "--words": proposer, "--out": shards})
+    for made_here in ("scout", "words"):
+        shutil.rmtree(folder / made_here, ignore_errors=True)
     keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
     store = ShardStore(folder.parent / "store")
     made = {key_hash(key) for key in keys if store.shard_path(key).stat().st_mtime >= began}

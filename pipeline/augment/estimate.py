@@ -101,10 +101,15 @@ def score_estimate(prepared: Path, teacher: Path, settings: ScoreSettings, runti
 
 
 def augment_estimate(
-    scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings, runtime: RuntimeSettings
+    scores: Path,
+    teacher: Path,
+    scout: Path | None,
+    settings: AugmentSettings,
+    runtime: RuntimeSettings,
+    words: Path | None = None,
 ) -> Estimate:
     """What ``augment`` would cost; where the radius is still to be found, no variant is in the store yet."""
-    plan = Augmentation.of(scores, teacher, scout, settings)
+    plan = Augmentation.of(scores, teacher, scout, settings, words)
     store = ShardStore(Path(runtime.store).resolve())
     known = known_radius(plan, store)
     radius, searched = UNKNOWN_RADIUS if known is None else known, _searched(plan, known)
@@ -112,7 +117,7 @@ def augment_estimate(
     missing = [job for job in jobs if store.peek(job.key) is None]
     rows = sum(job.scores.entry.receipt.rows for job in missing)
     passes = [_passes(settings, job) for job in missing] + [(searched * (_steps(settings) + 1), searched * _steps(settings))]
-    models = ModelSet(ModelFolders(teacher, scout, settings.masked_lm), settings.precision)
+    models = ModelSet(ModelFolders(teacher, scout, plan.masked_lm, settings.masked_lm), settings.precision)
     return Estimate(
         name=plan.name,
         rows=sum(entry.receipt.rows for entry in plan.entries()),

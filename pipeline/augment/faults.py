@@ -25,6 +25,17 @@ def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
     return []
 
 
+def words_faults(settings: AugmentSettings, model: bool) -> list[str]:
+    """Where recipes and the task's masked language model do not go together."""
+    if settings.proposes() and not model:
+        return [
+            "a recipe asks for masked_lm, but the task's words is null; say there which masked language model proposes words"
+        ]
+    if model and not settings.proposes():
+        return ["no recipe asks for masked_lm, so a masked language model has nothing to do; set the task's words: null"]
+    return []
+
+
 def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
     """What makes no sense for a regression."""
     radius: Any = settings.perturbation.radius

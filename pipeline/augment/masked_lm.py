@@ -13,6 +13,7 @@ Knows a masked language model and the tokenizer it shares with the teacher; not 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.batches import half, out_of_memory
 from pipeline.augment.text_edits import Ids, Positions, Share, Types
@@ -30,16 +31,14 @@ from pipeline.config import Settings
 from pipeline.encoding import collate, length_buckets
 from pipeline.errors import PipelineError
 from pipeline.models.architectures import positions_of
-from pipeline.models.forward import freeze, logits_from_ids, pick_device, word_embeddings
-from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import load_pretrained, load_tokenizer
+from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
+from pipeline.models.pretrained import load_tokenizer
+from pipeline.proposing import check_tokenizer, load_masked_lm
 
 
 class MaskedLMSettings(Settings):
-    """Which model proposes words, and how many of them are taken."""
+    """How many of a masked language model's words are taken; which model is said by the task, in ``words``."""
 
-    model: str
-    """Hub id or folder of a masked language model with the teacher's tokenizer, as safetensors."""
     replace: Share
     """Probability that a word is replaced; p_t of TinyBERT, there 0.4."""
     candidates: Annotated[int, Field(ge=1)]
@@ -83,25 +82,26 @@ def replace(
 class MaskedLM:
     """A frozen masked language model on this worker's device, which proposes words."""
 
-    def __init__(self, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, folder: Path, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase) -> None:
         """Load the model.
 
         Args:
-            settings: names it, and how many candidates it gives.
+            folder: where the model lies.
+            settings: how many candidates it gives.
             tokenizer: the teacher's.
 
         Raises:
             PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
         """
-        _refuse_other_tokenizer(settings.model, tokenizer)
-        self._settings = settings
+        check_tokenizer(folder, load_tokenizer(folder), tokenizer)
+        self._folder, self._settings = folder, settings
         self._device = pick_device()
-        self._model = freeze(_load(settings.model)).to(self._device)  # type: ignore[arg-type]
+        self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
         self._longest = positions_of(self._model.config)
         self._table = word_embeddings(self._model)
         self._pieces = Pieces.of(tokenizer)
         self._mask_id, self._pad_id = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id)
-        self._barred = _barred(self._pieces.whole, settings, len(self._table)).to(self._device)
+        self._barred = _barred(self._pieces.whole, settings.candidates, len(self._table)).to(self._device)
 
     @torch.inference_mode()
     def candidates(self, input_ids: Sequence[Ids], token_type_ids: Sequence[Types] | None) -> list[RowCandidates]:
@@ -133,7 +133,7 @@ class MaskedLM:
         longest = max(len(ids) for ids in input_ids)
         if longest > self._longest:
             raise PipelineError(
-                f"the masked language model {self._settings.model} has too few positions: it takes at most {self._longest} "
+                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
                 f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
             )
 
@@ -160,14 +160,8 @@ class MaskedLM:
         masked = [np.where(np.arange(len(ids)) == position, self._mask_id, ids) for ids, position in pairs]
         batch = collate(masked, token_type_ids, self._pad_id)
         rows, places = torch.arange(len(masked)), torch.from_numpy(positions).long()
-
-        def only_masked(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
-            return (hidden[0][rows, places].unsqueeze(1),)
-
-        # The projection to the vocabulary is half the work of a small model; most models can be spared it but for the mask.
-        with self._model.get_output_embeddings().register_forward_pre_hook(only_masked):
-            logits = logits_from_ids(self._model, {name: value.to(self._device) for name, value in batch.items()})
-        return self._best(logits[:, 0] if logits.shape[1] == 1 else logits[rows, places])
+        there = {name: value.to(self._device) for name, value in batch.items()}
+        return self._best(logits_at(self._model, there, rows, places))
 
     def _nearest(self, words: Sequence[Ids], directions: Tensor) -> Ids:
         """Candidates [words, K]: the nearest rows of the embedding table to the mean of each word's pieces, by cosine."""
@@ -180,37 +174,12 @@ class MaskedLM:
         return cast(Ids, best.to(torch.int32).cpu().numpy())
 
 
-def _barred(whole: Booleans, settings: MaskedLMSettings, size: int) -> Tensor:
+def _barred(whole: Booleans, candidates: int, size: int) -> Tensor:
     """Where an id of the model's vocabulary, which may be larger than the tokenizer's, is never a candidate, [size]."""
-    if whole.sum() < settings.candidates:
+    if whole.sum() < candidates:
         raise PipelineError(
-            f"{settings.candidates} candidates a word are asked for, but the vocabulary of {settings.model} has only "
-            f"{whole.sum()} whole words; ask for fewer"
+            f"{candidates} candidates a word are asked for, but the tokenizer has only {whole.sum()} whole words; ask for fewer"
         )
     barred = torch.ones(size, dtype=torch.bool)
     barred[np.flatnonzero(whole)] = False
     return barred
-
-
-def _refuse_other_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    theirs, ours = tokenizer_hash(load_tokenizer(source)), tokenizer_hash(tokenizer)
-    if theirs != ours:
-        raise PipelineError(
-            f"the masked language model {source} has another tokenizer ({theirs[:12]}) than the teacher "
-            f"{tokenizer.name_or_path} ({ours[:12]}), so its words are not the teacher's; name a model that shares it"
-        )
-    if tokenizer.mask_token_id is None:
-        raise PipelineError(
-            f"the tokenizer of {source} has no mask token, so no word can be masked; choose another augmentation"
-        )
-
-
-def _load(source: str) -> PreTrainedModel:
-    """A masked language model all of whose weights were saved with it."""
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
-    if fresh:
-        raise PipelineError(
-            f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "
-            f"in another shape ({', '.join(fresh[:3])}); name a checkpoint that was trained to fill masks"
-        )
-    return model

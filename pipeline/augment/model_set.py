@@ -12,11 +12,10 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.errors import PipelineError
-from pipeline.models.hashes import model_hash, source_hash
+from pipeline.models.hashes import model_hash
 from pipeline.scouting import ScoutFolder
 
 CHANGED = "{} was changed while this run was going; start it again"
-OTHER_COMMIT = "{} has another commit in this worker's cache than where the run was started; fetch it there anew"
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,10 @@ class ModelFolders:
 
     teacher: Path
     scout: Path | None = None
-    masked_lm: MaskedLMSettings | None = None
-    """Its model may also be a hub id, which every worker fetches itself."""
+    masked_lm: Path | None = None
+    """None where no recipe replaces words."""
+    proposing: MaskedLMSettings | None = None
+    """How many words it proposes."""
     teacher_hash: str | None = None
     """That which keys name the teacher by; None where nothing is kept of what it answers."""
     scout_hashes: tuple[str, ...] = ()
@@ -36,16 +37,12 @@ class ModelFolders:
 
     def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
         """The same models at other places."""
-        scout = None if self.scout is None else moved(self.scout)
-        masked_lm = self.masked_lm
-        if masked_lm is not None and moved(Path(masked_lm.model)).is_dir():
-            masked_lm = masked_lm.model_copy(update={"model": str(moved(Path(masked_lm.model)))})
+        scout, masked_lm = (None if folder is None else moved(folder) for folder in (self.scout, self.masked_lm))
         return replace(self, teacher=moved(self.teacher), scout=scout, masked_lm=masked_lm)
 
     def files(self) -> list[Path]:
         """What a worker needs: of a model's folder its files, not what training left below; of a scout all snapshots."""
-        words = Path(self.masked_lm.model) if self.masked_lm is not None else None
-        flat = [folder for folder in (self.teacher, words) if folder is not None and folder.is_dir()]
+        flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None]
         found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
         return sorted(found) + sorted(file for file in (self.scout.rglob("*") if self.scout else ()) if file.is_file())
 
@@ -76,14 +73,14 @@ class ModelSet:
         """The model that proposes words.
 
         Raises:
-            PipelineError: it is no longer that which the keys name, or on a hub another commit of it was fetched here.
+            PipelineError: it is no longer that which the keys name.
         """
-        settings, wanted = self._folders.masked_lm, self._folders.masked_lm_hash
+        folder, settings, wanted = self._folders.masked_lm, self._folders.proposing, self._folders.masked_lm_hash
+        assert folder is not None, "no recipe asks for masked_lm without a model"
         assert settings is not None, "no recipe asks for masked_lm without its settings"
-        loaded = MaskedLM(settings, self.teacher.tokenizer)
-        if wanted is not None and source_hash(settings.model) != wanted:
-            what = f"the masked language model {settings.model}"
-            raise PipelineError(CHANGED.format(what) if Path(settings.model).is_dir() else OTHER_COMMIT.format(what))
+        loaded = MaskedLM(folder, settings, self.teacher.tokenizer)
+        if wanted is not None and model_hash(folder) != wanted:
+            raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
         return loaded
 
     def scout(self, snapshot: int) -> Scout:

@@ -16,6 +16,7 @@ from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.errors import PipelineError
 from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation import Effect
+from pipeline.proposing import words_in
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
 from pipeline.shards.store import ShardStore
@@ -39,7 +40,13 @@ def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: Runti
 
 
 def augment(
-    scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings, runtime: RuntimeSettings, out: Path
+    scores: Path,
+    teacher: Path,
+    scout: Path | None,
+    settings: AugmentSettings,
+    runtime: RuntimeSettings,
+    out: Path,
+    words: Path | None = None,
 ) -> Manifest:
     """Make every variant of the train split and write shards and manifest to ``out``.
 
@@ -50,14 +57,23 @@ def augment(
         settings: what the variants are.
         runtime: who computes, and where the store is.
         out: replaced as a whole.
+        words: what ``words`` wrote, where a recipe asks for a masked language model.
 
     Raises:
         ShardMismatch: scores or scout were made with another teacher, tokenizer, label order or format.
         PipelineError: the objective and the aim do not fit, or a shard could not be made; names it and the cause.
     """
-    plan = Augmentation.of(scores, teacher, scout, settings)
+    plan = Augmentation.of(scores, teacher, scout, settings, words)
     store = ShardStore(Path(runtime.store).resolve())
-    folders = ModelFolders(teacher, scout, settings.masked_lm, plan.key["teacher"], plan.snapshots, plan.masked_lm_hash)
+    folders = ModelFolders(
+        teacher,
+        scout,
+        plan.masked_lm,
+        settings.masked_lm,
+        teacher_hash=plan.key["teacher"],
+        scout_hashes=plan.snapshots,
+        masked_lm_hash=plan.masked_lm_hash,
+    )
     width = embedding_width(teacher)
     if known_radius(plan, store) is None:
         check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)
@@ -131,6 +147,7 @@ def _manifest(
         "radius": found.radius,
         "calibration": found.plain(),
         "snapshots": len(plan.snapshots),
+        "words": words_in(plan.masked_lm).model_dump() if plan.masked_lm is not None and settings.proposes() else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
     coding = Coding(codec=settings.codec, width=embedding_width(teacher))

@@ -23,7 +23,7 @@ from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
 from pipeline.augment import words as words_code
 from pipeline.augment.calibration import Calibration, Found
-from pipeline.augment.faults import aim_faults, edit_faults, kind_faults
+from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
@@ -32,8 +32,9 @@ from pipeline.augment.variants import Making, Scored
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
 from pipeline.models import architectures, forward, pretrained
-from pipeline.models.hashes import source_hash
+from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
+from pipeline.proposing import words_in
 from pipeline.scouting import ScoutFolder
 from pipeline.seeding import seed_of
 from pipeline.shards import codec as codec_code
@@ -95,10 +96,21 @@ class Augmentation:
     """Hashes of the scout's snapshots; empty where the teacher's own gradient is followed."""
     key: Key
     """What all shards share, whatever their recipe."""
+    masked_lm: Path | None = None
+    """Where the masked language model lies, where there is one."""
 
     @classmethod
-    def of(cls, scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings) -> "Augmentation":
+    def of(
+        cls, scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings, words: Path | None = None
+    ) -> "Augmentation":
         """Check that all that is given belongs together.
+
+        Args:
+            scores: what ``score`` wrote.
+            teacher: what ``teach`` wrote.
+            scout: what ``scout`` wrote, where perturbations are aimed at one.
+            settings: what the variants are.
+            words: what ``words`` wrote, where a recipe asks for a masked language model.
 
         Raises:
             ShardMismatch: the scores, or the scout, were made with another teacher, tokenizer, label order or format.
@@ -108,7 +120,9 @@ class Augmentation:
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
         kind = source.manifest.task.kind
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
-        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits]:
+        masked_lm = None if words is None or words_in(words).model is None else words
+        missing = words_faults(settings, masked_lm is not None)
+        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits, *missing]:
             raise PipelineError("; ".join(faults))
         snapshots: tuple[str, ...] = ()
         if scout is not None:
@@ -120,13 +134,12 @@ class Augmentation:
         # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
         made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "computed_by")}
         key = wanted | {"content": "perturbations", **made}
-        return cls(source, settings, snapshots, key)
+        return cls(source, settings, snapshots, key, masked_lm)
 
     @property
     def masked_lm_hash(self) -> str | None:
         """That which keys name the masked language model by; None where no recipe asks for one."""
-        asked = any("masked_lm" in recipe for recipe in self.settings.recipes)
-        return str(self._candidates_key["masked_lm"]["model"]) if asked else None
+        return str(self._candidates_key["masked_lm"]["model"]) if self.settings.proposes() else None
 
     @property
     def name(self) -> str:
@@ -190,9 +203,10 @@ class Augmentation:
 
         Found once: it takes reading the whole model.
         """
-        assert self.settings.masked_lm is not None, "settings with such a recipe say which model"
+        assert self.settings.masked_lm is not None, "settings with such a recipe say how many words"
+        assert self.masked_lm is not None, "a plan with such a recipe has a model"
         decided = self.settings.masked_lm.model_dump(include={"candidates", "batch_rows"})
-        model = {"model": source_hash(self.settings.masked_lm.model), **decided}
+        model = {"model": model_hash(self.masked_lm), **decided}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",

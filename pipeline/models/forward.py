@@ -58,6 +58,20 @@ def logits_and_states(model: PreTrainedModel, batch: Batch, embeddings: Tensor, 
     return answer.logits, torch.stack([answer.hidden_states[layer][:, place] for layer in layers], dim=1)
 
 
+def logits_at(model: PreTrainedModel, batch: Batch, rows: Tensor, places: Tensor) -> Tensor:
+    """Logits [n, vocabulary] of a masked language model at n tokens of a batch, which ``rows`` and ``places`` name, each [n].
+
+    Where the architecture allows it, no other token is projected to the vocabulary, which is half the work of a small model.
+    """
+
+    def these_alone(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
+        return (hidden[0][rows, places].unsqueeze(1),)
+
+    with bare(model).get_output_embeddings().register_forward_pre_hook(these_alone):
+        logits = logits_from_ids(model, batch)
+    return logits[:, 0] if logits.shape[:2] == (len(rows), 1) else logits[rows, places]
+
+
 def _run(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
     inputs = {name: value for name, value in batch.items() if name != "input_ids"}
     inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)

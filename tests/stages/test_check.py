@@ -88,6 +88,7 @@ def changed(changes: dict[str, Any]) -> str:
     """The default file with three perturbed variants and other values at dotted places; None takes a setting out."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["augment"] |= {"variants": 3, "recipes": [["perturb"]]}
+    content["tasks"]["movies"]["words"] = None
     for place, value in changes.items():
         *way, name = place.split(".")
         section = content
@@ -126,7 +127,17 @@ def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Ca
         ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'ngram'"),
         ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
         ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
-        ({"augment.recipes": [["masked_lm"]]}, "augment: a recipe asks for masked_lm, so the setting masked_lm must say"),
+        (
+            {"augment.recipes": [["masked_lm"]], "augment.masked_lm": {}},
+            "augment.masked_lm.replace is missing",
+        ),
+        ({"augment.recipes": [["masked_lm"]]}, "tasks.movies: a recipe asks for masked_lm, but the task's words is null"),
+        (
+            {f"{MOVIES}.words": {"model": "data/raw/all-MiniLM-L6-v2", "fit": True}},
+            "tasks.movies: no recipe asks for masked_lm, so a masked language model has nothing to do",
+        ),
+        ({f"{MOVIES}.words": {"model": "data/raw/words"}}, "tasks.movies.words.fit is missing"),
+        ({"words.masked": 1.0}, "words.masked: input should be less than 1, not 1.0"),
         ({"augment.recipes": ["mask", "swap"]}, "augment.recipes: a recipe is a list of steps, and there may be several"),
         ({"augment.recipes": []}, "augment.recipes: list should have at least 1 item"),
         ({MOVIES: 5}, "tasks.movies: must be a mapping of names to settings, not 5"),

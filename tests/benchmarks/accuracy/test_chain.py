@@ -9,7 +9,7 @@ from benchmarks.accuracy.chain import Place, result_of, seconds_of
 from benchmarks.accuracy.corpora import CORPORA, Case
 from pipeline.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
-from tests.world import MAX_LENGTH, make_task, save_masked_lm, save_teacher
+from tests.world import FIT, MAX_LENGTH, make_task, save_masked_lm, save_teacher
 
 CASE = Case("trec", 40, 1)
 
@@ -31,10 +31,14 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
     fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
     monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
+    short = all_arms()["fitted"].model_copy(update={"fit": FIT})
+    monkeypatch.setitem(all_arms(), "fitted", short)
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
-@pytest.mark.parametrize("arm", ["kd", "own", "tokens", "words", "scout", "kd_hidden", "online_own", "online_teacher"])
+@pytest.mark.parametrize(
+    "arm", ["kd", "own", "tokens", "words", "fitted", "scout", "kd_hidden", "online_own", "online_teacher"]
+)
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
     run = Run(CASE, arm, "half", 9)
     result, curve = result_of(run, place)

@@ -29,5 +29,5 @@ def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Pat
         train_masked_lm(tmp_path / "data", ["trec"], pretrained, epochs, tmp_path / f"out{epochs}") for epochs in (1, 12)
     )
     assert later < first - 0.5
-    settings = MaskedLMSettings(model=str(tmp_path / "out12"), replace=0.4, candidates=5, batch_rows=8)
-    assert MaskedLM(settings, load_tokenizer(Path(pretrained))) is not None
+    settings = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=8)
+    assert MaskedLM(tmp_path / "out12", settings, load_tokenizer(Path(pretrained))) is not None

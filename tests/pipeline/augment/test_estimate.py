@@ -70,8 +70,8 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 
-def planned(scores: Path, teacher: Path, folder: Path, settings: AugmentSettings) -> Estimate:
-    return augment_estimate(scores, teacher, None, settings, runtime_at(folder))
+def planned(scores: Path, teacher: Path, folder: Path, settings: AugmentSettings, words: Path | None = None) -> Estimate:
+    return augment_estimate(scores, teacher, None, settings, runtime_at(folder), words)
 
 
 def test_a_plan_writes_nothing_not_even_a_time_or_an_empty_store(
@@ -216,9 +216,9 @@ def test_timing_asks_a_masked_language_model_for_a_few_texts_only(
 ) -> None:
     asked, look_up = [], MaskedLM.candidates
     monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
-    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
-    settings = augment_settings(recipes=[["masked_lm"]], masked_lm=words, calibration_rows=64)
-    assert planned(many, teacher, tmp_path, settings).seconds > 0
+    proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
+    settings = augment_settings(recipes=[["masked_lm"]], masked_lm=proposing, calibration_rows=64)
+    assert planned(many, teacher, tmp_path, settings, save_masked_lm(tmp_path / "words")).seconds > 0
     assert max(asked) <= 4
 
 

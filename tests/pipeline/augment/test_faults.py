@@ -1,7 +1,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from pipeline.augment.plans import aim_faults, edit_faults, kind_faults
+from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from tests.world import (
     augment_settings,
     make_tokenizer,
@@ -40,6 +40,18 @@ def test_a_regression_has_no_flips_to_ask_for_but_a_divergence() -> None:
     assert sentence.startswith("the answers of a regression do not flip; give this task augment: {perturbation: {radius: ")
     assert kind_faults(asks["flips"], "classification") == kind_faults(asks["divergence"], "regression") == []
     assert kind_faults(augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
+
+
+def test_words_are_asked_for_where_there_is_a_model_and_nowhere_else() -> None:
+    proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 8}
+    asking = augment_settings(recipes=[["mask"], ["masked_lm", "swap"]], masked_lm=proposing)
+    silent = augment_settings(recipes=[["mask"]], masked_lm=proposing)
+    assert words_faults(asking, model=True) == words_faults(silent, model=False) == []
+    (lacking,), (idle,) = words_faults(asking, model=False), words_faults(silent, model=True)
+    assert lacking.startswith(
+        "a recipe asks for masked_lm, but the task's words is null; say there which masked language model"
+    )
+    assert idle.endswith("so a masked language model has nothing to do; set the task's words: null")
 
 
 @pytest.mark.parametrize("recipe", [["mask"], ["delete", "perturb"], ["perturb"], ["mix"]])

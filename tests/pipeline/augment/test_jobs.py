@@ -203,17 +203,20 @@ def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(st
     assert not store.has_receipt({})
 
 
+PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
+
+
 @pytest.fixture
-def words(tmp_path: Path) -> MaskedLMSettings:
-    return MaskedLMSettings(model=str(save_masked_lm(tmp_path / "words")), replace=0.4, candidates=5, batch_rows=16)
+def words(tmp_path: Path) -> Path:
+    return save_masked_lm(tmp_path / "words")
 
 
 def test_candidates_come_back_from_the_store_as_they_were_found(
-    scores: Path, teacher: Path, store: ShardStore, words: MaskedLMSettings
+    scores: Path, teacher: Path, store: ShardStore, words: Path
 ) -> None:
     shards = Shards(scores)
     job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
-    models = ModelSet(ModelFolders(teacher, None, words), "float32")
+    models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
     receipt = job.work().run(models, store).result
     assert store.find(job.key) == receipt
     inputs = job.scores.read()[0].inputs
@@ -229,12 +232,12 @@ def test_candidates_come_back_from_the_store_as_they_were_found(
 
 
 def test_a_text_without_words_has_no_candidates_and_goes_through(
-    tmp_path: Path, teacher: Path, store: ShardStore, words: MaskedLMSettings
+    tmp_path: Path, teacher: Path, store: ShardStore, words: Path
 ) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 3, "dev": 4, "test": 4})
     table = pq.read_table(prepared / "train.parquet")
     pq.write_table(table.set_column(1, "text_a", pa.array(["", WORDS[3], ""])), prepared / "train.parquet")
     score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
-    asked = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=words.model_dump() | {"replace": 1.0})
-    augment(tmp_path / "scores", teacher, None, asked, runtime_at(tmp_path), tmp_path / "shards")
+    asked = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=PROPOSING.model_dump() | {"replace": 1.0})
+    augment(tmp_path / "scores", teacher, None, asked, runtime_at(tmp_path), tmp_path / "shards", words)
     assert [len(ids) for ids in Shards(tmp_path / "shards").rows("train", 1).column("input_ids").to_pylist()] == [2, 3, 2]

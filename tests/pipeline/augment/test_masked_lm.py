@@ -109,8 +109,8 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_roberta(tmp_path_factory.mktemp("roberta"))
 
 
-def settings_of(folder: Path, **changed: Any) -> MaskedLMSettings:
-    return MaskedLMSettings.model_validate({"model": str(folder), "replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
+def settings_of(**changed: Any) -> MaskedLMSettings:
+    return MaskedLMSettings.model_validate({"replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
 
 
 def texts_of(count: int, seed: int = 0) -> list[str]:
@@ -173,7 +173,7 @@ def test_candidates_are_those_of_one_row_and_one_mask_at_a_time(bert: Path, pair
     first, second = texts_of(12), texts_of(12, seed=9) if pair else None
     tokenizer = wordpiece()
     plain = Plain(bert, tokenizer, BERT_WHOLE)
-    found = MaskedLM(settings_of(bert, batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
+    found = MaskedLM(bert, settings_of(batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
     want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
     assert [listed(row) for row in found] == want
     assert {stop - start for row in want for start, stop, _ in row} == {1, 2}
@@ -185,7 +185,7 @@ def test_candidates_of_byte_level_pieces_are_those_of_one_mask_at_a_time(roberta
     first, second = texts_of(12), texts_of(12, seed=9) if pair else None
     tokenizer = byte_level()
     plain = Plain(roberta, tokenizer, ROBERTA_WHOLE)
-    found = MaskedLM(settings_of(roberta, batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
+    found = MaskedLM(roberta, settings_of(batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
     want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
     assert [listed(row) for row in found] == want
 
@@ -209,14 +209,14 @@ def test_candidates_of_every_architecture_are_those_of_one_mask_at_a_time(kind: 
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **SIZES | ARCHITECTURES[kind])
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = MaskedLM(settings_of(tmp_path), tokenizer).candidates(*rows_of(tokenizer, texts_of(6)))
+    found = MaskedLM(tmp_path, settings_of(), tokenizer).candidates(*rows_of(tokenizer, texts_of(6)))
     plain = Plain(tmp_path, tokenizer, BERT_WHOLE)
     assert [listed(row) for row in found] == [plain.candidates(text) for text in texts_of(6)]
 
 
 def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(bert: Path, roberta: Path) -> None:
     for folder, tokenizer, whole in ((bert, wordpiece(), BERT_WHOLE), (roberta, byte_level(), ROBERTA_WHOLE)):
-        model = MaskedLM(settings_of(folder, candidates=len(whole)), tokenizer)
+        model = MaskedLM(folder, settings_of(candidates=len(whole)), tokenizer)
         for row in model.candidates(*rows_of(tokenizer, texts_of(5))):
             for ids in row.ids.reshape(-1, len(whole)):
                 assert sorted(tokenizer.convert_ids_to_tokens(ids.tolist())) == sorted(whole)
@@ -224,7 +224,7 @@ def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(be
 
 def test_arrays_are_int32_and_flat_and_a_row_without_words_has_none(bert: Path) -> None:
     tokenizer = wordpiece()
-    texts, empty = MaskedLM(settings_of(bert), tokenizer).candidates(*rows_of(tokenizer, ["bako kosetu", ""]))
+    texts, empty = MaskedLM(bert, settings_of(), tokenizer).candidates(*rows_of(tokenizer, ["bako kosetu", ""]))
     assert [array.dtype for array in (texts.starts, texts.stops, texts.ids, empty.starts, empty.ids)] == [np.int32] * 5
     assert (texts.starts.shape, texts.stops.shape, texts.ids.shape) == ((2,), (2,), (2 * K,))
     assert empty.starts.size == empty.stops.size == empty.ids.size == 0
@@ -239,7 +239,7 @@ def test_no_more_than_one_batch_of_masked_positions_goes_through_the_vocabulary(
             seen.append(output.numel() // vocabulary)
 
     with torch.nn.modules.module.register_module_forward_hook(note):
-        found = MaskedLM(settings_of(bert, batch_rows=4), tokenizer).candidates(*rows_of(tokenizer, texts_of(20)))
+        found = MaskedLM(bert, settings_of(batch_rows=4), tokenizer).candidates(*rows_of(tokenizer, texts_of(20)))
     assert max(seen) == 4
     assert min(seen[:-1]) == 4
     assert sum(seen) == sum(int((row.stops - row.starts == 1).sum()) for row in found)
@@ -250,7 +250,7 @@ def test_a_row_longer_than_the_model_takes_is_refused_before_any_pass_and_the_lo
 ) -> None:
     passes: list[str] = []
     for folder, tokenizer, most in ((bert, wordpiece(), 48), (roberta, byte_level(), 46)):
-        model, frame = MaskedLM(settings_of(folder), tokenizer), tokenizer("")["input_ids"]
+        model, frame = MaskedLM(folder, settings_of(), tokenizer), tokenizer("")["input_ids"]
         short, fits, long = (
             np.array([frame[0], *[tokenizer.convert_tokens_to_ids("ba")] * words, frame[1]], np.int32)
             for words in (1, most - 2, most - 1)
@@ -272,7 +272,7 @@ def test_a_model_with_another_tokenizer_is_refused_and_both_are_named(bert: Path
     other = wordpiece(extra=["more"])
     other.name_or_path = "the/teacher"
     with pytest.raises(PipelineError) as error:
-        MaskedLM(settings_of(bert), other)
+        MaskedLM(bert, settings_of(), other)
     assert f"masked language model {bert} has another tokenizer" in str(error.value)
     assert "than the teacher the/teacher (" in str(error.value)
 
@@ -282,7 +282,7 @@ def test_a_tokenizer_without_a_mask_token_is_refused(bert: Path, tmp_path: Path)
     tokenizer.mask_token = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"has no mask token, so no word can be masked"):
-        MaskedLM(settings_of(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path))
+        MaskedLM(tmp_path, settings_of(), PreTrainedTokenizerFast.from_pretrained(tmp_path))
 
 
 def test_a_classifier_is_not_a_masked_language_model(tmp_path: Path) -> None:
@@ -290,40 +290,40 @@ def test_a_classifier_is_not_a_masked_language_model(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"is not a finished masked language model: it lacks .*cls\.predictions"):
-        MaskedLM(settings_of(tmp_path), tokenizer)
+        MaskedLM(tmp_path, settings_of(), tokenizer)
 
 
 def test_weights_of_another_shape_are_refused(bert: Path, tmp_path: Path) -> None:
     save_bert(tmp_path)
     BertConfig.from_pretrained(bert, intermediate_size=48).save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"in another shape \(bert\.encoder\.layer\.0\.intermediate"):
-        MaskedLM(settings_of(tmp_path), wordpiece())
+        MaskedLM(tmp_path, settings_of(), wordpiece())
 
 
 def test_a_checkpoint_that_holds_a_tied_projection_once_is_finished(bert: Path) -> None:
     names = safetensors.torch.load_file(bert / "model.safetensors").keys()
     assert "cls.predictions.decoder.weight" not in names
-    assert MaskedLM(settings_of(bert), wordpiece())
+    assert MaskedLM(bert, settings_of(), wordpiece())
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     save_bert(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
     with pytest.raises(PipelineError, match=f"no masked language model can be loaded from {tmp_path}: "):
-        MaskedLM(settings_of(tmp_path), wordpiece())
+        MaskedLM(tmp_path, settings_of(), wordpiece())
     with pytest.raises(PipelineError, match=r"no tokenizer can be loaded from .*nowhere"):
-        MaskedLM(settings_of(tmp_path / "nowhere"), wordpiece())
+        MaskedLM(tmp_path / "nowhere", settings_of(), wordpiece())
 
 
 def test_more_candidates_than_the_vocabulary_has_words_are_refused(bert: Path) -> None:
-    with pytest.raises(PipelineError, match=f"23 candidates a word .* has only {len(BERT_WHOLE)} whole words"):
-        MaskedLM(settings_of(bert, candidates=len(BERT_WHOLE) + 1), wordpiece())
+    with pytest.raises(PipelineError, match=f"23 candidates a word .* the tokenizer has only {len(BERT_WHOLE)} whole words"):
+        MaskedLM(bert, settings_of(candidates=len(BERT_WHOLE) + 1), wordpiece())
 
 
 @pytest.mark.parametrize("fault", [{"replace": 0.0}, {"replace": 1.5}, {"candidates": 0}, {"batch_rows": 0}, {"model": 3}])
 def test_settings_out_of_range_are_refused(fault: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fault))):
-        settings_of(Path(), **fault)
+        settings_of(**fault)
 
 
 def candidates_of(*words: tuple[int, int, list[int]]) -> RowCandidates:

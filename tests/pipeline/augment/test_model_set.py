@@ -7,13 +7,11 @@ import pytest
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
-from pipeline.models.hashes import model_hash, source_hash
+from pipeline.models.hashes import model_hash
 from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 
-
-def words_of(model: str | Path) -> MaskedLMSettings:
-    return MaskedLMSettings(model=str(model), replace=0.4, candidates=5, batch_rows=8)
+PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=8)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> ModelFol
     for left in (save_teacher(place / "teacher", make_task()), save_masked_lm(place / "words")):
         save_teacher(left / "checkpoint-10", make_task())
     save_scout(place / "scout", [1, 2], teacher)
-    return ModelFolders(place / "teacher", place / "scout", words_of(place / "words"))
+    return ModelFolders(place / "teacher", place / "scout", place / "words", PROPOSING)
 
 
 def test_a_worker_needs_the_models_themselves_all_snapshots_and_nothing_that_training_left(folders: ModelFolders) -> None:
@@ -38,36 +36,20 @@ def test_a_worker_needs_the_models_themselves_all_snapshots_and_nothing_that_tra
     assert all(file.is_file() for file in folders.files())
 
 
-def test_the_files_come_in_the_same_order_each_time_and_a_hub_id_has_none(folders: ModelFolders) -> None:
+def test_the_files_come_in_the_same_order_each_time(folders: ModelFolders) -> None:
     assert folders.files() == folders.files()
     teacher_alone = ModelFolders(folders.teacher).files()
     assert teacher_alone == sorted(teacher_alone)
-    assert ModelFolders(folders.teacher, None, words_of("owner/no-folder-of-this-name")).files() == teacher_alone
 
 
 def test_models_at_another_place_are_the_same_models_there(folders: ModelFolders, tmp_path: Path) -> None:
-    words = save_masked_lm(tmp_path / "words")
     there = folders.at(lambda path: tmp_path / path.name)
-    assert (there.teacher, there.scout) == (tmp_path / "teacher", tmp_path / "scout")
-    assert folders.masked_lm is not None
-    assert there.masked_lm == folders.masked_lm.model_copy(update={"model": str(words)})
+    assert (there.teacher, there.scout, there.masked_lm) == tuple(tmp_path / name for name in ("teacher", "scout", "words"))
+    assert there.proposing == PROPOSING
 
 
-def test_a_hub_id_is_no_folder_to_move_and_what_is_not_there_is_not_made_up(folders: ModelFolders, tmp_path: Path) -> None:
-    hub = ModelFolders(folders.teacher, None, words_of("owner/model")).at(lambda path: tmp_path / path)
-    assert hub == ModelFolders(tmp_path / folders.teacher, None, words_of("owner/model"))
-    assert ModelFolders(folders.teacher).at(Path.resolve) == ModelFolders(folders.teacher.resolve())
-
-
-def test_a_relative_folder_of_words_is_found_from_anywhere_once_it_is_resolved(
-    folders: ModelFolders, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(folders.teacher.parent)
-    there = ModelFolders(Path("teacher"), Path("scout"), words_of("words")).at(Path.resolve)
-    assert there == ModelFolders(
-        *(path.resolve() for path in (folders.teacher, folders.teacher.parent / "scout")), there.masked_lm
-    )
-    assert there.masked_lm == words_of((folders.teacher.parent / "words").resolve())
+def test_what_is_not_there_is_not_made_up() -> None:
+    assert ModelFolders(Path("teacher")).at(Path.resolve) == ModelFolders(Path("teacher").resolve())
 
 
 def test_every_snapshot_of_the_scout_is_loaded_once(folders: ModelFolders) -> None:
@@ -84,7 +66,7 @@ def test_every_snapshot_of_the_scout_is_loaded_once(folders: ModelFolders) -> No
 
 
 def test_each_model_is_loaded_once_and_only_when_it_is_needed(folders: ModelFolders) -> None:
-    models = ModelSet(ModelFolders(folders.teacher, Path("there/is/nowhere"), words_of("there/is/nowhere")), "float32")
+    models = ModelSet(ModelFolders(folders.teacher, *[Path("there/is/nowhere")] * 2, PROPOSING), "float32")
     assert models.teacher is models.teacher
     with pytest.raises(PipelineError, match="nowhere"):
         models.scout(1)
@@ -122,10 +104,12 @@ def test_a_snapshot_that_is_no_longer_the_one_of_the_keys_is_refused(folders: Mo
 
 def test_a_masked_language_model_that_is_no_longer_the_one_of_the_keys_is_refused(folders: ModelFolders) -> None:
     assert folders.masked_lm is not None
-    wanted = source_hash(folders.masked_lm.model)
+    wanted = model_hash(folders.masked_lm)
     assert ModelSet(dataclasses.replace(folders, masked_lm_hash=wanted), "float32").masked_lm
     changed = ModelSet(dataclasses.replace(folders, masked_lm_hash="another"), "float32")
-    with pytest.raises(PipelineError, match=r"the masked language model .*words was changed while this run was going; start"):
+    with pytest.raises(
+        PipelineError, match=r"the masked language model in .*words was changed while this run was going; start"
+    ):
         _ = changed.masked_lm
 
 

@@ -19,8 +19,9 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.distill.uses import aims_in
 from pipeline.errors import PipelineError
-from pipeline.files import hash_of
+from pipeline.files import hash_of, write_json
 from pipeline.models.hashes import model_hash
+from pipeline.proposing import WORDS_FILE, WordsFacts
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch
 from pipeline.shards.reader import Shards
@@ -128,6 +129,28 @@ def test_a_folder_that_is_no_scout_is_refused(scores: Path, teacher: Path, tmp_p
         Augmentation.of(scores, teacher, tmp_path, augment_settings(AIMED))
 
 
+def test_a_note_that_there_is_no_masked_language_model_is_none(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    none = save_masked_lm(tmp_path / "none")
+    write_json(none / WORDS_FILE, WordsFacts(model=None).model_dump())
+    proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
+    settings = augment_settings(recipes=[["masked_lm"]], masked_lm=proposing)
+    for words in (None, none):
+        with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm, but the task's words is null"):
+            Augmentation.of(scores, teacher, None, settings, words)
+    with pytest.raises(PipelineError, match=r"has no words\.json; the stage words writes it"):
+        Augmentation.of(scores, teacher, None, settings, teacher)
+    assert Augmentation.of(scores, teacher, None, augment_settings(), none).masked_lm is None
+
+
+def test_the_manifest_says_where_the_words_come_from(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
+    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=proposing)
+    manifest = run_in(tmp_path, scores, teacher, settings, save_masked_lm(tmp_path / "words"))
+    assert manifest.details["words"] == {"model": "some", "fitted": False, "nats": None}
+    edited = augment_settings(variants=1, recipes=[["mask"]])
+    assert run_in(tmp_path, scores, teacher, edited).details["words"] is None
+
+
 def test_what_does_not_fit_is_said_before_a_scout_is_read(scores: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"^the objective gap needs a scout"):
         Augmentation.of(scores, teacher, None, augment_settings(AIMED))
@@ -179,8 +202,8 @@ def test_a_changed_snapshot_computes_only_the_variants_aimed_at_it(
     assert sum(passes) == 2 * 60 + calibration
 
 
-def run_in(folder: Path, scores: Path, teacher: Path, settings: AugmentSettings) -> Manifest:
-    return augment(scores, teacher, None, settings, runtime_at(folder), folder / "shards")
+def run_in(folder: Path, scores: Path, teacher: Path, settings: AugmentSettings, words: Path | None = None) -> Manifest:
+    return augment(scores, teacher, None, settings, runtime_at(folder), folder / "shards", words)
 
 
 def test_a_recipe_added_at_the_end_computes_only_the_variants_whose_recipe_changed(
@@ -223,13 +246,12 @@ def test_words_are_looked_up_once_for_all_variants_and_again_only_for_other_cand
     asked: list[int] = []
     look_up = MaskedLM.candidates
     monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
-    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
-    found = []
+    model, words, found = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 5, "batch_rows": 16}, []
     for changed, rows in (({}, 60), ({"replace": 0.9}, 0), ({"candidates": 3}, 60)):
         recipes = [["masked_lm"], ["masked_lm", "perturb"], ["perturb"]]
         asked.clear()
         settings = augment_settings(variants=3, recipes=recipes, masked_lm=words | changed)
-        found.append(run_in(tmp_path, scores, teacher, settings))
+        found.append(run_in(tmp_path, scores, teacher, settings, model))
         assert sum(asked) == rows, changed
     assert [recomputed(later, found[0]) for later in found[1:]] == [{1, 2}, {1, 2}]
     ids = {variant: Shards(tmp_path / "shards").rows("train", variant).column("input_ids").to_pylist() for variant in (1, 3)}
@@ -240,9 +262,10 @@ def test_a_masked_language_model_is_hashed_once_however_many_jobs_there_are(
     scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, hashed = save_masked_lm(tmp_path / "words"), []
-    monkeypatch.setattr(plans, "source_hash", lambda source: hashed.append(Path(source)) or "hash")
-    words = {"model": str(folder), "replace": 0.4, "candidates": 5, "batch_rows": 16}
-    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=4, recipes=[["masked_lm"]], masked_lm=words))
+    monkeypatch.setattr(plans, "model_hash", lambda source: hashed.append(source) or "hash")
+    words = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
+    settings = augment_settings(variants=4, recipes=[["masked_lm"]], masked_lm=words)
+    plan = Augmentation.of(scores, teacher, None, settings, folder)
     jobs = plan.jobs(0.0, ShardStore(tmp_path))
     needed: list[CandidatesJob] = plan.candidates(jobs[1:3])
     assert (hashed, plan.masked_lm_hash) == ([folder], "hash")
@@ -256,8 +279,8 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
 
     monkeypatch.setattr(plans, "BUILD", SimpleNamespace(naming=naming))
     recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
-    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 0.4, "candidates": 5, "batch_rows": 16}
-    plan = Augmentation.of(scores, teacher, None, augment_settings(variants=5, recipes=recipes, masked_lm=words))
+    settings = augment_settings(variants=5, recipes=recipes, masked_lm={"replace": 0.4, "candidates": 5, "batch_rows": 16})
+    plan = Augmentation.of(scores, teacher, None, settings, save_masked_lm(tmp_path / "words"))
     jobs = plan.jobs(0.2, ShardStore(tmp_path))
     code = {job.variant: set(job.key["computed_by"]) for job in jobs}
     models = {"architectures", "forward", "pretrained"}
@@ -288,8 +311,9 @@ def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
 
 
 def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: Path, teacher: Path, tmp_path: Path) -> None:
-    words = {"model": str(save_masked_lm(tmp_path / "words")), "replace": 1.0, "candidates": 3, "batch_rows": 16}
-    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=words)
+    words = save_masked_lm(tmp_path / "words")
+    proposing = {"replace": 1.0, "candidates": 3, "batch_rows": 16}
+    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=proposing)
     found = {}
     for length in (8, 24):
         shorter = Path(shutil.copytree(teacher, tmp_path / f"teacher {length}"))
@@ -299,6 +323,6 @@ def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: P
             out = tmp_path / store / str(length)
             runtime = runtime_at(tmp_path / store)
             score(prepared, shorter, SCORE_SETTINGS, runtime, out / "scores")
-            augment(out / "scores", shorter, None, settings, runtime, out / "shards")
+            augment(out / "scores", shorter, None, settings, runtime, out / "shards", words)
             found[store, length] = Shards(out / "shards").rows("train", 1).column("input_ids").to_pylist()
         assert found["shared", length] == found[f"own {length}", length]

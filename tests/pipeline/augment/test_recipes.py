@@ -8,7 +8,7 @@ from pipeline.augment.text_edits import OPERATIONS
 from tests.world import augment_settings
 
 STEPS: tuple[Step, ...] = get_args(Step)
-WORDS = {"model": "some/model", "replace": 0.4, "candidates": 5, "batch_rows": 8}
+WORDS = {"replace": 0.4, "candidates": 5, "batch_rows": 8}
 RADIUS = 0.2
 
 
@@ -45,7 +45,7 @@ def test_a_recipe_that_makes_no_sense_is_refused_by_its_steps_wherever_it_stands
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"recipes": [["perturb"], ["masked_lm"]]}, "so the setting masked_lm must say which model and how"),
+        ({"recipes": [["perturb"], ["masked_lm"]]}, "so the setting masked_lm must say how"),
         ({"recipes": []}, "at least 1 item"),
         ({"recipes": [["perturb"], []]}, "at least 1 item"),
         ({"recipes": [["shuffle"]]}, "should be 'mask', 'delete'"),

@@ -19,7 +19,7 @@ from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_i
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")
 RADIUS = 0.3
-WORDS = {"model": "some/model", "replace": 0.5, "candidates": 1, "batch_rows": 8}
+WORDS = {"replace": 0.5, "candidates": 1, "batch_rows": 8}
 
 
 def made(

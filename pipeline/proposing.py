@@ -1,0 +1,73 @@
+"""The folder of a task's masked language model, which proposes words; or the note that there is none.
+
+The stage words writes it, the augment half reads it. Knows files and loading; not how a model is fitted or its words are used.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.pretrained import load_pretrained
+
+WORDS_FILE = "words.json"
+
+
+class WordsFacts(Settings):
+    """``words.json``, written last."""
+
+    model: str | None
+    """What names the model that was adopted or fitted; None where no recipe needs one."""
+    fitted: bool = False
+    nats: float | None = None
+    """Of a fitted one: what a masked token of dev costs it, by cross-entropy."""
+
+    def told(self) -> str:
+        """For a person."""
+        if self.model is None:
+            return "no masked language model, since the task asks for none"
+        return f"fitted, {self.nats:.2f} nats a masked token of dev" if self.nats is not None else "adopted as it is"
+
+
+def words_in(folder: Path) -> WordsFacts:
+    """What a folder of ``prepare_words`` holds.
+
+    Raises:
+        PipelineError: it is no such folder, or is damaged.
+    """
+    path = folder / WORDS_FILE
+    try:
+        return WordsFacts.model_validate_json(path.read_bytes())
+    except FileNotFoundError as cause:
+        raise PipelineError(f"{folder} has no {WORDS_FILE}; the stage words writes it") from cause
+    except ValidationError as cause:
+        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+
+
+def load_masked_lm(source: str | Path) -> PreTrainedModel:
+    """A masked language model all of whose weights were saved with it."""
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
+    if fresh:
+        raise PipelineError(
+            f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "
+            f"in another shape ({', '.join(fresh[:3])}); name a checkpoint that was trained to fill masks, or fit this one: "
+            "tasks.<task>.words.fit: true"
+        )
+    return model
+
+
+def check_tokenizer(source: str | Path, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    """Refuse a masked language model whose words are not the teacher's, or which can mask none."""
+    named = [tokenizer_hash(tokenizer) for tokenizer in (theirs, ours)]
+    if named[0] != named[1]:
+        raise PipelineError(
+            f"the masked language model {source} has another tokenizer ({named[0][:12]}) than the teacher "
+            f"{ours.name_or_path} ({named[1][:12]}), so its words are not the teacher's; name a model that shares it"
+        )
+    if theirs.mask_token_id is None:
+        raise PipelineError(
+            f"the tokenizer of {source} has no mask token, so no word can be masked; choose another augmentation"
+        )

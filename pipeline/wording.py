@@ -1,0 +1,104 @@
+"""The masked language model of a task: fitted to its train texts, adopted as it is, or none. Knows texts and one model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from pipeline.config import Settings
+from pipeline.encoding import Batch
+from pipeline.errors import PipelineError
+from pipeline.files import folder_written_whole, write_json
+from pipeline.finetuning import best_epoch, fine_tune, write_history
+from pipeline.masking import FitSettings, loss_of, masked_rows
+from pipeline.models.architectures import positions_of
+from pipeline.models.hashes import source_hash
+from pipeline.models.pretrained import load_pretrained, load_tokenizer
+from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
+from pipeline.tasks import Task
+
+
+class WordsSettings(Settings):
+    """Which masked language model proposes words for a task."""
+
+    model: str
+    """Hub id or folder with the teacher's tokenizer: any pretrained encoder to fit, or a finished masked language model."""
+    fit: bool
+    """Whether it is fitted to the task's train texts; false adopts it as it is."""
+
+
+def prepare_words(
+    prepared: Path, teacher: str, max_length: int, words: WordsSettings | None, settings: FitSettings, out: Path
+) -> WordsFacts:
+    """Write the masked language model of a task to ``out``, or a note that there is none.
+
+    Args:
+        prepared: what ``prepare`` wrote.
+        teacher: the model that the teacher is made from, whose tokenizer is wanted.
+        max_length: tokens that a text is cut to, as the teacher's.
+        words: the model, or None.
+        settings: how it is fitted.
+        out: replaced as a whole.
+
+    Raises:
+        PipelineError: the model cannot be loaded, has another tokenizer or too few positions, or is none that fills masks.
+    """
+    if words is None:
+        facts = WordsFacts(model=None)
+        with folder_written_whole(out) as folder:
+            write_json(folder / WORDS_FILE, facts.model_dump())
+        return facts
+    tokenizer = load_tokenizer(words.model)
+    check_tokenizer(words.model, tokenizer, load_tokenizer(teacher))
+    if words.fit:
+        model, history = _fitted(prepared, words.model, tokenizer, max_length, settings)
+    else:
+        model, history = load_masked_lm(words.model), []
+    nats = -best_epoch(history)["dev"] if history else None
+    facts = WordsFacts(model=source_hash(words.model), fitted=words.fit, nats=nats)
+    with folder_written_whole(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_history(folder, history)
+        write_json(folder / WORDS_FILE, facts.model_dump())
+    return facts
+
+
+def _fitted(
+    prepared: Path, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, settings: FitSettings
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    set_seed(settings.seed % 2**32)  # what has no saved weights starts from random ones
+    model = _with_head(source)
+    if (longest := positions_of(model.config)) < max_length:
+        raise PipelineError(
+            f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
+        )
+    train = masked_rows(prepared, "train", tokenizer, max_length, settings)
+    dev = masked_rows(prepared, "dev", tokenizer, max_length, settings)
+
+    def measured(model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Dev keeps the epoch whose figure is highest, [rows, 1]."""
+        return -loss_of(model, batch).unsqueeze(1)
+
+    name = f"words {Task.read(prepared).name}"
+    fit = fine_tune(name, model, train, dev, loss_of, lambda found: float(found.mean()), settings, answer=measured)
+    return model, fit.history
+
+
+def _with_head(source: str) -> PreTrainedModel:
+    """An encoder with a head that fills masks; one that was not saved with it begins by asking which word the output is like.
+
+    Its square layer is then the identity, and it projects on the word embeddings.
+    """
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
+    if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
+        raise PipelineError(
+            f"{source} is not a finished encoder: it lacks weights that its configuration asks for, or has them in another "
+            f"shape ({', '.join(body[:3])}); name a checkpoint of this architecture"
+        )
+    with torch.no_grad():
+        for weight in (model.get_parameter(name) for name in fresh):
+            if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:
+                torch.nn.init.eye_(weight)
+    return model

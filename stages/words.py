@@ -1,0 +1,43 @@
+"""words: the masked language model that proposes words for a task, fitted to its texts or adopted."""
+
+from pathlib import Path
+
+import click
+
+from pipeline import config
+from pipeline.config import Settings
+from pipeline.masking import FitSettings
+from pipeline.teaching import TeacherSettings
+from pipeline.wording import WordsSettings, prepare_words
+from stages.command import folder_option, params_option, stage
+
+
+class Needs(Settings):
+    teacher: TeacherSettings
+    words: FitSettings
+
+
+class Chosen(Settings):
+    words: WordsSettings
+
+
+@stage
+@click.option("--task", required=True, help="Name of the task in params.yaml.")
+@folder_option("--prepared", "Folder that `prepare` wrote.")
+@params_option
+@folder_option("--out", "Where to write the model, a Hugging Face folder, or the note that there is none.")
+def main(task: str, prepared: Path, params: Path, out: Path) -> None:
+    """Fit a masked language model to the train texts of a task, or adopt a finished one.
+
+    tasks.<task>.words names the model; with null there is none, and no recipe of the task may ask for masked_lm. Labels are not
+    read. The epoch in which masked words of dev are guessed best is kept.
+    """
+    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", words="words")
+    asked = config.lookup(config.read_params(params), f"tasks.{task}.words")
+    chosen = None if asked is None else config.load(params, Chosen, words=f"tasks.{task}.words").words
+    facts = prepare_words(prepared, needs.teacher.model, needs.teacher.max_length, chosen, needs.words, out)
+    click.echo(f"{out}: {facts.told()}")
+
+
+if __name__ == "__main__":
+    main()
