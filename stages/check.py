@@ -150,7 +150,8 @@ def _use_faults(path: Path) -> list[str]:
     sections = config.load(path, Sections, **{name: name for name in Sections.model_fields})
     faults = []
     for name in content["tasks"]:
-        faults += _teacher_faults(name, config.load(path, OneTask, task=f"tasks.{name}").task.teacher, sections.score)
+        task = config.load(path, OneTask, task=f"tasks.{name}").task
+        faults += _teacher_faults(name, task.teacher, sections.score) + _words_faults(name, task.words)
     for name in content["students"]:
         student = config.load(path, OneStudent, student=("distill", f"students.{name}")).student
         if student.objective.hidden and not sections.score.hidden:
@@ -186,6 +187,16 @@ def _teacher_faults(name: str, teacher: TeacherSettings, score: ScoreSettings) -
     if max(score.hidden, default=0) > depth:
         faults.append(f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(score.hidden)}")
     return faults
+
+
+def _words_faults(name: str, words: WordsSettings | None) -> list[str]:
+    """Whether a masked language model is not there."""
+    try:
+        if words is not None and Path(words.model).name != MODEL_FOLDER:
+            check_place(words.model, "masked language model")
+    except PipelineError as fault:
+        return [f"tasks.{name}.words: {fault}"]
+    return []
 
 
 def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:

@@ -50,13 +50,21 @@ def _variants(report: TaskReport) -> list[str]:
     recipes = [", then ".join(STEPS[step] for step in recipe) for recipe in shards.recipes]
     named = "; ".join(recipes) if any(len(recipe) > 1 for recipe in shards.recipes) else listed(recipes)
     stored = f"Of every training row {_count(shards.variants, 'variant')} were stored{', in turn' if len(recipes) > 1 else ''}"
-    labelled = f"{stored}: {named}. The teacher answered each of them as it is stored."
+    labelled = f"{stored}: {named}. The teacher answered each of them as it is stored.{_proposer(shards.details.get('words'))}"
     if not shards.perturbed:
         return [labelled]
     search = shards.details["settings"]["perturbation"]
     aim = "a scout’s" if shards.details.get("snapshots") else "the teacher’s"
     size = f"{shards.details['radius']:.3g} times as long as the mean word embedding"
     return [f"{labelled} δ {_searched(search, aim)}, and is at most {size}."]
+
+
+def _proposer(words: Mapping[str, Any] | None) -> str:
+    """Where the words come from that stand in others' places, if any do."""
+    if words is None:
+        return ""
+    how = "was fitted to the training texts, without their labels" if words["fitted"] else "was taken as it is"
+    return f" The masked language model {how}."
 
 
 def _students(report: TaskReport) -> list[str]:

@@ -70,6 +70,8 @@ def _search(shards: Manifest) -> Rows:
     steps = {step for recipe in shards.recipes for step in recipe}
     needed = {"perturbation": "perturb", "keep_label": "perturb", "mixing": "mix", "masked_lm": "masked_lm"}
     used = {name: value for name, value in settings.items() if name in needed and needed[name] in steps}
+    if "masked_lm" in used:
+        used["masked_lm"] = used["masked_lm"] | (shards.details.get("words") or {})
     edits = {name: share for name, share in settings.get("text_edits", {}).items() if name in steps}
     search = used.pop("perturbation", {}) | _carrier(shards)
     return [*flattened(search), *flattened(used | {"text_edits": edits} if edits else used)]

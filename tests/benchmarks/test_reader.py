@@ -115,8 +115,8 @@ def test_waiting_is_what_train_rows_take_and_steps_end_where_dev_begins(
     monkeypatch.setattr(Examples, "batch", slow)
     watch, fit = reader.watched_training(sources, HALF)
     assert 0 < quick.waited < 0.02 * STEPS
-    assert watch.waited == pytest.approx(0.05 * STEPS, rel=0.3)
-    assert watch.waited < watch.stepped < fit.seconds - 0.5, "dev was slow and is not counted"
+    assert 0.05 * STEPS <= watch.waited < 0.05 * STEPS + 0.5, "dev was slow and is not counted, however busy the machine"
+    assert watch.waited < watch.stepped < fit.seconds - 0.5
 
 
 def test_after_a_watched_training_nothing_is_watched_any_more(sources: Sources) -> None:

@@ -216,6 +216,10 @@ def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_mad
     [
         ({f"{MOVIES}.teacher.max_length": 64}, "tasks.movies.teacher.max_length is 64, but "),
         ({"score.hidden": [2, 9]}, "pretrained, the teacher of movies, has 4 layers, not 9"),
+        (
+            {f"{MOVIES}.words": {"model": "data/nope", "fit": True}, "augment.recipes": [["masked_lm"]]},
+            "tasks.movies.words: no masked language model can be loaded from data/nope: there is no such folder",
+        ),
         ({f"{MOVIES}.teacher.model": "data/nope"}, "no model can be loaded from data/nope: there is no such folder"),
         (
             {f"{MOVIES}.teacher.model": "some/where/else"},

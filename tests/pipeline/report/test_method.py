@@ -64,6 +64,19 @@ def test_text_edits_have_no_search(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("fitted", "how"), [(True, "was fitted to the training texts, without their labels"), (False, "was taken as it is")]
+)
+def test_where_the_words_come_from_is_said(tmp_path: Path, fitted: bool, how: str) -> None:
+    report = reported(tmp_path, recipes=(["masked_lm"],))
+    details = report.perturbations.details | {"words": {"model": "some", "fitted": fitted, "nats": None}}
+    said = method(replace(report, perturbations=report.perturbations.model_copy(update={"details": details})))[1]
+    assert said == (
+        "Of every training row 2 variants were stored: words replaced by a masked language model’s. "
+        f"The teacher answered each of them as it is stored. The masked language model {how}."
+    )
+
+
 def test_without_variants_none_are_mentioned(tmp_path: Path) -> None:
     assert not any("variants were stored" in paragraph for paragraph in method(reported(tmp_path, variants=0)))
 

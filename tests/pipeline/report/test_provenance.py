@@ -94,6 +94,14 @@ def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any
     return re.sub(r"<[^>]+>", " ", text.split('<div class="origins">')[1].split('<table class="students">')[0])
 
 
+def test_a_masked_language_model_is_shown_with_what_it_was_fitted_from(tmp_path: Path) -> None:
+    words = {"model": "abc", "fitted": True, "nats": 4.25}
+    settings = {"masked_lm": {"replace": 0.4, "candidates": 15, "batch_rows": 64}}
+    text = origins(tmp_path, ["masked_lm"], words=words, settings=settings)
+    for name, value in settings["masked_lm"].items() | words.items() - {("fitted", True)} | {("fitted", "yes")}:
+        assert re.search(rf"masked_lm\.{name}\s+{value}\s", text), name
+
+
 @pytest.mark.parametrize(("recipes", "variants"), [([["mask"]], 2), ([["mask"], ["swap", "perturb"]], 1)])
 def test_a_set_that_is_nowhere_perturbed_is_shown_without_a_search_a_codec_or_a_radius(
     recipes: list[list[str]], variants: int, tmp_path: Path
