@@ -60,6 +60,7 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
     write: Callable[[str, str], Path],
 ) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["tasks"]["movies"]["words"] = None
     scores = content["tasks"]["movies"] | {"kind": "regression", "metric": "pearson"}
     scores["corpus"] = {name: value for name, value in scores["corpus"].items() if name != "labels"}
     content["tasks"]["movie_scores"] = scores
