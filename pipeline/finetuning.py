@@ -1,6 +1,6 @@
 """transformers.Trainer, set up once for teacher and students: optimiser, order of rows, best checkpoint, history.
 
-Knows how a classifier is trained on batches; must not know where rows come from or what the loss means.
+Knows how a model is trained on batches; must not know where rows come from or what the loss means.
 """
 
 import csv

@@ -10,8 +10,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
+from pipeline.models.architectures import refuse_maskless
 from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import load_pretrained
+from pipeline.models.pretrained import config_of, load_pretrained
 
 WORDS_FILE = "words.json"
 
@@ -23,13 +24,13 @@ class WordsFacts(Settings):
     """What names the model that was adopted or fitted; None where no recipe needs one."""
     fitted: bool = False
     nats: float | None = None
-    """Of a fitted one: what a masked token of dev costs it, by cross-entropy."""
+    """Of a fitted one: cross-entropy of the tokens asked for, mean over the texts of dev."""
 
     def told(self) -> str:
         """For a person."""
         if self.model is None:
             return "no masked language model, since the task asks for none"
-        return f"fitted, {self.nats:.2f} nats a masked token of dev" if self.nats is not None else "adopted as it is"
+        return f"fitted, {self.nats:.2f} nats a token asked for on dev" if self.nats is not None else "adopted as it is"
 
 
 def words_in(folder: Path) -> WordsFacts:
@@ -49,6 +50,7 @@ def words_in(folder: Path) -> WordsFacts:
 
 def load_masked_lm(source: str | Path) -> PreTrainedModel:
     """A masked language model all of whose weights were saved with it."""
+    refuse_maskless(config_of(source, "masked language model"), source)
     model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
     if fresh:
         raise PipelineError(
@@ -60,14 +62,22 @@ def load_masked_lm(source: str | Path) -> PreTrainedModel:
 
 
 def check_tokenizer(source: str | Path, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
-    """Refuse a masked language model whose words are not the teacher's, or which can mask none."""
+    """Refuse a masked language model whose words are not the teacher's, or which can mask none.
+
+    Args:
+        source: where the model lies.
+        theirs: its tokenizer.
+        ours: the teacher's.
+    """
     named = [tokenizer_hash(tokenizer) for tokenizer in (theirs, ours)]
     if named[0] != named[1]:
         raise PipelineError(
             f"the masked language model {source} has another tokenizer ({named[0][:12]}) than the teacher "
             f"{ours.name_or_path} ({named[1][:12]}), so its words are not the teacher's; name a model that shares it"
         )
-    if theirs.mask_token_id is None:
-        raise PipelineError(
-            f"the tokenizer of {source} has no mask token, so no word can be masked; choose another augmentation"
-        )
+    for tokenizer in (theirs, ours):
+        if tokenizer.mask_token_id is None:
+            raise PipelineError(
+                f"the tokenizer of {tokenizer.name_or_path} has no mask token, so no word can be masked; take masked_lm out of "
+                "the recipes and set the task's words: null"
+            )

@@ -12,9 +12,9 @@ from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole, write_json
 from pipeline.finetuning import best_epoch, fine_tune, write_history
 from pipeline.masking import FitSettings, loss_of, masked_rows
-from pipeline.models.architectures import positions_of
+from pipeline.models.architectures import positions_of, refuse_maskless
 from pipeline.models.hashes import source_hash
-from pipeline.models.pretrained import load_pretrained, load_tokenizer
+from pipeline.models.pretrained import config_of, load_pretrained, load_tokenizer
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
 from pipeline.tasks import Task
 
@@ -49,14 +49,14 @@ def prepare_words(
         with folder_written_whole(out) as folder:
             write_json(folder / WORDS_FILE, facts.model_dump())
         return facts
-    tokenizer = load_tokenizer(words.model)
-    check_tokenizer(words.model, tokenizer, load_tokenizer(teacher))
+    check_words(words, teacher, max_length)
+    tokenizer, named = load_tokenizer(words.model), source_hash(words.model)
     if words.fit:
         model, history = _fitted(prepared, words.model, tokenizer, max_length, settings)
     else:
         model, history = load_masked_lm(words.model), []
     nats = -best_epoch(history)["dev"] if history else None
-    facts = WordsFacts(model=source_hash(words.model), fitted=words.fit, nats=nats)
+    facts = WordsFacts(model=named, fitted=words.fit, nats=nats)
     with folder_written_whole(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -65,15 +65,28 @@ def prepare_words(
     return facts
 
 
+def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
+    """Refuse a masked language model that cannot serve a teacher; no weight is read.
+
+    Raises:
+        PipelineError: it is not there, of another type, has another tokenizer, too few positions or too small a vocabulary.
+    """
+    config, tokenizer = config_of(words.model, "masked language model"), load_tokenizer(words.model)
+    check_tokenizer(words.model, tokenizer, load_tokenizer(teacher))
+    refuse_maskless(config, words.model)
+    if (longest := positions_of(config)) < max_length:
+        raise PipelineError(
+            f"{words.model} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise PipelineError(f"{words.model} knows {config.vocab_size} tokens, but its tokenizer gives {len(tokenizer)}")
+
+
 def _fitted(
     prepared: Path, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, settings: FitSettings
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(settings.seed % 2**32)  # what has no saved weights starts from random ones
     model = _with_head(source)
-    if (longest := positions_of(model.config)) < max_length:
-        raise PipelineError(
-            f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
-        )
     train = masked_rows(prepared, "train", tokenizer, max_length, settings)
     dev = masked_rows(prepared, "dev", tokenizer, max_length, settings)
 
@@ -87,9 +100,10 @@ def _fitted(
 
 
 def _with_head(source: str) -> PreTrainedModel:
-    """An encoder with a head that fills masks; one that was not saved with it begins by asking which word the output is like.
+    """An encoder with a head that fills masks.
 
-    Its square layer is then the identity, and it projects on the word embeddings.
+    Square layers of it that were not saved begin as the identity: where, as in BERT, one layer comes before a projection to the
+    word embeddings, the head begins by asking which word the output is like.
     """
     model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
     if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:

@@ -23,7 +23,7 @@ from pipeline.models.pretrained import check_place, depth_of, load_tokenizer, lo
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Kind, Metric, fitting_metrics
 from pipeline.teaching import TeacherSettings
-from pipeline.wording import WordsSettings
+from pipeline.wording import WordsSettings, check_words
 from stages.command import params_option, stage
 from stages.download import MODEL_FOLDER
 
@@ -151,7 +151,7 @@ def _use_faults(path: Path) -> list[str]:
     faults = []
     for name in content["tasks"]:
         task = config.load(path, OneTask, task=f"tasks.{name}").task
-        faults += _teacher_faults(name, task.teacher, sections.score) + _words_faults(name, task.words)
+        faults += _teacher_faults(name, task.teacher, sections.score) + _words_faults(name, task.words, task.teacher)
     for name in content["students"]:
         student = config.load(path, OneStudent, student=("distill", f"students.{name}")).student
         if student.objective.hidden and not sections.score.hidden:
@@ -189,11 +189,15 @@ def _teacher_faults(name: str, teacher: TeacherSettings, score: ScoreSettings) -
     return faults
 
 
-def _words_faults(name: str, words: WordsSettings | None) -> list[str]:
-    """Whether a masked language model is not there."""
+def _words_faults(name: str, words: WordsSettings | None, teacher: TeacherSettings) -> list[str]:
+    """Why a masked language model cannot serve the teacher, where both are there to ask."""
+    if words is None:
+        return []
     try:
-        if words is not None and Path(words.model).name != MODEL_FOLDER:
+        if Path(words.model).name != MODEL_FOLDER:
             check_place(words.model, "masked language model")
+        if all((Path(model) / "config.json").is_file() for model in (words.model, teacher.model)):
+            check_words(words, teacher.model, teacher.max_length)
     except PipelineError as fault:
         return [f"tasks.{name}.words: {fault}"]
     return []

@@ -31,6 +31,7 @@ class PrepareSettings(config.Settings):
     metric: Metric
     corpus: CorpusSettings
     teacher: dict[str, Any]
+    words: dict[str, Any] | None = None
 
 
 @stage
@@ -53,7 +54,8 @@ def main(task: str, params: Path, out: Path) -> None:
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
         click.echo(f"note: {count} {reason}")
-    for path in unseen([*(settings.corpus.files or {}).values(), settings.corpus.hub, settings.teacher.get("model")]):
+    models = [settings.teacher.get("model"), (settings.words or {}).get("model")]
+    for path in unseen([*(settings.corpus.files or {}).values(), settings.corpus.hub, *models]):
         click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
 
 

@@ -6,6 +6,7 @@ import click
 
 from pipeline import config
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
@@ -32,9 +33,12 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     tasks.<task>.words names the model; with null there is none, and no recipe of the task may ask for masked_lm. Labels are not
     read. The epoch in which masked words of dev are guessed best is kept.
     """
-    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", words="words")
-    asked = config.lookup(config.read_params(params), f"tasks.{task}.words")
-    chosen = None if asked is None else config.load(params, Chosen, words=f"tasks.{task}.words").words
+    place = f"tasks.{task}"
+    settings = config.lookup(config.read_params(params), place) or {}
+    if "words" not in settings:
+        raise PipelineError(f"{params}: {place}.words is missing; null says that the task needs no masked language model")
+    needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words")
+    chosen = None if settings["words"] is None else config.load(params, Chosen, words=f"{place}.words").words
     facts = prepare_words(prepared, needs.teacher.model, needs.teacher.max_length, chosen, needs.words, out)
     click.echo(f"{out}: {facts.told()}")
 

@@ -53,8 +53,8 @@ def make_task(kind: str = "classification", pair: bool = False, labels: tuple[st
     return Task(name="tiny", kind="classification", metric="accuracy", labels=labels, pair=pair)
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words as tokens, BERT's special tokens and pairs."""
+def make_tokenizer(types: bool = True) -> PreTrainedTokenizerFast:
+    """Whole words as tokens, BERT's special tokens and pairs, with token types or without."""
     backend = Tokenizer(WordLevel({word: number for number, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = Whitespace()
     backend.post_processor = TemplateProcessing(
@@ -68,7 +68,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_max_length=MAX_LENGTH,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
     )
 
 

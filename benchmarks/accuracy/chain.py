@@ -148,11 +148,8 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
         aim = folder / "scout"
         if not aim.is_dir():
             _run(scout.main, **task, **common, **{"--out": aim})
-    proposer = folder / "words"
-    if not proposer.is_dir():
-        _run(
-            words.main, **task, **{"--prepared": folder.parent / "prepared", "--params": common["--params"], "--out": proposer}
-        )
+    prepared, proposer = folder.parent / "prepared", folder / "words"
+    _run(words.main, **task, **{"--prepared": prepared, "--params": common["--params"], "--out": proposer})
     _run(augment.main, **task, **common, **{"--aim": aim, "--words": proposer, "--out": shards})
     for made_here in ("scout", "words"):
         shutil.rmtree(folder / made_here, ignore_errors=True)

@@ -30,7 +30,7 @@ TIMED_TEXTS = 4
 UNKNOWN_RADIUS = 0.123456789
 """Never found, so that no shard of the store has it; only for the timing."""
 
-SEARCHES = 10
+SEARCHES = 9
 """How often at most the sample is perturbed to find a radius and its effect."""
 
 SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 5200
@@ -125,7 +125,7 @@ def augment_estimate(
         shards=len(jobs),
         missing=len(missing),
         missing_rows=rows,
-        bytes={codec: bytes_of(plan, missing, codec, embedding_width(teacher)) for codec in CODECS},
+        bytes=sizes_of(plan, missing, store, embedding_width(teacher)),
         codec=settings.codec,
         forwards=sum(forward for forward, _ in passes),
         backwards=sum(backward for _, backward in passes),
@@ -134,7 +134,7 @@ def augment_estimate(
     )
 
 
-def check_room(plan: Augmentation, missing: Sequence[VariantJob], most: int | None, width: int) -> None:
+def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: ShardStore, most: int | None, width: int) -> None:
     """Refuse what would add more to the store than is allowed.
 
     Raises:
@@ -142,13 +142,28 @@ def check_room(plan: Augmentation, missing: Sequence[VariantJob], most: int | No
     """
     if most is None:
         return
-    sizes = {codec: bytes_of(plan, missing, codec, width) for codec in CODECS}
+    sizes = sizes_of(plan, missing, store, width)
     if (size := sizes[plan.settings.codec]) > most:
         others = ", ".join(f"{codec} {_size(held)}" for codec, held in sizes.items() if codec != plan.settings.codec)
         raise PipelineError(
             f"{plan.name} would write about {_size(size)}, runtime.max_bytes allows {_size(most)}; nothing was computed. "
             f"With another codec it would be: {others}"
         )
+
+
+def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore, width: int) -> dict[CodecName, int]:
+    """About how many bytes these jobs add to the store by each codec, words that are still to be looked up among them."""
+    words = proposals_bytes(plan, jobs, store)
+    return {codec: bytes_of(plan, jobs, codec, width) + words for codec in CODECS}
+
+
+def proposals_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore) -> int:
+    """At most so many bytes take the words that are looked up for these jobs: as if every token were a word."""
+    unknown = [job.scores.entry.receipt for job in plan.candidates(jobs) if store.peek(job.key) is None]
+    if not unknown or plan.settings.masked_lm is None:
+        return 0
+    a_token = ID_BYTES * (plan.settings.masked_lm.candidates + 3)
+    return sum(receipt.tokens * a_token + receipt.rows * ROW_BYTES + SHARD_BYTES for receipt in unknown)
 
 
 def bytes_of(plan: Augmentation, jobs: Sequence[VariantJob], codec: CodecName, width: int) -> int:

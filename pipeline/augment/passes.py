@@ -76,13 +76,13 @@ def augment(
     )
     width = embedding_width(teacher)
     if known_radius(plan, store) is None:
-        check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), runtime.max_bytes, width)
+        check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), store, runtime.max_bytes, width)
     with open_workers(folders, settings.precision, store, runtime) as workers:
         found = radius_found(plan, store, workers) if settings.perturbs() else no_radius()
         jobs = plan.jobs(found.radius, store)
         stock = take_stock(jobs, store)
         missing = [jobs[number] for number in stock.missing]
-        check_room(plan, missing, runtime.max_bytes, width)
+        check_room(plan, missing, store, runtime.max_bytes, width)
         find_words(plan, missing, store, workers)
         receipts = finish(plan.name, jobs, stock, workers)
     return publish(out, store, _manifest(plan, teacher, scores, found, jobs, receipts))
@@ -147,7 +147,7 @@ def _manifest(
         "radius": found.radius,
         "calibration": found.plain(),
         "snapshots": len(plan.snapshots),
-        "words": words_in(plan.masked_lm).model_dump() if plan.masked_lm is not None and settings.proposes() else None,
+        "words": words_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
     coding = Coding(codec=settings.codec, width=embedding_width(teacher))

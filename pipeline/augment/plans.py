@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline import encoding, perturbation, seeding, views
+from pipeline import encoding, perturbation, proposing, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
 from pipeline.augment import inputs as inputs_code
@@ -121,7 +121,7 @@ class Augmentation:
         kind = source.manifest.task.kind
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
         masked_lm = None if words is None or words_in(words).model is None else words
-        missing = words_faults(settings, masked_lm is not None)
+        missing = words_faults(settings, masked_lm is not None) if words is not None else _unsaid(settings)
         if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits, *missing]:
             raise PipelineError("; ".join(faults))
         snapshots: tuple[str, ...] = ()
@@ -215,7 +215,15 @@ class Augmentation:
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
             "computed_by": BUILD.naming(
-                masked_lm_code, words_code, text_edits_code, encoding, architectures, forward, pretrained
+                architectures,
+                batches_code,
+                encoding,
+                forward,
+                masked_lm_code,
+                pretrained,
+                proposing,
+                text_edits_code,
+                words_code,
             ),
         }
 
@@ -246,9 +254,13 @@ def no_radius() -> Found:
     return Found(0.0, 0.0, 0.0, 0)
 
 
+def _unsaid(settings: AugmentSettings) -> list[str]:
+    return ["a recipe asks for masked_lm: give the folder that the stage words wrote, --words"] if settings.proposes() else []
+
+
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
     """The modules that decide the bytes of a variant; every row tells its divergence, which is defined beside the search."""
     found = [*SCORING_CODE, variants_code, perturbation]
     found += [codec_code] if "perturb" in recipe else []
     found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
-    return found + ([masked_lm_code, words_code] if "masked_lm" in recipe else [])
+    return found + ([masked_lm_code, proposing, words_code] if "masked_lm" in recipe else [])

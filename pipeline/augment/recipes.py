@@ -69,7 +69,7 @@ class AugmentSettings(Settings):
         for recipe in self.recipes:
             if fault := _fault(recipe):
                 raise ValueError(f"the recipe [{', '.join(recipe)}] {fault}")
-        if self.masked_lm is None and self.proposes():
+        if self.masked_lm is None and any("masked_lm" in recipe for recipe in self.recipes):
             raise ValueError("a recipe asks for masked_lm, so the setting masked_lm must say how")
         if self.keep_label and any("perturb" in recipe and len(recipe) > 1 for recipe in self.recipes):
             raise ValueError("keep_label cannot hold for [edit, perturb]: the edit itself may have changed the answer")
@@ -98,8 +98,8 @@ class AugmentSettings(Settings):
         return any(self.moves(recipe) for recipe in self.recipes[: self.variants])
 
     def proposes(self) -> bool:
-        """Whether any recipe needs a masked language model."""
-        return any("masked_lm" in recipe for recipe in self.recipes)
+        """Whether any variant needs a masked language model."""
+        return any("masked_lm" in recipe for recipe in self.recipes[: self.variants])
 
     def aimed_at(self, snapshots: int) -> Aims:
         """At which of a scout's snapshots each variant is aimed."""

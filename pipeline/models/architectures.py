@@ -32,6 +32,14 @@ def refuse_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
         raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
 
+def refuse_maskless(config: PreTrainedConfig, source: str | Path) -> None:
+    """Raise a ``PipelineError`` that names the type of a model that cannot fill masks here."""
+    if config.model_type not in ENCODERS:
+        raise PipelineError(
+            f"{source} is a {config.model_type!r} model, which fills no masks here; supported are {', '.join(ENCODERS)}"
+        )
+
+
 def positions_of(config: Any) -> float:
     """The most tokens that a model of this configuration takes; infinite where its positions have no end, as XLNet's."""
     most = getattr(config, "max_position_embeddings", -1)

@@ -2,21 +2,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import BertForMaskedLM, BertModel
+from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
+from pipeline.models.architectures import ENCODERS
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import load_tokenizer
 from pipeline.proposing import WORDS_FILE, WordsFacts, words_in
 from pipeline.wording import WordsSettings, prepare_words
-from tests.world import FIT, MAX_LENGTH, SPECIAL, WORDS, make_task, make_tokenizer, save_masked_lm, save_prepared, save_teacher
+from stages.words import main
+from tests.architectures import WITH_TOKEN_TYPES, of_type
+from tests.world import (
+    FIT,
+    MAX_LENGTH,
+    SPECIAL,
+    WORDS,
+    make_task,
+    make_tokenizer,
+    rewrite,
+    save_masked_lm,
+    save_prepared,
+    save_teacher,
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +114,54 @@ def test_a_model_with_another_tokenizer_is_refused_before_it_is_fitted(prepared:
         prepare_words(prepared, str(teacher), MAX_LENGTH, words, settings, tmp_path / "words")
 
 
-def test_a_model_with_too_few_positions_is_refused(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_task_that_does_not_say_whether_it_needs_words_is_refused(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: 8}}}}}}"
+    )
+    given = {"--task": "movies", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
+    result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])
+    assert result.exit_code == 1
+    assert "tasks.movies.words is missing; null says that the task needs no masked language model" in result.output
+    assert not (tmp_path / "words").exists()
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_a_model_with_too_few_positions_is_refused(prepared: Path, teacher: Path, tmp_path: Path, fit: bool) -> None:
     with pytest.raises(PipelineError, match=rf"takes at most {MAX_LENGTH} tokens, but teacher\.max_length is {MAX_LENGTH + 1}"):
-        prepare_words(prepared, str(teacher), MAX_LENGTH + 1, WordsSettings(model=str(teacher), fit=True),
+        prepare_words(prepared, str(teacher), MAX_LENGTH + 1, WordsSettings(model=str(teacher), fit=fit),
                       FitSettings.model_validate(FIT), tmp_path / "words")  # fmt: skip
+
+
+def test_a_model_of_a_type_that_fills_no_masks_is_refused_by_name(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 65, "d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    bart = BartConfig(encoder_layers=1, decoder_layers=1, **sizes)
+    BartForConditionalGeneration(bart).save_pretrained(tmp_path / "bart")
+    make_tokenizer().save_pretrained(tmp_path / "bart")
+    for fit in (True, False):
+        with pytest.raises(PipelineError, match=r"bart is a 'bart' model, which fills no masks here; supported are albert"):
+            made(prepared, tmp_path / "bart", tmp_path / "words", fit=fit)
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(prepared: Path, tmp_path: Path) -> None:
+    small = save_masked_lm(tmp_path / "small")
+    rewrite(small / "config.json", vocab_size=60)
+    with pytest.raises(PipelineError, match=r"small knows 60 tokens, but its tokenizer gives 65"):
+        made(prepared, small, tmp_path / "words")
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_encoder_is_fitted_from_a_classifier_and_proposes_words(prepared: Path, tmp_path: Path, kind: str) -> None:
+    of_type(kind, vocab_size=len(make_tokenizer()), max_position_embeddings=64).save_pretrained(tmp_path / "classifier")
+    make_tokenizer(types=kind in WITH_TOKEN_TYPES).save_pretrained(tmp_path / "classifier")
+    first, later = (
+        made(prepared, tmp_path / "classifier", tmp_path / str(epochs), epochs=epochs, learning_rate=3e-3) for epochs in (1, 4)
+    )
+    assert first.nats is not None
+    assert later.nats is not None
+    assert later.nats < first.nats
+    model = MaskedLM(tmp_path / "4", MaskedLMSettings(replace=0.4, candidates=3, batch_rows=8), load_tokenizer(tmp_path / "4"))
+    (row,) = model.candidates([np.array([2, 9, 10, 3], dtype=np.int32)], None)
+    assert row.ids.shape == (6,)
 
 
 def test_a_body_that_lacks_weights_is_refused(prepared: Path, tmp_path: Path) -> None:
@@ -116,8 +175,6 @@ def test_a_body_that_lacks_weights_is_refused(prepared: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("words", ["null", "{model: TEACHER, fit: true}"])
 def test_the_stage_says_what_it_made(prepared: Path, teacher: Path, tmp_path: Path, words: str) -> None:
-    from stages.words import main
-
     fit = ", ".join(f"{name}: {value}" for name, value in (FIT | {"epochs": 1}).items())
     (tmp_path / "params.yaml").write_text(
         f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: {MAX_LENGTH}}}, "

@@ -1,4 +1,5 @@
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,19 @@ ROOT = Path(__file__).parents[2]
 def check(path: Path) -> tuple[int, str]:
     result = CliRunner().invoke(main, ["--params", str(path)])
     return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("name", ["tickets", "movie_scores"])
+def test_the_tasks_of_the_readme_are_sound_but_for_files_that_are_not_there(
+    write: Callable[[str, str], Path], name: str
+) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = (yaml.safe_load(block) for block in blocks if f"  {name}:\n    kind:" in block)
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["tasks"][name] = (block.get("tasks") or block)[name]
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert [line for line in text.splitlines() if line.startswith("  - ") and "there is no such folder" not in line] == []
+    assert status == 0 or "there is no such folder" in text
 
 
 def test_the_default_settings_are_sound() -> None:

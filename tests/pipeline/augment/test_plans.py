@@ -134,9 +134,10 @@ def test_a_note_that_there_is_no_masked_language_model_is_none(scores: Path, tea
     write_json(none / WORDS_FILE, WordsFacts(model=None).model_dump())
     proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
     settings = augment_settings(recipes=[["masked_lm"]], masked_lm=proposing)
-    for words in (None, none):
-        with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm, but the task's words is null"):
-            Augmentation.of(scores, teacher, None, settings, words)
+    with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm, but the task's words is null"):
+        Augmentation.of(scores, teacher, None, settings, none)
+    with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm: give the folder that the stage words wrote"):
+        Augmentation.of(scores, teacher, None, settings)
     with pytest.raises(PipelineError, match=r"has no words\.json; the stage words writes it"):
         Augmentation.of(scores, teacher, None, settings, teacher)
     assert Augmentation.of(scores, teacher, None, augment_settings(), none).masked_lm is None
@@ -285,7 +286,7 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
     code = {job.variant: set(job.key["computed_by"]) for job in jobs}
     models = {"architectures", "forward", "pretrained"}
     everywhere = models | {"batches", "encoding", "inputs", "jobs", "perturbation", "seeding", "teacher", "variants", "views"}
-    edits, search, proposals = {"text_edits"}, {"codec"}, {"masked_lm", "words"}
+    edits, search, proposals = {"text_edits"}, {"codec"}, {"masked_lm", "proposing", "words"}
     assert code == {
         1: everywhere | search,
         2: everywhere | edits,
@@ -294,7 +295,7 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
         5: everywhere | edits | proposals,
     }
     for job in plan.candidates([job for job in jobs if job.variant == 5]):
-        assert set(job.key["computed_by"]) == models | {"encoding", "masked_lm", "text_edits", "words"}
+        assert set(job.key["computed_by"]) == models | proposals | {"batches", "encoding", "text_edits"}
 
 
 def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
