@@ -154,6 +154,17 @@ def test_bytes_of_small_shards_and_of_other_recipes_are_close_too(
         assert estimate == pytest.approx(sum(entry.receipt.bytes for entry in manifest.shards), rel=0.1), recipe
 
 
+def test_words_that_are_looked_up_are_counted_once_and_never_too_low(many: Path, teacher: Path, tmp_path: Path) -> None:
+    words, proposing = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 15, "batch_rows": 16}
+    settings = augment_settings(variants=2, recipes=[["masked_lm"]], masked_lm=proposing)
+    estimate = planned(many, teacher, tmp_path, settings, words).bytes["int8"]
+    augment(many, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards", words)
+    added = sum(file.stat().st_size for file in (tmp_path / "store").glob("*.arrow"))
+    assert added <= estimate < 1.3 * added
+    more = settings.model_copy(update={"variants": 3})
+    assert planned(many, teacher, tmp_path, more, words).bytes["int8"] < estimate / 3, "the words are there"
+
+
 def test_mixed_rows_are_as_long_as_the_longer_of_two_drawn_at_random() -> None:
     lengths = np.random.default_rng(0).integers(3, 60, size=200)
     drawn = np.random.default_rng(1).choice(lengths, (2, 200_000)).max(axis=0).mean()
