@@ -42,7 +42,7 @@ class ModelFolders:
 
     def files(self) -> list[Path]:
         """What a worker needs: of a model's folder its files, not what training left below; of a scout all snapshots."""
-        flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None]
+        flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None and folder.is_dir()]
         found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
         return sorted(found) + sorted(file for file in (self.scout.rglob("*") if self.scout else ()) if file.is_file())
 
