@@ -78,6 +78,25 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         raise Faults(str(path), [_sentence(fault, places, params) for fault in _merged_unions(error.errors())]) from None
 
 
+def read_facts(model: type[AnySettings], path: Path, missing: str) -> AnySettings:
+    """What a stage noted about its product in a JSON file.
+
+    Args:
+        model: what such a note holds.
+        path: the file.
+        missing: the sentence where it is not there.
+
+    Raises:
+        PipelineError: it is not there, or is damaged.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except FileNotFoundError as cause:
+        raise PipelineError(missing) from cause
+    except ValidationError as cause:
+        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+
+
 def existing(path: Path, section: str, override: str) -> Places:
     """The places of a section, with that of its override where there is one."""
     return (section,) if lookup(read_params(path), override) is None else (section, override)

@@ -5,10 +5,9 @@ The stage words writes it, the augment half reads it. Knows files and loading; n
 
 from pathlib import Path
 
-from pydantic import ValidationError
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.config import Settings
+from pipeline.config import Settings, read_facts
 from pipeline.errors import PipelineError
 from pipeline.models.architectures import refuse_maskless
 from pipeline.models.hashes import tokenizer_hash
@@ -39,13 +38,7 @@ def words_in(folder: Path) -> WordsFacts:
     Raises:
         PipelineError: it is no such folder, or is damaged.
     """
-    path = folder / WORDS_FILE
-    try:
-        return WordsFacts.model_validate_json(path.read_bytes())
-    except FileNotFoundError as cause:
-        raise PipelineError(f"{folder} has no {WORDS_FILE}; the stage words writes it") from cause
-    except ValidationError as cause:
-        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+    return read_facts(WordsFacts, folder / WORDS_FILE, f"{folder} has no {WORDS_FILE}; the stage words writes it")
 
 
 def load_masked_lm(source: str | Path) -> PreTrainedModel:
@@ -75,9 +68,8 @@ def check_tokenizer(source: str | Path, theirs: PreTrainedTokenizerBase, ours: P
             f"the masked language model {source} has another tokenizer ({named[0][:12]}) than the teacher "
             f"{ours.name_or_path} ({named[1][:12]}), so its words are not the teacher's; name a model that shares it"
         )
-    for tokenizer in (theirs, ours):
-        if tokenizer.mask_token_id is None:
-            raise PipelineError(
-                f"the tokenizer of {tokenizer.name_or_path} has no mask token, so no word can be masked; take masked_lm out of "
-                "the recipes and set the task's words: null"
-            )
+    if ours.mask_token_id is None:
+        raise PipelineError(
+            f"the tokenizer of {ours.name_or_path} has no mask token, so no word can be masked; take masked_lm out of "
+            "the recipes and set the task's words: null"
+        )

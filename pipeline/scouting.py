@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
+from pipeline.config import Settings, read_facts
 from pipeline.files import hash_of, sha256_of, write_json
 from pipeline.models.hashes import model_hash
 
@@ -53,15 +51,8 @@ class ScoutFolder:
         Raises:
             PipelineError: there is none, or it is damaged.
         """
-        path = self.folder / SCOUT_FILE
-        try:
-            return ScoutFacts.model_validate_json(path.read_bytes())
-        except FileNotFoundError as cause:
-            raise PipelineError(
-                f"{self.folder} is no scout: it has no {SCOUT_FILE}; give the task an entry in the section scouts"
-            ) from cause
-        except ValidationError as cause:
-            raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+        missing = f"{self.folder} is no scout: it has no {SCOUT_FILE}; give the task an entry in the section scouts"
+        return read_facts(ScoutFacts, self.folder / SCOUT_FILE, missing)
 
     def map(self) -> Tensor | None:
         """[teacher's embedding width, scout's], or None where both share the teacher's space."""

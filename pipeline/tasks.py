@@ -8,10 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 import sklearn.metrics
-from pydantic import ValidationError
 
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
+from pipeline.config import Settings, read_facts
 from pipeline.files import write_json
 
 Kind = Literal["classification", "regression"]
@@ -45,13 +43,7 @@ class Task(Settings):
     @classmethod
     def read(cls, folder: Path) -> "Task":
         """Read ``task.json``; a folder without one was not made by ``prepare``."""
-        path = folder / TASK_FILE
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError as cause:
-            raise PipelineError(f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro") from cause
-        except ValidationError as cause:
-            raise PipelineError(f"{path} is damaged; make the folder again: dvc repro") from cause
+        return read_facts(cls, folder / TASK_FILE, f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro")
 
 
 def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:

@@ -25,8 +25,10 @@ def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
     return []
 
 
-def words_faults(settings: AugmentSettings, model: bool) -> list[str]:
-    """Where recipes and the task's masked language model do not go together."""
+def words_faults(settings: AugmentSettings, model: bool | None) -> list[str]:
+    """Where recipes and the task's masked language model do not go together; None says that nobody told of one."""
+    if settings.proposes() and model is None:
+        return ["a recipe asks for masked_lm: give the folder that the stage words wrote, --words"]
     if settings.proposes() and not model:
         return [
             "a recipe asks for masked_lm, but the task's words is null; say there which masked language model proposes words"

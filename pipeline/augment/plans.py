@@ -120,8 +120,8 @@ class Augmentation:
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
         kind = source.manifest.task.kind
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
-        masked_lm = None if words is None or words_in(words).model is None else words
-        missing = words_faults(settings, masked_lm is not None) if words is not None else _unsaid(settings)
+        proposes = None if words is None else words_in(words).model is not None
+        missing = words_faults(settings, proposes)
         if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits, *missing]:
             raise PipelineError("; ".join(faults))
         snapshots: tuple[str, ...] = ()
@@ -134,7 +134,7 @@ class Augmentation:
         # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
         made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "computed_by")}
         key = wanted | {"content": "perturbations", **made}
-        return cls(source, settings, snapshots, key, masked_lm)
+        return cls(source, settings, snapshots, key, words if proposes else None)
 
     @property
     def masked_lm_hash(self) -> str | None:
@@ -252,10 +252,6 @@ class Augmentation:
 def no_radius() -> Found:
     """What stands for the radius where no variant is perturbed."""
     return Found(0.0, 0.0, 0.0, 0)
-
-
-def _unsaid(settings: AugmentSettings) -> list[str]:
-    return ["a recipe asks for masked_lm: give the folder that the stage words wrote, --words"] if settings.proposes() else []
 
 
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
-from pipeline.config import Settings
+from pipeline.config import Settings, read_facts
 from pipeline.errors import PipelineError
 from pipeline.evaluation import (
     PREDICTIONS_FILE,
@@ -56,9 +55,6 @@ METRIC_NAMES: dict[Metric, str] = {
 def metric_name(task: Task) -> str:
     """What a reader calls the task's metric; of F1, the label whose it is."""
     return METRIC_NAMES[task.metric] + (f" of {task.labels[1]}" if task.metric == "f1" else "")
-
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -241,8 +237,8 @@ def _lineage(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _evaluation(folder: Path) -> _Evaluation:
-    qualities = _parsed(Qualities, folder / QUALITY_FILE)
-    speeds = _parsed(Speeds, folder / SPEED_FILE)
+    qualities = read_facts(Qualities, folder / QUALITY_FILE, _absent(folder / QUALITY_FILE))
+    speeds = read_facts(Speeds, folder / SPEED_FILE, _absent(folder / SPEED_FILE))
     table = pq.read_table(folder / PREDICTIONS_FILE)
     labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
     logits = np.array(table.column("student_logits").to_pylist(), dtype=np.float32)
@@ -250,21 +246,18 @@ def _evaluation(folder: Path) -> _Evaluation:
 
 
 def _cost(path: Path) -> TrainingCost | None:
-    return _parsed(TrainingCost, path) if path.exists() else None
-
-
-def _parsed(model: type[AnySettings], path: Path) -> AnySettings:
-    try:
-        return model.model_validate_json(_text(path))
-    except ValidationError as cause:
-        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+    return read_facts(TrainingCost, path, _absent(path)) if path.exists() else None
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as cause:
-        raise PipelineError(f"{path} does not exist; make it with dvc repro") from cause
+        raise PipelineError(_absent(path)) from cause
+
+
+def _absent(path: Path) -> str:
+    return f"{path} does not exist; make it with dvc repro"
 
 
 def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:

@@ -46,7 +46,10 @@ def test_words_are_asked_for_where_there_is_a_model_and_nowhere_else() -> None:
     proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 8}
     asking = augment_settings(recipes=[["mask"], ["masked_lm", "swap"]], masked_lm=proposing)
     silent = augment_settings(recipes=[["mask"]], masked_lm=proposing)
-    assert words_faults(asking, model=True) == words_faults(silent, model=False) == []
+    assert words_faults(asking, model=True) == words_faults(silent, model=False) == words_faults(silent, model=None) == []
+    assert words_faults(asking, model=None) == [
+        "a recipe asks for masked_lm: give the folder that the stage words wrote, --words"
+    ]
     (lacking,), (idle,) = words_faults(asking, model=False), words_faults(silent, model=True)
     assert lacking.startswith(
         "a recipe asks for masked_lm, but the task's words is null; say there which masked language model"
