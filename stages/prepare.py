@@ -37,7 +37,7 @@ class PrepareSettings(config.Settings):
 @stage
 @click.option("--task", required=True, help="Name of the task, as in params.yaml.")
 @params_option
-@folder_option("--out", "Folder for train.parquet, dev.parquet, test.parquet and task.json; replaced as a whole.")
+@folder_option("--out", "Folder for the tables, task.json and what models begin with; replaced as a whole.")
 def main(task: str, params: Path, out: Path) -> None:
     """Read, check and split the raw data of one task.
 
@@ -49,7 +49,8 @@ def main(task: str, params: Path, out: Path) -> None:
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     with folder_written_whole(out) as folder:
         prepared.save(folder)
-        write_json(folder / "start.json", start_of(str(settings.teacher.get("model"))))
+        write_json(folder / "start.json", start_of(settings.teacher))
+        write_json(folder / "words_start.json", start_of(settings.words or {}))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
@@ -66,9 +67,10 @@ def unseen(paths: Sequence[str | None]) -> list[str]:
     return [path for path in dict.fromkeys(local) if not Path(os.path.abspath(path)).is_relative_to(raw)]  # noqa: PTH100 - a link stays
 
 
-def start_of(model: str) -> dict[str, Any]:
-    """What the teacher starts from, so that `teach` runs again when the files of a local model change."""
-    files = sorted(file for file in Path(model).glob("*") if file.is_file())
+def start_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The model that `teach` or `words` begins with, so that DVC sees when the files of a local one change."""
+    model = settings.get("model")
+    files = sorted(file for file in Path(str(model)).glob("*") if file.is_file())
     return {"model": model, "files": {file.name: sha256_of(file) for file in files}}
 
 

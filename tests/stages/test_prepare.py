@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from pipeline.tasks import Task
 from stages.prepare import RAW, main
 
+ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
 
 
@@ -35,7 +36,14 @@ def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **
     } | corpus
     params = {
         "tasks": {
-            "movies": {"kind": kind, "metric": metric, "corpus": keys, "teacher": {"model": "weights"}, "augment": {"steps": 1}}
+            "movies": {
+                "kind": kind,
+                "metric": metric,
+                "corpus": keys,
+                "teacher": {"model": "weights"},
+                "words": {"model": "words"},
+                "augment": {"steps": 1},
+            }
         }
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -78,7 +86,7 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
     (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
     run(folder)
     assert hashes(folder / "out/movies") == first
-    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", "start.json"}
+    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", "start.json", "words_start.json"}
     assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
 
 
@@ -138,13 +146,21 @@ def test_help_explains_the_stage() -> None:
     assert "--task" in output
 
 
-def test_a_local_model_whose_files_change_changes_what_teach_depends_on(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "noted", "stage"), [("weights", "start.json", "teach"), ("words", "words_start.json", "words")]
+)
+def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_on(
+    folder: Path, model: str, noted: str, stage: str
+) -> None:
     table(folder / RAW / "x.csv", ROWS)
-    (folder / "weights").mkdir()
+    (folder / model).mkdir()
     found = []
     for content in ("old", "old", "new"):
-        (folder / "weights" / "model.safetensors").write_text(content, encoding="utf-8")
+        (folder / model / "model.safetensors").write_text(content, encoding="utf-8")
         assert run(folder).exit_code == 0
         found.append(hashes(folder / "out/movies"))
     assert found[0] == found[1]
-    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"start.json"}
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {noted}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    deps = {name: content.get("do", content)["deps"] for name, content in stages.items()}
+    assert [name for name in deps if {"data/prepared/${key}", f"data/prepared/${{key}}/{noted}"} & {*deps[name]}] == [stage]
