@@ -117,7 +117,7 @@ def fill(page: Path, results: Path) -> None:
 @click.option("--without", "left_out", multiple=True, help="Set to leave out: its spare train rows are test rows of its cases.")
 @folder_option("--out", "Where to write it.")
 def masked_lm(data: Path, teacher: str, epochs: int, left_out: tuple[str, ...], out: Path) -> None:
-    """Train a masked language model out of the teachers' pretrained one, where no better one is at hand."""
+    """Fit a masked language model, begun as the teachers' pretrained one, to all sets, where no better one is at hand."""
     torch.set_num_threads(1)
     loss = train_masked_lm(data, [task for task in CORPORA if task not in left_out], teacher, epochs, out)
     click.echo(f"{out}: {loss:.2f} nats a masked token of dev")

@@ -1,7 +1,7 @@
-"""A masked language model where none is at hand: the pretrained encoder with a head, trained on the texts of the sets.
+"""A masked language model where none is at hand: the pretrained encoder, fitted to the texts of many sets.
 
-Knows texts and transformers. It stands in for the one that TinyBERT edits texts with, and knows the tasks' own words better
-and the language less well.
+Knows the sets' texts. It stands in for the one that TinyBERT edits texts with, and knows the tasks' own words better and the
+language less well.
 """
 
 import csv
@@ -10,36 +10,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
-from torch.utils.data import Dataset
-from transformers import (
-    AutoTokenizer,
-    BertForMaskedLM,
-    DataCollatorForLanguageModeling,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from benchmarks.accuracy.arms import base
 from benchmarks.accuracy.corpora import CORPORA
-from pipeline.files import folder_written_whole
+from pipeline.masking import FitSettings
+from pipeline.tasks import Task
+from pipeline.wording import WordsSettings, prepare_words
 
 MAX_LENGTH = 48
 MASKED = 0.15
-
-
-class Texts(Dataset[dict[str, list[int]]]):
-    """Token ids of texts."""
-
-    def __init__(self, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self._ids = tokenizer(list(texts), truncation=True, max_length=MAX_LENGTH)["input_ids"]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, row: int) -> dict[str, list[int]]:
-        return {"input_ids": self._ids[row]}
+LEARNING_RATE = 2e-4
 
 
 def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
@@ -54,45 +36,18 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
 
 
 def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> float:
-    """Train BERT's masked language model on the train texts of these sets and write it to ``out``.
+    """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``.
 
-    Returns its loss on dev in nats a masked token. The head's hidden layer starts as the identity, so that it begins by asking
-    which word is like the encoder's output.
+    Returns its loss on dev in nats a masked token.
     """
-    set_seed(1)
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    model = BertForMaskedLM.from_pretrained(pretrained)
-    hidden = model.cls.predictions.transform.dense
-    torch.nn.init.eye_(hidden.weight)
-    torch.nn.init.zeros_(hidden.bias)
+    settings = FitSettings(**base()["teach"] | {"masked": MASKED, "epochs": epochs, "learning_rate": LEARNING_RATE})
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            num_train_epochs=epochs,
-            per_device_train_batch_size=32,
-            per_device_eval_batch_size=64,
-            learning_rate=2e-4,
-            warmup_steps=100,
-            weight_decay=0.01,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="group_by_length",
-            save_strategy="no",
-            report_to=[],
-            logging_steps=100,
-            disable_tqdm=True,
-            seed=1,
-        )
-        trainer = Trainer(
-            model,
-            arguments,
-            DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKED),
-            Texts(texts_of(data, tasks, "train"), tokenizer),
-            Texts(texts_of(data, tasks, "dev"), tokenizer),
-        )
-        trainer.train()
-        loss = float(trainer.evaluate()["eval_loss"])
-    with folder_written_whole(out) as made:
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-    return loss
+        prepared = Path(folder)
+        for split in ("train", "dev"):
+            texts = texts_of(data, tasks, split)
+            ids = [f"{split}{number}" for number in range(len(texts))]
+            pq.write_table(pa.table({"id": ids, "text_a": texts}), prepared / f"{split}.parquet")
+        Task(name="texts", kind="regression", metric="pearson", labels=(), pair=False).save(prepared)
+        facts = prepare_words(prepared, pretrained, MAX_LENGTH, WordsSettings(model=pretrained, fit=True), settings, out)
+    assert facts.nats is not None, "what was fitted has been measured"
+    return facts.nats

@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import pytest
+
+from benchmarks.accuracy import masked_lm
 from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.models.pretrained import load_tokenizer
 from tests.benchmarks.accuracy.sets import save_set
-from tests.world import make_task, save_teacher
+from tests.world import MAX_LENGTH, make_task, save_teacher
 
 
 def test_texts_are_those_of_the_named_sets_and_one_split_once(tmp_path: Path) -> None:
@@ -17,8 +20,9 @@ def test_texts_are_those_of_the_named_sets_and_one_split_once(tmp_path: Path) ->
     )
 
 
-def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Path) -> None:
+def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every text is one word three times over, so the masked one is known."""
+    monkeypatch.setattr(masked_lm, "MAX_LENGTH", MAX_LENGTH)
     place = tmp_path / "data" / "trec"
     place.mkdir(parents=True)
     lines = [f"a\tword{number % 8} word{number % 8} word{number % 8} {number}" for number in range(320)]
