@@ -3,7 +3,7 @@
 import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,9 @@ from pipeline.files import canonical_json, hash_of
 HERE = Path(__file__).parent
 STUDENT = "student"
 """What the one student of a run's parameter file is called."""
+
+TEACHER, STORE = "teacher", "store"
+"""Of a case's folder: its teacher, and the store of its shards."""
 
 PRETRAINED = "pretrained"
 """What arms.yaml calls a start from the model that the teacher was fine-tuned from."""
@@ -49,6 +52,8 @@ class Arm(Settings):
     score: dict[str, Any] = Field(default_factory=dict)
     fit: dict[str, Any] | None = None
     """The section words: its masked language model is fitted to the run's own train rows. None takes the one that is given."""
+    fit_from: Literal["pretrained", "teacher"] = "pretrained"
+    """Whose encoder is fitted: that of the model which the teacher was fine-tuned from, or the teacher's own."""
     online: Aim | None = None
     """Whose gradient is followed with the teacher in every step, outside the pipeline; None for all other arms."""
 
@@ -115,7 +120,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides the run, but for data, models and code: all it does otherwise than base.yaml, and a hash of that."""
         arm = all_arms()[self.arm]
-        stages = arm.model_dump(include={"augment", "scout", "score", "fit", "online"}, exclude_defaults=True)
+        stages = arm.model_dump(include={"augment", "scout", "score", "fit", "fit_from", "online"}, exclude_defaults=True)
         own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
         return stages | own | {"base": common_to_all(self.case.corpus)}
 
@@ -125,8 +130,8 @@ class Run:
         settings = canonical_json(self.settings()).decode()
         return (self.case.task, self.case.rows, self.case.seed, self.student, self.arm, self.epochs, settings)
 
-    def params(self, corpus: dict[str, Any], models: Models, store: Path) -> dict[str, Any]:
-        """The parameter file of the run; ``corpus`` is how its tables are read, ``store`` where its shards are kept.
+    def params(self, corpus: dict[str, Any], models: Models, folder: Path) -> dict[str, Any]:
+        """The parameter file of the run; ``corpus`` is how its tables are read, ``folder`` where its case lies.
 
         Raises:
             PipelineError: the arm needs a model that is not there, or other layers than a student of this size has.
@@ -140,7 +145,7 @@ class Run:
             "metric": case.corpus.metric,
             "corpus": corpus,
             "teacher": {"model": models.teacher, "fine_tune": True, "max_length": case.corpus.max_length},
-            "words": self._words(models),
+            "words": self._words(models, folder / TEACHER),
             "aim": "teacher" if arm.scout is None else "scout",
         }
         return {
@@ -153,18 +158,18 @@ class Run:
             "distill": overlaid(start["distill"], seeded),
             "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models)},
             "evaluate": start["evaluate"],
-            "runtime": start["runtime"] | {"store": str(store)},
+            "runtime": start["runtime"] | {"store": str(folder / STORE)},
         }
 
     def _start(self, models: Models) -> dict[str, Any]:
         """Who learns from labels alone starts from the pretrained model: the teacher's layers are taught already."""
         return {"start": {"checkpoint": models.teacher}} if all_arms()[self.arm].student.get("start") == PRETRAINED else {}
 
-    def _words(self, models: Models) -> dict[str, Any] | None:
+    def _words(self, models: Models, teacher: Path) -> dict[str, Any] | None:
         """The masked language model of arms that replace words: fitted to their own train rows, or the one given."""
         arm = all_arms()[self.arm]
         if arm.fit:
-            return {"model": models.teacher, "fit": True}
+            return {"model": models.teacher if arm.fit_from == PRETRAINED else str(teacher), "fit": True}
         if (arm.augment or {}).get("masked_lm") is None:
             return None
         if models.masked_lm is None:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.accuracy.arms import STUDENT, TEACHER_STEPS, Models, Run, all_arms
+from benchmarks.accuracy.arms import STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
@@ -66,7 +66,7 @@ def params_of(run: Run, place: Place) -> dict[str, Any]:
         PipelineError: it cannot be run: a set, a model or the arm is not what it needs.
     """
     case = place.work / run.case.name
-    return run.params(corpus_settings(place.data, run.case, case / "tables"), place.models, case / "store")
+    return run.params(corpus_settings(place.data, run.case, case / "tables"), place.models, case)
 
 
 def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
@@ -81,7 +81,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     with alone(case / "lock"):
         _shared(run, place, case, params)
         scores = _scores(run, case, folder, params)
-    common = {"--scores": scores, "--teacher": case / "teacher", "--params": _written(params, folder / "params.yaml")}
+    common = {"--scores": scores, "--teacher": case / TEACHER, "--params": _written(params, folder / "params.yaml")}
     seconds, shards = 0.0, None
     if arm.augment is not None:
         with alone(case / "lock"):
@@ -118,7 +118,7 @@ def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
         raise PipelineError(f"{case} was made from other data, another model or another base.yaml; name another --work")
     write_json(note, made_of)
-    if (case / "teacher").is_dir():
+    if (case / TEACHER).is_dir():
         return
     cut(place.data, run.case, case / "tables")
     task, prepared = {"--task": run.case.task}, case / "prepared"
@@ -127,7 +127,7 @@ def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
     steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
     epochs = max(params["teach"]["epochs"], -(-TEACHER_STEPS // steps))
     given = _written(params | {"teach": params["teach"] | {"epochs": epochs}}, case / "params.yaml")
-    _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / "teacher"})
+    _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / TEACHER})
 
 
 def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
@@ -135,7 +135,7 @@ def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
     scores = folder / "scores" if all_arms()[run.arm].score else case / "scores"
     if not scores.is_dir():
         given = _written(params, folder / "params.yaml")
-        _run(score.main, **{"--prepared": case / "prepared", "--teacher": case / "teacher", "--params": given, "--out": scores})
+        _run(score.main, **{"--prepared": case / "prepared", "--teacher": case / TEACHER, "--params": given, "--out": scores})
     return scores
 
 
@@ -154,7 +154,7 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
     for made_here in ("scout", "words"):
         shutil.rmtree(folder / made_here, ignore_errors=True)
     keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
-    store = ShardStore(folder.parent / "store")
+    store = ShardStore(folder.parent / STORE)
     made = {key_hash(key) for key in keys if store.shard_path(key).stat().st_mtime >= began}
     return shards, seconds_of({*map(key_hash, keys)}, made, time.perf_counter() - clock, folder.parent / "seconds.json")
 

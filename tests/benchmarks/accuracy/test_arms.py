@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -71,6 +72,20 @@ def test_a_run_is_what_differs_from_the_base_and_a_hash_of_that(monkeypatch: pyt
 def test_who_learns_from_labels_alone_starts_from_the_pretrained_model() -> None:
     student = Run(Case("trec", 500, 3), "ft", "half", 18).params(CORPUS, MODELS, Path())["students"][STUDENT]
     assert student["start"] == {"checkpoint": "pretrained-model"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("kd", None),
+        ("words", {"model": "masked-lm", "fit": False}),
+        ("fitted", {"model": "pretrained-model", "fit": True}),
+        ("fitted_teacher", {"model": "case/teacher", "fit": True}),
+    ],
+)
+def test_whose_words_an_arm_takes(arm: str, words: dict[str, Any] | None) -> None:
+    task = Run(Case("trec", 500, 3), arm, "half", 18).params(CORPUS, MODELS, Path("case"))["tasks"]["trec"]
+    assert (task["words"], task["teacher"]["model"]) == (words, "pretrained-model")
 
 
 def test_an_arm_that_names_layers_is_for_the_student_that_has_as_many() -> None:

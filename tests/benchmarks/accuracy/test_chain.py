@@ -31,13 +31,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
     fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
     monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
-    short = all_arms()["fitted"].model_copy(update={"fit": FIT})
-    monkeypatch.setitem(all_arms(), "fitted", short)
+    for arm in ("fitted", "fitted_teacher"):
+        monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
 @pytest.mark.parametrize(
-    "arm", ["kd", "own", "tokens", "words", "fitted", "scout", "kd_hidden", "online_own", "online_teacher"]
+    "arm", ["kd", "own", "tokens", "words", "fitted", "fitted_teacher", "scout", "kd_hidden", "online_own", "online_teacher"]
 )
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
     run = Run(CASE, arm, "half", 9)
