@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
     fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
     monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
-    for arm in ("fitted", "fitted_teacher"):
+    for arm in ("fitted", "fitted_teacher", "fitted_long"):
         monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
