@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.encoding import Batch, Integers, collate, encode, length_buckets, model_inputs
 from pipeline.errors import PipelineError
@@ -68,7 +69,9 @@ class Examples:
         return collate([self.input_ids[row] for row in positions], types, self.pad_token_id)
 
 
-def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path) -> float:
+def teach(
+    prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path, conduct: Conduct = NO_STATES
+) -> float:
     """Make the teacher of a task and write it to ``out``; returns its dev metric.
 
     Raises:
@@ -79,7 +82,7 @@ def teach(prepared: Path, settings: TeacherSettings, optimiser: OptimiserSetting
     dev = _examples(prepared, "dev", tokenizer, settings.max_length)
     if settings.fine_tune:
         train = _labelled(_examples(prepared, "train", tokenizer, settings.max_length), task)
-        model, history = _fine_tuned(task, train, dev, settings, optimiser)
+        model, history = _fine_tuned(task, train, dev, settings, optimiser, conduct)
         dev_value = best_epoch(history)["dev"]
     else:
         model, history = _adopted(task, settings), []
@@ -104,7 +107,7 @@ def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
 
 
 def _fine_tuned(
-    task: Task, train: Examples, dev: Examples, settings: TeacherSettings, optimiser: OptimiserSettings
+    task: Task, train: Examples, dev: Examples, settings: TeacherSettings, optimiser: OptimiserSettings, conduct: Conduct
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
     model = load_classifier(settings.model, task)
@@ -112,7 +115,10 @@ def _fine_tuned(
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         return label_loss(logits_from_ids(model, model_inputs(batch)).float(), batch["labels"], task.kind)
 
-    fit = fine_tune(f"teach {task.name}", model, train, dev, loss, lambda logits: measure(task, dev.labels, logits), optimiser)
+    def dev_metric(logits: Floats) -> float:
+        return measure(task, dev.labels, logits)
+
+    fit = fine_tune(f"teach {task.name}", model, train, dev, loss, dev_metric, optimiser, conduct)
     return model, fit.history
 
 

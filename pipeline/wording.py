@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
@@ -29,7 +30,13 @@ class WordsSettings(Settings):
 
 
 def prepare_words(
-    prepared: Path, teacher: str, max_length: int, words: WordsSettings | None, settings: FitSettings, out: Path
+    prepared: Path,
+    teacher: str,
+    max_length: int,
+    words: WordsSettings | None,
+    settings: FitSettings,
+    out: Path,
+    conduct: Conduct = NO_STATES,
 ) -> WordsFacts:
     """Write the masked language model of a task to ``out``, or a note that there is none.
 
@@ -40,6 +47,7 @@ def prepare_words(
         words: the model, or None.
         settings: how it is fitted.
         out: replaced as a whole.
+        conduct: how the fit is run.
 
     Raises:
         PipelineError: the model cannot be loaded, has another tokenizer or too few positions, or is none that fills masks.
@@ -52,7 +60,7 @@ def prepare_words(
     check_words(words, teacher, max_length)
     tokenizer, named = load_tokenizer(words.model), source_hash(words.model)
     if words.fit:
-        model, history = _fitted(prepared, words.model, tokenizer, max_length, settings)
+        model, history = _fitted(prepared, words.model, tokenizer, max_length, settings, conduct)
     else:
         model, history = load_masked_lm(words.model), []
     nats = -best_epoch(history)["dev"] if history else None
@@ -83,7 +91,12 @@ def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
 
 
 def _fitted(
-    prepared: Path, source: str, tokenizer: PreTrainedTokenizerBase, max_length: int, settings: FitSettings
+    prepared: Path,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    settings: FitSettings,
+    conduct: Conduct,
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(settings.seed % 2**32)  # what has no saved weights starts from random ones
     model = _with_head(source)
@@ -95,7 +108,7 @@ def _fitted(
         return -loss_of(model, batch).unsqueeze(1)
 
     name = f"words {Task.read(prepared).name}"
-    fit = fine_tune(name, model, train, dev, loss_of, lambda found: float(found.mean()), settings, answer=measured)
+    fit = fine_tune(name, model, train, dev, loss_of, lambda found: float(found.mean()), settings, conduct, answer=measured)
     return model, fit.history
 
 

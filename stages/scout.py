@@ -8,11 +8,17 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
+from pipeline.distill.student import Checkpoint
+from pipeline.models.hashes import model_hash, source_hash
+from pipeline.resuming import resumable
+from pipeline.runtime import RuntimeSettings
+from pipeline.shards.manifest import manifest_hash
 from stages.command import folder_option, params_option, stage
 
 
 class Needs(Settings):
     scout: ScoutSettings
+    runtime: RuntimeSettings
 
 
 @stage
@@ -25,10 +31,18 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     """Train a scout for one task and keep snapshots along its training.
 
     A perturbation that moves the teacher need not move a student. With `aim: scout` variant i is searched by the gradient of
-    snapshot i, and labelled by the teacher.
+    snapshot i, and labelled by the teacher. A training that was killed goes on where it was.
     """
-    needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"))
-    facts = train_scout(scores, teacher, needs.scout, out)
+    needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
+    start = needs.scout.start
+    decided_by = {
+        "scores": manifest_hash(scores),
+        "teacher": model_hash(teacher),
+        "start": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else start,
+        "settings": needs.scout.model_dump(mode="json"),
+    }
+    with resumable(out, decided_by, needs.runtime) as conduct:
+        facts = train_scout(scores, teacher, needs.scout, out, conduct)
     click.echo(f"{out}: {facts.snapshots} snapshots, dev {facts.dev:.4f} at the end")
 
 

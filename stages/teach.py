@@ -7,6 +7,8 @@ import click
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.finetuning import OptimiserSettings
+from pipeline.resuming import resumable, texts_and_model
+from pipeline.runtime import RuntimeSettings
 from pipeline.teaching import TeacherSettings, teach
 from stages.command import folder_option, params_option, stage
 
@@ -14,6 +16,7 @@ from stages.command import folder_option, params_option, stage
 class Needs(Settings):
     teacher: TeacherSettings
     teach: OptimiserSettings
+    runtime: RuntimeSettings
 
 
 @stage
@@ -25,10 +28,12 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
 
     tasks.<task>.teacher names the model; with fine_tune: false its label names and the size of its head are checked and its
-    weights kept. The checkpoint with the best dev metric is the teacher.
+    weights kept. The checkpoint with the best dev metric is the teacher. A training that was killed goes on where it was.
     """
-    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach")
-    value = teach(prepared, needs.teacher, needs.teach, out)
+    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
+    decided_by = texts_and_model(prepared, needs.teacher.model) | needs.model_dump(mode="json", exclude={"runtime"})
+    with resumable(out, decided_by, needs.runtime) as conduct:
+        value = teach(prepared, needs.teacher, needs.teach, out, conduct)
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 
 

@@ -1,13 +1,17 @@
 """words: the masked language model that proposes words for a task, fitted to its texts or adopted."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
 
 from pipeline import config
+from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
+from pipeline.resuming import resumable, texts_and_model
+from pipeline.runtime import RuntimeSettings
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
 from stages.command import folder_option, params_option, stage
@@ -16,6 +20,7 @@ from stages.command import folder_option, params_option, stage
 class Needs(Settings):
     teacher: TeacherSettings
     words: FitSettings
+    runtime: RuntimeSettings
 
 
 class Chosen(Settings):
@@ -31,16 +36,26 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fit a masked language model to the train texts of a task, or adopt a finished one.
 
     tasks.<task>.words names the model; with null there is none, and no recipe of the task may ask for masked_lm. Labels are not
-    read. The epoch in which masked words of dev are guessed best is kept.
+    read. The epoch in which masked words of dev are guessed best is kept. A fit that was killed goes on where it was.
     """
     place = f"tasks.{task}"
     settings = config.lookup(config.read_params(params), place) or {}
     if "words" not in settings:
         raise PipelineError(f"{params}: {place}.words is missing; null says that the task needs no masked language model")
-    needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words")
+    needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words", runtime="runtime")
     chosen = None if settings["words"] is None else config.load(params, Chosen, words=f"{place}.words").words
-    facts = prepare_words(prepared, needs.teacher.model, needs.teacher.max_length, chosen, needs.words, out)
+    teacher, max_length = needs.teacher.model, needs.teacher.max_length
+    with _conduct(prepared, chosen, needs, out) as conduct:
+        facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out, conduct)
     click.echo(f"{out}: {facts.told()}")
+
+
+def _conduct(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Path) -> AbstractContextManager[Conduct]:
+    """How a fit is run; what is not fitted keeps no states."""
+    if chosen is None or not chosen.fit:
+        return nullcontext(NO_STATES)
+    decided_by = texts_and_model(prepared, chosen.model) | needs.model_dump(mode="json", exclude={"runtime"})
+    return resumable(out, decided_by, needs.runtime)
 
 
 if __name__ == "__main__":

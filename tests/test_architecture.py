@@ -40,6 +40,7 @@ ORDER = [
     "pipeline.shares",
     "pipeline.views",
     "pipeline.conduct",
+    "pipeline.resuming",
     "pipeline.loading",
     "pipeline.finetuning",
     "pipeline.teaching",

@@ -1,8 +1,10 @@
 """Train a scout: a small student from the scores alone, with snapshots along its training. Knows what a student knows."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.conduct import Conduct
+from pipeline.conduct import NO_STATES, Conduct
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train
 from pipeline.files import folder_written_whole
@@ -12,8 +14,8 @@ from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import manifest_hash
 
 
-def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path) -> ScoutFacts:
-    """Train a scout and write its snapshots to ``out``.
+def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path, conduct: Conduct = NO_STATES) -> ScoutFacts:
+    """Train a scout and write its snapshots to ``out``; on the way they lie where ``conduct`` keeps states.
 
     Raises:
         ShardMismatch: the scores are not this teacher's.
@@ -21,11 +23,14 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path)
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
     with folder_written_whole(out) as folder:
-        made = ScoutFolder(folder)
-        snapshots = [made.snapshot(number) for number in range(1, settings.snapshots + 1)]
-        scout, fit = train(f"scout {sources.task.name}", sources, settings, Conduct(snapshots=snapshots))
-        for snapshot in snapshots:
-            tokenizer.save_pretrained(snapshot)
+        made, underway = ScoutFolder(folder), ScoutFolder(conduct.checkpoints or folder)
+        numbers = range(1, settings.snapshots + 1)
+        conduct = replace(conduct, snapshots=[underway.snapshot(number) for number in numbers])
+        scout, fit = train(f"scout {sources.task.name}", sources, settings, conduct)
+        for number in numbers:
+            if underway != made:
+                shutil.copytree(underway.snapshot(number), made.snapshot(number))
+            tokenizer.save_pretrained(made.snapshot(number))
         write_history(folder, fit.history)
         facts = ScoutFacts(
             key=sources.scores.manifest.key,

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tests.architectures import WITH_TOKEN_TYPES, of_type
 from tests.world import (
     FIT,
     MAX_LENGTH,
+    RUNTIME,
     SPECIAL,
     WORDS,
     make_task,
@@ -178,7 +180,7 @@ def test_the_stage_says_what_it_made(prepared: Path, teacher: Path, tmp_path: Pa
     fit = ", ".join(f"{name}: {value}" for name, value in (FIT | {"epochs": 1}).items())
     (tmp_path / "params.yaml").write_text(
         f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: {MAX_LENGTH}}}, "
-        f"words: {words.replace('TEACHER', str(teacher))}}}}}\nwords: {{{fit}}}\n"
+        f"words: {words.replace('TEACHER', str(teacher))}}}}}\nwords: {{{fit}}}\nruntime: {json.dumps(RUNTIME)}\n"
     )
     given = {"--task": "movies", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
     result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])

@@ -204,7 +204,8 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
 
 
 def test_the_command_merges_the_tasks_scout_over_distill(scored: Path, teacher: Path, tmp_path: Path) -> None:
-    params = {"distill": STUDENT, "scouts": {"tiny": {"layers": 1, "snapshots": 2, "optimiser": {"epochs": 1}}}}
+    own = {"layers": 1, "snapshots": 2, "optimiser": {"epochs": 1}}
+    params = {"distill": STUDENT, "scouts": {"tiny": own}, "runtime": world.RUNTIME}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     places = {"scores": scored, "teacher": teacher, "params": tmp_path / "params.yaml", "out": tmp_path / "out"}
     options = [text for flag, path in places.items() for text in (f"--{flag}", str(path))]

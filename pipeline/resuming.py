@@ -1,0 +1,58 @@
+"""States of a training beside the folder that it makes, for when it is killed. Knows what decides one, not what it trains."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from pipeline.conduct import Conduct
+from pipeline.files import hash_of, sha256_of, write_json
+from pipeline.models.hashes import source_hash
+from pipeline.runtime import RuntimeSettings
+from pipeline.sources import BUILD
+from pipeline.tasks import TASK_FILE
+
+KEY_FILE = "key.json"
+
+
+@contextmanager
+def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings) -> Iterator[Conduct]:
+    """How to run the training that makes ``out``, so that the next run of the same goes on where this one is killed.
+
+    The states lie beside ``out`` until the block ends without an error, or with one before the first of them. Those of a
+    training that was decided by anything else, or ran other sources or libraries, are deleted.
+
+    Args:
+        out: the folder that is to be made.
+        decided_by: plain values, all that decides the training but the code.
+        runtime: how often states are kept.
+    """
+    states = out.with_name(f".{out.name}-training")
+    key = hash_of({"decided_by": decided_by, "sources": BUILD.sources, "libraries": BUILD.libraries})
+    if _key_of(states) != key:
+        shutil.rmtree(states, ignore_errors=True)
+        states.mkdir(parents=True)
+        write_json(states / KEY_FILE, {"key": key})
+    goes_on = True
+    try:
+        yield Conduct(states, runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
+        goes_on = False
+    finally:
+        if not goes_on or not any(states.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
+            shutil.rmtree(states, ignore_errors=True)
+
+
+def texts_and_model(prepared: Path, model: str) -> dict[str, Any]:
+    """What decides a training on a prepared corpus, beside its settings: the tables it reads, and the model it begins with."""
+    names = (TASK_FILE, "train.parquet", "dev.parquet")
+    return {"tables": {name: sha256_of(prepared / name) for name in names}, "model": source_hash(model)}
+
+
+def _key_of(states: Path) -> str | None:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((states / KEY_FILE).read_text(encoding="utf-8"))["key"])
+    return None
