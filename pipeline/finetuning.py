@@ -38,7 +38,7 @@ HISTORY_FILE = "history.csv"
 HISTORY_COLUMNS = ("epoch", "step", "loss", "dev")
 
 DEV_ROWS = 64
-"""Rows of a batch when dev is measured."""
+"""Most rows of a batch when dev is measured; no more than are computed at once in training."""
 
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 """From a model and a batch to the loss of each row, [rows]."""
@@ -262,7 +262,7 @@ def _arguments(settings: OptimiserSettings, conduct: Conduct, folder: Path, warm
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=DEV_ROWS,
+        per_device_eval_batch_size=min(DEV_ROWS, -(-settings.batch_size // settings.accumulation)),
         gradient_accumulation_steps=settings.accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,

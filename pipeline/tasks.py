@@ -59,8 +59,9 @@ def predictions(task: Task, logits: Floats) -> Floats:
 def measure(task: Task, labels: Floats, logits: Floats) -> float:
     """The task's metric, higher is better; ``labels`` is [rows], ``logits`` is [rows, outputs].
 
-    F1 is that of the second of two labels (as GLUE counts MRPC). A correlation that is undefined because all answers are
-    equal counts as 0.
+    F1 is that of the second of two labels (as GLUE counts MRPC); macro F1 is the mean over the labels that occur, so that
+    models are measured alike on the same rows, whatever else they answer. A correlation that is undefined because all answers
+    are equal counts as 0.
     """
     return _MEASURES[task.metric](np.asarray(labels), predictions(task, np.asarray(logits)))
 
@@ -70,7 +71,7 @@ def _f1(labels: Floats, answers: Floats) -> float:
 
 
 def _macro_f1(labels: Floats, answers: Floats) -> float:
-    return float(sklearn.metrics.f1_score(labels, answers, average="macro", zero_division=0.0))
+    return float(sklearn.metrics.f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 
 def _correlation(statistic: Callable[[Floats, Floats], tuple[float, float]]) -> Callable[[Floats, Floats], float]:

@@ -21,10 +21,13 @@ from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models.architectures import head_settings
-from pipeline.models.forward import logits_from_ids
+from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.pretrained import load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Split, Task, measure
+
+ROWS_OF_A_BATCH = 64
+"""When an adopted teacher answers dev."""
 
 GENERIC = re.compile(r"LABEL_\d+")
 """What transformers calls a label that nobody has named."""
@@ -165,9 +168,13 @@ def _yaml(value: object) -> str:
 
 @torch.inference_mode()
 def _logits(model: PreTrainedModel, rows: Examples) -> Floats:
+    device = pick_device()
+    model.to(device)  # type: ignore[arg-type]
     result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
-    for positions in length_buckets(rows.lengths(), 64):
-        result[positions] = logits_from_ids(model, rows.inputs_at(positions)).numpy()
+    for positions in length_buckets(rows.lengths(), ROWS_OF_A_BATCH):
+        batch = {name: value.to(device) for name, value in rows.inputs_at(positions).items()}
+        result[positions] = logits_from_ids(model, batch).float().cpu().numpy()
+    model.to("cpu")  # type: ignore[arg-type]
     return result
 
 

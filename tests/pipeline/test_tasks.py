@@ -67,6 +67,11 @@ def test_macro_f1_leaves_out_a_label_that_does_not_occur() -> None:
     assert measure(task("macro_f1", 3), LABELS, one_hot(ANSWERS, 3)) == pytest.approx((4 / 5 + 2 / 3) / 2)
 
 
+def test_an_answer_that_no_row_has_costs_macro_f1_one_error_and_not_a_whole_label() -> None:
+    answers = np.array([0, 2, 1, 1])
+    assert measure(task("macro_f1", 3), np.array([0, 0, 1, 1]), one_hot(answers, 3)) == pytest.approx((2 / 3 + 1) / 2)
+
+
 @pytest.mark.parametrize("metric", ["f1", "mcc"])
 def test_a_model_that_always_gives_the_first_answer_is_worth_nothing(metric: Metric) -> None:
     assert measure(task(metric), np.array([0, 1, 1]), one_hot(np.zeros(3), 2)) == 0
