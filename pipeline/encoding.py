@@ -15,6 +15,9 @@ Batch = dict[str, Tensor]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+TEXTS_AT_ONCE = 10_000
+"""What a tokenizer says of a text beside its ids takes many times their memory; no more of it is held than of so many."""
+
 EVEN_ROWS = 8
 """Batches of a multiple of so many rows give the same bits as larger ones, whatever their size."""
 
@@ -33,10 +36,21 @@ class Encoded:
 
 def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
     """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts."""
-    whole = tokenizer(first, second, truncation=False, verbose=False)["input_ids"]
-    cut = tokenizer(first, second, truncation=True, max_length=max_length)
-    types = cut["token_type_ids"] if "token_type_ids" in tokenizer.model_input_names else None
-    return Encoded(cut["input_ids"], types, truncated=sum(len(ids) > max_length for ids in whole))
+    input_ids: list[list[int]] = []
+    types: list[list[int]] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
+    truncated = 0
+    for start in range(0, len(first), TEXTS_AT_ONCE):
+        texts = [None if column is None else column[start : start + TEXTS_AT_ONCE] for column in (first, second)]
+        cut = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+        input_ids += cut["input_ids"]
+        if types is not None:
+            types += cut["token_type_ids"]
+        if tokenizer.is_fast:
+            truncated += sum(bool(encoding.overflowing) for encoding in cut.encodings)
+        else:
+            whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
+            truncated += sum(len(ids) > max_length for ids in whole)
+    return Encoded(input_ids, types, truncated)
 
 
 def length_buckets(lengths: Integers, rows: int) -> list[Integers]:

@@ -102,5 +102,5 @@ class Examples:
         return batch
 
     def _seeds(self, rows: Positions, epoch: int) -> npt.NDArray[np.int64]:
-        names = self.rows.column("example_id").take(rows).to_pylist()
+        names = self.rows.texts_at("example_id", rows)
         return np.array([seed_of("own", self.seed, name, epoch) for name in names], dtype=np.int64)

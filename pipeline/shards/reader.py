@@ -1,6 +1,6 @@
 """Read shards: refuse what is incomplete, damaged or of another kind; then rows by position over memory-mapped files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Rows(Sequence[Row]):
         self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
         self._views: dict[str, list[ListView]] = {}
+        self._numbers: dict[str, npt.NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -100,15 +101,25 @@ class Rows(Sequence[Row]):
         if not len(self) or (positions < 0).any():
             raise IndexError(f"{len(self)} rows have no positions {positions}")
         views = self._views.get(name) or self._views.setdefault(name, [_list_view(b.column(name)) for b in self._batches])
-        numbers = np.searchsorted(self._ends, positions, side="right")
-        within = positions - np.concatenate([[0], self._ends])[numbers]
-        parts = [_part(views[number], row) for number, row in zip(numbers.tolist(), within.tolist(), strict=True)]
+        parts = [_part(views[number], row) for number, row in self._located(positions)]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return Lists(np.concatenate(parts) if parts else views[0][1][:0], lengths)
 
     def numbers_at(self, name: str, positions: Positions) -> npt.NDArray[np.float32]:
         """What a column of numbers holds at some positions, [rows]; NaN where it is null."""
-        return np.asarray(pc.fill_null(self.column(name).take(positions).cast(pa.float32()), float("nan"))).copy()
+        if name not in self._numbers:
+            self._numbers[name] = np.asarray(pc.fill_null(self.column(name).cast(pa.float32()), float("nan")))
+        return self._numbers[name][positions]
+
+    def texts_at(self, name: str, positions: Positions) -> list[str]:
+        """What a column of texts holds at some positions."""
+        return [self._batches[number].column(name)[row].as_py() for number, row in self._located(positions)]
+
+    def _located(self, positions: Positions) -> Iterator[tuple[int, int]]:
+        """Of each position the record batch and the row there."""
+        numbers = np.searchsorted(self._ends, positions, side="right")
+        within = positions - np.concatenate([[0], self._ends])[numbers]
+        return zip(numbers.tolist(), within.tolist(), strict=True)
 
     def matrix(self, name: str) -> npt.NDArray[np.float32]:
         """A column of equally long lists as [rows, values]."""

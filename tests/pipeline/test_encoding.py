@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from pipeline import encoding
 from pipeline.encoding import EVEN_ROWS, collate, encode, length_buckets, model_inputs, ordinary_tokens
 from tests.world import make_tokenizer
 
@@ -41,6 +42,18 @@ def test_every_example_that_loses_a_token_is_counted_and_no_other(examples: list
     encoded = encode(TOKENIZER, [a for a, _ in examples], [b for _, b in examples], max_length)
     assert encoded.truncated == sum(length > max_length for length in lengths)
     assert [len(ids) for ids in encoded.input_ids] == [min(length, max_length) for length in lengths]
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_texts_are_encoded_in_parts_and_counted_all_the_same(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(f"word{place}" for place in range(length)) for length in (1, 9, 4, 12, 7, 6)]
+    whole = encode(TOKENIZER, texts, texts[::-1], 14)
+    monkeypatch.setattr(encoding, "TEXTS_AT_ONCE", 4)
+    monkeypatch.setattr(type(TOKENIZER), "is_fast", fast)
+    assert encode(TOKENIZER, texts, texts[::-1], 14) == whole
+    assert whole.truncated == sum(
+        len((first + " " + second).split()) + 3 > 14 for first, second in zip(texts, texts[::-1], strict=True)
+    )
 
 
 def test_a_pair_loses_the_end_of_its_longer_text() -> None:
