@@ -17,7 +17,7 @@ from pipeline.files import hash_of, sha256_of
 from pipeline.shards.manifest import Key, differences
 from pipeline.shards.schema import Content, description_of
 from pipeline.shards.store import RECEIPT, SHARD, Contents, Entry, StoredFile, stored_file
-from pipeline.shards.usage import Uses
+from pipeline.shards.usage import Uses, maker_of
 
 SECONDS_UNFINISHED = 3600.0
 """As long may a shard stand without its receipt, or a partial file, and still belong to a run in progress."""
@@ -261,7 +261,7 @@ def _spare(contents: Contents, uses: Uses, least_age: float) -> Iterator[tuple[G
             age = least_age if len(entry.files) == 2 else patience
             yield Garbage("shard", label, entry.files), touched[_maker(entry)] + age
     for note in contents.notes:
-        if not note.key or str(note.key.get("teacher")) not in uses.teachers:
+        if not note.key or maker_of(note.key) not in uses.makers:
             label = f"remembered of teacher {_teacher(note.key)}" if note.key else "damaged"
             yield Garbage("note", label, (note.file,)), _changed(note.file) + least_age
     for file in contents.partials:
@@ -269,10 +269,10 @@ def _spare(contents: Contents, uses: Uses, least_age: float) -> Iterator[tuple[G
 
 
 def _users(entry: Entry, uses: Uses) -> set[Path]:
-    """The folders that use an entry; of what no manifest ever lists, those that use its teacher."""
+    """The folders that use an entry; of what no manifest ever lists, those that use what made it."""
     by_product = entry.key is not None and entry.key.get("content") not in get_args(Content)
-    with_teacher = uses.teachers.get(str(entry.key.get("teacher")), set()) if entry.key and by_product else set()
-    return uses.folders.get(entry.name, set()) | with_teacher
+    with_maker = uses.makers.get(maker_of(entry.key), set()) if entry.key and by_product else set()
+    return uses.folders.get(entry.name, set()) | with_maker
 
 
 def _last_touched(entries: Iterable[Entry]) -> dict[str, float]:

@@ -6,8 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import PipelineError
-from pipeline.shards.manifest import MANIFEST_FILE, Manifest, ShardMismatch, key_hash
+from pipeline.shards.manifest import MANIFEST_FILE, Key, Manifest, ShardMismatch, key_hash
 from pipeline.shards.store import ShardStore
+
+Maker = tuple[str, str | None]
+"""The hashes of a teacher and of the masked language model that proposed words, where one did."""
+
+
+def maker_of(key: Key) -> Maker:
+    """What made that which lies under a key."""
+    proposing = key.get("masked_lm")
+    return str(key.get("teacher")), str(proposing.get("model")) if isinstance(proposing, dict) else None
 
 
 @dataclass(frozen=True)
@@ -16,8 +25,8 @@ class Uses:
 
     folders: Mapping[str, set[Path]]
     """By the hash of a shard's key."""
-    teachers: Mapping[str, set[Path]]
-    """The same by the hash of the teacher, with which notes and other by-products of a pass stay."""
+    makers: Mapping[Maker, set[Path]]
+    """The same by that with which notes and other by-products of a pass stay."""
     unreadable: tuple[str, ...]
     """One sentence for each manifest or folder that cannot be read."""
     without: tuple[Path, ...]
@@ -30,13 +39,15 @@ def look_for_uses(folders: Iterable[Path], store: ShardStore) -> Uses:
     places = {folder: folders_with(MANIFEST_FILE, folder, store.folder, faults) for folder in folders}
     manifests = {place: _manifest(place, faults) for found in places.values() for place in found}
     used: dict[str, set[Path]] = {}
-    teachers: dict[str, set[Path]] = {}
+    makers: dict[Maker, set[Path]] = {}
     for place, manifest in manifests.items():
         for key in [entry.receipt.key for entry in manifest.shards] if manifest else ():
             used.setdefault(key_hash(key), set()).add(place)
-            teachers.setdefault(str(key.get("teacher")), set()).add(place)
+            teacher, model = maker_of(key)
+            for maker in {(teacher, None), (teacher, model)}:
+                makers.setdefault(maker, set()).add(place)
     without = tuple(folder for folder, found in places.items() if not found)
-    return Uses(used, teachers, tuple(faults), without)
+    return Uses(used, makers, tuple(faults), without)
 
 
 def check_known(uses: Uses, everything: bool) -> None:
