@@ -82,19 +82,22 @@ def replace(
 class MaskedLM:
     """A frozen masked language model on this worker's device, which proposes words."""
 
-    def __init__(self, folder: Path, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, folder: Path, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False
+    ) -> None:
         """Load the model.
 
         Args:
             folder: where the model lies.
             settings: how many candidates it gives.
             tokenizer: the teacher's.
+            half: whether its products are computed in bfloat16.
 
         Raises:
             PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
         """
         check_tokenizer(folder, load_tokenizer(folder), tokenizer)
-        self._folder, self._settings = folder, settings
+        self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()
         self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
         self._longest = positions_of(self._model.config)
@@ -161,7 +164,9 @@ class MaskedLM:
         batch = collate(masked, token_type_ids, self._pad_id)
         rows, places = torch.arange(len(masked)), torch.from_numpy(positions).long()
         there = {name: value.to(self._device) for name, value in batch.items()}
-        return self._best(logits_at(self._model, there, rows, places))
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = logits_at(self._model, there, rows, places)
+        return self._best(logits.float())
 
     def _nearest(self, words: Sequence[Ids], directions: Tensor) -> Ids:
         """Candidates [words, K]: the nearest rows of the embedding table to the mean of each word's pieces, by cosine."""

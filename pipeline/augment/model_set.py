@@ -78,7 +78,7 @@ class ModelSet:
         folder, settings, wanted = self._folders.masked_lm, self._folders.proposing, self._folders.masked_lm_hash
         assert folder is not None, "no recipe asks for masked_lm without a model"
         assert settings is not None, "no recipe asks for masked_lm without its settings"
-        loaded = MaskedLM(folder, settings, self.teacher.tokenizer)
+        loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
         if wanted is not None and model_hash(folder) != wanted:
             raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
         return loaded

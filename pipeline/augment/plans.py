@@ -214,6 +214,7 @@ class Augmentation:
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
+            "precision": self.settings.precision,
             "computed_by": BUILD.naming(
                 architectures,
                 batches_code,

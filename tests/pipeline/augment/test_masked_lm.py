@@ -220,6 +220,16 @@ def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(be
                 assert sorted(tokenizer.convert_ids_to_tokens(ids.tolist())) == sorted(whole)
 
 
+def test_in_bfloat16_nearly_all_candidates_are_those_of_float32(bert: Path) -> None:
+    tokenizer = wordpiece()
+    exact, half = (
+        [row.ids for row in MaskedLM(bert, settings_of(), tokenizer, half).candidates(*rows_of(tokenizer, texts_of(20)))]
+        for half in (False, True)
+    )
+    same = np.concatenate(exact) == np.concatenate(half)
+    assert 0.6 < same.mean() < 1.0
+
+
 def test_arrays_are_int32_and_flat_and_a_row_without_words_has_none(bert: Path) -> None:
     tokenizer = wordpiece()
     texts, empty = MaskedLM(bert, settings_of(), tokenizer).candidates(*rows_of(tokenizer, ["bako kosetu", ""]))
