@@ -94,7 +94,9 @@ def read_facts(model: type[AnySettings], path: Path, missing: str) -> AnySetting
     except FileNotFoundError as cause:
         raise PipelineError(missing) from cause
     except ValidationError as cause:
-        raise PipelineError(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+        place = ".".join(map(str, cause.errors()[0]["loc"]))
+        said = f"{place} is not what this version writes" if place else "it is no JSON"
+        raise PipelineError(f"{path} is damaged: {said}; make it again with dvc repro") from cause
 
 
 def existing(path: Path, section: str, override: str) -> Places:
@@ -107,6 +109,14 @@ def lookup(params: Any, place: str) -> Any:
     for name in place.split("."):
         params = params.get(name) if isinstance(params, dict) else None
     return params
+
+
+def task_in(path: Path, task: str) -> dict[str, Any]:
+    """The entry of a task in a parameter file; one that is not there is refused with those that are."""
+    tasks = lookup(read_params(path), "tasks") or {}
+    if task not in tasks:
+        raise PipelineError(f"{path} has no task {task}; it has {', '.join(map(str, tasks)) or 'none'}")
+    return dict(tasks[task] or {})
 
 
 def naming_faults(params: Any, section: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Rows some of whose tokens are masked and asked for, and what an answer costs. Knows tokens and draws; no particular model."""
 
+import heapq
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field
@@ -33,6 +35,8 @@ class FitSettings(OptimiserSettings):
 
     masked: Annotated[float, Field(gt=0, lt=1)]
     """Share of a text's tokens that are asked for."""
+    rows: Annotated[int, Field(ge=1)] | None
+    """Most rows of a split that are read; null reads all."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class MaskedRows:
 def masked_rows(
     prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, settings: FitSettings
 ) -> MaskedRows:
-    """The rows of a prepared split as the masked language model of a task reads them."""
-    columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
+    """The rows of a prepared split as the masked language model of a task reads them; of too many, those drawn by their ids."""
+    columns = _drawn(pq.read_table(prepared / f"{split}.parquet"), settings).to_pydict()
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     return MaskedRows(
         columns["id"],
@@ -97,6 +101,14 @@ def masked_rows(
         int(tokenizer.pad_token_id),
         len(tokenizer),
     )
+
+
+def _drawn(table: pa.Table, settings: FitSettings) -> pa.Table:
+    """The rows whose ids have the smallest hashes, in the order of the corpus."""
+    if settings.rows is None or len(table) <= settings.rows:
+        return table
+    hashes = ((seed_of("words", settings.seed, name), row) for row, name in enumerate(table["id"].to_pylist()))
+    return table.take(sorted(row for _, row in heapq.nsmallest(settings.rows, hashes)))
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.conduct import Conduct
 from pipeline.files import hash_of, sha256_of, write_json
-from pipeline.models.hashes import source_hash
+from pipeline.models.hashes import source_hash, tokenizer_hash
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.runtime import RuntimeSettings
 from pipeline.sources import BUILD
-from pipeline.tasks import TASK_FILE
 
 KEY_FILE = "key.json"
 
@@ -46,10 +46,10 @@ def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings
             shutil.rmtree(states, ignore_errors=True)
 
 
-def texts_and_model(prepared: Path, model: str) -> dict[str, Any]:
-    """What decides a training on a prepared corpus, beside its settings: the tables it reads, and the model it begins with."""
-    names = (TASK_FILE, "train.parquet", "dev.parquet")
-    return {"tables": {name: sha256_of(prepared / name) for name in names}, "model": source_hash(model)}
+def files_and_model(files: Iterable[Path], model: str) -> dict[str, Any]:
+    """What decides a training beside its settings: the files that it reads, and the model that it begins with."""
+    hashes = {file.name: sha256_of(file) for file in files}
+    return {"files": hashes, "model": source_hash(model), "tokenizer": tokenizer_hash(load_tokenizer(model))}
 
 
 def _key_of(states: Path) -> str | None:

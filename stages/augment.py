@@ -47,9 +47,7 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, 
 
 def _check_task(task: str, scores: Path, params: Path) -> None:
     """A task that is not there, or not that of the scores, would silently leave its own settings out."""
-    tasks = config.lookup(config.read_params(params), "tasks") or {}
-    if task not in tasks:
-        raise PipelineError(f"{params} has no task {task}; it has {', '.join(map(str, tasks)) or 'none'}")
+    config.task_in(params, task)
     if (found := Manifest.read(scores).task.name) != task:
         raise PipelineError(f"{scores} holds the scores of {found}, not of {task}")
 

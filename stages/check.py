@@ -26,6 +26,7 @@ from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, check_words
 from stages.command import params_option, stage
 from stages.download import MODEL_FOLDER
+from stages.prepare import RAW
 
 
 class TaskSettings(Settings):
@@ -174,8 +175,7 @@ def _teacher_faults(name: str, teacher: TeacherSettings, score: ScoreSettings) -
     """What is asked of a teacher that its model cannot do, where that is there to ask."""
     model = Path(teacher.model)
     try:
-        if model.name != MODEL_FOLDER:  # that which `download` is still to bring
-            check_place(teacher.model, "model")
+        _check_there(teacher.model, "model")
         if not (model / "config.json").is_file():
             return []
         longest, depth = longest_input(model, load_tokenizer(model)), depth_of(model)
@@ -194,8 +194,7 @@ def _words_faults(name: str, words: WordsSettings | None, teacher: TeacherSettin
     if words is None:
         return []
     try:
-        if Path(words.model).name != MODEL_FOLDER:
-            check_place(words.model, "masked language model")
+        _check_there(words.model, "masked language model")
         if all((Path(model) / "config.json").is_file() for model in (words.model, teacher.model)):
             check_words(words, teacher.model, teacher.max_length)
     except PipelineError as fault:
@@ -203,12 +202,18 @@ def _words_faults(name: str, words: WordsSettings | None, teacher: TeacherSettin
     return []
 
 
+def _check_there(model: str, what: str) -> None:
+    """Refuse a folder that is not there, unless it is that which `download` is still to bring."""
+    if Path(model) != RAW / MODEL_FOLDER:
+        check_place(model, what)
+
+
 def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:
     """What of a student's size the model that it is cut from does not have, where that is there to ask."""
     start = student.start.checkpoint if isinstance(student.start, Checkpoint) else str(model)
     try:
-        if isinstance(student.start, Checkpoint) and Path(start).name != MODEL_FOLDER:
-            check_place(start, "checkpoint")
+        if isinstance(student.start, Checkpoint):
+            _check_there(start, "checkpoint")
         if (Path(start) / "config.json").is_file():
             check_size(Path(start), student)
     except PipelineError as fault:

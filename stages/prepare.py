@@ -1,7 +1,8 @@
 """prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import pyarrow.parquet
 from pipeline import config
 from pipeline.corpus.preparation import prepare
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.files import folder_written_whole, sha256_of, write_json
-from pipeline.tasks import Kind, Metric, Task
+from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
+from pipeline.tasks import Kind, Metric, Split, Task
 from stages.command import folder_option, params_option, stage
 
 LABELS_SHOWN = 12
+ROWS_HASHED = 10_000
+"""At once, so that memory does not grow with the texts."""
 
 RAW = Path("data/raw")
 """What dvc.yaml names as what this stage depends on."""
@@ -50,7 +53,7 @@ def main(task: str, params: Path, out: Path) -> None:
     with folder_written_whole(out) as folder:
         prepared.save(folder)
         write_json(folder / "start.json", start_of(settings.teacher))
-        write_json(folder / "words_start.json", start_of(settings.words or {}))
+        write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": texts_hash(prepared.tables)})
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
@@ -72,6 +75,15 @@ def start_of(settings: dict[str, Any]) -> dict[str, Any]:
     model = settings.get("model")
     files = sorted(file for file in Path(str(model)).glob("*") if file.is_file())
     return {"model": model, "files": {file.name: sha256_of(file) for file in files}}
+
+
+def texts_hash(tables: Mapping[Split, pa.Table]) -> str:
+    """Names the texts that `words` reads, whose labels are nothing to it."""
+    digest = hashlib.sha256()
+    for split in ("train", "dev"):
+        for batch in tables[split].drop_columns(["label"]).combine_chunks().to_batches(ROWS_HASHED):
+            digest.update(canonical_json(batch.to_pylist()))
+    return digest.hexdigest()
 
 
 def labels_of(table: pa.Table, task: Task) -> str:

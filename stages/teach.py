@@ -7,8 +7,9 @@ import click
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.finetuning import OptimiserSettings
-from pipeline.resuming import resumable, texts_and_model
+from pipeline.resuming import files_and_model, resumable
 from pipeline.runtime import RuntimeSettings
+from pipeline.tasks import TASK_FILE
 from pipeline.teaching import TeacherSettings, teach
 from stages.command import folder_option, params_option, stage
 
@@ -31,7 +32,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     weights kept. The checkpoint with the best dev metric is the teacher. A training that was killed goes on where it was.
     """
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
-    decided_by = texts_and_model(prepared, needs.teacher.model) | needs.model_dump(mode="json", exclude={"runtime"})
+    files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
+    decided_by = files_and_model(files, needs.teacher.model) | needs.model_dump(mode="json", exclude={"runtime"})
     with resumable(out, decided_by, needs.runtime) as conduct:
         value = teach(prepared, needs.teacher, needs.teach, out, conduct)
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")

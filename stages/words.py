@@ -10,7 +10,7 @@ from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
-from pipeline.resuming import resumable, texts_and_model
+from pipeline.resuming import files_and_model, resumable
 from pipeline.runtime import RuntimeSettings
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
@@ -39,7 +39,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     read. The epoch in which masked words of dev are guessed best is kept. A fit that was killed goes on where it was.
     """
     place = f"tasks.{task}"
-    settings = config.lookup(config.read_params(params), place) or {}
+    settings = config.task_in(params, task)
     if "words" not in settings:
         raise PipelineError(f"{params}: {place}.words is missing; null says that the task needs no masked language model")
     needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words", runtime="runtime")
@@ -54,7 +54,8 @@ def _conduct(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Pa
     """How a fit is run; what is not fitted keeps no states."""
     if chosen is None or not chosen.fit:
         return nullcontext(NO_STATES)
-    decided_by = texts_and_model(prepared, chosen.model) | needs.model_dump(mode="json", exclude={"runtime"})
+    files = [prepared / name for name in ("train.parquet", "dev.parquet")]
+    decided_by = files_and_model(files, chosen.model) | needs.model_dump(mode="json", exclude={"runtime"})
     return resumable(out, decided_by, needs.runtime)
 
 

@@ -150,6 +150,7 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
 
 FIT: dict[str, Any] = {
     "masked": 0.15,
+    "rows": None,
     "epochs": 2,
     "batch_size": 8,
     "accumulation": 1,

@@ -151,7 +151,7 @@ class Run:
         return {
             "tasks": {case.task: task},
             "teach": start["teach"] | {"seed": case.seed},
-            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"seed": case.seed},
+            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None, "seed": case.seed},
             "score": overlaid(start["score"], arm.score),
             "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
             "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed}),

@@ -40,7 +40,8 @@ def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: i
 
     Returns its loss on dev in nats a masked token.
     """
-    settings = FitSettings(**base()["teach"] | {"masked": MASKED, "epochs": epochs, "learning_rate": LEARNING_RATE})
+    changed = {"masked": MASKED, "rows": None, "epochs": epochs, "learning_rate": LEARNING_RATE}
+    settings = FitSettings(**base()["teach"] | changed)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
         for split in ("train", "dev"):

@@ -48,6 +48,18 @@ def tokenizer_types(tokenizer: object, ids: torch.Tensor) -> list[int]:
     return after_first.tolist()
 
 
+def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(prepared: Path) -> None:
+    every, some, fewer, other = (
+        rows_of(prepared, **changed) for changed in ({}, {"rows": 50}, {"rows": 20}, {"rows": 50, "seed": 2})
+    )
+    assert (len(every), len(some), len(fewer)) == (ROWS, 50, 20)
+    assert set(fewer.example_ids) < set(some.example_ids) < set(every.example_ids)
+    assert some.example_ids == sorted(some.example_ids)
+    assert set(other.example_ids) != set(some.example_ids)
+    by_id = dict(zip(every.example_ids, every.input_ids, strict=True))
+    assert all(by_id[name].tolist() == ids.tolist() for name, ids in zip(some.example_ids, some.input_ids, strict=True))
+
+
 def test_the_shares_are_those_of_bert(prepared: Path) -> None:
     rows, tokenizer = rows_of(prepared, masked=0.3), make_tokenizer()
     batches = [rows.batch(at(list(range(ROWS)), epoch)) for epoch in range(3)]

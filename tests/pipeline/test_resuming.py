@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +10,9 @@ import yaml
 from pipeline import conduct as conduct_code
 from pipeline import resuming
 from pipeline.checkpoints import mark_whole
-from pipeline.resuming import KEY_FILE, resumable, texts_and_model
+from pipeline.resuming import KEY_FILE, files_and_model, resumable
 from stages import scout, teach, words
-from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, runtime_at, save_teacher
+from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, make_tokenizer, runtime_at, save_teacher
 
 STAGES: dict[str, click.Command] = {"teach": teach.main, "words": words.main, "scout": scout.main}
 LONG: dict[str, Any] = {"epochs": 4, "batch_size": 16}
@@ -122,9 +121,13 @@ def test_a_run_that_fails_before_its_first_state_leaves_nothing(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tables_and_the_model_decide_and_its_place_does_not(prepared: Path, tmp_path: Path) -> None:
+def test_files_the_model_and_its_tokenizer_decide_and_their_place_does_not(prepared: Path, tmp_path: Path) -> None:
     one, same, other = (save_teacher(tmp_path / str(n), make_task(), seed) for n, seed in enumerate((1, 1, 2)))
-    found = [texts_and_model(prepared, str(model)) for model in (one, same, other)]
-    assert found[0] == found[1] != found[2]
-    assert sorted(found[0]["tables"]) == ["dev.parquet", "task.json", "train.parquet"]
-    assert json.dumps(found[0])
+    retold = save_teacher(tmp_path / "retold", make_task(), 1)
+    make_tokenizer(types=False).save_pretrained(retold)
+    files = [prepared / "train.parquet"]
+    found = [files_and_model(files, str(model)) for model in (one, same, other, retold)]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    assert {name for name in found[0] if found[0][name] != found[3][name]} == {"tokenizer"}
+    assert files_and_model([prepared / "dev.parquet"], str(one))["files"] != found[0]["files"]

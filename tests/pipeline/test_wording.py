@@ -177,10 +177,10 @@ def test_a_body_that_lacks_weights_is_refused(prepared: Path, tmp_path: Path) ->
 
 @pytest.mark.parametrize("words", ["null", "{model: TEACHER, fit: true}"])
 def test_the_stage_says_what_it_made(prepared: Path, teacher: Path, tmp_path: Path, words: str) -> None:
-    fit = ", ".join(f"{name}: {value}" for name, value in (FIT | {"epochs": 1}).items())
+    fit = json.dumps(FIT | {"epochs": 1})
     (tmp_path / "params.yaml").write_text(
         f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: {MAX_LENGTH}}}, "
-        f"words: {words.replace('TEACHER', str(teacher))}}}}}\nwords: {{{fit}}}\nruntime: {json.dumps(RUNTIME)}\n"
+        f"words: {words.replace('TEACHER', str(teacher))}}}}}\nwords: {fit}\nruntime: {json.dumps(RUNTIME)}\n"
     )
     given = {"--task": "movies", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
     result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])
