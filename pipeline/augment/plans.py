@@ -210,7 +210,6 @@ class Augmentation:
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",
-            "teacher": self.key["teacher"],
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,

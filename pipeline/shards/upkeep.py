@@ -17,7 +17,7 @@ from pipeline.files import hash_of, sha256_of
 from pipeline.shards.manifest import Key, differences
 from pipeline.shards.schema import Content, description_of
 from pipeline.shards.store import RECEIPT, SHARD, Contents, Entry, StoredFile, stored_file
-from pipeline.shards.usage import Uses, maker_of
+from pipeline.shards.usage import Uses, makers_of
 
 SECONDS_UNFINISHED = 3600.0
 """As long may a shard stand without its receipt, or a partial file, and still belong to a run in progress."""
@@ -174,7 +174,8 @@ def _search(key: Key) -> list[str]:
 def _describe_set(key: Key | None) -> str:
     if key is None:
         return "of an unknown key"
-    return f"{key.get('content', 'shard')} of teacher {_teacher(key)}, {settings_of(key)}"
+    model = "teacher" if "teacher" in key else "masked language model"
+    return f"{key.get('content', 'shard')} of {model} {_teacher(key)}, {settings_of(key)}"
 
 
 def _short(value: Any) -> str:
@@ -185,7 +186,8 @@ def _short(value: Any) -> str:
 
 
 def _teacher(key: Key) -> str:
-    return str(key.get("teacher", "unknown"))[:12]
+    """The beginning of its hash; that of the masked language model for words, which no teacher has a part in."""
+    return next(iter(makers_of(key)), "unknown")[:12]
 
 
 def _key_of(entry: Entry) -> Key | None:
@@ -261,7 +263,7 @@ def _spare(contents: Contents, uses: Uses, least_age: float) -> Iterator[tuple[G
             age = least_age if len(entry.files) == 2 else patience
             yield Garbage("shard", label, entry.files), touched[_maker(entry)] + age
     for note in contents.notes:
-        if not note.key or maker_of(note.key) not in uses.makers:
+        if not note.key or not set(makers_of(note.key)) <= uses.makers.keys():
             label = f"remembered of teacher {_teacher(note.key)}" if note.key else "damaged"
             yield Garbage("note", label, (note.file,)), _changed(note.file) + least_age
     for file in contents.partials:
@@ -271,8 +273,8 @@ def _spare(contents: Contents, uses: Uses, least_age: float) -> Iterator[tuple[G
 def _users(entry: Entry, uses: Uses) -> set[Path]:
     """The folders that use an entry; of what no manifest ever lists, those that use what made it."""
     by_product = entry.key is not None and entry.key.get("content") not in get_args(Content)
-    with_maker = uses.makers.get(maker_of(entry.key), set()) if entry.key and by_product else set()
-    return uses.folders.get(entry.name, set()) | with_maker
+    with_makers = [uses.makers.get(maker, set()) for maker in makers_of(entry.key)] if entry.key and by_product else []
+    return uses.folders.get(entry.name, set()).union(set[Path].intersection(*with_makers) if with_makers else set())
 
 
 def _last_touched(entries: Iterable[Entry]) -> dict[str, float]:
@@ -284,8 +286,8 @@ def _last_touched(entries: Iterable[Entry]) -> dict[str, float]:
 
 
 def _maker(entry: Entry) -> str:
-    """The teacher of a shard; one of an unknown key stands for itself."""
-    return str(entry.key.get("teacher")) if entry.key else entry.name
+    """The teacher of a shard, or the model whose words it holds; one of an unknown key stands for itself."""
+    return next(iter(makers_of(entry.key)), entry.name) if entry.key else entry.name
 
 
 def _changed(file: StoredFile) -> float:

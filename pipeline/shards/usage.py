@@ -9,14 +9,12 @@ from pipeline.errors import PipelineError
 from pipeline.shards.manifest import MANIFEST_FILE, Key, Manifest, ShardMismatch, key_hash
 from pipeline.shards.store import ShardStore
 
-Maker = tuple[str, str | None]
-"""The hashes of a teacher and of the masked language model that proposed words, where one did."""
 
-
-def maker_of(key: Key) -> Maker:
-    """What made that which lies under a key."""
+def makers_of(key: Key) -> list[str]:
+    """The hashes of the models that made what lies under a key: a teacher, a masked language model, or both."""
     proposing = key.get("masked_lm")
-    return str(key.get("teacher")), str(proposing.get("model")) if isinstance(proposing, dict) else None
+    found = [key.get("teacher"), proposing.get("model") if isinstance(proposing, dict) else None]
+    return [str(name) for name in found if name is not None]
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class Uses:
 
     folders: Mapping[str, set[Path]]
     """By the hash of a shard's key."""
-    makers: Mapping[Maker, set[Path]]
-    """The same by that with which notes and other by-products of a pass stay."""
+    makers: Mapping[str, set[Path]]
+    """The same by the hash of each model with which notes and other by-products of a pass stay."""
     unreadable: tuple[str, ...]
     """One sentence for each manifest or folder that cannot be read."""
     without: tuple[Path, ...]
@@ -39,12 +37,11 @@ def look_for_uses(folders: Iterable[Path], store: ShardStore) -> Uses:
     places = {folder: folders_with(MANIFEST_FILE, folder, store.folder, faults) for folder in folders}
     manifests = {place: _manifest(place, faults) for found in places.values() for place in found}
     used: dict[str, set[Path]] = {}
-    makers: dict[Maker, set[Path]] = {}
+    makers: dict[str, set[Path]] = {}
     for place, manifest in manifests.items():
         for key in [entry.receipt.key for entry in manifest.shards] if manifest else ():
             used.setdefault(key_hash(key), set()).add(place)
-            teacher, model = maker_of(key)
-            for maker in {(teacher, None), (teacher, model)}:
+            for maker in makers_of(key):
                 makers.setdefault(maker, set()).add(place)
     without = tuple(folder for folder, found in places.items() if not found)
     return Uses(used, makers, tuple(faults), without)

@@ -227,7 +227,7 @@ def test_notes_stay_with_a_teacher_that_is_in_use(store: ShardStore, data: Path)
 def test_words_of_a_masked_language_model_go_when_no_variant_has_them(store: ShardStore, data: Path) -> None:
     old, new = ({"masked_lm": {"model": name * 64, "candidates": 15}} for name in "ef")
     publish(data / "shards" / "tiny", store, add(store, SCORES | new))
-    spare, _ = (add(store, {"content": "candidates", "teacher": SCORES["teacher"]} | model) for model in (old, new))
+    spare, _ = (add(store, {"content": "candidates"} | model) for model in (old, new))
     age(store, 2 * DAY)
     assert doomed(plan(store, data)) == files_of(store, *spare)
 
