@@ -5,7 +5,7 @@ Knows how a model is trained on batches; must not know where rows come from or w
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,8 +216,13 @@ def _check(name: str, settings: OptimiserSettings, conduct: Conduct, steps: int)
         raise PipelineError(f"{name}: {snapshots} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
     if settings.precision == "float16" and not torch.cuda.is_available():
         raise PipelineError(f"{name}: float16 needs a GPU; use precision: bfloat16 or float32 on a processor")
+    check_services(conduct.log_to)
+
+
+def check_services(log_to: Sequence[str]) -> None:
+    """Refuse services that a training cannot tell of its progress."""
     known = get_available_reporting_integrations()
-    if unknown := [service for service in conduct.log_to if service not in known]:
+    if unknown := [service for service in log_to if service not in known]:
         raise PipelineError(
             f"runtime.log_to names {', '.join(unknown)}, which is not installed; installed are {', '.join(known) or 'none'}"
         )

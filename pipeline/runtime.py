@@ -18,7 +18,7 @@ class RuntimeSettings(Settings):
 
     0 does the work in this process, without Ray.
     """
-    store: str
+    store: Annotated[str, Field(min_length=1)]
     """Folder of the shard store. Nodes that share it write there themselves; others hand their shards back."""
     max_bytes: Annotated[int, Field(ge=1)] | None
     """Most bytes that one run of augment may add to the store; more is refused before it starts."""

@@ -90,6 +90,9 @@ def teach(
     else:
         model, history = _adopted(task, settings), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
+    if dev_value <= (trivial := _trivial(task, dev.labels)):
+        print(f"note: teacher of {task.name}: {task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}; "
+              "students will learn as little", flush=True)  # fmt: skip
     with folder_written_whole(out) as folder:
         model.config.update(head_settings(task))
         model.save_pretrained(folder)
@@ -97,6 +100,14 @@ def teach(
         task.save(folder)
         write_history(folder, history)
     return dev_value
+
+
+def _trivial(task: Task, labels: Floats) -> float:
+    """The metric of always answering the commonest label, or the mean of all values."""
+    if task.kind == "regression":
+        return measure(task, labels, np.full((len(labels), 1), labels.mean()))
+    counts = np.bincount(labels.astype(np.int64), minlength=task.outputs)
+    return measure(task, labels, np.tile(counts, (len(labels), 1)))
 
 
 def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:

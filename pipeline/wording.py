@@ -19,6 +19,9 @@ from pipeline.models.pretrained import config_of, load_pretrained, load_tokenize
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
 from pipeline.tasks import Task
 
+MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
+"""How transformers' classes end that fill masks."""
+
 
 class WordsSettings(Settings):
     """Which masked language model proposes words for a task."""
@@ -85,6 +88,12 @@ def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
     if (longest := positions_of(config)) < max_length:
         raise PipelineError(
             f"{words.model} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
+        )
+    kinds = getattr(config, "architectures", None) or []
+    if not words.fit and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
+        raise PipelineError(
+            f"{words.model} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to "
+            "fill masks, or fit this one: tasks.<task>.words.fit: true"
         )
     if len(tokenizer) > config.vocab_size:
         raise PipelineError(f"{words.model} knows {config.vocab_size} tokens, but its tokenizer gives {len(tokenizer)}")

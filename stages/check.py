@@ -1,5 +1,6 @@
 """check: the whole of params.yaml read before any stage runs."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from pipeline.distill.student import Checkpoint, check_size
 from pipeline.distill.uses import check_use
 from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
-from pipeline.finetuning import OptimiserSettings
+from pipeline.finetuning import OptimiserSettings, check_services
 from pipeline.masking import FitSettings
 from pipeline.models.pretrained import check_place, depth_of, load_tokenizer, longest_input
 from pipeline.runtime import RuntimeSettings
@@ -149,7 +150,7 @@ def _use_faults(path: Path) -> list[str]:
     """What students want of scores and variants that the other sections do not have made; all sections are well by now."""
     content = config.read_params(path)
     sections = config.load(path, Sections, **{name: name for name in Sections.model_fields})
-    faults = []
+    faults = _refusals(lambda: check_services(sections.runtime.log_to))
     for name in content["tasks"]:
         task = config.load(path, OneTask, task=f"tasks.{name}").task
         faults += _teacher_faults(name, task.teacher, sections.score) + _words_faults(name, task.words, task.teacher)
@@ -199,6 +200,14 @@ def _words_faults(name: str, words: WordsSettings | None, teacher: TeacherSettin
             check_words(words, teacher.model, teacher.max_length)
     except PipelineError as fault:
         return [f"tasks.{name}.words: {fault}"]
+    return []
+
+
+def _refusals(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except PipelineError as fault:
+        return [str(fault)]
     return []
 
 

@@ -20,6 +20,9 @@ from pipeline.tasks import Kind, Metric, Split, Task
 from stages.command import folder_option, params_option, stage
 
 LABELS_SHOWN = 12
+MODEL_SUFFIXES = {".json", ".model", ".safetensors", ".txt"}
+"""Of the files of weights, settings and tokenizers; no reading matter that lies beside them."""
+
 ROWS_HASHED = 10_000
 """At once, so that memory does not grow with the texts."""
 
@@ -73,7 +76,7 @@ def unseen(paths: Sequence[str | None]) -> list[str]:
 def start_of(settings: dict[str, Any]) -> dict[str, Any]:
     """The model that `teach` or `words` begins with, so that DVC sees when the files of a local one change."""
     model = settings.get("model")
-    files = sorted(file for file in Path(str(model)).glob("*") if file.is_file())
+    files = sorted(file for file in Path(str(model)).glob("*") if file.is_file() and file.suffix in MODEL_SUFFIXES)
     return {"model": model, "files": {file.name: sha256_of(file) for file in files}}
 
 

@@ -85,6 +85,13 @@ class CorpusSettings(Settings):
     duplicates: Literal["refuse", "drop"]
     """A text in several splits: a fault, or kept in the later one of train, dev, test alone."""
 
+    @field_validator("label")
+    @classmethod
+    def _not_read(cls, label: str, info: ValidationInfo) -> str:
+        if label in info.data.get("text", ()):
+            raise ValueError("the label column must not be one of the text columns: the models would read the answer")
+        return label
+
     @field_validator("hub")
     @classmethod
     def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:

@@ -163,6 +163,25 @@ def test_a_corpus_without_labels_can_be_taught_only_by_a_checkpoint_that_knows_t
     assert (tmp_path / "out/model.safetensors").exists()
 
 
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_a_teacher_that_gives_one_answer_to_all_is_noted(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = make_task(kind)
+    prepared = save_prepared(tmp_path / "prepared", task, {"train": 30, "dev": 30, "test": 4})
+    model = save_teacher(tmp_path / "model", task)
+    weights = safetensors.torch.load_file(model / "model.safetensors")
+    weights["classifier.weight"].zero_()
+    safetensors.torch.save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    teach(prepared, settings_of(model, fine_tune=False), OPTIMISER, tmp_path / "out")
+    assert f"note: teacher of tiny: {task.metric} " in capsys.readouterr().out
+
+
+def test_a_teacher_that_has_learned_is_not_noted(
+    learnable: Path, tmp_path: Path, teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert teach(learnable, settings_of(teacher), OPTIMISER, tmp_path / "out") > 0.9
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_an_adopted_teacher_keeps_its_weights_bit_by_bit_and_its_answers(teacher: Path, prepared: Path, tmp_path: Path) -> None:
     value = teach(prepared, settings_of(teacher, fine_tune=False), OPTIMISER, tmp_path / "out")
     kept = safetensors.torch.load_file(tmp_path / "out/model.safetensors")

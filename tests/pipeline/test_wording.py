@@ -100,7 +100,7 @@ def test_a_task_without_words_has_a_note_and_no_model(prepared: Path, teacher: P
 
 def test_an_encoder_is_not_adopted_and_the_way_out_is_to_fit_it(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match=r"is not a finished masked language model: .* or fit this one: tasks\.<task>\.words"
+        PipelineError, match=r"is not a finished masked language model but a BertForS.* or fit this one: tasks\.<task>\.words"
     ):
         made(prepared, teacher, tmp_path / "words", fit=False)
     assert not (tmp_path / "words").exists()

@@ -38,6 +38,13 @@ def test_the_default_settings_are_sound() -> None:
     assert "tasks movies; students half, half_plain, narrow, tiny" in text
 
 
+def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Callable[[str, str], Path]) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["runtime"]["log_to"] = ["tensorbord"]
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert (status, "runtime.log_to names tensorbord, which is not installed" in text) == (1, True)
+
+
 def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["teach"]["learning_rate"] = "2e-5"

@@ -111,6 +111,22 @@ def test_another_label_fits_no_masked_language_model_again_and_another_text_does
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {"train.parquet", "words_start.json"}
 
 
+def test_what_lies_beside_a_model_to_be_read_is_no_part_of_it(folder: Path) -> None:
+    table(folder / RAW / "x.csv", ROWS)
+    (folder / "words").mkdir()
+    found = []
+    for name in ("model.safetensors", "README.md", "tokenizer.json"):
+        (folder / "words" / name).write_text(name, encoding="utf-8")
+        assert run(folder).exit_code == 0
+        found.append(hashes(folder / "out/movies"))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_label_is_not_read_as_text(folder: Path) -> None:
+    table(folder / RAW / "x.csv", ROWS)
+    assert "label: the label column must not be one of the text columns" in run(folder, text=["text", "label"]).output
+
+
 def test_a_fault_leaves_nothing_written_and_the_former_product_untouched(folder: Path) -> None:
     table(folder / RAW / "x.csv", [*ROWS, ("", "good")])
     result = run(folder)
