@@ -15,7 +15,7 @@ Batch = dict[str, Tensor]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-TEXTS_AT_ONCE = 10_000
+TEXTS_AT_ONCE = 1_000
 """What a tokenizer says of a text beside its ids takes many times their memory; no more of it is held than of so many."""
 
 EVEN_ROWS = 8
