@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -24,6 +24,7 @@ from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates
 from pipeline.augment.text_edits import Ids, Types
 from pipeline.encoding import encode
 from pipeline.errors import PipelineError
+from tests import vocabularies
 
 K = 5
 SYLLABLES = ["ba", "ko", "mi", "tu", "se"]
@@ -37,38 +38,19 @@ Found = list[tuple[int, int, list[int]]]
 """First position, the one behind the last, and the candidates of each word."""
 
 
-def with_frame(backend: Tokenizer, specials: list[str], pair: str, **kept: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer with [CLS], [SEP] and the like; ``specials`` are padding, unknown, first, last and mask."""
-    pad, unknown, first, last, mask = specials
-    known = [(token, backend.token_to_id(token)) for token in (first, last)]
-    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", pair=pair, special_tokens=known)
-    names = {"pad_token": pad, "unk_token": unknown, "cls_token": first, "sep_token": last, "mask_token": mask}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names, **kept)
-
-
 def wordpiece(types: bool = True, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """BERT's: words, syllables that begin one and syllables that continue one (##)."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*specials, *WORDS[::2], *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES), *MARKS, *extra]
-    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-    inputs = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
-    return with_frame(backend, specials, "[CLS] $A [SEP] $B:1 [SEP]:1", model_input_names=inputs)
+    """Words, syllables that begin one and syllables that continue one (##)."""
+    pieces = [*WORDS[::2], *SYLLABLES, *(f"##{syllable}" for syllable in SYLLABLES), *MARKS, *extra]
+    return vocabularies.wordpiece(pieces, types)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """RoBERTa's: BPE on bytes, a space as Ġ, two separators in a pair; a smiley's bytes are pieces without a meaning."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    """The same on bytes; a smiley's bytes are pieces without a meaning."""
     letters = sorted(
         {*"".join(SYLLABLES), *MARKS, "Ġ", *pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("☺")[0][0]}
     )
     merges = [(s[0], s[1]) for s in SYLLABLES] + [("Ġ", s) for s in SYLLABLES] + [(f"Ġ{w[:2]}", w[2:]) for w in WORDS[::2]]
-    merges += [("Ġ", SMILEY[0])]
-    pieces = dict.fromkeys([*specials, *letters, *("".join(pair) for pair in merges)])
-    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    order = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-    return with_frame(backend, order, "<s> $A </s> </s> $B </s>", model_input_names=["input_ids", "attention_mask"])
+    return vocabularies.byte_level(letters, [*merges, ("Ġ", SMILEY[0])])
 
 
 SIZES: dict[str, Any] = {

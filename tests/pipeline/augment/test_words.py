@@ -1,43 +1,24 @@
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.augment.text_edits import special_ids
 from pipeline.augment.words import Pieces
 from pipeline.errors import PipelineError
-
-BERT_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ROBERTA_SPECIALS = ["<pad>", "<unk>", "<s>", "</s>", "<mask>"]
-"""Padding, unknown, first, last and mask."""
-
-
-def with_frame(backend: Tokenizer, specials: list[str], between: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that puts special tokens before, between and behind its texts."""
-    pad, unknown, first, last, mask = specials
-    known = [(token, backend.token_to_id(token)) for token in (first, last)]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}", pair=f"{first} $A {between} $B {last}", special_tokens=known
-    )
-    names = {"pad_token": pad, "unk_token": unknown, "cls_token": first, "sep_token": last, "mask_token": mask}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+from tests import vocabularies
+from tests.vocabularies import BERT_SPECIALS, ROBERTA_SPECIALS, with_frame
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    """BERT's: pieces that begin a word and pieces that continue one (##)."""
-    pieces = [*BERT_SPECIALS, "ba", "bami", "tu", "##ko", "##mi", ",", "-"]
-    backend = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-    return with_frame(backend, BERT_SPECIALS, "[SEP]")
+    """Pieces that begin a word and pieces that continue one (##)."""
+    return vocabularies.wordpiece(["ba", "bami", "tu", "##ko", "##mi", ",", "-"])
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """RoBERTa's: BPE on bytes, a space as Ġ, two separators in a pair, ☺ as the three bytes âĺº."""
+    """☺ is the three bytes âĺº."""
     merges = [("b", "a"), ("k", "o"), ("m", "i"), ("s", "e"), ("Ġ", "ba"), ("Ġba", "mi"), ("Ġ", "â")]
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"baokmise,!-Ġâĺº", *("".join(pair) for pair in merges)]
-    backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return with_frame(backend, ROBERTA_SPECIALS, "</s> </s>")
+    return vocabularies.byte_level("baokmise,!-Ġâĺº", merges)
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
@@ -45,7 +26,7 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     pieces = [*ROBERTA_SPECIALS, "▁", *",!-", "▁baba", "▁bami", "ba", "mi", "se", "▁ko", "▁se"]
     backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=1))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return with_frame(backend, ROBERTA_SPECIALS, "</s> </s>")
+    return with_frame(backend, ROBERTA_SPECIALS, "<s> $A </s> </s> $B </s>")
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[str]]:
@@ -76,7 +57,7 @@ def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
     vocabulary = {word: i for i, word in enumerate([*BERT_SPECIALS, "ba", "##ko"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = with_frame(backend, BERT_SPECIALS, "[SEP]")
+    tokenizer = with_frame(backend, BERT_SPECIALS, "[CLS] $A [SEP] $B [SEP]")
     assert words_of(tokenizer, "ba ##ko zz") == [["ba"], ["##ko"], ["[UNK]"]]
     assert Pieces.of(tokenizer).whole.tolist() == [False] * 5 + [True] * 2
 
