@@ -98,28 +98,42 @@ class Rows(Sequence[Row]):
         Raises:
             IndexError: there is no such position, or no row at all.
         """
-        if not len(self) or (positions < 0).any():
-            raise IndexError(f"{len(self)} rows have no positions {positions}")
+        if not len(self):
+            raise IndexError("there is no row")
         views = self._views.get(name) or self._views.setdefault(name, [_list_view(b.column(name)) for b in self._batches])
         parts = [_part(views[number], row) for number, row in self._located(positions)]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return Lists(np.concatenate(parts) if parts else views[0][1][:0], lengths)
 
     def numbers_at(self, name: str, positions: Positions) -> npt.NDArray[np.float32]:
-        """What a column of numbers holds at some positions, [rows]; NaN where it is null."""
+        """What a column of numbers holds at some positions, [rows]; NaN where it is null.
+
+        Raises:
+            IndexError: there is no such position.
+        """
         if name not in self._numbers:
             self._numbers[name] = np.asarray(pc.fill_null(self.column(name).cast(pa.float32()), float("nan")))
-        return self._numbers[name][positions]
+        return self._numbers[name][self._checked(positions)]
 
     def texts_at(self, name: str, positions: Positions) -> list[str]:
-        """What a column of texts holds at some positions."""
+        """What a column of texts holds at some positions.
+
+        Raises:
+            IndexError: there is no such position.
+        """
         return [self._batches[number].column(name)[row].as_py() for number, row in self._located(positions)]
 
     def _located(self, positions: Positions) -> Iterator[tuple[int, int]]:
         """Of each position the record batch and the row there."""
-        numbers = np.searchsorted(self._ends, positions, side="right")
+        numbers = np.searchsorted(self._ends, self._checked(positions), side="right")
         within = positions - np.concatenate([[0], self._ends])[numbers]
         return zip(numbers.tolist(), within.tolist(), strict=True)
+
+    def _checked(self, positions: Positions) -> Positions:
+        """Refuse positions that no row has; none counts from the end."""
+        if ((positions < 0) | (positions >= len(self))).any():
+            raise IndexError(f"{len(self)} rows have no positions {positions}")
+        return positions
 
     def matrix(self, name: str) -> npt.NDArray[np.float32]:
         """A column of equally long lists as [rows, values]."""

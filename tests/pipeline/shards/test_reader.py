@@ -218,12 +218,18 @@ def test_numbers_at_any_positions_are_those_of_the_rows_and_nan_where_there_is_n
     np.testing.assert_array_equal(found, np.array([np.nan if weight is None else weight for weight in wanted], np.float32))
 
 
+@given(positions=any_positions)
+@repeatedly
+def test_texts_at_any_positions_are_those_of_the_rows(variants: Rows, positions: Positions) -> None:
+    assert variants.texts_at("example_id", positions) == [variants[int(position)].example_id for position in positions]
+
+
 def test_a_position_behind_the_last_row_is_an_error_when_many_are_asked_for(variants: Rows) -> None:
-    for positions in ([0, 27], [-2], [-1, 3]):
-        with pytest.raises(IndexError):
-            variants.lists_at("input_ids", np.array(positions))
-    with pytest.raises(IndexError):
-        variants.numbers_at("own_weight", np.array([0, 27]))
+    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight", variants.texts_at: "example_id"}
+    for read, name in columns.items():
+        for positions in ([0, 27], [-2], [-1, 3]):
+            with pytest.raises(IndexError, match="27 rows have no positions"):
+                read(name, np.array(positions))
 
 
 def test_rows_have_the_columns_of_their_kind_of_shard(scores: Rows, variants: Rows, tmp_path: Path) -> None:
