@@ -282,7 +282,7 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
     with mock.patch.object(Checkpoints, "on_save", timed_save):
         sources, settings = Sources.open(world.teacher, made.scores, made.shards), world.student(epochs)
         student, fit = train("offline", sources, settings, Conduct(folder / "states"))
-        write_student(folder / "student", world.name, sources, settings, student, fit.history)
+        write_student(folder / "student", sources, student, fit.history)
     return [end - before for before, end in pairwise(ends)]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.distill.jobs import COST_FILE, StudentStore
-from pipeline.distill.training import LINEAGE_FILE
+from pipeline.distill.jobs import COST_FILE, OUTCOME_FILE, Called, StudentStore
+from pipeline.distill.training import LINEAGE_FILE, Outcome
 from pipeline.files import write_json
 from pipeline.finetuning import HISTORY_FILE
 from pipeline.shards.manifest import Key, Manifest, ShardEntry, key_hash
@@ -100,24 +100,29 @@ def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
 
 
 def student_key(student: str = "half", **changed: Any) -> Key:
-    return {"content": "student", "student": student, "teacher": "ab" * 32, "computed_by": {"code": "ef" * 32}} | changed
+    return {"content": "student", "settings": student, "teacher": "ab" * 32, "computed_by": {"code": "ef" * 32}} | changed
 
 
 def keep_student(store: StudentStore, student: str = "half", **changed: Any) -> Key:
     """A finished student of 1,000 bytes of weights, as the training leaves it."""
     key = student_key(student, **changed)
-    with store.kept(key) as folder:
+    with store.kept(key, Called(student, "tiny")) as folder:
         (folder / "model.safetensors").write_bytes(bytes(1000))
         (folder / HISTORY_FILE).write_text(f"epoch,step,loss,dev\n1,8,0.5,{key_hash(key)}\n")
         write_json(folder / COST_FILE, {"seconds": 1.0, "steps": 8})
-        write_json(folder / LINEAGE_FILE, {"task": "tiny", "student": student})
+        write_json(folder / OUTCOME_FILE, {"dev": 0.5})
     return key
+
+
+def describe(folder: Path, outcome: Outcome) -> None:
+    """Stands for what the stage distill writes beside a student that it has taken from the store."""
+    write_json(folder / LINEAGE_FILE, outcome)
 
 
 def begin_training(store: StudentStore, student: str = "half", **changed: Any) -> Key:
     """The states that a training leaves that was killed."""
     key = student_key(student, **changed)
-    with store.alone(key, student):
+    with store.alone(key, Called(student, "tiny")):
         state = store.states_of(key) / "checkpoint-8"
         state.mkdir(parents=True)
         (state / "optimizer.pt").write_bytes(bytes(500))

@@ -10,11 +10,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -37,14 +37,14 @@ from pipeline.distill import adversary, examples, narrowing, objective, settings
 from pipeline.distill.card import write_card
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.distill.training import Sources, train, write_student
+from pipeline.distill.training import Outcome, Sources, train, write_lineage, write_student
 from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import source_hash
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, reader
-from pipeline.shards.lineage import LINEAGE_FILE, lineage
-from pipeline.shards.manifest import Key, Manifest, key_hash, manifest_hash
+from pipeline.shards.lineage import lineage
+from pipeline.shards.manifest import Key, Manifest, key_hash, training_hash
 from pipeline.shares import effective
 from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
@@ -56,13 +56,34 @@ CODE: tuple[ModuleType, ...] = (
 """Modules whose source decides a student's weights."""
 
 CONTENTS_FILE = "contents.json"
-"""In the store beside a student's files: its key and their hashes, written last."""
+"""In the store beside a student's files: its key, for whom it was trained, and the hashes of the files; written last."""
+
+OUTCOME_FILE = "outcome.json"
+"""In the store what came of a training; a student's lineage holds it wherever else the student lies."""
 
 STATES = "-training"
 """What follows the key's hash in the name of the folder with the states of an unfinished training."""
 
 COST_FILE = "cost.json"
 """What a training took; varies from run to run, so it is no part of the student."""
+
+NOT_COPIED = (CONTENTS_FILE, OUTCOME_FILE, COST_FILE)
+"""Of a student's files in the store those that are the store's."""
+
+Described = TypeVar("Described")
+
+
+@dataclass(frozen=True)
+class Called:
+    """What persons call a student. It decides nothing: who asks for the same student by another name gets this one."""
+
+    student: str
+    task: str
+
+    @property
+    def title(self) -> str:
+        """What progress lines call it."""
+        return f"distill {self.task} {self.student}"
 
 
 @dataclass(frozen=True)
@@ -76,9 +97,9 @@ class StudentJob:
     settings: StudentSettings
 
     @cached_property
-    def title(self) -> str:
-        """What progress lines call it."""
-        return f"distill {Manifest.read(self.scores).task.name} {self.name}"
+    def called(self) -> Called:
+        """By its name in params.yaml and its task's."""
+        return Called(self.name, Manifest.read(self.scores).task.name)
 
     @property
     def wanted_shards(self) -> Path | None:
@@ -90,7 +111,7 @@ class StudentJob:
         return Sources.open(self.teacher, self.scores, self.wanted_shards)
 
     def key(self) -> Key:
-        """Everything that decides the student, but where it is trained.
+        """Everything that decides the student, but where it is trained; test rows and its name do not.
 
         Several processes take the same steps; but they drop other neurons than one process does, where the model has dropout,
         and a GPU has other last digits than a processor.
@@ -98,9 +119,8 @@ class StudentJob:
         start, shards = self.settings.start, self.wanted_shards
         return lineage(self.teacher) | {
             "content": "student",
-            "student": self.name,
-            "scores": manifest_hash(self.scores),
-            "shards": manifest_hash(shards) if shards else None,
+            "scores": training_hash(self.scores),
+            "shards": training_hash(shards) if shards else None,
             "checkpoint": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
             "computed_by": BUILD.naming(*CODE, libraries=TRAINING_LIBRARIES),
@@ -111,10 +131,12 @@ class StudentJob:
         settings = effective(self.settings.model_dump(mode="json"))
         return settings | ({"start": "checkpoint"} if isinstance(self.settings.start, Checkpoint) else {})
 
-    def describe(self, folder: Path) -> None:
-        """Write the card of the finished student in ``folder``."""
+    def describe(self, folder: Path, outcome: Outcome) -> dict[str, Any]:
+        """Write lineage and card of the finished student in ``folder``; returns the lineage."""
         scores, shards = Manifest.read(self.scores), self.wanted_shards
-        write_card(folder, scores.task, lineage_of(folder), scores, Manifest.read(shards) if shards else None)
+        facts = write_lineage(folder, self.name, self.scores, shards, self.settings, outcome)
+        write_card(folder, scores.task, facts, scores, Manifest.read(shards) if shards else None)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -157,16 +179,16 @@ class StudentStore:
         return whole and hash_of(contents["key"]) == hash_of(key)
 
     @contextmanager
-    def kept(self, key: Key) -> Iterator[Path]:
+    def kept(self, key: Key, called: Called) -> Iterator[Path]:
         """A folder to write a student to; it is there for all only if the block ends without an error."""
         with folder_written_whole(self.place_of(key)) as folder:
             yield folder
             files = {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.rglob("*")) if file.is_file()}
-            write_json(folder / CONTENTS_FILE, {"key": key, "files": files})
+            write_json(folder / CONTENTS_FILE, {"key": key, "called": asdict(called), "files": files})
         shutil.rmtree(self.states_of(key), ignore_errors=True)
 
     @contextmanager
-    def alone(self, key: Key, title: str) -> Iterator[None]:
+    def alone(self, key: Key, called: Called) -> Iterator[None]:
         """Keep other processes of this machine from training the same student; who comes second waits.
 
         The lock holds the key, so that whoever looks into the store sees whose states lie beside it.
@@ -176,10 +198,10 @@ class StudentStore:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{title}: another process trains this student; waiting for it", flush=True)
+                print(f"{called.title}: another process trains this student; waiting for it", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.truncate(0)
-            json.dump({"key": key}, file)
+            json.dump({"key": key, "called": asdict(called)}, file)
             file.flush()
             yield
 
@@ -197,40 +219,36 @@ class StudentStore:
                 free = False
             yield free
 
-    def key_named(self, name: str) -> Key | None:
-        """The key of a hash: of a finished student, or of one whose training was begun."""
+    def known_of(self, name: str) -> tuple[Key, Called] | None:
+        """What is noted under the hash of a key: of a finished student, or of one whose training was begun."""
         for path in (self.folder / name / CONTENTS_FILE, self._lock(name)):
             with suppress(OSError, ValueError, KeyError, TypeError):
-                key: Key = json.loads(path.read_text(encoding="utf-8"))["key"]
-                if key_hash(key) == name:
-                    return key
+                noted = json.loads(path.read_text(encoding="utf-8"))
+                if key_hash(noted["key"]) == name:
+                    return noted["key"], Called(**noted["called"])
         return None
 
     def _lock(self, name: str) -> Path:
         return self.folder / f"{name}.lock"
 
-    def take(self, key: Key, out: Path, cost: Path, describe: Callable[[Path], None]) -> None:
-        """Put a finished student at ``out``, described there, and what it took at ``cost``."""
+    def take(self, key: Key, out: Path, cost: Path, describe: Callable[[Path, Outcome], Described]) -> Described:
+        """Put a finished student at ``out``, described there, and what it took at ``cost``; returns what describing does."""
         place = self.place_of(key)
+        outcome, took = (json.loads((place / name).read_text(encoding="utf-8")) for name in (OUTCOME_FILE, COST_FILE))
         with folder_written_whole(out) as folder:
-            shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CONTENTS_FILE, COST_FILE))
-            describe(folder)
-        write_json(cost, json.loads((place / COST_FILE).read_text(encoding="utf-8")))
-
-
-def lineage_of(student: Path) -> dict[str, Any]:
-    """What a student's folder says of where it comes from."""
-    facts: dict[str, Any] = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))
-    return facts
+            shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
+            described = describe(folder, outcome)
+        write_json(cost, took)
+        return described
 
 
 def train_into(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -> None:
     """Train a student and keep it; where several processes do so together, each calls this and the first one writes."""
     sources, key = job.sources(), job.key()
     conduct = Conduct(store.states_of(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
-    made, fit = train(job.title, sources, job.settings, conduct)
+    made, fit = train(job.called.title, sources, job.settings, conduct)
     if dist.is_initialized() and dist.get_rank():
         return
-    with store.kept(key) as folder:
-        write_student(folder, job.name, sources, job.settings, made, fit.history)
+    with store.kept(key, job.called) as folder:
+        write_json(folder / OUTCOME_FILE, write_student(folder, sources, made, fit.history))
         write_json(folder / COST_FILE, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.distill.jobs import CONTENTS_FILE, STATES, StudentStore
+from pipeline.distill.jobs import CONTENTS_FILE, STATES, Called, StudentStore
 from pipeline.files import PARTIAL, sha256_of
 from pipeline.finetuning import HISTORY_FILE
 from pipeline.shards.lineage import LINEAGE_FILE
@@ -26,8 +26,8 @@ FOLDER = re.compile(rf"({re.escape(PARTIAL)}[0-9a-f]+-)?([0-9a-f]{{32}})({re.esc
 State = Literal["finished", "damaged", "in training", "unfinished"]
 """As far as can be seen without hashing anything; in training where a process of this machine is at it."""
 
-Mark = tuple[str | None, str | None]
-"""What tells one student from another wherever it lies: the hashes of its lineage and of its history."""
+Mark = str
+"""What tells a student wherever it lies, under whatever name: the hash of its history, the losses of its every epoch."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class KeptStudent:
     state: State
     key: Key | None
     """None where it is not known."""
-    task: str | None
+    called: Called | None
+    """As what it was trained first; None where it is not known."""
     bytes: int
     changed_ns: int
     """When anything of it was last written, or a finished one asked for."""
@@ -57,8 +58,13 @@ class KeptStudent:
 
     @property
     def student(self) -> str:
-        """Its name in params.yaml."""
-        return str((self.key or {}).get("student", "unknown"))
+        """Its name in params.yaml, where it was trained first."""
+        return self.called.student if self.called else "unknown"
+
+    @property
+    def task(self) -> str | None:
+        """The task's there; None where it is not known."""
+        return self.called.task if self.called else None
 
     @property
     def teacher(self) -> str:
@@ -73,7 +79,7 @@ def look_for_students(folders: Iterable[Path], store: StudentStore) -> StudentUs
     found: dict[Mark, tuple[Path, ...]] = {}
     for place in places:
         try:
-            mark = (sha256_of(place / LINEAGE_FILE), sha256_of(place / HISTORY_FILE))
+            mark = sha256_of(place / HISTORY_FILE)
         except FileNotFoundError:
             continue  # a student that was made by hand
         except OSError as error:
@@ -138,15 +144,16 @@ def _kept(store: StudentStore, folder: Path, match: re.Match[str], uses: Student
     contents = None if partial or states else _contents(folder)
     files = contents["files"] if contents else {}
     size, changed = _size_and_time(folder)
+    key, called = store.known_of(name) or (None, None)
     return KeptStudent(
         folder=folder,
         name=name,
         state=_state_of_training(store, name) if partial or states else "finished" if contents else "damaged",
-        key=store.key_named(name),
-        task=_task(folder),
+        key=key,
+        called=called,
         bytes=size,
         changed_ns=changed,
-        used_by=uses.folders.get((files.get(LINEAGE_FILE), files.get(HISTORY_FILE)), ()),
+        used_by=uses.folders.get(files.get(HISTORY_FILE, ""), ()),
     )
 
 
@@ -160,13 +167,6 @@ def _contents(folder: Path) -> dict[str, Any] | None:
     try:
         contents: dict[str, Any] = json.loads((folder / CONTENTS_FILE).read_text(encoding="utf-8"))
         return contents if isinstance(contents["key"], dict) and isinstance(contents["files"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _task(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))["task"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

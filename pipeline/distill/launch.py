@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipeline.distill.jobs import StudentJob, StudentStore, lineage_of, train_into
+from pipeline.distill.jobs import StudentJob, StudentStore, train_into
 from pipeline.errors import PipelineError, last_line
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.manifest import Key
@@ -37,14 +37,13 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     """
     store, key = StudentStore.of(runtime), job.key()
     if store.has(key) or not _trained(store, key, job, runtime):
-        print(f"{job.title}: finished before, taken from {store.place_of(key)}", flush=True)
-    store.take(key, out, cost, job.describe)
-    return lineage_of(out)
+        print(f"{job.called.title}: finished before, taken from {store.place_of(key)}", flush=True)
+    return store.take(key, out, cost, job.describe)
 
 
 def _trained(store: StudentStore, key: Key, job: StudentJob, runtime: RuntimeSettings) -> bool:
     """Train a student into the store; false where another process has done so meanwhile."""
-    with store.alone(key, job.title):
+    with store.alone(key, job.called):
         if store.has(key):
             return False
         if runtime.trainers == 1:
@@ -96,7 +95,7 @@ def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: Runtime
     """In a process of its own."""
     _settle(home, build)
     key = job.key()
-    with redirect_stdout(_Teller(said)), store.alone(key, job.title):
+    with redirect_stdout(_Teller(said)), store.alone(key, job.called):
         if not store.has(key):
             train_into(store, job, runtime)
 

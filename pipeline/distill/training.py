@@ -27,11 +27,14 @@ from pipeline.models.forward import freeze_unused, word_embeddings
 from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.order import Piece
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
-from pipeline.shards.manifest import ShardMismatch, check_agreement, manifest_hash
-from pipeline.shards.reader import Shards
+from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, manifest_hash
+from pipeline.shards.reader import Rows, Shards
 from pipeline.tasks import Floats, Task, measure, predictions
 
 AGAIN = "Make them again for this teacher: dvc repro"
+
+Outcome = dict[str, Any]
+"""What came of a training: dev metrics of student and teacher, the best epoch, and what the student began with."""
 
 FRESH_UNTOLD = 0.05
 """Of a student's weights no more than this share may begin at random without a word: a new head has less."""
@@ -102,7 +105,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
         adversary=adversary,
         layers=_compared_layers(student, sources, settings),
     )
-    labels = answers(sources.task, dev)
+    labels = answers(sources.task, dev.rows)
     fit = fine_tune(
         name,
         student.model,
@@ -120,34 +123,50 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     return student, fit
 
 
-def write_student(
-    folder: Path, name: str, sources: Sources, settings: StudentSettings, student: Student, history: list[dict[str, float]]
-) -> dict[str, Any]:
-    """Write a trained student as a Hugging Face folder with its history and lineage; returns the lineage."""
-    task, dev = sources.task, Examples(sources.scores, "dev", settings.optimiser.seed)
-    facts = {
-        "task": task.name,
-        "student": name,
-        "settings": settings.model_dump(mode="json", exclude_none=True),
-        "teacher": sources.scores.manifest.key["teacher"],
-        "scores": manifest_hash(sources.scores.folder),
-        "shards": None if sources.variants is None else manifest_hash(sources.variants.folder),
-        "dev": best_epoch(history)["dev"],
-        "teacher_dev": measure(task, answers(task, dev), dev.rows.matrix("teacher_logits")),
-        "best_epoch": best_epoch(history)["epoch"],
-        "start": student.facts,
-    }
+def write_student(folder: Path, sources: Sources, student: Student, history: list[dict[str, float]]) -> Outcome:
+    """Write a trained student as a Hugging Face folder with its history."""
     student.model.save_pretrained(folder)
     load_tokenizer(sources.teacher).save_pretrained(folder)
     write_history(folder, history)
-    write_json(folder / LINEAGE_FILE, facts)
-    return facts
+    task, dev = sources.task, sources.scores.rows("dev", 0)
+    return {
+        "dev": best_epoch(history)["dev"],
+        "teacher_dev": measure(task, answers(task, dev), dev.matrix("teacher_logits")),
+        "best_epoch": best_epoch(history)["epoch"],
+        "start": student.facts,
+    }
 
 
-def answers(task: Task, dev: Examples) -> Floats:
+def write_lineage(
+    folder: Path, name: str, scores: Path, shards: Path | None, settings: StudentSettings, outcome: Outcome
+) -> dict[str, Any]:
+    """Write what a student was made from, and how, beside its weights; returns it.
+
+    Args:
+        folder: the student's.
+        name: what it is called.
+        scores: the folder of the scores that it learnt from.
+        shards: that of the variants; None where it sees none.
+        settings: all of its settings.
+        outcome: what came of its training.
+    """
+    manifest = Manifest.read(scores)
+    made_from = {
+        "task": manifest.task.name,
+        "student": name,
+        "settings": settings.model_dump(mode="json", exclude_none=True),
+        "teacher": manifest.key["teacher"],
+        "scores": manifest_hash(scores),
+        "shards": None if shards is None else manifest_hash(shards),
+    }
+    write_json(folder / LINEAGE_FILE, made_from | outcome)
+    return made_from | outcome
+
+
+def answers(task: Task, dev: Rows) -> Floats:
     """The labels of a split, or the teacher's answers where the corpus has none."""
-    labels = dev.rows.labels()
-    return predictions(task, dev.rows.matrix("teacher_logits")) if np.isnan(labels).any() else labels
+    labels = dev.labels()
+    return predictions(task, dev.matrix("teacher_logits")) if np.isnan(labels).any() else labels
 
 
 def _labels_alone(settings: StudentSettings) -> bool:

@@ -131,6 +131,20 @@ def manifest_hash(folder: Path) -> str:
         raise ShardMismatch(NOT_COMPLETE.format(folder / MANIFEST_FILE)) from cause
 
 
+def training_hash(folder: Path) -> str:
+    """The hash that names what a training reads of a complete set: all but its test rows and what led to them.
+
+    Raises:
+        ShardMismatch: there is no manifest, or it cannot be read.
+    """
+    manifest = Manifest.read(folder)
+    read = [(e.split, e.variant, e.partition, e.receipt.sha256) for e in manifest.shards if e.split != "test"]
+    facts = manifest.model_dump(mode="json", include={"format_version", "content", "token_types", "pad_token_id", "coding"})
+    task = manifest.task.model_dump(mode="json", exclude={"name"})
+    made = {name: manifest.details.get(name) for name in ("recipes", "snapshots")}
+    return hash_of(facts | {"task": task, "variants": manifest.variants, "made": made, "shards": sorted(read)})
+
+
 def key_hash(key: Key) -> str:
     """The name under which the store keeps the shard of a key."""
     return hash_of(key)[:32]

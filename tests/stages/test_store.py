@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.distill.jobs import StudentStore
+from pipeline.distill.jobs import Called, StudentStore
 from pipeline.shards.manifest import Key, key_hash
 from pipeline.shards.reader import Shards
 from stages.store import main
-from tests.stored import DAY, age_students, begin_training, keep_student
+from tests.stored import DAY, age_students, begin_training, describe, keep_student
 from tests.world import AUGMENT_SETTINGS, make_shards
 
 STRONGER = AUGMENT_SETTINGS.model_copy(
@@ -34,7 +34,7 @@ def students(data: Path) -> dict[str, Key]:
     """A student that is used, one that is not, and one whose training was killed, five days old."""
     store = StudentStore.below(data / "store")
     keys = {"half": keep_student(store), "spare": keep_student(store, "spare"), "killed": begin_training(store, "killed")}
-    store.take(keys["half"], data / "student" / "tiny" / "half", data / "training" / "tiny" / "half.json", lambda folder: None)
+    store.take(keys["half"], data / "student" / "tiny" / "half", data / "training" / "tiny" / "half.json", describe)
     age_students(store, 5 * DAY)
     return keys
 
@@ -245,14 +245,14 @@ def test_list_shows_each_student_with_what_uses_it(data: Path, students: dict[st
     heading, half, killed, spare, totals = lines[5:]
     assert heading.split() == ["student", "task", "teacher", "state", "MB", "age", "used", "by"]
     assert half.split() == ["half", "tiny", "ab" * 6, "finished", "0.00", "5", "days", str(data / "student" / "tiny" / "half")]
-    assert killed.split() == ["killed", "–", "ab" * 6, "unfinished", "0.00", "5", "days", "unused"]
+    assert killed.split() == ["killed", "tiny", "ab" * 6, "unfinished", "0.00", "5", "days", "unused"]
     assert spare.split() == ["spare", "tiny", "ab" * 6, "finished", "0.00", "5", "days", "unused"]
     assert totals == f"{data / 'store' / 'students'}: 3 folders, 0.00 MB"
     assert lines[4].startswith(f"{data / 'store'}: 3 sets, "), "shards are counted apart"
 
 
 def test_list_says_which_student_is_in_training(data: Path, students: dict[str, Key]) -> None:
-    with StudentStore.below(data / "store").alone(students["killed"], "killed"):
+    with StudentStore.below(data / "store").alone(students["killed"], Called("killed", "tiny")):
         assert "in training" in on(data, "list").stdout
     assert "in training" not in on(data, "list").stdout
 
@@ -278,7 +278,7 @@ def test_gc_offers_students_that_no_folder_uses_and_deletes_them_only_when_told(
     sizes = {path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in store.iterdir()}
     spare, states = key_hash(students["spare"]), f"{key_hash(students['killed'])}-training"
     result = on(data, "gc", "--min-age-hours", 96)
-    assert "would be deleted:\n  - 1 student, 0.00 MB: killed, teacher abababababab, unfinished\n" in result.stdout
+    assert "would be deleted:\n  - 1 student, 0.00 MB: killed of task tiny, teacher abababababab, unfinished\n" in result.stdout
     assert "\n  - 1 student, 0.00 MB: spare of task tiny, teacher abababababab, finished\n" in result.stdout
     assert f"would free {sizes[spare] + sizes[states]:,} bytes" in result.stdout
     assert "kept although not in use: 8, too young for --min-age-hours 96" in result.stdout, "the shards are"
@@ -304,6 +304,6 @@ def test_gc_beside_a_student_that_cannot_be_read_deletes_nothing(
     monkeypatch.setattr("pipeline.distill.kept.sha256_of", broken)
     result = on(data, "gc", "--delete", "--everything")
     assert result.exit_code == 1
-    assert f"{data / 'student' / 'tiny' / 'half' / 'lineage.json'} cannot be read (Input/output error)" in result.stderr
+    assert f"{data / 'student' / 'tiny' / 'half' / 'history.csv'} cannot be read (Input/output error)" in result.stderr
     assert (data / "store" / "students" / key_hash(students["spare"])).exists()
     assert "unknown" in on(data, "list").stdout

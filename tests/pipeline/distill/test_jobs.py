@@ -10,7 +10,9 @@ from pipeline.distill import jobs
 from pipeline.distill.jobs import COST_FILE, StudentJob, StudentStore, train_into
 from pipeline.distill.launch import obtain
 from pipeline.files import write_json
-from tests.world import runtime_at, save_masked_lm, student_settings
+from pipeline.shards.manifest import manifest_hash
+from pipeline.tasks import Task
+from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
 
 Folders = tuple[Path, Path]
 
@@ -53,6 +55,22 @@ def test_a_finished_student_is_taken_from_the_store(
     assert cost["seconds"] >= 0
     assert not (tmp_path / "one" / COST_FILE).exists(), "what varies from run to run is no part of the student"
     assert not list(StudentStore.of(runtime).folder.glob("*-training")), "states go when the student is finished"
+
+
+def test_other_test_rows_and_another_name_cost_no_training(
+    job: StudentJob, task: Task, teacher: Path, tmp_path: Path, trained: list[str]
+) -> None:
+    prepared = save_prepared(tmp_path / "prepared", task, {"train": 60, "dev": 20, "test": 30})
+    scores, shards = make_shards(tmp_path / "again", prepared, teacher)
+    again = dataclasses.replace(job, name="renamed", scores=scores, shards=shards)
+    runtime = runtime_at(tmp_path)
+    old, new = (obtain(one, runtime, tmp_path / one.name, tmp_path / f"{one.name}.json") for one in (job, again))
+    assert trained == ["distill tiny half"]
+    assert (new["student"], new["scores"], new["shards"]) == ("renamed", manifest_hash(scores), manifest_hash(shards))
+    assert new["scores"] != old["scores"]
+    assert {name for name in old if old[name] != new[name]} == {"student", "scores", "shards"}
+    assert "# renamed: a distilled" in (tmp_path / "renamed" / "README.md").read_text()
+    assert manifest_hash(scores) in (tmp_path / "renamed" / "README.md").read_text()
 
 
 def test_a_student_that_another_user_has_trained_is_fetched_without_a_lock(
@@ -102,7 +120,7 @@ def test_the_key_names_what_decides_a_student_and_nothing_else(
     for name, folder in moved.items():
         shutil.copytree(getattr(job, name), folder)
     assert differing(**moved) == set(), "not where things lie"
-    assert differing(name="other") == {"student"}
+    assert differing(name="other") == set(), "nor what it is called"
     assert differing(settings=student_settings({"seed": 4})) == {"settings"}
     assert differing(settings=student_settings(adversary="none")) == {"settings", "shards"}
     words = save_masked_lm(tmp_path / "words")

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.distill import kept
-from pipeline.distill.jobs import CONTENTS_FILE, StudentStore
+from pipeline.distill.jobs import CONTENTS_FILE, Called, StudentStore
 from pipeline.distill.kept import KeptStudent
 from pipeline.files import write_json
 from pipeline.shards.manifest import Key, key_hash
-from tests.stored import DAY, HOUR, age_students, begin_training, keep_student, student_key
+from tests.stored import DAY, HOUR, age_students, begin_training, describe, keep_student, student_key
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def stock(store: StudentStore, *data: Path) -> list[KeptStudent]:
 
 def fetch(store: StudentStore, key: Key, data: Path) -> Path:
     """Put a student where the stage distill puts it."""
-    out = data / "student" / "tiny" / key["student"]
-    store.take(key, out, data / "training" / "tiny" / f"{key['student']}.json", lambda folder: None)
+    out = data / "student" / "tiny" / key["settings"]
+    store.take(key, out, data / "training" / "tiny" / f"{key['settings']}.json", describe)
     return out
 
 
@@ -55,7 +55,7 @@ def test_a_finished_student_is_described_with_the_folders_that_use_it(store: Stu
 
 
 def test_a_student_is_told_from_one_of_the_same_name_and_settings(store: StudentStore, data: Path) -> None:
-    """Made by other code, it has the same lineage."""
+    """Made by other code, it has another history."""
     old, new = keep_student(store), keep_student(store, code="00" * 32)
     place = fetch(store, new, data)
     assert {one.name: one.used_by for one in stock(store, data)} == {key_hash(old): (), key_hash(new): (place,)}
@@ -74,14 +74,14 @@ def test_a_file_that_cannot_be_read_is_named(store: StudentStore, data: Path, mo
     place = fetch(store, keep_student(store), data)
     monkeypatch.setattr(kept, "sha256_of", broken)
     (said,) = kept.look_for_students([data], store).unreadable
-    assert said == f"{place / 'lineage.json'} cannot be read (Input/output error)"
+    assert said == f"{place / 'history.csv'} cannot be read (Input/output error)"
 
 
 def test_a_training_is_told_from_one_that_was_killed(store: StudentStore) -> None:
     key = begin_training(store)
     (killed,) = stock(store)
-    assert (killed.student, killed.task, killed.state, killed.bytes) == ("half", None, "unfinished", 500)
-    with store.alone(key, "half"):
+    assert (killed.student, killed.task, killed.state, killed.bytes) == ("half", "tiny", "unfinished", 500)
+    with store.alone(key, Called("half", "tiny")):
         (running,) = stock(store)
     assert (running.student, running.state) == ("half", "in training")
 
@@ -172,7 +172,7 @@ def test_a_student_that_a_run_has_just_found_is_in_use(store: StudentStore, data
 def test_a_training_in_progress_never_goes_however_long_it_has_written_nothing(store: StudentStore, data: Path) -> None:
     key = begin_training(store)
     age_students(store, 9 * DAY)
-    with store.alone(key, "half"):
+    with store.alone(key, Called("half", "tiny")):
         age_students(store, 9 * DAY)
         assert doomed(store, data, 0) == set()
     assert doomed(store, data, 0) == {store.states_of(key).name}
@@ -241,7 +241,7 @@ def test_what_a_run_takes_up_between_plan_and_deletion_stays(
 def test_what_begins_to_be_trained_between_plan_and_deletion_stays(store: StudentStore) -> None:
     key = begin_training(store)
     (found,) = stock(store)
-    with store.alone(key, "half"):
+    with store.alone(key, Called("half", "tiny")):
         assert not kept.delete(store, found)
     assert store.states_of(key).exists()
     assert kept.delete(store, found)

@@ -19,6 +19,7 @@ from pipeline.shards.manifest import (
     differences,
     key_hash,
     manifest_hash,
+    training_hash,
 )
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.tasks import Split, Task
@@ -29,9 +30,9 @@ values = numbers | st.text(max_size=3) | st.lists(st.integers(), max_size=3)
 keys = st.dictionaries(st.text(max_size=5), values, max_size=5)
 
 
-def entry(split: Split = "train", variant: int = 1, partition: int = 0) -> ShardEntry:
+def entry(split: Split = "train", variant: int = 1, partition: int = 0, sha256: str = "cd" * 32) -> ShardEntry:
     key = {"teacher": "ab" * 32, "variant": variant}
-    receipt = Receipt(key=key, rows=3, tokens=20, bytes=999, sha256="cd" * 32, statistics={"divergence": 0.1, "flipped": 2.0})
+    receipt = Receipt(key=key, rows=3, tokens=20, bytes=999, sha256=sha256, statistics={"divergence": 0.1, "flipped": 2.0})
     file = f"{split}-{variant}-{partition}.arrow"
     return ShardEntry(file=file, split=split, variant=variant, partition=partition, receipt=receipt)
 
@@ -85,6 +86,47 @@ def test_equal_manifests_are_equal_bytes_and_have_the_hash_of_the_file(tmp_path:
         manifest().save(tmp_path / name)
     assert manifest_hash(tmp_path / "one") == manifest_hash(tmp_path / "other")
     assert manifest_hash(tmp_path / "one") == hashlib.sha256((tmp_path / "one" / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+LEARNT_FROM = (entry("train", sha256="aa"), entry("dev", sha256="bb"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": (*LEARNT_FROM, entry("test", sha256="cc"), entry("test", partition=1, sha256="dd"))},
+        {"shards": tuple(reversed(LEARNT_FROM))},
+        {"details": {"scores": "another manifest", "truncated": 3}},
+        {"task": TASK.model_copy(update={"name": "renamed"})},
+    ],
+)
+def test_test_rows_and_names_are_nothing_that_a_training_reads(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert trained_from(tmp_path, **changes) == trained_from(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shards": (entry("train", sha256="ab"), entry("dev", sha256="bb"))},
+        {"shards": (entry("train", sha256="aa"), entry("dev", sha256="bc"))},
+        {"shards": (entry("train", sha256="bb"), entry("dev", sha256="aa"))},
+        {"shards": LEARNT_FROM[:1]},
+        {"details": {"recipes": [["mask"]]}},
+        {"details": {"snapshots": 3}},
+        {"task": TASK.model_copy(update={"metric": "mcc"})},
+        {"variants": 3},
+        {"pad_token_id": 5},
+        {"token_types": not manifest().token_types},
+        {"coding": None},
+    ],
+)
+def test_all_else_that_a_training_reads_is_in_its_hash(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert trained_from(tmp_path, **changes) != trained_from(tmp_path)
+
+
+def trained_from(folder: Path, **changes: Any) -> str:
+    manifest(**({"shards": LEARNT_FROM, "details": {}} | changes)).save(folder)
+    return training_hash(folder)
 
 
 def test_a_folder_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
