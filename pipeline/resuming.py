@@ -10,6 +10,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.conduct import Conduct
+from pipeline.config import Settings
 from pipeline.files import hash_of, sha256_of, write_json
 from pipeline.models.hashes import source_hash, tokenizer_hash
 from pipeline.models.pretrained import load_tokenizer
@@ -46,10 +47,20 @@ def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings
             shutil.rmtree(states, ignore_errors=True)
 
 
-def files_and_model(files: Iterable[Path], model: str) -> dict[str, Any]:
-    """What decides a training beside its settings: the files that it reads, and the model that it begins with."""
-    hashes = {file.name: sha256_of(file) for file in files}
-    return {"files": hashes, "model": source_hash(model), "tokenizer": tokenizer_hash(load_tokenizer(model))}
+def deciding(files: Iterable[Path], model: str, settings: Settings) -> dict[str, Any]:
+    """What decides a training but the code.
+
+    Args:
+        files: those that it reads.
+        model: what it begins with.
+        settings: those of its stage; a section ``runtime`` among them decides nothing.
+    """
+    return {
+        "files": {file.name: sha256_of(file) for file in files},
+        "model": source_hash(model),
+        "tokenizer": tokenizer_hash(load_tokenizer(model)),
+        "settings": settings.model_dump(mode="json", exclude={"runtime"}),
+    }
 
 
 def _key_of(states: Path) -> str | None:

@@ -9,10 +9,10 @@ from pipeline.config import Settings
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.models.hashes import model_hash, source_hash
-from pipeline.resuming import resumable
+from pipeline.models.hashes import source_hash
+from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import MANIFEST_FILE
 from stages.command import folder_option, params_option, stage
 
 
@@ -35,12 +35,8 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     """
     needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
     start = needs.scout.start
-    decided_by = {
-        "scores": manifest_hash(scores),
-        "teacher": model_hash(teacher),
-        "start": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else start,
-        "settings": needs.scout.model_dump(mode="json"),
-    }
+    decided_by = deciding([scores / MANIFEST_FILE], str(teacher), needs)
+    decided_by |= {"checkpoint": source_hash(start.checkpoint)} if isinstance(start, Checkpoint) else {}
     with resumable(out, decided_by, needs.runtime) as conduct:
         facts = train_scout(scores, teacher, needs.scout, out, conduct)
     click.echo(f"{out}: {facts.snapshots} snapshots, dev {facts.dev:.4f} at the end")

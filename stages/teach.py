@@ -7,7 +7,7 @@ import click
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.finetuning import OptimiserSettings
-from pipeline.resuming import files_and_model, resumable
+from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import TASK_FILE
 from pipeline.teaching import TeacherSettings, teach
@@ -33,8 +33,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
-    decided_by = files_and_model(files, needs.teacher.model) | needs.model_dump(mode="json", exclude={"runtime"})
-    with resumable(out, decided_by, needs.runtime) as conduct:
+    with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:
         value = teach(prepared, needs.teacher, needs.teach, out, conduct)
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 

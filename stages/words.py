@@ -10,7 +10,7 @@ from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
-from pipeline.resuming import files_and_model, resumable
+from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
@@ -55,8 +55,7 @@ def _conduct(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Pa
     if chosen is None or not chosen.fit:
         return nullcontext(NO_STATES)
     files = [prepared / name for name in ("train.parquet", "dev.parquet")]
-    decided_by = files_and_model(files, chosen.model) | needs.model_dump(mode="json", exclude={"runtime"})
-    return resumable(out, decided_by, needs.runtime)
+    return resumable(out, deciding(files, chosen.model, needs), needs.runtime)
 
 
 if __name__ == "__main__":

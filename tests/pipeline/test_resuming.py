@@ -10,7 +10,9 @@ import yaml
 from pipeline import conduct as conduct_code
 from pipeline import resuming
 from pipeline.checkpoints import mark_whole
-from pipeline.resuming import KEY_FILE, files_and_model, resumable
+from pipeline.config import Settings
+from pipeline.resuming import KEY_FILE, deciding, resumable
+from pipeline.runtime import RuntimeSettings
 from stages import scout, teach, words
 from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, make_tokenizer, runtime_at, save_teacher
 
@@ -125,9 +127,23 @@ def test_files_the_model_and_its_tokenizer_decide_and_their_place_does_not(prepa
     one, same, other = (save_teacher(tmp_path / str(n), make_task(), seed) for n, seed in enumerate((1, 1, 2)))
     retold = save_teacher(tmp_path / "retold", make_task(), 1)
     make_tokenizer(types=False).save_pretrained(retold)
-    files = [prepared / "train.parquet"]
-    found = [files_and_model(files, str(model)) for model in (one, same, other, retold)]
+    files, nothing = [prepared / "train.parquet"], Settings()
+    found = [deciding(files, str(model), nothing) for model in (one, same, other, retold)]
     assert found[0] == found[1]
     assert found[0] != found[2]
     assert {name for name in found[0] if found[0][name] != found[3][name]} == {"tokenizer"}
-    assert files_and_model([prepared / "dev.parquet"], str(one))["files"] != found[0]["files"]
+    assert deciding([prepared / "dev.parquet"], str(one), nothing)["files"] != found[0]["files"]
+
+
+def test_of_settings_all_but_the_runtime_decides(prepared: Path, tmp_path: Path) -> None:
+    class Needs(Settings):
+        rate: float
+        runtime: RuntimeSettings
+
+    teacher, runtime = str(save_teacher(tmp_path / "teacher", make_task())), runtime_at(tmp_path)
+    one, hurried, other = (
+        deciding([], teacher, Needs(rate=rate, runtime=runtime.model_copy(update={"readers": readers})))
+        for rate, readers in ((0.1, 0), (0.1, 2), (0.2, 0))
+    )
+    assert one == hurried
+    assert one != other
