@@ -1,6 +1,5 @@
 """Rows some of whose tokens are masked and asked for, and what an answer costs. Knows tokens and draws; no particular model."""
 
-import heapq
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.encoding import Batch, collate, encode, model_inputs
 from pipeline.finetuning import OptimiserSettings
 from pipeline.models.forward import logits_at
 from pipeline.order import Lengths, Piece
-from pipeline.seeding import seed_of
+from pipeline.seeding import sample, seed_of
 from pipeline.tasks import Split
 
 SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1
@@ -107,8 +106,7 @@ def _drawn(table: pa.Table, settings: FitSettings) -> pa.Table:
     """The rows whose ids have the smallest hashes, in the order of the corpus."""
     if settings.rows is None or len(table) <= settings.rows:
         return table
-    hashes = ((seed_of("words", settings.seed, name), row) for row, name in enumerate(table["id"].to_pylist()))
-    return table.take(sorted(row for _, row in heapq.nsmallest(settings.rows, hashes)))
+    return table.take(sample(table["id"].to_pylist(), settings.rows, "words", settings.seed))
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -3,10 +3,10 @@
 The radius of the perturbations is the one thing that must be found before the keys are known.
 """
 
-import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -36,7 +36,7 @@ from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
 from pipeline.proposing import words_in
 from pipeline.scouting import ScoutFolder
-from pipeline.seeding import seed_of
+from pipeline.seeding import sample
 from pipeline.shards import codec as codec_code
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, ShardEntry, check_agreement
@@ -153,9 +153,9 @@ class Augmentation:
     @cached_property
     def calibration(self) -> tuple[Key, Calibration]:
         """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
-        sample = self._sample()
-        labels = [None if np.isnan(label) else float(label) for label in sample.labels]
-        rows = zip(sample.inputs.example_ids, sample.inputs.input_ids, labels, strict=True)
+        scored = self._sample()
+        labels = [None if np.isnan(label) else float(label) for label in scored.labels]
+        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, labels, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
         note: Key = self.key | {
             "calibration": decided,
@@ -163,7 +163,7 @@ class Augmentation:
             "computed_by": BUILD.naming(*_code_of(["perturb"]), calibration_code),
             "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
         }
-        return note, Calibration(sample, self.settings, len(self.snapshots) or None)
+        return note, Calibration(scored, self.settings, len(self.snapshots) or None)
 
     def jobs(self, radius: float, store: ShardStore) -> list[VariantJob]:
         """One for each variant and partition, variant by variant."""
@@ -237,16 +237,14 @@ class Augmentation:
 
     def _sample(self) -> Scored:
         """The examples whose ids have the smallest hashes, in the order of the corpus."""
-        drawn = heapq.nsmallest(self.settings.calibration_rows, self._drawn())
-        chosen = {entry: np.array(sorted(row for _, at, row in drawn if at == entry)) for entry in {at for _, at, _ in drawn}}
-        parts = [ScoreShard(self.source, self.entries()[entry]).read()[0].take(chosen[entry]) for entry in sorted(chosen)]
-        return Scored.joined(parts)
-
-    def _drawn(self) -> Iterator[tuple[int, int, int]]:
-        """For every training example a number from its id, and where it stands: entry and row."""
-        for number, entry in enumerate(self.entries()):
-            for row, example_id in enumerate(self.source.rows_of(entry).column("example_id").to_pylist()):
-                yield seed_of(self.settings.seed, "calibration", example_id), number, row
+        entries = self.entries()
+        names = chain.from_iterable(self.source.rows_of(entry).column("example_id").to_pylist() for entry in entries)
+        drawn = np.array(sample(names, self.settings.calibration_rows, self.settings.seed, "calibration"))
+        ends = np.cumsum([entry.receipt.rows for entry in entries])
+        rows = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        begins = ends - [entry.receipt.rows for entry in entries]
+        found = [(entry, inside - begin) for entry, inside, begin in zip(entries, rows, begins, strict=True) if len(inside)]
+        return Scored.joined([ScoreShard(self.source, entry).read()[0].take(inside) for entry, inside in found])
 
 
 def no_radius() -> Found:

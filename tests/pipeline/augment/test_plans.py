@@ -298,6 +298,25 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
         assert set(job.key["computed_by"]) == models | proposals | {"batches", "encoding", "text_edits"}
 
 
+def test_the_calibration_sample_is_the_same_rows_however_the_corpus_is_cut_into_shards(
+    scores: Path, prepared: Path, teacher: Path, tmp_path: Path
+) -> None:
+    whole = SCORE_SETTINGS.model_copy(update={"rows_per_shard": 1000})
+    score(prepared, teacher, whole, runtime_at(tmp_path), tmp_path / "scores")
+    folders = {1: tmp_path / "scores", 4: scores}
+    settings = augment_settings(calibration_rows=9)
+    drawn = {}
+    for shards, folder in folders.items():
+        plan = Augmentation.of(folder, teacher, None, settings)
+        assert len(plan.entries()) >= shards
+        inputs = plan.calibration[1].scored.inputs
+        rows = {row.example_id: row.input_ids.tolist() for row in Shards(folder).rows("train", 0)}
+        assert [rows[example_id] for example_id in inputs.example_ids] == [ids.tolist() for ids in inputs.input_ids]
+        drawn[shards] = set(inputs.example_ids)
+    assert drawn[1] == drawn[4]
+    assert len(drawn[1]) == 9
+
+
 def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
     scores: Path, prepared: Path, teacher: Path, tmp_path: Path
 ) -> None:
