@@ -20,6 +20,10 @@ LONGEST_SHOWN = 80
 """A faulty section longer than this is not repeated in the sentence about it."""
 
 
+ABSENT = "{} does not exist; make it with dvc repro"
+"""Of a file that a stage writes."""
+
+
 class Settings(BaseModel):
     """Base of every settings model: no unknown keys, no silent conversions, no change after reading."""
 
@@ -78,13 +82,13 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         raise Faults(str(path), [_sentence(fault, places, params) for fault in _merged_unions(error.errors())]) from None
 
 
-def read_facts(model: type[AnySettings], path: Path, missing: str) -> AnySettings:
+def read_facts(model: type[AnySettings], path: Path, missing: str | None = None) -> AnySettings:
     """What a stage noted about its product in a JSON file.
 
     Args:
         model: what such a note holds.
         path: the file.
-        missing: the sentence where it is not there.
+        missing: the sentence where it is not there, in place of one that names the file.
 
     Raises:
         PipelineError: it is not there, or is damaged.
@@ -92,7 +96,7 @@ def read_facts(model: type[AnySettings], path: Path, missing: str) -> AnySetting
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError as cause:
-        raise PipelineError(missing) from cause
+        raise PipelineError(missing or ABSENT.format(path)) from cause
     except ValidationError as cause:
         place = ".".join(map(str, cause.errors()[0]["loc"]))
         said = f"{place} is not what this version writes" if place else "it is no JSON"

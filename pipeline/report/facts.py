@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pipeline.config import Settings, read_facts
+from pipeline.config import ABSENT, Settings, read_facts
 from pipeline.errors import PipelineError
 from pipeline.evaluation import (
     PREDICTIONS_FILE,
@@ -237,8 +237,7 @@ def _lineage(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _evaluation(folder: Path) -> _Evaluation:
-    qualities = read_facts(Qualities, folder / QUALITY_FILE, _absent(folder / QUALITY_FILE))
-    speeds = read_facts(Speeds, folder / SPEED_FILE, _absent(folder / SPEED_FILE))
+    qualities, speeds = read_facts(Qualities, folder / QUALITY_FILE), read_facts(Speeds, folder / SPEED_FILE)
     table = pq.read_table(folder / PREDICTIONS_FILE)
     labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
     logits = np.array(table.column("student_logits").to_pylist(), dtype=np.float32)
@@ -246,18 +245,14 @@ def _evaluation(folder: Path) -> _Evaluation:
 
 
 def _cost(path: Path) -> TrainingCost | None:
-    return read_facts(TrainingCost, path, _absent(path)) if path.exists() else None
+    return read_facts(TrainingCost, path) if path.exists() else None
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as cause:
-        raise PipelineError(_absent(path)) from cause
-
-
-def _absent(path: Path) -> str:
-    return f"{path} does not exist; make it with dvc repro"
+        raise PipelineError(ABSENT.format(path)) from cause
 
 
 def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
