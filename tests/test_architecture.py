@@ -29,6 +29,7 @@ ORDER = [
     "pipeline.corpus.tables",
     "pipeline.corpus.rows",
     "pipeline.corpus.splits",
+    "pipeline.corpus.labels",
     "pipeline.corpus.preparation",
     "pipeline.encoding",
     "pipeline.models.architectures",

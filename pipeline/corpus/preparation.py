@@ -1,20 +1,20 @@
 """Raw data to checked splits: what a corpus's tables hold, and what is wrong with them. Knows no tokenizer."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, is_integer, names_in, rows_of
+from pipeline.corpus.labels import called, check_f1, label_names, without_decimals
+from pipeline.corpus.rows import Row, check_labelled, check_varied, has_columns, rows_of
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
-from pipeline.corpus.tables import Table, read_file, read_hub
+from pipeline.corpus.tables import OwnSplits, Table, read_file, read_hub
 from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
@@ -25,11 +25,11 @@ THEIR_NAMES: dict[Split, tuple[str, ...]] = {
 }
 """What hub sets call our splits."""
 
+LEFT_OUT = "left out of {}: "
+"""Before the reason, in the notes of what was left out."""
+
 ROWS_A_GROUP = 4096
 """Of a written table; who wants a few rows in a row reads only the groups that hold them."""
-
-OwnSplits = dict[Split, Table | None]
-"""The splits that a corpus has itself; None for one that cannot be read."""
 
 Examples = dict[Split, dict[str, Row]]
 
@@ -60,13 +60,11 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     found, notes = FoundFaults(), Counter[str]()
     _check_task(task_name, kind, metric, settings, found)
     tables = _read(settings, found)
-    rows = _checked_rows(tables, kind, settings, found)
-    names = _label_names(tables, rows, kind, settings, found)
-    rows = _called(rows, settings)
-    if metric == "f1" and len(names) > 2:
-        found.whole("metric f1", f"it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
-    elif metric == "f1" and len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
-        found.whole("metric f1", _which_counts(names))
+    rows = without_decimals(_checked_rows(tables, kind, settings, found), settings)
+    names = label_names(tables, rows, settings, found) if kind == "classification" else ()
+    rows = called(rows, settings)
+    if metric == "f1":
+        check_f1(names, tables, settings, found)
     examples: Examples = {}
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, found), tables, settings, notes, found)
@@ -125,49 +123,6 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
     return rows
 
 
-def _label_names(tables: OwnSplits, rows: Parts, kind: Kind, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
-    if kind == "regression":
-        return ()
-    occurring = (names_in(rows.get(split, ())) for split in SPLITS)
-    names = _declared(tables, settings) or next(filter(None, occurring), ())
-    for split in SPLITS if names else ():
-        check_known(rows.get(split, ()), tuple(settings.labels or names), found)
-    told = any(table is not None and found.about(table.name) for table in tables.values())
-    if len(names) < 2 and not told and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
-        found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
-    return names
-
-
-def _declared(tables: OwnSplits, settings: CorpusSettings) -> tuple[str, ...]:
-    """The label names in an order that somebody has chosen; none where they must be found in the rows."""
-    declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table is not None)
-    return tuple(dict.fromkeys((settings.labels or {}).values())) or next(filter(None, declared), ())
-
-
-def _called(rows: Parts, settings: CorpusSettings) -> Parts:
-    """The rows with their labels called as the settings say."""
-    names = settings.labels or {}
-    return (
-        {
-            split: [
-                replace(row, label=names.get(row.label, row.label) if isinstance(row.label, str) else row.label) for row in part
-            ]
-            for split, part in rows.items()
-        }
-        if names
-        else rows
-    )
-
-
-def _which_counts(names: tuple[str, ...]) -> str:
-    """Why F1 of labels that were found in the rows measures nothing that somebody has chosen."""
-    orders = " or ".join(json.dumps(order, ensure_ascii=False) for order in (names[::-1], names))
-    return (
-        f"it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in corpus.labels "
-        f"with the one that counts last, {orders}, or choose macro_f1"
-    )
-
-
 def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Parts:
     """The corpus's own splits, the others carved from train, no text in two of them; empty if a share is missing."""
     wanted: dict[Split, float | None] = {"dev": settings.dev, "test": settings.test}
@@ -179,14 +134,14 @@ def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: 
         return {}
     parts = rows | carve(rows["train"], shares)
     for split in shares:
-        notes[f"left out of {split}: no label to measure with"] = len(parts[split]) - len(measurable(parts[split]))
+        notes[f"{LEFT_OUT.format(split)}no label to measure with"] = len(parts[split]) - len(measurable(parts[split]))
         parts[split] = measurable(parts[split])
     if settings.duplicates == "refuse":
         refuse_repeated(parts, found)
         return parts
     single = drop_repeated(parts)
     for split in SPLITS:
-        notes[f"left out of {split}: the text stands in a later split"] = len(parts[split]) - len(single[split])
+        notes[f"{LEFT_OUT.format(split)}the text stands in a later split"] = len(parts[split]) - len(single[split])
     return single
 
 
@@ -195,15 +150,23 @@ def _examples(parts: Parts, tables: OwnSplits, settings: CorpusSettings, notes: 
     examples: Examples = {}
     for split, rows in parts.items():
         examples[split] = capped(named(rows), limits.get(split))
-        notes[f"left out of {split}: above the most rows"] = len(rows) - len(examples[split])
+        notes[f"{LEFT_OUT.format(split)}above the most rows"] = len(rows) - len(examples[split])
         source = tables.get(split) or tables["train"]
         if not rows and not (source and found.about(source.name)):
-            found.whole(
-                f"{split} split", "no usable row is left in it; dev chooses the best epoch and test measures, both by labels"
-            )
+            found.whole(f"{split} split", _nothing_left(split, notes))
     if "train" in examples:
         check_varied(list(examples["train"].values()), "train split", found)
     return examples
+
+
+def _nothing_left(split: Split, notes: Mapping[str, int]) -> str:
+    """Why a split has no row, as far as rows of it were left out."""
+    before = LEFT_OUT.format(split)
+    reasons = [
+        f"{count} left out: {note.removeprefix(before)}" for note, count in notes.items() if note.startswith(before) and count
+    ]
+    told = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"no usable row is left in it{told}; dev chooses the best epoch and test measures, both by labels"
 
 
 def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from pipeline.corpus.faults import FoundFaults
+from pipeline.tasks import Split
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -40,6 +41,10 @@ class Table:
     """The row number of each row."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Label names of columns whose type carries them."""
+
+
+OwnSplits = Mapping[Split, Table | None]
+"""The tables that a corpus has, one a split; None for one that cannot be read."""
 
 
 def read_file(path: Path, wanted: Sequence[str], found: FoundFaults) -> Table | None:

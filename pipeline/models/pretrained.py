@@ -137,7 +137,12 @@ def _refuse_fresh(source: str | Path, fresh: list[str], new_head: bool) -> None:
     if new_head:
         fresh = [name for name in fresh if not HEAD.search(name)]
     if fresh:
-        way_out = "name a checkpoint of this architecture" if new_head else "fine-tune it first, or set teacher.fine_tune: true"
+        way_out = (
+            "name a checkpoint of this architecture"
+            if new_head
+            else "if it is fine-tuned, its config.json must name a label for each answer of its head (id2label, label2id); "
+            "else set teacher.fine_tune: true"
+        )
         raise PipelineError(
             f"{source} is not a finished {'encoder' if new_head else 'classifier'}: it lacks weights that its configuration "
             f"asks for, or has them in another shape ({', '.join(fresh[:3])}); {way_out}"

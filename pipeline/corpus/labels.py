@@ -1,0 +1,78 @@
+"""What the labels of a corpus are called, and in which order. Knows rows, and what settings and hub sets say; no files."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.rows import Row, check_known, is_integer, names_in
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.splits import Parts
+from pipeline.corpus.tables import OwnSplits
+from pipeline.tasks import SPLITS
+
+WHOLE = re.compile(r"-?\d+(\.0)?", re.ASCII)
+"""A whole number, with or without the decimal that a column with gaps gets."""
+
+
+def without_decimals(rows: Parts, settings: CorpusSettings) -> Parts:
+    """Labels like 2.0 as 2, where all labels of a corpus are like that: text tables hold integers with gaps so.
+
+    Names that the settings spell with their decimals are left.
+    """
+    found = {row.label for part in rows.values() for row in part if isinstance(row.label, str)}
+    whole = {name: name.removesuffix(".0") for name in found if name.endswith(".0")}
+    if not all(map(WHOLE.fullmatch, found)) or whole.keys() & set(settings.labels or ()):
+        return rows
+    return _renamed(rows, whole) if whole else rows
+
+
+def label_names(tables: OwnSplits, rows: Parts, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
+    """The names, in the order of the logits: as somebody has chosen them, else sorted; labels that are none are noted."""
+    occurring = (names_in(rows.get(split, ())) for split in SPLITS)
+    names = _declared(tables, settings) or next(filter(None, occurring), ())
+    for split in SPLITS if names else ():
+        check_known(rows.get(split, ()), tuple(settings.labels or names), found)
+    told = any(table is not None and found.about(table.name) for table in tables.values())
+    if len(names) < 2 and not told and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
+        found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
+    return names
+
+
+def _declared(tables: OwnSplits, settings: CorpusSettings) -> tuple[str, ...]:
+    """The label names in an order that somebody has chosen; none where they must be found in the rows."""
+    declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table is not None)
+    return tuple(dict.fromkeys((settings.labels or {}).values())) or next(filter(None, declared), ())
+
+
+def called(rows: Parts, settings: CorpusSettings) -> Parts:
+    """The rows with their labels called as the settings say."""
+    names = settings.labels or {}
+    return _renamed(rows, names) if names else rows
+
+
+def check_f1(names: tuple[str, ...], tables: OwnSplits, settings: CorpusSettings, found: FoundFaults) -> None:
+    """Note label names of which F1 cannot tell which one counts."""
+    if len(names) > 2:
+        found.whole("metric f1", f"it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+    elif len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
+        found.whole("metric f1", _which_counts(names))
+
+
+def _renamed(rows: Parts, names: Mapping[str, str]) -> Parts:
+    """The rows with other names for labels; what has none there keeps its own."""
+
+    def of(row: Row) -> Row:
+        return replace(row, label=names.get(row.label, row.label)) if isinstance(row.label, str) else row
+
+    return {split: [of(row) for row in part] for split, part in rows.items()}
+
+
+def _which_counts(names: tuple[str, ...]) -> str:
+    """Why F1 of labels that were found in the rows measures nothing that somebody has chosen."""
+    orders = " or ".join(json.dumps(order, ensure_ascii=False) for order in (names[::-1], names))
+    return (
+        f"it is the F1 of the second of two labels, and their order is only that of the alphabet; list them in corpus.labels "
+        f"with the one that counts last, {orders}, or choose macro_f1"
+    )
