@@ -19,7 +19,8 @@ from pipeline.encoding import Batch, collate, encode, model_inputs
 from pipeline.finetuning import OptimiserSettings
 from pipeline.models.forward import logits_at
 from pipeline.order import Lengths, Piece
-from pipeline.seeding import sample, seed_of
+from pipeline.sampling import sample
+from pipeline.seeding import seed_of
 from pipeline.tasks import Split
 
 SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1

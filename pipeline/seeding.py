@@ -1,8 +1,5 @@
 """Seeds from what a thing is (task, example, variant, epoch), never from who computes it or when."""
 
-import heapq
-from collections.abc import Iterable
-
 from pipeline.files import hash_of
 
 SEED_BITS = 63
@@ -11,12 +8,3 @@ SEED_BITS = 63
 def seed_of(*names: str | int) -> int:
     """A seed in [0, 2⁶³) that depends on every name and on their order."""
     return int(hash_of(list(names)), 16) >> (256 - SEED_BITS)
-
-
-def sample(names: Iterable[str], size: int, *seed: str | int) -> list[int]:
-    """Positions of ``size`` of the names, in their order: of those whose seeds are the smallest.
-
-    So a name is drawn or not with little regard to what else there is, and in whatever order.
-    """
-    seeds = ((seed_of(*seed, name), position) for position, name in enumerate(names))
-    return sorted(position for _, position in heapq.nsmallest(size, seeds))

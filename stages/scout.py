@@ -12,7 +12,7 @@ from pipeline.distill.student import Checkpoint
 from pipeline.models.hashes import source_hash
 from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards.manifest import MANIFEST_FILE
+from pipeline.shards.manifest import training_hash
 from stages.command import folder_option, params_option, stage
 
 
@@ -35,7 +35,7 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     """
     needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
     start = needs.scout.start
-    decided_by = deciding([scores / MANIFEST_FILE], str(teacher), needs)
+    decided_by = deciding([], str(teacher), needs) | {"scores": training_hash(scores)}
     decided_by |= {"checkpoint": source_hash(start.checkpoint)} if isinstance(start, Checkpoint) else {}
     with resumable(out, decided_by, needs.runtime) as conduct:
         facts = train_scout(scores, teacher, needs.scout, out, conduct)

@@ -19,6 +19,7 @@ ORDER = [
     "pipeline.sources",
     "pipeline.checkpoints",
     "pipeline.seeding",
+    "pipeline.sampling",
     "pipeline.order",
     "pipeline.runtime",
     "pipeline.ray_session",

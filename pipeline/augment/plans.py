@@ -35,8 +35,8 @@ from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
 from pipeline.proposing import words_in
+from pipeline.sampling import sample
 from pipeline.scouting import ScoutFolder
-from pipeline.seeding import sample
 from pipeline.shards import codec as codec_code
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, ShardEntry, check_agreement

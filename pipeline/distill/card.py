@@ -81,7 +81,7 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
         example='{"text": "first text", "text_pair": "second text"}' if task.pair else '"a text"',
         max_length=scores.key["max_length"],
         facts=facts,
-        start=_start(facts["start"]),
+        start=_start(facts["start"], facts["settings"]["start"]),
         variants=_made(variants),
         own=_searched_by_itself(own, task) if own else None,
         settings=json.dumps(facts["settings"], indent=2),
@@ -89,16 +89,16 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
     card.save(folder / "README.md")
 
 
-def _start(start: dict[str, Any]) -> str:
+def _start(start: dict[str, Any], asked: Any) -> str:
     """Where the first weights come from; those of another model have a map for stored perturbations alone."""
     if "layers" not in start:
         return "random"
     counts = (("parameters_copied", "copied"), ("parameters_mapped", "mapped"), ("parameters_fresh", "fresh"))
     parts = ", ".join(f"{start[name]:,} {word}" for name, word in counts if start[name])
     layers, error = ", ".join(map(str, start["layers"])), f"{start['embedding_error']:.1%}"
-    if start["start"] != "teacher":
+    if start["start"] == "checkpoint":
         mapped = f"the teacher's embeddings map onto its own but for {error}"
-        return f"layers {layers} of {start['start']}; parameters {parts}; {mapped}"
+        return f"layers {layers} of {asked['checkpoint']}; parameters {parts}; {mapped}"
     lost = f"; the map loses {error} of the embeddings' variance" if start["parameters_mapped"] else ""
     return f"teacher's layers {layers}; parameters {parts}{lost}"
 

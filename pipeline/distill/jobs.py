@@ -37,7 +37,7 @@ from pipeline.distill import adversary, examples, narrowing, objective, settings
 from pipeline.distill.card import write_card
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.distill.training import Outcome, Sources, train, write_lineage, write_student
+from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
 from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import source_hash
@@ -66,6 +66,9 @@ STATES = "-training"
 
 COST_FILE = "cost.json"
 """What a training took; varies from run to run, so it is no part of the student."""
+
+KEPT_AS = "kept_as"
+"""In a student's lineage: its name in the store, the hash of its key."""
 
 NOT_COPIED = (CONTENTS_FILE, OUTCOME_FILE, COST_FILE)
 """Of a student's files in the store those that are the store's."""
@@ -134,6 +137,8 @@ class StudentJob:
     def describe(self, folder: Path, outcome: Outcome) -> dict[str, Any]:
         """Write lineage and card of the finished student in ``folder``; returns the lineage."""
         scores, shards = Manifest.read(self.scores), self.wanted_shards
+        if shards is not None:
+            check_made_from(shards, self.scores)
         facts = write_lineage(folder, self.name, self.scores, shards, self.settings, outcome)
         write_card(folder, scores.task, facts, scores, Manifest.read(shards) if shards else None)
         return facts
@@ -219,14 +224,14 @@ class StudentStore:
                 free = False
             yield free
 
-    def known_of(self, name: str) -> tuple[Key, Called] | None:
-        """What is noted under the hash of a key: of a finished student, or of one whose training was begun."""
+    def known_of(self, name: str) -> tuple[Key | None, Called | None]:
+        """What is noted under the hash of a key, of a finished student or of one whose training was begun."""
         for path in (self.folder / name / CONTENTS_FILE, self._lock(name)):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 noted = json.loads(path.read_text(encoding="utf-8"))
                 if key_hash(noted["key"]) == name:
-                    return noted["key"], Called(**noted["called"])
-        return None
+                    return noted["key"], Called(**noted["called"]) if "called" in noted else None
+        return None, None
 
     def _lock(self, name: str) -> Path:
         return self.folder / f"{name}.lock"
@@ -237,7 +242,7 @@ class StudentStore:
         outcome, took = (json.loads((place / name).read_text(encoding="utf-8")) for name in (OUTCOME_FILE, COST_FILE))
         with folder_written_whole(out) as folder:
             shutil.copytree(place, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*NOT_COPIED))
-            described = describe(folder, outcome)
+            described = describe(folder, outcome | {KEPT_AS: place.name})
         write_json(cost, took)
         return described
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.distill.jobs import CONTENTS_FILE, STATES, Called, StudentStore
+from pipeline.distill.jobs import CONTENTS_FILE, KEPT_AS, STATES, Called, StudentStore
 from pipeline.files import PARTIAL, sha256_of
-from pipeline.finetuning import HISTORY_FILE
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Key, key_hash
 from pipeline.shards.upkeep import SECONDS_UNFINISHED
@@ -26,15 +25,13 @@ FOLDER = re.compile(rf"({re.escape(PARTIAL)}[0-9a-f]+-)?([0-9a-f]{{32}})({re.esc
 State = Literal["finished", "damaged", "in training", "unfinished"]
 """As far as can be seen without hashing anything; in training where a process of this machine is at it."""
 
-Mark = str
-"""What tells a student wherever it lies, under whatever name: the hash of its history, the losses of its every epoch."""
-
 
 @dataclass(frozen=True)
 class StudentUses:
     """The students below some folders."""
 
-    folders: Mapping[Mark, tuple[Path, ...]]
+    folders: Mapping[str, tuple[Path, ...]]
+    """By the student's name in the store."""
     unreadable: tuple[str, ...]
     """One sentence for each folder or file that cannot be read."""
 
@@ -76,16 +73,16 @@ def look_for_students(folders: Iterable[Path], store: StudentStore) -> StudentUs
     """Find every student below these folders, the store itself and hidden folders left out."""
     faults: list[str] = []
     places = [place for folder in folders for place in folders_with(LINEAGE_FILE, folder, store.folder, faults)]
-    found: dict[Mark, tuple[Path, ...]] = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for place in places:
         try:
-            mark = sha256_of(place / HISTORY_FILE)
-        except FileNotFoundError:
-            continue  # a student that was made by hand
+            name = json.loads((place / LINEAGE_FILE).read_text(encoding="utf-8")).get(KEPT_AS)
         except OSError as error:
             faults.append(f"{error.filename} cannot be read ({error.strerror})")
-            continue
-        found[mark] = (*found.get(mark, ()), place)
+        except (ValueError, AttributeError):
+            faults.append(f"{place / LINEAGE_FILE} is damaged")
+        else:  # a student that was made by hand is kept nowhere
+            found |= {name: (*found.get(name, ()), place)} if name else {}
     return StudentUses(found, tuple(faults))
 
 
@@ -142,9 +139,8 @@ def delete(store: StudentStore, student: KeptStudent) -> bool:
 def _kept(store: StudentStore, folder: Path, match: re.Match[str], uses: StudentUses) -> KeptStudent:
     partial, name, states = match.groups()
     contents = None if partial or states else _contents(folder)
-    files = contents["files"] if contents else {}
     size, changed = _size_and_time(folder)
-    key, called = store.known_of(name) or (None, None)
+    key, called = store.known_of(name)
     return KeptStudent(
         folder=folder,
         name=name,
@@ -153,7 +149,7 @@ def _kept(store: StudentStore, folder: Path, match: re.Match[str], uses: Student
         called=called,
         bytes=size,
         changed_ns=changed,
-        used_by=uses.folders.get(files.get(HISTORY_FILE, ""), ()),
+        used_by=uses.folders.get(name, ()) if contents else (),
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from pipeline.distill.jobs import StudentJob, StudentStore, train_into
 from pipeline.errors import PipelineError, last_line
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards.manifest import Key
+from pipeline.shards.manifest import Key, key_hash
 from pipeline.sources import BUILD, Build, refused
 
 RESTARTS = 3
@@ -38,6 +38,8 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     store, key = StudentStore.of(runtime), job.key()
     if store.has(key) or not _trained(store, key, job, runtime):
         print(f"{job.called.title}: finished before, taken from {store.place_of(key)}", flush=True)
+    if job.key() != key:
+        raise PipelineError(f"{job.called.title}: teacher, scores or variants were made again meanwhile; run this once more")
     return store.take(key, out, cost, job.describe)
 
 
@@ -65,8 +67,11 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     from pipeline.ray_session import join_ray
 
     store = StudentStore.of(runtime)
-    missing = [job for job in jobs if not store.has(job.key())]
-    print(f"distill: {len(jobs)} students, {len(jobs) - len(missing)} in the store, {len(missing)} to train", flush=True)
+    lacking = [(key_hash(key), job) for job in jobs if not store.has(key := job.key())]
+    missing = list(dict(lacking).values())
+    there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)
+    told = f", {twins} the same as another" if twins else ""
+    print(f"distill: {len(jobs)} students, {there} in the store, {len(missing)} to train{told}", flush=True)
     if not missing:
         return
     join_ray(runtime, runtime.workers or os.cpu_count() or 1)

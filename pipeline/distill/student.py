@@ -99,7 +99,7 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     if isinstance(size.start, Checkpoint):
         linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
-        "start": size.start.checkpoint if isinstance(size.start, Checkpoint) else "teacher",
+        "start": "checkpoint" if isinstance(size.start, Checkpoint) else "teacher",
         "layers": chosen,
         "parameters_copied": copied,
         "parameters_mapped": mapped,

@@ -62,8 +62,7 @@ class Sources:
             return cls(teacher, known, None)
         variants = Shards.holding("perturbations", shards)
         check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
-        made_from = {"scores": variants.manifest.details["scores"]}
-        check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
+        check_made_from(shards, scores)
         if not variants.manifest.variants:
             raise ShardMismatch(
                 f"{shards} holds no variant; set augment.variants above 0, or adversary: student or none for this student"
@@ -74,6 +73,16 @@ class Sources:
     def task(self) -> Task:
         """Of the scores."""
         return self.scores.manifest.task
+
+
+def check_made_from(shards: Path, scores: Path) -> None:
+    """Refuse variants of other scores than these; reads two manifests.
+
+    Raises:
+        ShardMismatch: they are of others.
+    """
+    made_from = {"scores": Manifest.read(shards).details["scores"]}
+    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
 
 
 def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:

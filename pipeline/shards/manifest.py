@@ -141,8 +141,8 @@ def training_hash(folder: Path) -> str:
     read = [(e.split, e.variant, e.partition, e.receipt.sha256) for e in manifest.shards if e.split != "test"]
     facts = manifest.model_dump(mode="json", include={"format_version", "content", "token_types", "pad_token_id", "coding"})
     task = manifest.task.model_dump(mode="json", exclude={"name"})
-    made = {name: manifest.details.get(name) for name in ("recipes", "snapshots")}
-    return hash_of(facts | {"task": task, "variants": manifest.variants, "made": made, "shards": sorted(read)})
+    made = {"variants": manifest.variants, "recipes": manifest.recipes, "snapshots": manifest.details.get("snapshots")}
+    return hash_of(facts | made | {"task": task, "hidden": manifest.hidden, "shards": sorted(read)})
 
 
 def key_hash(key: Key) -> str:

@@ -295,15 +295,11 @@ def test_gc_keeps_students_that_are_too_young_and_says_so(data: Path, students: 
     assert "kept although not in use: 10, too young for --min-age-hours 144" in result.stdout
 
 
-def test_gc_beside_a_student_that_cannot_be_read_deletes_nothing(
-    data: Path, students: dict[str, Key], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(path: Path) -> str:
-        raise OSError(5, "Input/output error", str(path))
-
-    monkeypatch.setattr("pipeline.distill.kept.sha256_of", broken)
+def test_gc_beside_a_student_that_cannot_be_read_deletes_nothing(data: Path, students: dict[str, Key]) -> None:
+    lineage = data / "student" / "tiny" / "half" / "lineage.json"
+    lineage.write_text("{")
     result = on(data, "gc", "--delete", "--everything")
     assert result.exit_code == 1
-    assert f"{data / 'student' / 'tiny' / 'half' / 'history.csv'} cannot be read (Input/output error)" in result.stderr
+    assert f"{lineage} is damaged" in result.stderr
     assert (data / "store" / "students" / key_hash(students["spare"])).exists()
     assert "unknown" in on(data, "list").stdout

@@ -10,7 +10,7 @@ from pipeline.distill import jobs
 from pipeline.distill.jobs import COST_FILE, StudentJob, StudentStore, train_into
 from pipeline.distill.launch import obtain
 from pipeline.files import write_json
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.tasks import Task
 from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
 
@@ -71,6 +71,20 @@ def test_other_test_rows_and_another_name_cost_no_training(
     assert {name for name in old if old[name] != new[name]} == {"student", "scores", "shards"}
     assert "# renamed: a distilled" in (tmp_path / "renamed" / "README.md").read_text()
     assert manifest_hash(scores) in (tmp_path / "renamed" / "README.md").read_text()
+
+
+def test_a_student_in_the_store_is_not_taken_for_variants_of_other_scores(
+    job: StudentJob, task: Task, teacher: Path, tmp_path: Path
+) -> None:
+    runtime = runtime_at(tmp_path)
+    obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
+    prepared = save_prepared(tmp_path / "prepared", task, {"train": 60, "dev": 20, "test": 30})
+    scores, _ = make_shards(tmp_path / "again", prepared, teacher)
+    mixed = dataclasses.replace(job, scores=scores)
+    assert mixed.key() == job.key(), "they differ in test rows alone"
+    with pytest.raises(ShardMismatch, match=r"the perturbations in .* do not fit: scores"):
+        obtain(mixed, runtime, tmp_path / "two", tmp_path / "two.json")
+    assert not (tmp_path / "two").exists()
 
 
 def test_a_student_that_another_user_has_trained_is_fetched_without_a_lock(

@@ -1,3 +1,4 @@
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -55,10 +56,29 @@ def test_a_finished_student_is_described_with_the_folders_that_use_it(store: Stu
 
 
 def test_a_student_is_told_from_one_of_the_same_name_and_settings(store: StudentStore, data: Path) -> None:
-    """Made by other code, it has another history."""
+    """Made by other code."""
     old, new = keep_student(store), keep_student(store, code="00" * 32)
     place = fetch(store, new, data)
     assert {one.name: one.used_by for one in stock(store, data)} == {key_hash(old): (), key_hash(new): (place,)}
+
+
+def test_one_student_may_be_used_under_several_names(store: StudentStore, data: Path) -> None:
+    key = keep_student(store)
+    places = [fetch(store, key, data), data / "student" / "tiny" / "renamed"]
+    store.take(key, places[1], data / "cost.json", describe)
+    (found,) = stock(store, data)
+    assert sorted(found.used_by) == sorted(places)
+
+
+def test_of_a_student_kept_without_a_name_the_key_is_known_so_it_ages_with_its_teacher(store: StudentStore, data: Path) -> None:
+    old, young = keep_student(store), keep_student(store, "young")
+    path = store.place_of(old) / CONTENTS_FILE
+    contents = json.loads(path.read_text())
+    write_json(path, {name: contents[name] for name in ("key", "files")})
+    age_students(store, 2 * DAY, store.place_of(old))
+    (unnamed,) = (one for one in stock(store) if one.name == key_hash(old))
+    assert (unnamed.student, unnamed.task, unnamed.key) == ("unknown", None, old)
+    assert doomed(store, data) == set(), f"{key_hash(young)} is of the same teacher"
 
 
 def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(store: StudentStore, data: Path) -> None:
@@ -67,14 +87,25 @@ def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(s
     assert [one.used_by for one in stock(store, data)] == [()]
 
 
-def test_a_file_that_cannot_be_read_is_named(store: StudentStore, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(path: Path) -> str:
-        raise OSError(5, "Input/output error", str(path))
+def vanish(lineage: Path) -> None:
+    lineage.unlink()
+    lineage.symlink_to("nowhere")
 
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (vanish, "cannot be read (No such file or directory)"),
+        (lambda lineage: lineage.write_text("{"), "is damaged"),
+        (lambda lineage: lineage.write_text("[]"), "is damaged"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(
+    harm: Callable[[Path], object], told: str, store: StudentStore, data: Path
+) -> None:
     place = fetch(store, keep_student(store), data)
-    monkeypatch.setattr(kept, "sha256_of", broken)
-    (said,) = kept.look_for_students([data], store).unreadable
-    assert said == f"{place / 'history.csv'} cannot be read (Input/output error)"
+    harm(place / "lineage.json")
+    assert kept.look_for_students([data], store).unreadable == (f"{place / 'lineage.json'} {told}",)
 
 
 def test_a_training_is_told_from_one_that_was_killed(store: StudentStore) -> None:

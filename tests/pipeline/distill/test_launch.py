@@ -14,6 +14,7 @@ from pipeline.evaluation import logits_of
 from pipeline.models.pretrained import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.sources import BUILD, Build
+from pipeline.tasks import Task
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 Folders = tuple[Path, Path]
@@ -53,16 +54,36 @@ def test_all_students_are_trained_at_once_and_then_only_fetched(
     made: Folders, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = runtime_at(tmp_path, workers=2)
-    students = [StudentJob(name, *made, teacher, student_settings(layers=layers)) for name, layers in (("a", 1), ("b", 2))]
+    sizes = {"a": 1, "b": 2, "b again": 2}
+    students = [StudentJob(name, *made, teacher, student_settings(layers=layers)) for name, layers in sizes.items()]
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
     train_all(students, runtime)
-    assert "distill: 2 students, 1 in the store, 1 to train\n" in capsys.readouterr().out
+    assert "distill: 3 students, 1 in the store, 1 to train, 1 the same as another\n" in capsys.readouterr().out
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
         obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
     train_all(students, runtime)
-    assert "2 in the store, 0 to train" in capsys.readouterr().out
+    assert "3 in the store, 0 to train" in capsys.readouterr().out
+
+
+def test_scores_that_are_made_again_during_a_training_are_not_named_as_what_it_learnt_from(
+    made: Folders, task: Task, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores, shards = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in made)
+    job, training = StudentJob("half", scores, shards, teacher, student_settings(layers=1)), launch.train_into
+
+    def made_again(*given: Any) -> None:
+        training(*given)
+        prepared = save_prepared(tmp_path / "prepared", task, {"train": 50, "dev": 20, "test": 20})
+        for old, new in zip((scores, shards), make_shards(tmp_path / "again", prepared, teacher), strict=True):
+            shutil.rmtree(old)
+            new.rename(old)
+
+    monkeypatch.setattr(launch, "train_into", made_again)
+    with pytest.raises(PipelineError, match=r"tiny half: teacher, scores or variants were made again meanwhile; run this once"):
+        obtain(job, runtime_at(tmp_path), tmp_path / "out", tmp_path / "cost.json")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.timeout(600)
