@@ -52,7 +52,8 @@ Places = tuple[str, ...]
 def read_params(path: Path) -> dict[str, Any]:
     """The whole parameter file as plain mappings."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        with path.open(encoding="utf-8") as file:  # its name stands in what is said of a fault
+            content = yaml.load(file, _UniqueKeys)
     except FileNotFoundError as cause:
         raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
     except (yaml.YAMLError, UnicodeDecodeError) as cause:

@@ -22,9 +22,9 @@ from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import logits_from_ids, pick_device
-from pipeline.models.pretrained import load_classifier, load_tokenizer, longest_input, saved_labels
+from pipeline.models.pretrained import check_vocabulary, config_of, load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.order import Piece
-from pipeline.tasks import Floats, Split, Task, measure
+from pipeline.tasks import Floats, Kind, Split, Task, measure
 
 ROWS_OF_A_BATCH = 64
 """When an adopted teacher answers dev."""
@@ -116,6 +116,7 @@ def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
     longest = longest_input(settings.model, tokenizer)
     if settings.max_length > longest:
         raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
+    check_vocabulary(settings.model, tokenizer)
     tokenizer.model_max_length = settings.max_length
     return tokenizer
 
@@ -138,32 +139,52 @@ def _fine_tuned(
 
 def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
     """A classifier that is already fine-tuned, if its head is the task's."""
-    model = load_classifier(settings.model)
-    if task.kind == "regression":
-        if model.config.num_labels != 1:
-            raise PipelineError(f"{settings.model} answers {model.config.num_labels} classes, but {task.name} is a regression")
-        return model
-    if model.config.problem_type == "multi_label_classification":
-        raise PipelineError(
-            f"{settings.model} gives each label an answer of its own (problem_type: multi_label_classification), "
-            f"but {task.name} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
-        )
-    found = saved_labels(settings.model)
-    if found != task.labels:
-        raise PipelineError(
-            f"{settings.model} answers {list(found)}, but the labels of {task.name} are {list(task.labels)}; "
-            + _reconciled(found, task)
-        )
-    return model
+    check_answers(settings.model, task.name, task.kind, task.labels)
+    return load_classifier(settings.model)
 
 
-def _reconciled(found: tuple[str, ...], task: Task) -> str:
+def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
+    """Refuse a classifier whose answers are not a task's; no weight is read.
+
+    Args:
+        model: the classifier's hub id or folder.
+        task: what the task is called.
+        kind: the task's.
+        labels: its label names in their order; none for a regression.
+
+    Raises:
+        PipelineError: it answers classes where a value is wanted, several labels a row, or others than these.
+    """
+    config = config_of(model, "classifier")
+    if kind == "regression":
+        if config.num_labels != 1:
+            raise PipelineError(f"{model} answers {config.num_labels} classes, but {task} is a regression")
+        return
+    if config.problem_type == "multi_label_classification":
+        raise PipelineError(
+            f"{model} gives each label an answer of its own (problem_type: multi_label_classification), "
+            f"but {task} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
+        )
+    found = saved_labels(model)
+    if found != labels:
+        raise PipelineError(
+            f"{model} answers {list(found)}, but the labels of {task} are {list(labels)}; {_reconciled(found, labels)}"
+        )
+
+
+def _reconciled(found: tuple[str, ...], labels: tuple[str, ...]) -> str:
     """What to write so that a task's labels are those of its classifier."""
-    if len(found) != len(task.labels):
-        return "a classifier of as many labels is needed, or teacher.fine_tune: true"
-    if set(found) == set(task.labels):
-        return f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; of a mapping, order its entries so"
-    if all(GENERIC.fullmatch(name) for name in found):
+    generic = all(GENERIC.fullmatch(name) for name in found)
+    if len(found) != len(labels):
+        unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
+        return f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
+    if set(found) == set(labels):
+        mapping = ", ".join(f"…: {_yaml(answer)}" for answer in found)
+        return (
+            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; where the table calls them otherwise, "
+            f"{{{mapping}}} with its own names in place of …"
+        )
+    if generic:
         return (
             "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports name "
             "their answers by it"

@@ -15,7 +15,7 @@ from pipeline.finetuning import best_epoch, fine_tune, write_history
 from pipeline.masking import FitSettings, loss_of, masked_rows
 from pipeline.models.architectures import positions_of, refuse_maskless
 from pipeline.models.hashes import source_hash
-from pipeline.models.pretrained import config_of, load_pretrained, load_tokenizer
+from pipeline.models.pretrained import check_vocabulary, config_of, load_pretrained, load_tokenizer
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
 from pipeline.tasks import Task
 
@@ -95,8 +95,7 @@ def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
             f"{words.model} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to "
             "fill masks, or fit this one: tasks.<task>.words.fit: true"
         )
-    if len(tokenizer) > config.vocab_size:
-        raise PipelineError(f"{words.model} knows {config.vocab_size} tokens, but its tokenizer gives {len(tokenizer)}")
+    check_vocabulary(words.model, tokenizer)
 
 
 def _fitted(

@@ -1,17 +1,19 @@
 """check: the whole of params.yaml read before any stage runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
+from transformers.utils import CONFIG_NAME
 
 from pipeline import config
 from pipeline.augment.faults import aim_faults, kind_faults, words_faults
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.config import Settings
+from pipeline.corpus.labels import NOT_OF_TWO
 from pipeline.corpus.preparation import TASK_NAME
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Checkpoint, check_size
@@ -20,10 +22,10 @@ from pipeline.errors import Faults, PipelineError
 from pipeline.evaluation import EvaluationSettings
 from pipeline.finetuning import OptimiserSettings, check_services
 from pipeline.masking import FitSettings
-from pipeline.models.pretrained import check_place, depth_of, load_tokenizer, longest_input
+from pipeline.models.pretrained import check_folder, check_place, check_vocabulary, depth_of, load_tokenizer, longest_input
 from pipeline.runtime import RuntimeSettings
-from pipeline.tasks import Kind, Metric, fitting_metrics
-from pipeline.teaching import TeacherSettings
+from pipeline.tasks import SPLITS, Kind, Metric, fitting_metrics
+from pipeline.teaching import TeacherSettings, check_answers
 from pipeline.wording import WordsSettings, check_words
 from stages.command import params_option, stage
 from stages.download import MODEL_FOLDER
@@ -150,16 +152,19 @@ def _use_faults(path: Path) -> list[str]:
     """What students want of scores and variants that the other sections do not have made; all sections are well by now."""
     content = config.read_params(path)
     sections = config.load(path, Sections, **{name: name for name in Sections.model_fields})
-    faults = _refusals(lambda: check_services(sections.runtime.log_to))
+    faults, faulty = _refusals(lambda: check_services(sections.runtime.log_to)), set[str]()
     for name in content["tasks"]:
         task = config.load(path, OneTask, task=f"tasks.{name}").task
-        faults += _teacher_faults(name, task.teacher, sections.score) + _words_faults(name, task.words, task.teacher)
+        faults += _corpus_faults(name, task)
+        found = _teacher_faults(name, task, sections.score)
+        faulty |= {task.teacher.model} if found else set()
+        faults += found or _words_faults(name, task.words, task.teacher)
     for name in content["students"]:
         student = config.load(path, OneStudent, student=("distill", f"students.{name}")).student
         if student.objective.hidden and not sections.score.hidden:
             faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
         for task in content["tasks"]:
-            faults += _size_faults(name, Path(content["tasks"][task]["teacher"]["model"]), student)
+            faults += _size_faults(name, content["tasks"][task]["teacher"]["model"], student, faulty)
             made = config.load(path, OneAugment, augment=config.existing(path, "augment", f"tasks.{task}.augment")).augment
             snapshots = config.lookup(content, f"scouts.{task}.snapshots") if made.aims() else 0
             try:
@@ -172,14 +177,30 @@ def _use_faults(path: Path) -> list[str]:
     return faults
 
 
-def _teacher_faults(name: str, teacher: TeacherSettings, score: ScoreSettings) -> list[str]:
+def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
+    """What of a corpus its settings alone show to be wrong."""
+    corpus, faults = task.corpus, []
+    if corpus.files is not None:
+        lacking = [split for split in SPLITS if split not in corpus.files and split not in corpus.shares()]
+        faults += [f"tasks.{name}.corpus.{split}: {MISSING_SHARE.format(split)}" for split in lacking]
+    if task.metric == "f1" and len(names := set((corpus.labels or {}).values())) > 2:
+        faults.append(f"tasks.{name}.metric: f1: {NOT_OF_TWO.format(len(names))}")
+    return faults
+
+
+def _teacher_faults(name: str, task: TaskSettings, score: ScoreSettings) -> list[str]:
     """What is asked of a teacher that its model cannot do, where that is there to ask."""
-    model = Path(teacher.model)
+    teacher, model, labels = task.teacher, Path(task.teacher.model), task.corpus.labels
     try:
         _check_there(teacher.model, "model")
-        if not (model / "config.json").is_file():
+        if not model.is_dir():
             return []
-        longest, depth = longest_input(model, load_tokenizer(model)), depth_of(model)
+        check_folder(model, "model" if teacher.fine_tune else "classifier")
+        depth, tokenizer = depth_of(model), load_tokenizer(model)
+        longest = longest_input(model, tokenizer)
+        check_vocabulary(model, tokenizer)
+        if not teacher.fine_tune and (labels or task.kind == "regression"):
+            check_answers(teacher.model, name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
     except PipelineError as fault:
         return [f"tasks.{name}.teacher: {fault}"]
     faults = []
@@ -196,7 +217,7 @@ def _words_faults(name: str, words: WordsSettings | None, teacher: TeacherSettin
         return []
     try:
         _check_there(words.model, "masked language model")
-        if all((Path(model) / "config.json").is_file() for model in (words.model, teacher.model)):
+        if all((Path(model) / CONFIG_NAME).is_file() for model in (words.model, teacher.model)):
             check_words(words, teacher.model, teacher.max_length)
     except PipelineError as fault:
         return [f"tasks.{name}.words: {fault}"]
@@ -217,17 +238,17 @@ def _check_there(model: str, what: str) -> None:
         check_place(model, what)
 
 
-def _size_faults(name: str, model: Path, student: StudentSettings) -> list[str]:
-    """What of a student's size the model that it is cut from does not have, where that is there to ask."""
-    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else str(model)
+def _size_faults(name: str, teacher: str, student: StudentSettings, faulty: Collection[str]) -> list[str]:
+    """What of a student's size the model that it is cut from does not have, where that is there to ask and no faulty one."""
+    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else teacher
     try:
         if isinstance(student.start, Checkpoint):
             _check_there(start, "checkpoint")
-        if (Path(start) / "config.json").is_file():
-            check_size(Path(start), student)
     except PipelineError as fault:
         return [f"students.{name}: {fault}"]
-    return []
+    if start in faulty or not (Path(start) / CONFIG_NAME).is_file():
+        return []
+    return [f"students.{name}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(Path(start), student))]
 
 
 def _found(path: Path, model: type[Settings], **places: str | tuple[str, ...]) -> list[str]:

@@ -12,6 +12,8 @@ from pipeline.corpus.splits import Parts
 from pipeline.corpus.tables import OwnSplits
 from pipeline.tasks import SPLITS
 
+NOT_OF_TWO = "it is the F1 of the second of two labels, and there are {}; choose macro_f1"
+
 WHOLE = re.compile(r"-?\d+(\.0)?", re.ASCII)
 """A whole number, with or without the decimal that a column with gaps gets."""
 
@@ -55,7 +57,7 @@ def called(rows: Parts, settings: CorpusSettings) -> Parts:
 def check_f1(names: tuple[str, ...], tables: OwnSplits, settings: CorpusSettings, found: FoundFaults) -> None:
     """Note label names of which F1 cannot tell which one counts."""
     if len(names) > 2:
-        found.whole("metric f1", f"it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+        found.whole("metric f1", NOT_OF_TWO.format(len(names)))
     elif len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
         found.whole("metric f1", _which_counts(names))
 

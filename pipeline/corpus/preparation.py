@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.labels import called, check_f1, label_names, without_decimals
 from pipeline.corpus.rows import Row, check_labelled, check_varied, has_columns, rows_of
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
 from pipeline.corpus.tables import OwnSplits, Table, read_file, read_hub
 from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
@@ -125,11 +125,10 @@ def _checked_rows(tables: OwnSplits, kind: Kind, settings: CorpusSettings, found
 
 def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], found: FoundFaults) -> Parts:
     """The corpus's own splits, the others carved from train, no text in two of them; empty if a share is missing."""
-    wanted: dict[Split, float | None] = {"dev": settings.dev, "test": settings.test}
-    shares = {split: share for split, share in wanted.items() if share is not None and split not in rows}
-    for split in wanted:
+    shares = {split: share for split, share in settings.shares().items() if split not in rows}
+    for split in SPLITS:
         if split not in rows and split not in shares:
-            found.whole(f"corpus.{split}", f"the corpus has no {split} split; say which share of train becomes it")
+            found.whole(f"corpus.{split}", MISSING_SHARE.format(split))
     if len(rows.keys() | shares.keys()) < len(SPLITS):
         return {}
     parts = rows | carve(rows["train"], shares)

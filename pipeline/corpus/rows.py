@@ -1,9 +1,10 @@
 """Checked rows of a corpus: texts that say something, labels that can be learnt. Knows no files and no splits.
 
-A label is compared as text without surrounding space; an empty cell, a null and a missing key are no label. Texts are
+A label is compared as text without surrounding space; an empty cell, a null, a NaN and a missing key are no label. Texts are
 kept as they are; two rows have the same text if they agree after ``strip()``.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,13 +80,15 @@ def _text_fault(value: Any) -> str | None:
 
 
 def _label(value: Any, kind: Kind) -> str | float | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value)):
         return None
     return _class_name(value) if kind == "classification" else _finite(value)
 
 
 def _class_name(value: Any) -> str:
-    """Label names compare as text; 1.0 is 1, since a column of integers with gaps is often stored so."""
+    """Label names compare as text, truth values as JSON spells them; 1.0 is 1, as a column of integers with gaps is stored."""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, str | int):

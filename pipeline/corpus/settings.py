@@ -55,6 +55,9 @@ def _distinct(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+MISSING_SHARE = "the corpus has no {} split; say which share of train becomes it"
+"""Of a split that a corpus neither has nor is to have carved from train."""
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Tables = Annotated[dict[Split, str], BeforeValidator(_files), AfterValidator(_has_train)]
 
@@ -84,6 +87,11 @@ class CorpusSettings(Settings):
     """The most rows to keep of a split."""
     duplicates: Literal["refuse", "drop"]
     """A text in several splits: a fault, or kept in the later one of train, dev, test alone."""
+
+    def shares(self) -> dict[Split, float]:
+        """Which splits are carved from train where a corpus lacks them."""
+        wanted: dict[Split, float | None] = {"dev": self.dev, "test": self.test}
+        return {split: share for split, share in wanted.items() if share is not None}
 
     @field_validator("label")
     @classmethod

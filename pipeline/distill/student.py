@@ -165,6 +165,10 @@ def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[i
     return config
 
 
+OWN_NAMES = {"hidden_size": "hidden", "num_attention_heads": "heads"}
+"""What we call what a configuration calls otherwise; the width inside a layer has other names in each."""
+
+
 def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
     """Put the widths asked for in place of the teacher's."""
     if config.model_type not in NARROWABLE:
@@ -179,7 +183,10 @@ def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
     for name, value in wanted.items():
         most = getattr(config, name)
         if value is not None and value > most:
-            raise PipelineError(f"{name}: {value} is more than the teacher's {most}; a student is at most as wide")
+            own = OWN_NAMES.get(name, "intermediate")
+            raise PipelineError(
+                f"{own}: {value} is more than the {most} of what the student is cut from; it is at most as wide"
+            )
         setattr(config, name, value or most)
     if as_wide:
         config.embedding_size = config.hidden_size

@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
+from pipeline.errors import PipelineError
 from pipeline.files import hash_of, sha256_of
-from pipeline.models.pretrained import config_of
+from pipeline.models.pretrained import check_folder, config_of
 
 
 def model_hash(folder: Path) -> str:
-    """Names a saved model by its weights and by what of its configuration decides the logits."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Names a saved model by its weights and by what of its configuration decides the logits.
+
+    Raises:
+        PipelineError: the folder holds no model, or its configuration is no JSON.
+    """
+    check_folder(folder, "model")
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except ValueError as cause:
+        raise PipelineError(f"{folder / CONFIG_NAME} is no JSON: {cause}") from cause
     for passing in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
         config.pop(passing, None)
     weights = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import PipelineError
@@ -44,6 +45,46 @@ def check_place(source: str | Path, what: str) -> None:
         raise PipelineError(f"no {what} can be loaded from {source}: there is no such folder")
 
 
+def check_folder(folder: Path, what: str, weights: bool = True) -> None:
+    """Refuse a folder that holds no model; nothing is loaded.
+
+    Raises:
+        PipelineError: it has no configuration, or no weights as safetensors where they are asked for; ``what`` is what was
+            looked for.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise PipelineError(f"no {what} can be loaded from {folder}: it has no {CONFIG_NAME}; {_instead(folder)}")
+    if weights and not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        why = " .bin files are not read, since they can run code; load them where you trust them and" if pickled else ""
+        way_out = f"{why} save the model there (save_pretrained)"
+        raise PipelineError(f"no {what} can be loaded from {folder}: it has no weights as safetensors;{way_out}")
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder without a configuration."""
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter: merge that into its model (merge_and_unload) and save the whole"
+    states = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+    return f"name one of its checkpoints, such as {states[-1]}" if states else "save a model there (save_pretrained)"
+
+
+def check_vocabulary(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that gives ids of which its model has no embedding; tokens that were added and are not used may be.
+
+    Raises:
+        PipelineError: its vocabulary is larger than the model's, or its padding token lies outside.
+    """
+    known = int(config_of(source).get_text_config().vocab_size)
+    if tokenizer.vocab_size > known:
+        raise PipelineError(f"{source} knows {known} tokens, but its tokenizer gives {tokenizer.vocab_size}")
+    if int(tokenizer.pad_token_id) >= known:
+        raise PipelineError(
+            f"{source} knows {known} tokens, but its tokenizer pads with the id {tokenizer.pad_token_id}; "
+            "name one of its own as pad_token in its tokenizer_config.json"
+        )
+
+
 def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
     """The configuration of a hub id or folder.
 
@@ -51,6 +92,8 @@ def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
         PipelineError: there is none; ``what`` is what was looked for.
     """
     check_place(source, what)
+    if Path(source).is_dir():
+        check_folder(Path(source), what, weights=False)
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
     except (OSError, ValueError) as cause:
@@ -111,6 +154,8 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
     """
     _quieten()
     check_place(source, what)
+    if Path(source).is_dir():
+        check_folder(Path(source), what)
     try:
         model, report = auto_class.from_pretrained(
             source,

@@ -205,7 +205,8 @@ GENERIC_WAY_OUT = (
     [
         (
             ("good", "bad"),
-            'list them in the checkpoint\'s order: corpus.labels: ["good", "bad"]; of a mapping, order its entries so',
+            'list them in the checkpoint\'s order: corpus.labels: ["good", "bad"]; where the table calls them otherwise, '
+            '{…: "good", …: "bad"} with its own names in place of …',
         ),
         (("LABEL_0", "LABEL_1"), GENERIC_WAY_OUT),
         (("bad", "fine"), 'if they mean the same, say which of the table\'s is which: corpus.labels: {…: "bad", …: "fine"}'),

@@ -1,4 +1,5 @@
 import copy
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -217,9 +218,9 @@ def test_what_a_student_wants_and_no_stage_makes_is_told_before_any_runs(
 @pytest.mark.parametrize(
     ("size", "sentence"),
     [
-        ({"layers": 5}, "students.half: layers: 5 cannot be taken from a teacher of 4 layers, numbered 0 to 3; give a number"),
-        ({"layers": 2, "hidden": 64}, "students.half: hidden_size: 64 is more than the teacher's 32"),
-        ({"layers": 2, "hidden": 30, "heads": 4}, "students.half: hidden: 30 cannot be shared by heads: 4"),
+        ({"layers": 5}, "pretrained: layers: 5 cannot be taken from a teacher of 4 layers, numbered 0 to 3; give a number"),
+        ({"layers": 2, "hidden": 64}, "pretrained: hidden: 64 is more than the 32 of what the student is cut from"),
+        ({"layers": 2, "hidden": 30, "heads": 4}, "pretrained: hidden: 30 cannot be shared by heads: 4"),
     ],
 )
 def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_made(
@@ -229,6 +230,7 @@ def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_mad
     at = {f"{MOVIES}.teacher": model, "students": {"half": size}}
     status, text = check(write("params.yaml", changed(at)))
     assert status == 1
+    assert "students.half, cut from " in text
     assert sentence in text, text
     assert check(write("params.yaml", changed(at | {"students": {"half": {"layers": 2}}})))[0] == 0
 
@@ -256,6 +258,11 @@ def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_mad
             {f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson", f"{MOVIES}.corpus.labels": ["a", "b"]},
             "tasks.movies.corpus.labels: label names belong to classification",
         ),
+        ({f"{MOVIES}.corpus.dev": None}, "tasks.movies.corpus.dev: the corpus has no dev split; say which share of train"),
+        (
+            {f"{MOVIES}.metric": "f1", f"{MOVIES}.corpus.labels": ["a", "b", "c"]},
+            "tasks.movies.metric: f1: it is the F1 of the second of two labels, and there are 3; choose macro_f1",
+        ),
     ],
 )
 def test_what_can_be_known_of_models_and_labels_is_told_before_any_stage_runs(
@@ -269,6 +276,82 @@ def test_what_can_be_known_of_models_and_labels_is_told_before_any_stage_runs(
     status, text = check(write("params.yaml", changed(sound | changes)))
     assert status == 1
     assert sentence in text, text
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def an_adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def states_of_a_training(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    for step in (90, 100):
+        (folder / f"checkpoint-{step}").mkdir()
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def of_fewer_tokens(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+
+
+def of_several_labels_a_row(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (without_weights, "it has no weights as safetensors; save the model there (save_pretrained)"),
+        (pickled, "it has no weights as safetensors; .bin files are not read, since they can run code; load them where you"),
+        (an_adapter, "it has no config.json; it holds an adapter: merge that into its model (merge_and_unload) and save the"),
+        (states_of_a_training, "it has no config.json; name one of its checkpoints, such as {}/checkpoint-100"),
+        (no_json, "no model can be loaded from {}: "),
+        (of_fewer_tokens, "{} knows 7 tokens, but its tokenizer gives "),
+        (of_several_labels_a_row, "{} gives each label an answer of its own (problem_type: multi_label_classification), but "),
+    ],
+)
+def test_a_folder_that_is_no_classifier_is_told_before_any_stage_runs(
+    harm: Callable[[Path], None], sentence: str, write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = save_teacher(tmp_path / "finished", make_task())
+    teacher = {"model": str(model), "max_length": 16, "fine_tune": False}
+    words = {"model": str(model), "fit": True}
+    sound = {f"{MOVIES}.teacher": teacher, f"{MOVIES}.corpus.labels": ["bad", "good"], "students": {"half": {"layers": 2}}}
+    sound |= {"scouts": {}, f"{MOVIES}.words": words, "augment.recipes": [["masked_lm"]]}
+    assert check(write("params.yaml", changed(sound)))[0] == 0
+    harm(model)
+    status, text = check(write("params.yaml", changed(sound)))
+    assert status == 1
+    assert sentence.format(model) in text, text
+    assert ": 1 fault, nothing was written" in text, "one cause is told once"
+
+
+@pytest.mark.parametrize("labels", [["good", "bad"], ["bad", "fine"], ["bad", "good", "fine"]])
+def test_other_labels_than_those_of_an_adopted_classifier_are_told_before_any_stage_runs(
+    labels: list[str], write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = str(save_teacher(tmp_path / "finished", make_task()))
+    settings = {
+        f"{MOVIES}.teacher": {"model": model, "max_length": 16, "fine_tune": False},
+        "students": {"half": {"layers": 2}},
+    }
+    at = settings | {f"{MOVIES}.corpus.labels": labels}
+    assert (
+        f"tasks.movies.teacher: {model} answers ['bad', 'good'], but the labels of movies are"
+        in check(write("params.yaml", changed(at)))[1]
+    )
 
 
 def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:

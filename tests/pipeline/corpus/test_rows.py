@@ -36,9 +36,12 @@ def test_an_empty_cell_a_blank_one_and_a_null_are_no_label() -> None:
 
 
 def test_what_cannot_be_a_label_name_is_shown() -> None:
-    assert labelled([1.5, [1], float("nan")])[1] == [
-        "x.csv, rows 2 (1.5), 3 ([1]), 4 (nan): the label must be a name or a whole number"
-    ]
+    assert labelled([1.5, [1]])[1] == ["x.csv, rows 2 (1.5), 3 ([1]): the label must be a name or a whole number"]
+
+
+def test_a_truth_value_is_called_as_json_spells_it_and_what_is_not_a_number_is_no_label() -> None:
+    assert labelled([True, False, float("nan")]) == (["true", "false", None], [])
+    assert labelled([1.0, float("nan")], "regression") == ([1.0, None], [])
 
 
 def test_regression_labels_are_what_float32_holds() -> None:
@@ -46,7 +49,7 @@ def test_regression_labels_are_what_float32_holds() -> None:
     assert (values, lines) == ([float(np.float32(4.2)), 3.0, float(np.float32(-1e-3))], [])
 
 
-@pytest.mark.parametrize("label", ["four", "nan", "inf", float("nan"), 1e39, True, [1], 10**39])
+@pytest.mark.parametrize("label", ["four", "nan", "inf", 1e39, True, [1], 10**39])
 def test_a_regression_label_that_is_no_finite_number_is_shown(label: Any) -> None:
     assert labelled([label, 10**400], "regression")[0] == []
     assert labelled([label], "regression")[1] == [f"x.csv, row 2 ({label!r}): the label must be a finite number"]

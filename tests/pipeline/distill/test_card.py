@@ -144,5 +144,5 @@ def test_perturbations_that_follow_no_gradient_are_not_called_adversarial(who: s
     ],
 )
 def test_the_first_weights_are_said_to_be_whose_they_were(start: dict[str, Any], said: str, tmp_path: Path) -> None:
-    asked = settings(start={"checkpoint": "data/raw/small"} if start["start"] == "checkpoint" else start["start"])
+    asked = settings(**({"start": {"checkpoint": "data/raw/small"}} if start["start"] == "checkpoint" else {}))
     assert f"| first weights | {said} |" in card(tmp_path, None, start=start, settings=asked).text

@@ -154,7 +154,7 @@ def test_from_scratch_nothing_is_the_teachers(teacher: Path) -> None:
     ("size", "sentence"),
     [
         ({"hidden": 16, "heads": 3}, "hidden: 16 cannot be shared by heads: 3"),
-        ({"hidden": 64}, "hidden_size: 64 is more than the teacher's 32; a student is at most as wide"),
+        ({"hidden": 64}, "hidden: 64 is more than the 32 of what the student is cut from; it is at most as wide"),
         (
             {"hidden": 16, "heads": 4},
             "hidden: 16 and heads: 4 make heads of 4; .* are 8 wide .*, so give hidden: 32",
