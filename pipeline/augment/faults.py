@@ -17,7 +17,7 @@ def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
     if scout and objective in CONTROLS:
         return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
     if scout and not settings.perturbs():
-        return ["no recipe perturbs, so a scout has nothing to do; set aim: teacher"]
+        return ["no recipe perturbs, so a scout has nothing to do; add perturb to augment.recipes, or set aim: teacher"]
     if scout and objective == "divergence":
         return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
     if not scout and settings.perturbs() and objective == "gap":
@@ -31,7 +31,8 @@ def words_faults(settings: AugmentSettings, model: bool | None) -> list[str]:
         return ["a recipe asks for masked_lm: give the folder that the stage words wrote, --words"]
     if settings.proposes() and not model:
         return [
-            "a recipe asks for masked_lm, but the task's words is null; say there which masked language model proposes words"
+            "a recipe asks for masked_lm, but the task's words is null; say there which masked language model proposes words, "
+            "or take masked_lm out of augment.recipes"
         ]
     if model and not settings.proposes():
         return ["no recipe asks for masked_lm, so a masked language model has nothing to do; set the task's words: null"]

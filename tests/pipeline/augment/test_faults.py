@@ -20,7 +20,12 @@ from tests.world import (
             "the objective noise follows no gradient, so a scout has nothing to do; set aim: teacher",
         ),
         ("none", [["perturb"]], True, "the objective none follows no gradient, so a scout has nothing to do; set aim: teacher"),
-        ("label", [["mask"], ["mix"]], True, "no recipe perturbs, so a scout has nothing to do; set aim: teacher"),
+        (
+            "label",
+            [["mask"], ["mix"]],
+            True,
+            "no recipe perturbs, so a scout has nothing to do; add perturb to augment.recipes, or set aim: teacher",
+        ),
         ("label", [["mask"], ["perturb"]], True, None),
         ("gap", [["mask"], ["perturb"]], True, None),
         ("gap", [["mask"]], False, None),
