@@ -94,7 +94,9 @@ def faults_of(path: Path) -> list[str]:
     """Everything that is wrong with a parameter file."""
     content = config.read_params(path)
     known = {*MAPPINGS, "distill", "scouts", *Sections.model_fields}
-    faults = [f"{name} is not a section known here" for name in content if name not in known]
+    faults = [
+        f"{name} is not a section known here{_misplaced(section)}" for name, section in content.items() if name not in known
+    ]
     faults += _found(path, Sections, **{name: name for name in Sections.model_fields})
     for section in MAPPINGS:
         unusable = config.naming_faults(content, section)
@@ -102,6 +104,11 @@ def faults_of(path: Path) -> list[str]:
     faults += _scouts_faults(path)
     faults += [] if faults else _use_faults(path)
     return list(dict.fromkeys(faults))
+
+
+def _misplaced(section: Any) -> str:
+    """Where an unknown section belongs that looks like a task."""
+    return "; a task stands below tasks, indented" if isinstance(section, dict) and "corpus" in section else ""
 
 
 def _entry_faults(path: Path, section: str, name: str) -> list[str]:
@@ -130,7 +137,9 @@ def _aim_faults(path: Path, place: str, places: tuple[str, ...]) -> list[str]:
     content = config.read_params(path)
     kind, aim = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.aim")
     faults = kind_faults(settings, kind) + aim_faults(settings, aim == "scout")
-    faults += words_faults(settings, config.lookup(content, f"{place}.words") is not None)
+    entry = config.lookup(content, place)
+    if isinstance(entry, dict) and "words" in entry:
+        faults += words_faults(settings, entry["words"] is not None)
     return [f"{place}: {fault}" for fault in faults]
 
 

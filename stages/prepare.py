@@ -51,6 +51,7 @@ def main(task: str, params: Path, out: Path) -> None:
     it is listed with file and row before anything is written. Splits that the corpus lacks are taken from its train
     rows by a hash of the text: equal texts stay together, and rows added later move no other row.
     """
+    config.task_in(params, task)
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     with folder_written_whole(out) as folder:

@@ -31,6 +31,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     tasks.<task>.teacher names the model; with fine_tune: false its label names and the size of its head are checked and its
     weights kept. The checkpoint with the best dev metric is the teacher. A training that was killed goes on where it was.
     """
+    config.task_in(params, task)
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
     with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:

@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.faults import NAMED, FoundFaults
 from pipeline.corpus.labels import called, check_f1, label_names, without_decimals
 from pipeline.corpus.rows import Row, check_labelled, check_varied, has_columns, rows_of
 from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
@@ -175,13 +175,20 @@ def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:
         labels.setdefault(row.key, set()).add(row.label)
     in_train = Counter(row.label for row in examples["train"].values())
     labelled = any(row.label is not None for row in examples["train"].values())
-    return {
-        "text(s) with different labels": sum(len(found) > 1 for found in labels.values()),
-        "label(s) without a train row": sum(not in_train[name] for name in names) if labelled else 0,
-        "label(s) with a single train row; if they are quantities, the kind is regression": sum(
-            in_train[name] == 1 for name in names
-        ),
-    }
+    absent, rare = ([name for name in names if in_train[name] == rows] for rows in (0, 1))
+    oddities = {"text(s) with different labels": sum(len(found) > 1 for found in labels.values())}
+    if labelled and absent:
+        oddities[f"label(s) without a train row: {_first(absent)}"] = len(absent)
+    if rare:
+        oddities[f"label(s) with a single train row: {_first(rare)}; if they are quantities, the kind is regression"] = len(
+            rare
+        )
+    return oddities
+
+
+def _first(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def _arrow(examples: Mapping[str, Row], task: Task) -> pa.Table:

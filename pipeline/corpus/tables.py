@@ -24,6 +24,9 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_FIELD = 2**31 - 1
 """In characters; the csv module stops at 131,072 unless told."""
 
+NEVER_CLOSED = "unexpected end of data"
+"""What the csv module says where a file ends within a quoted field."""
+
 Record = tuple[int, list[str]]
 
 
@@ -101,7 +104,12 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], fou
         rows = list(records)
     except csv.Error as error:
         message, number = error.args
-        meaning = "the csv cannot be parsed from here on; a quote inside a quoted field must be doubled"
+        cause = (
+            "a quote is opened here and never closed"
+            if message == NEVER_CLOSED
+            else "a quote inside a quoted field must be doubled"
+        )
+        meaning = f"the csv cannot be parsed from here on; {cause}"
         found.row(str(path), number, meaning, message)
         return None
     if repeated := sorted({name for name in header if header.count(name) > 1}):
@@ -132,6 +140,9 @@ def _fields(count: int) -> str:
 def _jsonl(path: Path, wanted: Sequence[str], found: FoundFaults) -> Table | None:
     text = _text(path, found)
     if text is None:
+        return None
+    if text.lstrip().startswith("["):
+        found.whole(str(path), "the file is one JSON array; write one object a line, without brackets and commas around them")
         return None
     rows = [(number, row) for number, line in _lines(text) if (row := _json_row(path, number, line, found)) is not None]
     available = tuple(dict.fromkeys(name for _, row in rows for name in row))

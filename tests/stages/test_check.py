@@ -55,10 +55,12 @@ def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
     content["tasks"]["movies"]["metric"] = "pearson"
     content["tasks"]["movies"]["teacher"].pop("model")
     content["runtimes"] = {}
+    content["tickets"] = content["tasks"]["movies"]
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert status == 1
     for sentence in (
-        "runtimes is not a section known here",
+        "runtimes is not a section known here\n",
+        "tickets is not a section known here; a task stands below tasks, indented",
         "teach.learning_rate: input should be a valid number, not '2e-5' (text to YAML; write 2.0e-05)",
         "state one effect, flips or divergence",
         "students.half.layer is not a setting known here (value: 3)",

@@ -165,7 +165,7 @@ def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
     lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
     *splits, note = lines
     assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
-    assert note == "note: 1 label(s) without a train row"
+    assert note == "note: 1 label(s) without a train row: mixed"
 
 
 def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:

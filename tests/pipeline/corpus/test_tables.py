@@ -101,20 +101,18 @@ def test_rows_with_too_few_or_too_many_fields_are_named_with_their_count(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("content", "row", "message"),
+    ("content", "row", "message", "cause"),
     [
-        ('text\nfine\n"never closed\nmore\n', 3, "unexpected end of data"),
-        ('text\n"a "word" here"\nfine\n', 2, "',' expected after '\"'"),
-        ('"text\n', 1, "unexpected end of data"),
+        ('text\nfine\n"never closed\nmore\n', 3, "unexpected end of data", "a quote is opened here and never closed"),
+        ('text\n"a "word" here"\nfine\n', 2, "',' expected after '\"'", "a quote inside a quoted field must be doubled"),
+        ('"text\n', 1, "unexpected end of data", "a quote is opened here and never closed"),
     ],
 )
 def test_csv_that_cannot_be_parsed_is_named_by_the_row_where_it_starts(
-    tmp_path: Path, content: str, row: int, message: str
+    tmp_path: Path, content: str, row: int, message: str, cause: str
 ) -> None:
     path = written(tmp_path / "x.csv", content)
-    assert faults(path, "text") == [
-        f"x.csv, row {row} ({message}): the csv cannot be parsed from here on; a quote inside a quoted field must be doubled"
-    ]
+    assert faults(path, "text") == [f"x.csv, row {row} ({message}): the csv cannot be parsed from here on; {cause}"]
 
 
 def test_a_text_longer_than_the_csv_modules_own_limit_is_read(tmp_path: Path) -> None:
@@ -144,6 +142,13 @@ def test_lines_that_are_not_one_json_object_are_named(tmp_path: Path) -> None:
     path = written(tmp_path / "x.jsonl", '{"text": "a"}\n[1]\n\n{"text": \n' + "[" * 100_000)
     assert faults(path, "text") == [
         f"x.jsonl, rows 2 ('[1]'), 4 ('{{\"text\": '), 5 ('{'[' * 39}…'): each line must be one JSON object"
+    ]
+
+
+def test_a_json_array_is_called_so_whatever_its_name_ends_in(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.jsonl", json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
+    assert faults(path, "text") == [
+        "x.jsonl: the file is one JSON array; write one object a line, without brackets and commas around them"
     ]
 
 
