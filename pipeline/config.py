@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from pipeline.errors import Faults, PipelineError
 
@@ -81,6 +81,13 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         return model.model_validate(present)
     except ValidationError as error:
         raise Faults(str(path), [_sentence(fault, places, params) for fault in _merged_unions(error.errors())]) from None
+
+
+def load_section(path: Path, model: type[AnySettings], *places: str) -> AnySettings:
+    """Read one section, or several merged, as `load` does."""
+    form = create_model(model.__name__, __base__=Settings, section=(model, ...))
+    section: AnySettings = dict(load(path, form, section=places))["section"]
+    return section
 
 
 def read_facts(model: type[AnySettings], path: Path, missing: str | None = None) -> AnySettings:

@@ -94,6 +94,8 @@ ORDER = [
     "pipeline.distill.kept",
     "pipeline.distill.launch",
     "pipeline.evaluation",
+    "pipeline.checking.sections",
+    "pipeline.checking.uses",
     "pipeline.export.graph",
     "pipeline.export.checking",
     "pipeline.export.folder",

@@ -1,0 +1,163 @@
+"""The whole of params.yaml as settings, each entry by its own model. Knows no model's folder, nor what entries ask of others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pipeline import config
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.config import Settings
+from pipeline.corpus.preparation import TASK_NAME
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.distill.settings import ScoutSettings, StudentSettings
+from pipeline.errors import Faults
+from pipeline.evaluation import EvaluationSettings
+from pipeline.finetuning import OptimiserSettings
+from pipeline.masking import FitSettings
+from pipeline.runtime import RuntimeSettings
+from pipeline.tasks import Kind, Metric, fitting_metrics
+from pipeline.teaching import TeacherSettings
+from pipeline.wording import WordsSettings
+
+
+class TaskSettings(Settings):
+    """An entry of ``tasks``."""
+
+    kind: Kind
+    metric: Metric
+    corpus: CorpusSettings
+    teacher: TeacherSettings
+    words: WordsSettings | None
+    """The masked language model of recipes with masked_lm; null where there are none."""
+    aim: Literal["teacher", "scout"]
+    """Whose gradient aims the perturbations; the name of the folder below ``data``."""
+    augment: dict[str, Any] | None = None
+
+
+CHECKED_ALONE: Mapping[str, type[Settings]] = {
+    "teach": OptimiserSettings,
+    "words": FitSettings,
+    "augment": AugmentSettings,
+    "evaluate": EvaluationSettings,
+}
+"""Sections of which nothing else in the file, and no model, asks anything as they stand."""
+
+KNOWN = {*CHECKED_ALONE, "score", "runtime", "distill", "tasks", "students", "scouts"}
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What can be read of a parameter file; an entry with a fault is absent."""
+
+    content: Mapping[str, Any]
+    """All of it as plain mappings."""
+    score: ScoreSettings | None
+    runtime: RuntimeSettings | None
+    tasks: Mapping[str, TaskSettings]
+    variants: Mapping[str, AugmentSettings]
+    """By task: the section augment and what the task has over it."""
+    students: Mapping[str, StudentSettings]
+    scouts: Mapping[str, ScoutSettings]
+    """By task."""
+
+
+def read_sections(path: Path) -> tuple[Sections, list[str]]:
+    """Read a whole parameter file.
+
+    Returns:
+        What can be read, and one sentence for everything that cannot: unknown, missing, mistyped and misnamed settings.
+
+    Raises:
+        PipelineError: the file is not there or is no YAML.
+    """
+    content = config.read_params(path)
+    faults = [
+        f"{name} is not a section known here{_misplaced(section)}" for name, section in content.items() if name not in KNOWN
+    ]
+    for name, model in CHECKED_ALONE.items():
+        _read(path, model, faults, name)
+    score, runtime = _read(path, ScoreSettings, faults, "score"), _read(path, RuntimeSettings, faults, "runtime")
+    faults += config.naming_faults(content, "tasks") + config.naming_faults(content, "students")
+    tasks, variants = _tasks(path, content, faults)
+    students = _students(path, content, faults)
+    scouts = _scouts(path, content, faults)
+    return Sections(content, score, runtime, tasks, variants, students, scouts), faults
+
+
+def _read(path: Path, model: type[AnySettings], faults: list[str], *places: str) -> AnySettings | None:
+    """One section, or None and its faults noted."""
+    try:
+        return config.load_section(path, model, *places)
+    except Faults as found:
+        faults += found.faults
+        return None
+
+
+def _misplaced(section: Any) -> str:
+    """Where an unknown section belongs that looks like a task."""
+    return "; a task stands below tasks, indented" if isinstance(section, dict) and "corpus" in section else ""
+
+
+def _names(content: Mapping[str, Any], section: str) -> list[str]:
+    """The entries of a section that can be read by their names."""
+    entries = content.get(section)
+    return [name for name in entries if isinstance(name, str)] if isinstance(entries, dict) else []
+
+
+def _misnamed(place: str, name: str) -> list[str]:
+    return [] if TASK_NAME.fullmatch(name) else [f"{place}: a name has only a-z, 0-9 and _"]
+
+
+def _tasks(
+    path: Path, content: Mapping[str, Any], faults: list[str]
+) -> tuple[dict[str, TaskSettings], dict[str, AugmentSettings]]:
+    tasks, variants = {}, {}
+    for name in _names(content, "tasks"):
+        place = f"tasks.{name}"
+        faults += _misnamed(place, name) + _kind_faults(content, place)
+        if task := _read(path, TaskSettings, faults, place):
+            tasks[name] = task
+        if augment := _read(path, AugmentSettings, faults, *config.existing(path, "augment", f"{place}.augment")):
+            variants[name] = augment
+    return tasks, variants
+
+
+def _kind_faults(content: Mapping[str, Any], place: str) -> list[str]:
+    """What of a task does not belong to its kind."""
+    kind, metric = config.lookup(content, f"{place}.kind"), config.lookup(content, f"{place}.metric")
+    faults = []
+    if kind in get_args(Kind) and metric in get_args(Metric) and metric not in fitting_metrics(kind):
+        faults.append(f"{place}.metric: {metric} does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+    if kind == "regression" and config.lookup(content, f"{place}.corpus.labels"):
+        faults.append(f"{place}.corpus.labels: label names belong to classification; leave them out")
+    return faults
+
+
+def _students(path: Path, content: Mapping[str, Any], faults: list[str]) -> dict[str, StudentSettings]:
+    students = {}
+    for name in _names(content, "students"):
+        place = f"students.{name}"
+        faults += _misnamed(place, name)
+        faults += [f"{place}: the teacher is called so in every table; choose another name"] if name == "teacher" else []
+        if student := _read(path, StudentSettings, faults, "distill", place):
+            students[name] = student
+    return students
+
+
+def _scouts(path: Path, content: Mapping[str, Any], faults: list[str]) -> dict[str, ScoutSettings]:
+    """A scout for every task that is aimed at one, and for no other, since each costs a training."""
+    scouts = content.get("scouts")
+    if not isinstance(scouts, dict):
+        faults.append("scouts must map names of tasks to their scouts' settings; {} for none")
+        return {}
+    aims = {name: config.lookup(content, f"tasks.{name}.aim") for name in _names(content, "tasks")}
+    faults += [f"scouts.{name}: there is no such task" for name in scouts if name not in aims]
+    faults += [f"scouts.{name}: its task has aim: {aims[name]}" for name in scouts if aims.get(name, "scout") != "scout"]
+    wanting = [name for name, aim in aims.items() if aim == "scout" and name not in scouts]
+    faults += [f"tasks.{name} has aim: scout, but scouts has no entry {name}" for name in wanting]
+    names = _names(content, "scouts")
+    read = {name: _read(path, ScoutSettings, faults, "distill", f"scouts.{name}") for name in names}
+    return {name: scout for name, scout in read.items() if scout}

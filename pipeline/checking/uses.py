@@ -1,0 +1,149 @@
+"""What one entry of params.yaml asks of another, or of a model's folder, and does not find. Knows no table and no YAML."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from transformers.utils import CONFIG_NAME
+
+from pipeline import config
+from pipeline.augment.faults import aim_faults, kind_faults, words_faults
+from pipeline.checking.sections import Sections, TaskSettings
+from pipeline.corpus.labels import NOT_OF_TWO
+from pipeline.corpus.settings import MISSING_SHARE
+from pipeline.distill.adversary import check_search
+from pipeline.distill.settings import StudentSettings
+from pipeline.distill.student import Checkpoint, check_size
+from pipeline.distill.uses import check_use
+from pipeline.errors import PipelineError
+from pipeline.finetuning import check_services
+from pipeline.models.pretrained import check_folder, check_place, check_vocabulary, depth_of, load_tokenizer, longest_input
+from pipeline.tasks import SPLITS
+from pipeline.teaching import check_answers
+from pipeline.wording import check_words
+
+
+def use_faults(sections: Sections, to_come: Path) -> list[str]:
+    """Every such fault of the entries that could be read, as a sentence with its place.
+
+    Args:
+        sections: the parameter file.
+        to_come: a model's folder that may be absent, since a stage is still to bring it.
+    """
+    runtime = sections.runtime
+    faults = _refusals(lambda: check_services(runtime.log_to)) if runtime else []
+    for name in sections.variants:
+        faults += _aim_faults(name, sections)
+    faulty = set[str]()
+    for name, task in sections.tasks.items():
+        faults += _corpus_faults(name, task)
+        found = _teacher_faults(name, task, sections.score.hidden if sections.score else (), to_come)
+        faulty |= {task.teacher.model} if found else set()
+        faults += found or _words_faults(name, task, to_come)
+    for name, student in sections.students.items():
+        if student.objective.hidden and sections.score and not sections.score.hidden:
+            faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
+        for task_name, task in sections.tasks.items():
+            faults += _size_faults(name, student, task.teacher.model, faulty, to_come)
+            faults += _learning_faults(name, student, task_name, sections)
+    return faults
+
+
+def _refusals(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except PipelineError as fault:
+        return [str(fault)]
+    return []
+
+
+def _check_there(model: str, what: str, to_come: Path) -> None:
+    if Path(model) != to_come:
+        check_place(model, what)
+
+
+def _aim_faults(name: str, sections: Sections) -> list[str]:
+    """What in the settings of a task's variants contradicts its kind, its aim or its words, whatever else it has wrong."""
+    augment, place = sections.variants[name], f"tasks.{name}"
+    kind, aim, entry = (config.lookup(sections.content, at) for at in (f"{place}.kind", f"{place}.aim", place))
+    if not isinstance(entry, dict):
+        return []
+    faults = kind_faults(augment, kind) + aim_faults(augment, aim == "scout")
+    if "words" in entry:
+        faults += words_faults(augment, entry["words"] is not None)
+    return [f"{place}: {fault}" for fault in faults]
+
+
+def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
+    """What of a corpus its settings alone show to be wrong."""
+    corpus, faults = task.corpus, []
+    if corpus.files is not None:
+        lacking = [split for split in SPLITS if split not in corpus.files and split not in corpus.shares()]
+        faults += [f"tasks.{name}.corpus.{split}: {MISSING_SHARE.format(split)}" for split in lacking]
+    if task.metric == "f1" and len(names := set((corpus.labels or {}).values())) > 2:
+        faults.append(f"tasks.{name}.metric: f1: {NOT_OF_TWO.format(len(names))}")
+    return faults
+
+
+def _teacher_faults(name: str, task: TaskSettings, hidden: Collection[int], to_come: Path) -> list[str]:
+    """What is asked of a teacher that its model cannot do, where that is there to ask."""
+    teacher, model, labels = task.teacher, Path(task.teacher.model), task.corpus.labels
+    try:
+        _check_there(teacher.model, "model", to_come)
+        if not model.is_dir():
+            return []
+        check_folder(model, "model" if teacher.fine_tune else "classifier")
+        depth, tokenizer = depth_of(model), load_tokenizer(model)
+        longest = longest_input(model, tokenizer)
+        check_vocabulary(model, tokenizer)
+        if not teacher.fine_tune and (labels or task.kind == "regression"):
+            check_answers(teacher.model, name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
+    except PipelineError as fault:
+        return [f"tasks.{name}.teacher: {fault}"]
+    faults = []
+    if teacher.max_length > longest:
+        faults.append(f"tasks.{name}.teacher.max_length is {teacher.max_length}, but {model} takes at most {longest} tokens")
+    if max(hidden, default=0) > depth:
+        faults.append(f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(hidden)}")
+    return faults
+
+
+def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
+    """Why a masked language model cannot serve the teacher, where both are there to ask."""
+    words, teacher = task.words, task.teacher
+    if words is None:
+        return []
+    try:
+        _check_there(words.model, "masked language model", to_come)
+        if all((Path(model) / CONFIG_NAME).is_file() for model in (words.model, teacher.model)):
+            check_words(words, teacher.model, teacher.max_length)
+    except PipelineError as fault:
+        return [f"tasks.{name}.words: {fault}"]
+    return []
+
+
+def _size_faults(name: str, student: StudentSettings, teacher: str, faulty: Collection[str], to_come: Path) -> list[str]:
+    """What of a student's size the model that it is cut from does not have, where that is there to ask and no faulty one."""
+    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else teacher
+    try:
+        if isinstance(student.start, Checkpoint):
+            _check_there(start, "checkpoint", to_come)
+    except PipelineError as fault:
+        return [f"students.{name}: {fault}"]
+    if start in faulty or not (Path(start) / CONFIG_NAME).is_file():
+        return []
+    return [f"students.{name}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(Path(start), student))]
+
+
+def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:
+    """What a student wants to learn from that is not made for a task; nothing where its variants or its scout have a fault."""
+    augment, scout = sections.variants.get(task), sections.scouts.get(task)
+    if augment is None or (augment.aims() and sections.tasks[task].aim == "scout" and scout is None):
+        return []
+    try:
+        if student.adversary.shards:
+            check_use(student.variants, augment.aimed_at(scout.snapshots if scout and augment.aims() else 0))
+        if student.adversary.student:
+            check_search(student.perturbation, sections.tasks[task].kind)
+    except PipelineError as fault:
+        return [f"students.{name}, task {task}: {fault}"]
+    return []

@@ -1,0 +1,220 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
+from tests.world import make_task, save_teacher
+
+
+def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Callable[[str, str], Path]) -> None:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["runtime"]["log_to"] = ["tensorbord"]
+    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+    assert (status, "runtime.log_to names tensorbord, which is not installed" in text) == (1, True)
+
+
+def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Callable[[str, str], Path]) -> None:
+    status, text = check(write("params.yaml", changed(SCOUTED)))
+    assert status == 0, text
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"augment.perturbation.objective": "gap"}, f"{MOVIES}: the objective gap needs a scout: set aim: scout"),
+        ({f"{MOVIES}.augment": {"perturbation": {"objective": "gap"}}}, f"{MOVIES}: the objective gap needs a scout"),
+        (SCOUTED | {"augment.perturbation.objective": "divergence"}, f"{MOVIES}: the objective divergence is the teacher's"),
+        (SCOUTED | {"augment.perturbation.objective": "noise"}, f"{MOVIES}: the objective noise follows no gradient"),
+        (SCOUTED | {"augment.recipes": [["mask"]]}, f"{MOVIES}: no recipe perturbs, so a scout has nothing to do"),
+        ({f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson"}, f"{MOVIES}: the answers of a regression do not flip"),
+        ({"augment.recipes": [["masked_lm"]]}, "tasks.movies: a recipe asks for masked_lm, but the task's words is null"),
+        (
+            {f"{MOVIES}.words": {"model": "data/raw/all-MiniLM-L6-v2", "fit": True}},
+            "tasks.movies: no recipe asks for masked_lm, so a masked language model has nothing to do",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_a_sentence_that_names_the_place(
+    write: Callable[[str, str], Path], changes: dict[str, Any], sentence: str
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
+    assert status == 1
+    assert f"  - {sentence}" in text, text
+
+
+HIDDEN = {"distill.objective.hidden": 1.0}
+REGRESSION = {
+    f"{MOVIES}.kind": "regression",
+    f"{MOVIES}.metric": "pearson",
+    f"{MOVIES}.corpus.labels": None,
+    "augment.perturbation.radius": {"divergence": 0.01},
+    "distill.adversary": "student",
+}
+OWN_FLIPS = {"distill.perturbation.radius": {"flips": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"distill.variants": "by_progress"},
+            "students.half, task movies: variants: by_progress needs variants",
+        ),
+        ({"distill.variants": {"worst_of": 4}}, "worst_of: 4 is asked for, but the shards hold 3 variants"),
+        ({"augment.variants": 0}, "students.half, task movies: there is no variant; set augment.variants above 0"),
+        (HIDDEN, "students.half: objective.hidden is above 0, but score.hidden keeps no states"),
+        (REGRESSION | OWN_FLIPS, "students.half, task movies: the answers of a regression do not flip"),
+    ],
+)
+def test_what_a_student_wants_and_no_stage_makes_is_told_before_any_runs(
+    changes: dict[str, Any], sentence: str, write: Callable[[str, str], Path]
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
+    assert status == 1
+    assert sentence in text, text
+    assert "half_plain" not in text or "objective.hidden" in text or "regression" in text, "the control wants no variants"
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ({"layers": 5}, "pretrained: layers: 5 cannot be taken from a teacher of 4 layers, numbered 0 to 3; give a number"),
+        ({"layers": 2, "hidden": 64}, "pretrained: hidden: 64 is more than the 32 of what the student is cut from"),
+        ({"layers": 2, "hidden": 30, "heads": 4}, "pretrained: hidden: 30 cannot be shared by heads: 4"),
+    ],
+)
+def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_made(
+    size: dict[str, Any], sentence: str, write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = {"model": str(save_teacher(tmp_path / "pretrained", make_task())), "max_length": 16, "fine_tune": True}
+    at = {f"{MOVIES}.teacher": model, "students": {"half": size}}
+    status, text = check(write("params.yaml", changed(at)))
+    assert status == 1
+    assert "students.half, cut from " in text
+    assert sentence in text, text
+    assert check(write("params.yaml", changed(at | {"students": {"half": {"layers": 2}}})))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({f"{MOVIES}.teacher.max_length": 64}, "tasks.movies.teacher.max_length is 64, but "),
+        ({"score.hidden": [2, 9]}, "pretrained, the teacher of movies, has 4 layers, not 9"),
+        (
+            {f"{MOVIES}.words": {"model": "data/nope", "fit": True}, "augment.recipes": [["masked_lm"]]},
+            "tasks.movies.words: no masked language model can be loaded from data/nope: there is no such folder",
+        ),
+        ({f"{MOVIES}.teacher.model": "data/nope"}, "no model can be loaded from data/nope: there is no such folder"),
+        (
+            {f"{MOVIES}.teacher.model": "some/where/else"},
+            "no model can be loaded from some/where/else: there is no such folder",
+        ),
+        (
+            {"students": {"half": {"start": {"checkpoint": "data/nope"}}}},
+            "students.half: no checkpoint can be loaded from data/nope",
+        ),
+        ({f"{MOVIES}.corpus.dev": None}, "tasks.movies.corpus.dev: the corpus has no dev split; say which share of train"),
+        (
+            {f"{MOVIES}.metric": "f1", f"{MOVIES}.corpus.labels": ["a", "b", "c"]},
+            "tasks.movies.metric: f1: it is the F1 of the second of two labels, and there are 3; choose macro_f1",
+        ),
+    ],
+)
+def test_what_can_be_known_of_models_and_labels_is_told_before_any_stage_runs(
+    changes: dict[str, Any], sentence: str, write: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    model = {"model": str(save_teacher(tmp_path / "pretrained", make_task())), "max_length": 16, "fine_tune": True}
+    sound = {f"{MOVIES}.teacher": model, "students": {"half": {"layers": 2}}, "scouts": {}}
+    assert check(write("params.yaml", changed(sound)))[0] == 0
+    status, text = check(write("params.yaml", changed(sound | changes)))
+    assert status == 1
+    assert sentence in text, text
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def an_adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def states_of_a_training(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    for step in (90, 100):
+        (folder / f"checkpoint-{step}").mkdir()
+
+
+def no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def of_fewer_tokens(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+
+
+def of_several_labels_a_row(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (without_weights, "it has no weights as safetensors; save the model there (save_pretrained)"),
+        (pickled, "it has no weights as safetensors; .bin files are not read, since they can run code; load them where you"),
+        (an_adapter, "it has no config.json; it holds an adapter: merge that into its model (merge_and_unload) and save the"),
+        (states_of_a_training, "it has no config.json; name one of its checkpoints, such as {}/checkpoint-100"),
+        (no_json, "no model can be loaded from {}: "),
+        (of_fewer_tokens, "{} knows 7 tokens, but its tokenizer gives "),
+        (of_several_labels_a_row, "{} gives each label an answer of its own (problem_type: multi_label_classification), but "),
+    ],
+)
+def test_a_folder_that_is_no_classifier_is_told_before_any_stage_runs(
+    harm: Callable[[Path], None], sentence: str, write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = save_teacher(tmp_path / "finished", make_task())
+    teacher = {"model": str(model), "max_length": 16, "fine_tune": False}
+    words = {"model": str(model), "fit": True}
+    sound = {f"{MOVIES}.teacher": teacher, f"{MOVIES}.corpus.labels": ["bad", "good"], "students": {"half": {"layers": 2}}}
+    sound |= {"scouts": {}, f"{MOVIES}.words": words, "augment.recipes": [["masked_lm"]]}
+    assert check(write("params.yaml", changed(sound)))[0] == 0
+    harm(model)
+    status, text = check(write("params.yaml", changed(sound)))
+    assert status == 1
+    assert sentence.format(model) in text, text
+    assert ": 1 fault, nothing was written" in text, "one cause is told once"
+
+
+@pytest.mark.parametrize("labels", [["good", "bad"], ["bad", "fine"], ["bad", "good", "fine"]])
+def test_other_labels_than_those_of_an_adopted_classifier_are_told_before_any_stage_runs(
+    labels: list[str], write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    model = str(save_teacher(tmp_path / "finished", make_task()))
+    settings = {
+        f"{MOVIES}.teacher": {"model": model, "max_length": 16, "fine_tune": False},
+        "students": {"half": {"layers": 2}},
+    }
+    at = settings | {f"{MOVIES}.corpus.labels": labels}
+    assert (
+        f"tasks.movies.teacher: {model} answers ['bad', 'good'], but the labels of movies are"
+        in check(write("params.yaml", changed(at)))[1]
+    )
+
+
+def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:
+    wanted = SCOUTED | {"distill.variants": "by_progress"} | HIDDEN | {"score.hidden": [3, 6]}
+    for changes in (wanted, {"distill.variants": {"worst_of": 3}}, REGRESSION):
+        status, text = check(write("params.yaml", changed(changes)))
+        assert status == 0, text
