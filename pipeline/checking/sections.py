@@ -1,4 +1,4 @@
-"""The whole of params.yaml as settings, each entry by its own model. Knows no model's folder, nor what entries ask of others."""
+"""All of params.yaml as settings, each entry by its own model. Knows no model's folder, nor what entries ask of each other."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

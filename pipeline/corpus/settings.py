@@ -9,11 +9,15 @@ from pipeline.tasks import Split
 
 
 def _files(value: Any) -> Any:
+    if value is not None and not isinstance(value, str | dict):
+        raise ValueError("one path, or one for each split: {train: …, dev: …, test: …}")
     return {"train": value} if isinstance(value, str) else value
 
 
 def _columns(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, str | list | tuple):
+        raise ValueError("the name of a column, or a list of two")
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _names(value: Any) -> Any:
@@ -25,9 +29,13 @@ def _names(value: Any) -> Any:
             raise ValueError("each label name must be listed once")
         value = list(zip(value, value, strict=True))
     elif isinstance(value, dict):
+        if fused := [written for written, name in value.items() if name is None and ":" in str(written)]:
+            raise ValueError(f"put a space after the colon; YAML reads {fused[0]} as one word")
         value = list(value.items())
+    elif value is None:
+        return None
     else:
-        return value
+        raise ValueError("a list of names in the order of the logits, or a mapping of what the table has to them")
     if any(isinstance(name, bool) for pair in value for name in pair):
         raise ValueError("labels must be names or integers; YAML reads an unquoted yes, no, on or off as a truth value")
     return {_name(written): _name(name) for written, name in value}
@@ -104,7 +112,9 @@ class CorpusSettings(Settings):
     @classmethod
     def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
         if "files" in info.data and (hub is None) == (info.data["files"] is None):
-            raise ValueError("exactly one of files and hub must be given")
+            raise ValueError(
+                "exactly one of files and hub must be given" if hub else "name your table as files, or a hub set as hub"
+            )
         return hub
 
     @field_validator("config", "revision", "splits")

@@ -38,7 +38,20 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"files": ...}, ".hub: exactly one of files and hub must be given"),
+        ({"files": ...}, ".hub: name your table as files, or a hub set as hub"),
+        (
+            {"files": ["a.csv", "b.csv"]},
+            ".files: one path, or one for each split: {train: …, dev: …, test: …}, not ['a.csv', 'b.csv']",
+        ),
+        ({"text": 5}, ".text: the name of a column, or a list of two, not 5"),
+        (
+            {"labels": "a,b"},
+            ".labels: a list of names in the order of the logits, or a mapping of what the table has to them, not 'a,b'",
+        ),
+        (
+            {"labels": {"0:bad": None}},
+            ".labels: put a space after the colon; YAML reads 0:bad as one word, not {'0:bad': None}",
+        ),
         ({"hub": "imdb"}, ".hub: exactly one of files and hub must be given, not 'imdb'"),
         ({"files": {"dev": "x.csv"}}, ".files: a train split must be named, not {'dev': 'x.csv'}"),
         ({"files": {"train": "x", "validation": "y"}}, "files.validation: input should be 'train', 'dev' or 'test'"),
