@@ -69,6 +69,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, found), tables, settings, notes, found)
     found.raise_any(f"task {task_name}")
+    notes.update(_repetitions(examples))
     if kind == "classification":
         notes.update(_oddities(examples, names))
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
@@ -166,6 +167,14 @@ def _nothing_left(split: Split, notes: Mapping[str, int]) -> str:
     ]
     told = f" ({'; '.join(reasons)})" if reasons else ""
     return f"no usable row is left in it{told}; dev chooses the best epoch and test measures, both by labels"
+
+
+def _repetitions(examples: Examples) -> dict[str, int]:
+    """How many rows say what another row of their split says, and so count twice."""
+    return {
+        f"row(s) of {split} have the text of another row of it": len(rows) - len({row.key for row in rows.values()})
+        for split, rows in examples.items()
+    }
 
 
 def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:

@@ -270,6 +270,7 @@ def test_labels_that_contradict_each_other_or_are_rare_are_counted(tmp_path: Pat
     files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, ("the same", "good"), ("the same ", "bad"), ("once", "rare")])
     result = prepared(files=files, labels=["bad", "good", "rare", "never"])
     assert result.notes == {
+        "row(s) of train have the text of another row of it": 1,
         "text(s) with different labels": 1,
         "label(s) without a train row: never": 1,
         "label(s) with a single train row: rare; if they are quantities, the kind is regression": 1,
