@@ -54,6 +54,8 @@ class Arm(Settings):
     """The section words: its masked language model is fitted to the run's own train rows. None takes the one that is given."""
     fit_from: Literal["pretrained", "teacher"] = "pretrained"
     """Whose encoder is fitted: that of the model which the teacher was fine-tuned from, or the teacher's own."""
+    unlabelled: int = Field(default=0, ge=0)
+    """Further train texts, at most, whose labels nobody sees; the teacher is that of the case."""
     online: Aim | None = None
     """Whose gradient is followed with the teacher in every step, outside the pipeline; None for all other arms."""
 
@@ -120,7 +122,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What decides the run, but for data, models and code: all it does otherwise than base.yaml, and a hash of that."""
         arm = all_arms()[self.arm]
-        stages = arm.model_dump(include={"augment", "scout", "score", "fit", "fit_from", "online"}, exclude_defaults=True)
+        stages = arm.model_dump(exclude={"means", "control", "times", "student"}, exclude_defaults=True)
         own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
         return stages | own | {"base": common_to_all(self.case.corpus)}
 

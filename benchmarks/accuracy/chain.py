@@ -65,8 +65,16 @@ def params_of(run: Run, place: Place) -> dict[str, Any]:
     Raises:
         PipelineError: it cannot be run: a set, a model or the arm is not what it needs.
     """
-    case = place.work / run.case.name
-    return run.params(corpus_settings(place.data, run.case, case / "tables"), place.models, case)
+    return _params(run, place, _own(run, place.work / run.case.name) / "tables")
+
+
+def _params(run: Run, place: Place, tables: Path) -> dict[str, Any]:
+    return run.params(corpus_settings(place.data, run.case, tables), place.models, place.work / run.case.name)
+
+
+def _own(run: Run, case: Path) -> Path:
+    """Where the rows of a run lie: those of the case, but for an arm that has more."""
+    return case / run.name if all_arms()[run.arm].unlabelled else case
 
 
 def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
@@ -79,7 +87,8 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     folder.mkdir(parents=True, exist_ok=True)
     params = params_of(run, place)
     with alone(case / "lock"):
-        _shared(run, place, case, params)
+        _shared(run, place, case)
+        _more_rows(run, place, case, params)
         scores = _scores(run, case, folder, params)
     common = {"--scores": scores, "--teacher": case / TEACHER, "--params": _written(params, folder / "params.yaml")}
     seconds, shards = 0.0, None
@@ -103,7 +112,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     return result, curve
 
 
-def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
+def _shared(run: Run, place: Place, case: Path) -> None:
     """Tables, prepared corpus and teacher of the case.
 
     Raises:
@@ -120,22 +129,36 @@ def _shared(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
     write_json(note, made_of)
     if (case / TEACHER).is_dir():
         return
-    cut(place.data, run.case, case / "tables")
-    task, prepared = {"--task": run.case.task}, case / "prepared"
-    given = _written(params, case / "params.yaml")
-    _run(prepare.main, **task, **{"--params": given, "--out": prepared})
+    params = _params(run, place, case / "tables")
+    task, prepared = {"--task": run.case.task}, _prepared(run, place, case, params)
     steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
     epochs = max(params["teach"]["epochs"], -(-TEACHER_STEPS // steps))
     given = _written(params | {"teach": params["teach"] | {"epochs": epochs}}, case / "params.yaml")
     _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / TEACHER})
 
 
+def _more_rows(run: Run, place: Place, case: Path, params: dict[str, Any]) -> None:
+    """Tables and prepared corpus of an arm that has texts without labels besides the case's rows."""
+    folder = _own(run, case)
+    if folder != case and not (folder / "prepared").is_dir():
+        shutil.rmtree(folder / "tables", ignore_errors=True)  # of a run that was killed between the two
+        _prepared(run, place, folder, params, all_arms()[run.arm].unlabelled)
+
+
+def _prepared(run: Run, place: Place, folder: Path, params: dict[str, Any], unlabelled: int = 0) -> Path:
+    cut(place.data, run.case, folder / "tables", unlabelled)
+    given = _written(params, folder / "params.yaml")
+    _run(prepare.main, **{"--task": run.case.task, "--params": given, "--out": folder / "prepared"})
+    return folder / "prepared"
+
+
 def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
-    """The scores: shared, but for an arm that asks for more in them."""
-    scores = folder / "scores" if all_arms()[run.arm].score else case / "scores"
+    """The scores: shared, but for an arm that asks for more in them or has more rows."""
+    rows = _own(run, case)
+    scores = (folder if all_arms()[run.arm].score else rows) / "scores"
     if not scores.is_dir():
         given = _written(params, folder / "params.yaml")
-        _run(score.main, **{"--prepared": case / "prepared", "--teacher": case / TEACHER, "--params": given, "--out": scores})
+        _run(score.main, **{"--prepared": rows / "prepared", "--teacher": case / TEACHER, "--params": given, "--out": scores})
     return scores
 
 
@@ -148,7 +171,7 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
         aim = folder / "scout"
         if not aim.is_dir():
             _run(scout.main, **task, **common, **{"--out": aim})
-    prepared, proposer = folder.parent / "prepared", folder / "words"
+    prepared, proposer = _own(run, folder.parent) / "prepared", folder / "words"
     _run(words.main, **task, **{"--prepared": prepared, "--params": common["--params"], "--out": proposer})
     _run(augment.main, **task, **common, **{"--aim": aim, "--words": proposer, "--out": shards})
     for made_here in ("scout", "words"):

@@ -64,11 +64,12 @@ class Case:
         return CORPORA[self.task]
 
 
-def cut(data: Path, case: Case, out: Path) -> dict[str, int]:
+def cut(data: Path, case: Case, out: Path, unlabelled: int = 0) -> dict[str, int]:
     """Write the case's train, dev and test tables as csv to the folder ``out``; returns their rows.
 
     The train rows are drawn by the seed. Where that leaves some over, they fill test up to TEST_ROWS: the official test
-    splits of small sets tell students apart only by several points.
+    splits of small sets tell students apart only by several points. ``unlabelled`` of those still over, at most, join train
+    without their labels.
 
     Raises:
         PipelineError: the data folder lacks the set.
@@ -78,9 +79,10 @@ def cut(data: Path, case: Case, out: Path) -> dict[str, int]:
     shuffled = official["train"].sample(frac=1, random_state=case.seed)
     rows = case.rows or len(shuffled)
     test = official["test"]
-    spare = shuffled[rows : rows + max(TEST_ROWS - len(test), 0)]
+    filled = rows + max(TEST_ROWS - len(test), 0)
+    spare, further = shuffled[rows:filled], shuffled[filled : filled + unlabelled]
     tables = {
-        "train": shuffled[:rows],
+        "train": pd.concat([shuffled[:rows], further.assign(label="")]),
         "dev": official["dev"].sample(frac=1, random_state=case.seed)[:DEV_ROWS],
         "test": pd.concat([test.sample(frac=1, random_state=case.seed)[:TEST_ROWS], spare]),
     }

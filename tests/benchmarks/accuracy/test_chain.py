@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import arms, chain
+from benchmarks.accuracy import arms, chain, corpora
 from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, result_of, seconds_of
 from benchmarks.accuracy.corpora import CORPORA, Case
@@ -59,6 +59,20 @@ def test_arms_of_a_case_share_teacher_and_scores_and_differ_in_what_they_learn_f
     later = result_of(Run(CASE, "tokens", "half", 1), place)[0]
     assert later.manifest == varied.manifest
     assert later.stage_one_seconds == varied.stage_one_seconds, "what it took to make them, not to find them"
+
+
+@pytest.mark.parametrize("arm", ["unlabelled", "unlabelled_edits"])
+def test_texts_without_labels_are_more_rows_of_the_same_teacher(
+    place: Place, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "TEST_ROWS", 20)
+    case = Case("trec", 40, 2)
+    plain = result_of(Run(case, "kd", "half", 4), place)[0]
+    more = result_of(Run(case, arm, "half", 4), place)[0]
+    assert (plain.train_rows, more.train_rows) == (40, 40 + 16)
+    assert (plain.teacher, plain.test_rows) == (more.teacher, more.test_rows)
+    assert (plain.steps, more.steps) == (4 * 2, 2 * 2)
+    assert result_of(Run(case, "kd", "half", 4), place)[0].manifest == plain.manifest
 
 
 def test_shards_cost_what_it_took_to_make_them_whichever_runs_did(tmp_path: Path) -> None:

@@ -29,6 +29,21 @@ def test_train_rows_are_drawn_by_the_seed_and_those_left_over_fill_test(
     assert texts(tmp_path / "again", "train") == train != texts(tmp_path / "other", "train")
 
 
+def test_further_rows_without_labels_join_train_and_leave_all_else_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "TEST_ROWS", 30)
+    data = save_set(tmp_path / "data", "trec", 100, 10, 20)
+    cut(data, Case("trec", 40, 1), tmp_path / "plain")
+    assert cut(data, Case("trec", 40, 1), tmp_path / "more", 25) == {"train": 65, "dev": 10, "test": 30}
+    plain, more = (pd.read_csv(tmp_path / name / "train.csv") for name in ("plain", "more"))
+    pd.testing.assert_frame_equal(plain, more[:40].astype(plain.dtypes))
+    assert more["label"][40:].isna().all()
+    assert not set(more["text"][40:]) & {*plain["text"], *texts(tmp_path / "more", "test")}
+    assert texts(tmp_path / "plain", "test") == texts(tmp_path / "more", "test")
+    assert cut(data, Case("trec", 40, 1), tmp_path / "all", 1000)["train"] == 40 + 50, "as many as there are"
+
+
 def test_all_rows_leave_the_official_test_split_as_it_is(tmp_path: Path) -> None:
     data = save_set(tmp_path / "data", "cr", 30, 10, 20)
     assert cut(data, Case("cr", 0, 1), tmp_path / "out") == {"train": 30, "dev": 10, "test": 20}
