@@ -1,7 +1,8 @@
 """Who goes where: split, drop, cap and name rows by what their texts are. Knows checked rows, not their origin.
 
-A row's split depends on its own text alone: a hash of the text is a place in [0, 1), and each split has a piece of it.
-So equal texts share a split and a growing corpus moves no row. The same holds for the rows that a cap keeps.
+A labelled row's split depends on its own text alone: a hash of the text is a place in [0, 1), and each split has a piece of
+it. So equal texts share a split and a growing corpus moves no labelled row. The same holds for the rows that a cap keeps. Texts
+without a label, on which nothing can be measured, are train rows.
 """
 
 import hashlib
@@ -22,10 +23,11 @@ Parts = dict[Split, list[Row]]
 
 
 def carve(rows: Sequence[Row], shares: Mapping[Split, float]) -> Parts:
-    """Divide rows into train and the splits that ``shares`` names, each row by the hash of its text."""
+    """Divide rows into train and the splits that ``shares`` names, each text that has a label by its hash."""
     parts: Parts = {split: [] for split in SPLITS if split == "train" or split in shares}
+    labelled = {row.key for row in rows if row.label is not None}
     for row in rows:
-        parts[_split_at(_place(row), shares)].append(row)
+        parts[_split_at(_place(row), shares) if row.key in labelled else "train"].append(row)
     return parts
 
 
@@ -43,7 +45,7 @@ def _split_at(place: float, shares: Mapping[Split, float]) -> Split:
 
 
 def measurable(rows: Sequence[Row]) -> list[Row]:
-    """The labelled rows of a carved split; nothing can be measured on the others."""
+    """The labelled rows of a carved split; nothing can be measured on the others, whose text another row has with a label."""
     return [row for row in rows if row.label is not None]
 
 

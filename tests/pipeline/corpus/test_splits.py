@@ -49,8 +49,21 @@ def test_only_the_splits_with_a_share_are_carved() -> None:
 
 
 def test_both_texts_of_a_pair_decide_its_split() -> None:
-    pairs = [Row(("same", f"other {number}"), None, "x", number) for number in range(100)]
+    pairs = [Row(("same", f"other {number}"), "a", "x", number) for number in range(100)]
     assert all(carve(pairs, SHARES).values())
+
+
+@given(texts, texts)
+def test_texts_without_a_label_are_train_rows_and_one_that_has_it_elsewhere_goes_where_that_is(
+    found: list[str], bare: list[str]
+) -> None:
+    labelled = carve(rows(*found), SHARES)
+    homes = {row.key: split for split, part in labelled.items() for row in part}
+    parts = carve([*rows(*found), *rows(*bare, label=None)], SHARES)
+    for split, part in parts.items():
+        assert [row for row in part if row.label is not None] == labelled[split]
+        assert all(homes.get(row.key, "train") == split for row in part)
+    assert sum(map(len, parts.values())) == len(found) + len(bare)
 
 
 def test_a_carved_split_keeps_its_labelled_rows() -> None:
