@@ -21,6 +21,9 @@ STUDENT = "student"
 TEACHER, STORE = "teacher", "store"
 """Of a case's folder: its teacher, and the store of its shards."""
 
+LAYERS = "layers"
+"""Of a run's folder: the student that has learnt its teacher's layers. Of its parameter file: how it learns them."""
+
 PRETRAINED = "pretrained"
 """What arms.yaml calls a start from the model that the teacher was fine-tuned from."""
 
@@ -58,6 +61,8 @@ class Arm(Settings):
     """Further train texts, at most, whose labels nobody sees; the teacher is that of the case."""
     online: Aim | None = None
     """Whose gradient is followed with the teacher in every step, outside the pipeline; None for all other arms."""
+    layers_first: dict[str, Any] | None = None
+    """Over distill.optimiser: a phase before, outside the pipeline, in which the student learns its teacher's layers."""
 
 
 class Arms(Settings):
@@ -141,7 +146,8 @@ class Run:
         case, arm, start = self.case, all_arms()[self.arm], base()
         if "layers" in arm.student and self.student != "half":
             raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
-        seeded = {"optimiser": {"epochs": self.all_epochs, "seed": case.seed}}
+        seeds = {"seed": case.seed}
+        seeded = {"optimiser": {"epochs": self.all_epochs} | seeds}
         task = {
             "kind": case.corpus.kind,
             "metric": case.corpus.metric,
@@ -150,22 +156,26 @@ class Run:
             "words": self._words(models, folder / TEACHER),
             "aim": "teacher" if arm.scout is None else "scout",
         }
-        return {
+        first = {} if arm.layers_first is None else {LAYERS: overlaid(start["distill"]["optimiser"], arm.layers_first | seeds)}
+        return first | {
             "tasks": {case.task: task},
-            "teach": start["teach"] | {"seed": case.seed},
-            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None, "seed": case.seed},
+            "teach": start["teach"] | seeds,
+            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None} | seeds,
             "score": overlaid(start["score"], arm.score),
             "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
-            "augment": overlaid(start["augment"], (arm.augment or {}) | {"seed": case.seed}),
+            "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),
             "distill": overlaid(start["distill"], seeded),
-            "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models)},
+            "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models, folder)},
             "evaluate": start["evaluate"],
             "runtime": start["runtime"] | {"store": str(folder / STORE)},
         }
 
-    def _start(self, models: Models) -> dict[str, Any]:
+    def _start(self, models: Models, folder: Path) -> dict[str, Any]:
         """Who learns from labels alone starts from the pretrained model: the teacher's layers are taught already."""
-        return {"start": {"checkpoint": models.teacher}} if all_arms()[self.arm].student.get("start") == PRETRAINED else {}
+        arm = all_arms()[self.arm]
+        if arm.layers_first is not None:
+            return {"start": {"checkpoint": str(folder / self.name / LAYERS)}}
+        return {"start": {"checkpoint": models.teacher}} if arm.student.get("start") == PRETRAINED else {}
 
     def _words(self, models: Models, teacher: Path) -> dict[str, Any] | None:
         """The masked language model of arms that replace words: fitted to their own train rows, or the one given."""

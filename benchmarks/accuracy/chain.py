@@ -16,22 +16,27 @@ import pandas as pd
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.accuracy.arms import STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
+from benchmarks.accuracy.arms import LAYERS, STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
+from benchmarks.accuracy.tinybert import train_layers
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import Settings
 from pipeline.distill.settings import StudentSettings
+from pipeline.distill.training import Sources
 from pipeline.errors import PipelineError
 from pipeline.evaluation import QUALITY_FILE, Qualities
 from pipeline.files import canonical_json, write_json
-from pipeline.finetuning import HISTORY_FILE
+from pipeline.finetuning import HISTORY_FILE, OptimiserSettings
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
 from stages import augment, distill, evaluate, prepare, score, scout, teach, words
+
+COST, LAYERS_COST = "cost.json", "layers_cost.json"
+"""Of a run's folder: what its training took, and what its first phase did, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ class OnlineNeeds(Settings):
 
     student: StudentSettings
     augment: AugmentSettings
+
+
+class LayersNeeds(Settings):
+    """What the first phase of an arm that has one reads of its parameter file; its student starts from the teacher."""
+
+    student: StudentSettings
+    layers: OptimiserSettings
 
 
 @contextmanager
@@ -97,10 +109,12 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
             shards, seconds = _variants(run, folder, common)
     own_store = params | {"runtime": params["runtime"] | {"store": str(folder / "store")}}
     common["--params"] = _written(own_store, folder / "params.yaml")
-    cost, made = folder / "cost.json", folder / "student"
+    cost, made = folder / COST, folder / "student"
     if arm.online:
         _online(arm.online, common, made, cost)
     else:
+        if arm.layers_first is not None:
+            _layers(folder, common, shards)
         places = {"--shards": shards or folder / "none", "--out": made, "--cost": cost}
         _run(distill.main, **common, **{"--student": STUDENT}, **places)
     _run(evaluate.main, **common, **{"--student": made, "--out": folder / "evaluation"})
@@ -200,9 +214,26 @@ def _online(aim: Aim, common: dict[str, Any], out: Path, cost: Path) -> None:
     train_online(aim, common["--teacher"], common["--scores"], needs.student, search, out, cost)
 
 
+def _layers(folder: Path, common: dict[str, Any], shards: Path | None) -> None:
+    """The first phase of a student, unless it is finished."""
+    if (folder / LAYERS_COST).is_file():
+        return
+    needs = config.load(common["--params"], LayersNeeds, student=("distill", f"students.{STUDENT}"), layers=LAYERS)
+    sources = Sources.open(common["--teacher"], common["--scores"], shards)
+    begun = needs.student.model_copy(update={"start": "teacher"})
+    train_layers(sources, begun, needs.layers, folder / "states", folder / LAYERS, folder / LAYERS_COST)
+
+
+def _cost(folder: Path) -> dict[str, Any]:
+    """Seconds and steps of a student, in whatever phases it learnt."""
+    phases = [folder / COST, folder / LAYERS_COST]
+    known = [json.loads(phase.read_text(encoding="utf-8")) for phase in phases if phase.is_file()]
+    return {name: sum(cost[name] for cost in known) for name in ("seconds", "steps")}
+
+
 def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: float) -> Result:
     found = Qualities.model_validate_json((folder / "evaluation" / QUALITY_FILE).read_bytes())
-    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    cost = _cost(folder)
     lineage = json.loads((folder / "student" / "lineage.json").read_text(encoding="utf-8"))
     kept = [scores] if shards is None else [scores, shards]
     return Result(
@@ -222,7 +253,7 @@ def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: 
         test_rows=found.rows,
         best_epoch=lineage["best_epoch"],
         steps=cost["steps"],
-        seconds=cost["seconds"],
+        seconds=round(cost["seconds"], 1),
         stage_one_seconds=round(seconds, 1),
         bytes=sum(entry.receipt.bytes for place in kept for entry in Manifest.read(place).shards),
         manifest=manifest_hash(kept[-1])[:12],

@@ -31,7 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
     fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
     monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
-    for arm in ("fitted", "fitted_teacher", "fitted_long"):
+    for arm in ("fitted", "fitted_teacher", "fitted_long", "tinybert"):
         monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
@@ -82,6 +82,15 @@ def test_shards_cost_what_it_took_to_make_them_whichever_runs_did(tmp_path: Path
     assert seconds_of({"a", "b", "c", "d"}, {"c", "d"}, 40.0, notes) == pytest.approx(60), "half of them by the first run"
     assert seconds_of({"c", "x"}, set(), seconds, notes) == pytest.approx(40), "x is of a run that was killed"
     assert seconds_of({"y"}, set(), seconds, notes) == seconds
+
+
+def test_a_student_that_first_learns_layers_goes_on_from_them_and_its_row_counts_both_phases(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"layers_first": {"epochs": 2, "learning_rate": 1e-3}, "augment": all_arms()["tinybert"].augment | {"variants": 3}}
+    monkeypatch.setitem(all_arms(), "tinybert", all_arms()["tinybert"].model_copy(update=short))
+    result, _ = result_of(Run(CASE, "tinybert", "half", 3), place)
+    assert result.steps == 2 * 3 * 40 // 32 + 1 + 2 * 10, "two epochs of three copies of each row, then ten of one of them"
 
 
 def test_the_same_run_gives_the_same_value(place: Place) -> None:
