@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.accuracy import tables
-from benchmarks.accuracy.analysis import Comparison, by_task, cases_of, compared, current
+from benchmarks.accuracy.analysis import TEACHER, Comparison, by_task, cases_of, compared, current
 from benchmarks.accuracy.arms import Run, all_arms
 from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import curves_of, read_results
@@ -61,7 +61,7 @@ class Findings:
             differences(pairs, folder / f"{self.study}_differences.svg")
         if not pairs or not self._has_best(self.found):
             return
-        drawn = [arm for arm in self._arms(self.found) if arm in (*CONTROLS, self.best)]
+        drawn = [arm for arm in self._with_all_cases(self.found) if arm in (*CONTROLS, self.best)]
         if (self.found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(self.found, drawn, folder / f"{self.study}_schedules.svg")
         curves(curves_of(cases_of(self.found, self.best), self.results), drawn, folder / f"{self.study}_curves.svg")
@@ -79,9 +79,17 @@ class Findings:
     def _has_best(self, runs: pd.DataFrame) -> bool:
         return self.best in set(runs["arm"])
 
+    def _by_task(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """The medians of the best arm, which stands last, and of all that have its cases."""
+        return by_task(runs, [*(arm for arm in self._arms(runs) if arm != self.best), self.best])
+
+    def _with_all_cases(self, runs: pd.DataFrame) -> list[str]:
+        """The best arm and those that have all its cases: a mean over fewer seeds is another curve for no other reason."""
+        return [str(arm) for arm in self._by_task(runs).columns if arm != TEACHER]
+
     def _headline(self, runs: pd.DataFrame) -> str:
         """The table of the best arm, task by task; other arms and controls stand in it where they have all its cases."""
-        shown = by_task(runs, [*(arm for arm in self._arms(runs) if arm != self.best), self.best])
+        shown = self._by_task(runs)
         gains = [compared(runs, self.best, arm) for arm in CONTROLS if arm in shown and arm != self.best]
         return tables.headline(shown, gains, self.best)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,9 @@ COLOURS = ("#7a7a7a", "#1f6fb4", "#d1495b", "#3a9d6e", "#b07d2b", "#7b4fa3")
 """Of arms in their order; the first is the plain one."""
 
 INK = "#222222"
+
+CLIMB = 3
+"""Epochs in which a student finds its feet."""
 
 PANEL = (3.1, 2.6)
 """Inches of one panel."""
@@ -59,6 +63,7 @@ def curves(epochs: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
             chosen = group[group["arm"] == arm]
             mean = chosen.groupby("at")["dev"].mean() * POINTS
             axes.plot(mean.index, mean, color=COLOURS[number], label=arm)
+        _leave_out_the_climb(axes)
         _name(axes, f"{task}, {rows or 'all'} rows, {student}", "epoch", "dev, points")
     panels[0].legend(frameon=False, fontsize=8)
     _save(figure, out)
@@ -102,6 +107,14 @@ def _panels(number: int) -> tuple[Figure, list[Axes]]:
     for spare in panels[number:]:
         spare.remove()
     return figure, panels[:number]
+
+
+def _leave_out_the_climb(axes: Axes) -> None:
+    """Begin the axis where the lowest line is after ``CLIMB`` epochs: below, all are alike, and above they would be one."""
+    settled = [np.asarray(line.get_ydata())[CLIMB:] for line in axes.lines]
+    if lowest := [float(heights.min()) for heights in settled if len(heights)]:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(bottom=min(lowest) - 0.05 * (top - min(lowest)), top=top)
 
 
 def _name(axes: Axes, title: str, below: str, beside: str) -> None:

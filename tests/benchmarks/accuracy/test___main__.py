@@ -71,6 +71,20 @@ def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, mad
     assert all(text.startswith("<?xml") for text in drawn.values())
 
 
+def test_a_curve_stands_in_the_picture_only_where_it_has_the_seeds_of_the_best(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    table, drawn = tmp_path / "accuracy.csv", list[list[str]]()
+    monkeypatch.setattr(findings, "curves", lambda epochs, arms, out: drawn.append(arms))
+    options = ["show", "--study", "any", "--best", "kd_hard", "--results", str(table), "--pictures", str(tmp_path / "pictures")]
+    CliRunner().invoke(suite.main, options, catch_exceptions=False)
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([rows[0], *rows[2:]]) + "\n")
+    CliRunner().invoke(suite.main, options, catch_exceptions=False)
+    assert drawn == [["kd", "kd_hard"], ["kd_hard"]]
+
+
 def test_a_control_that_is_shown_as_best_is_not_compared_with_itself(tmp_path: Path, made: list[str]) -> None:
     start(tmp_path)
     options = ["show", "--study", "any", "--best", "kd", "--results", str(tmp_path / "accuracy.csv")]

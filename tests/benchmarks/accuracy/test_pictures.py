@@ -69,6 +69,21 @@ def test_a_curve_is_the_mean_over_seeds_after_each_epoch(drawn: list[Figure], tm
     assert lines(drawn[0], 1)["kd"] == [(1, 55.0), (2, 80.0)]
 
 
+def test_the_first_epochs_do_not_press_the_others_together(drawn: list[Figure], tmp_path: Path) -> None:
+    devs = {"kd": [0.1, 0.5, 0.6, 0.70, 0.72], "own": [0.0, 0.6, 0.7, 0.80, 0.90]}
+    rows = [
+        {"task": "trec", "rows": 0, "arm": arm, "student": "half", "epochs": 5, "seed": 1, "at": at, "dev": dev}
+        for arm, curve in devs.items()
+        for at, dev in enumerate(curve, 1)
+    ]
+    curves(pd.DataFrame(rows), list(devs), tmp_path / "a.svg")
+    low, high = drawn[0].axes[0].get_ylim()
+    assert 65 < low < 70, "just below the lowest line after three epochs"
+    assert high > 90
+    curves(pd.DataFrame(rows).query("at < 3"), list(devs), tmp_path / "a.svg")
+    assert drawn[1].axes[0].get_ylim()[0] < 0, "a short training is all climb"
+
+
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     table = pd.DataFrame(
         [
