@@ -86,9 +86,12 @@ class MaskedRows:
 
 
 def masked_rows(
-    prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, settings: FitSettings
+    prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: FitSettings
 ) -> MaskedRows:
-    """The rows of a prepared split as the masked language model of a task reads them; of too many, those drawn by their ids."""
+    """The rows of a prepared split as a masked language model of ``known`` tokens reads them.
+
+    Of more than ``settings.rows`` they are those drawn by their ids.
+    """
     columns = _drawn(pq.read_table(prepared / f"{split}.parquet"), settings).to_pydict()
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     return MaskedRows(
@@ -99,7 +102,7 @@ def masked_rows(
         np.array(sorted(tokenizer.all_special_ids), dtype=np.int64),
         int(tokenizer.mask_token_id),
         int(tokenizer.pad_token_id),
-        len(tokenizer),
+        min(len(tokenizer), known),
     )
 
 

@@ -22,6 +22,7 @@ from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import logits_from_ids, pick_device
+from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import check_vocabulary, config_of, load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Kind, Split, Task, measure
@@ -117,6 +118,7 @@ def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
     if settings.max_length > longest:
         raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
     check_vocabulary(settings.model, tokenizer)
+    check_saving(settings.model, tokenizer)
     tokenizer.model_max_length = settings.max_length
     return tokenizer
 

@@ -14,10 +14,14 @@ from pipeline.files import folder_written_whole, write_json
 from pipeline.finetuning import best_epoch, fine_tune, write_history
 from pipeline.masking import FitSettings, loss_of, masked_rows
 from pipeline.models.architectures import positions_of, refuse_maskless
+from pipeline.models.forward import word_embeddings
 from pipeline.models.hashes import source_hash
 from pipeline.models.pretrained import check_vocabulary, config_of, load_pretrained, load_tokenizer
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
-from pipeline.tasks import Task
+from pipeline.tasks import Split, Task
+
+FITTED_ON: tuple[Split, Split] = ("train", "dev")
+"""What a masked language model learns from, and what chooses its best epoch."""
 
 MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
 """How transformers' classes end that fill masks."""
@@ -108,8 +112,8 @@ def _fitted(
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(settings.seed % 2**32)  # what has no saved weights starts from random ones
     model = _with_head(source)
-    train = masked_rows(prepared, "train", tokenizer, max_length, settings)
-    dev = masked_rows(prepared, "dev", tokenizer, max_length, settings)
+    known = len(word_embeddings(model))  # a tokenizer may name tokens beyond them that no text has
+    train, dev = (masked_rows(prepared, split, tokenizer, known, max_length, settings) for split in FITTED_ON)
 
     def measured(model: PreTrainedModel, batch: Batch) -> Tensor:
         """Dev keeps the epoch whose figure is highest, [rows, 1]."""

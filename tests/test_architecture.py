@@ -188,7 +188,6 @@ DECIDES_NO_WEIGHT = {
         "files",
         "models.hashes",
         "shards.schema",
-        "shards.manifest",
         "shards.lineage",
     )
 }

@@ -1,13 +1,11 @@
 """Settings of variants that contradict an aim, a task's kind or a tokenizer. Knows settings; reads no shard and no weight."""
 
-from typing import Any
-
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
-from pipeline.perturbation import CONTROLS
+from pipeline.perturbation import CONTROLS, Effect
 from pipeline.tasks import Kind
 
 
@@ -41,12 +39,17 @@ def words_faults(settings: AugmentSettings, model: bool | None) -> list[str]:
 
 def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
     """What makes no sense for a regression."""
-    radius: Any = settings.perturbation.radius
-    asks_flips = getattr(radius, "flips", None) is not None
-    if kind == "regression" and settings.perturbs() and asks_flips:
+    if kind != "regression" or not settings.perturbs():
+        return []
+    search, faults = settings.perturbation, []
+    if isinstance(search.radius, Effect) and search.radius.flips is not None:
         way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
-        return [f"the answers of a regression do not flip; give this task {way_out}"]
-    return []
+        faults.append(f"the answers of a regression do not flip; give this task {way_out}")
+    if search.objective == "label" and not search.start:
+        faults.append(
+            "the squared error of a regression from its teacher's own answer has no gradient at start: 0; set it above 0"
+        )
+    return faults
 
 
 def edit_faults(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, pair: bool) -> list[str]:

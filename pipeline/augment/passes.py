@@ -85,7 +85,21 @@ def augment(
         check_room(plan, missing, store, runtime.max_bytes, width)
         find_words(plan, missing, store, workers)
         receipts = finish(plan.name, jobs, stock, workers)
+    _tell_of_vanished(plan, jobs, receipts)
     return publish(out, store, _manifest(plan, teacher, scores, found, jobs, receipts))
+
+
+def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
+    """Where a gradient was zero, a perturbation is no more than the random start that it began with."""
+    pairs = zip(jobs, receipts, strict=True)
+    perturbed = [receipt for job, receipt in pairs if "perturb" in plan.settings.recipe(job.variant)]
+    if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
+        rows = sum(receipt.rows for receipt in perturbed)
+        print(
+            f"{plan.name}: {vanished} of {rows} perturbed rows met a gradient of zero, where their perturbation stayed what it "
+            "was; a larger perturbation.start may help",
+            flush=True,
+        )
 
 
 def _missing(jobs: list[VariantJob], store: ShardStore) -> list[VariantJob]:

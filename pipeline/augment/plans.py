@@ -12,12 +12,13 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline import encoding, perturbation, proposing, seeding, views
+from pipeline import encoding, perturbation, proposing, scouting, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
 from pipeline.augment import inputs as inputs_code
 from pipeline.augment import jobs as jobs_code
 from pipeline.augment import masked_lm as masked_lm_code
+from pipeline.augment import model_set as model_set_code
 from pipeline.augment import teacher as teacher_code
 from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
@@ -38,6 +39,8 @@ from pipeline.proposing import words_in
 from pipeline.sampling import sample
 from pipeline.scouting import ScoutFolder
 from pipeline.shards import codec as codec_code
+from pipeline.shards import reader as reader_code
+from pipeline.shards import writer as writer_code
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, ShardEntry, check_agreement
 from pipeline.shards.reader import Shards
@@ -47,7 +50,8 @@ from pipeline.sources import BUILD
 from pipeline.tasks import SPLITS, Task
 
 SCORING_CODE = (
-    architectures, batches_code, encoding, forward, inputs_code, jobs_code, pretrained, seeding, teacher_code, views,
+    architectures, batches_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained, reader_code, seeding,
+    teacher_code, views, writer_code,
 )  # fmt: skip
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
@@ -220,10 +224,13 @@ class Augmentation:
                 encoding,
                 forward,
                 masked_lm_code,
+                model_set_code,
                 pretrained,
                 proposing,
+                reader_code,
                 text_edits_code,
                 words_code,
+                writer_code,
             ),
         }
 
@@ -255,6 +262,6 @@ def no_radius() -> Found:
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
     """The modules that decide the bytes of a variant; every row tells its divergence, which is defined beside the search."""
     found = [*SCORING_CODE, variants_code, perturbation]
-    found += [codec_code] if "perturb" in recipe else []
+    found += [codec_code, scouting] if "perturb" in recipe else []
     found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
     return found + ([masked_lm_code, proposing, words_code] if "masked_lm" in recipe else [])

@@ -16,6 +16,7 @@ from pipeline.distill.student import Checkpoint, check_size
 from pipeline.distill.uses import check_use
 from pipeline.errors import PipelineError
 from pipeline.finetuning import check_services
+from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import check_folder, check_place, check_vocabulary, depth_of, load_tokenizer, longest_input
 from pipeline.tasks import SPLITS
 from pipeline.teaching import check_answers
@@ -95,6 +96,7 @@ def _teacher_faults(name: str, task: TaskSettings, hidden: Collection[int], to_c
         depth, tokenizer = depth_of(model), load_tokenizer(model)
         longest = longest_input(model, tokenizer)
         check_vocabulary(model, tokenizer)
+        check_saving(model, tokenizer)
         if not teacher.fine_tune and (labels or task.kind == "regression"):
             check_answers(teacher.model, name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
     except PipelineError as fault:
@@ -141,7 +143,8 @@ def _learning_faults(name: str, student: StudentSettings, task: str, sections: S
         return []
     try:
         if student.adversary.shards:
-            check_use(student.variants, augment.aimed_at(scout.snapshots if scout and augment.aims() else 0))
+            snapshots = scout.snapshots if scout and augment.aims() else 0
+            check_use(student.variants, augment.aimed_at(snapshots), snapshots)
         if student.adversary.student:
             check_search(student.perturbation, sections.tasks[task].kind)
     except PipelineError as fault:

@@ -142,11 +142,12 @@ def check_varied(train: Sequence[Row], subject: str, found: FoundFaults) -> None
 def names_in(rows: Iterable[Row]) -> tuple[str, ...]:
     """The label names that occur, sorted; by value if all are whole numbers."""
     names = {str(row.label) for row in rows if row.label is not None}
-    return tuple(sorted(names, key=_as_integer if all(is_integer(name) for name in names) else None))
+    return tuple(sorted(names, key=_by_value if all(is_integer(name) for name in names) else None))
 
 
-def _as_integer(name: str) -> int:
-    return int(name)
+def _by_value(name: str) -> tuple[int, str]:
+    """Two names of one number, 1 and 01, have an order too."""
+    return int(name), name
 
 
 def is_integer(name: str) -> bool:

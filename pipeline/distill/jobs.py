@@ -42,16 +42,16 @@ from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import source_hash
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards import batches, codec, reader
+from pipeline.shards import batches, codec, manifest, reader
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, training_hash
 from pipeline.shares import effective
 from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
 CODE: tuple[ModuleType, ...] = (
-    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, narrowing,
-    objective, order, perturbation, pretrained, reader, scouting, seeding, settings, shares, step, student, tasks, training,
-    uses, views,
+    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,
+    narrowing, objective, order, perturbation, pretrained, reader, scouting, seeding, settings, shares, step, student, tasks,
+    training, uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
 

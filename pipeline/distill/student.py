@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
+from pipeline.models.architectures import FIRST_LAYER_APART
 from pipeline.models.forward import word_embeddings
 from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import config_of, load_classifier, load_tokenizer, longest_input
@@ -156,6 +157,11 @@ def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:
 
 def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[int]) -> PreTrainedConfig:
     """The teacher's configuration with the student's sizes."""
+    if teacher.model_type in FIRST_LAYER_APART and chosen[0]:
+        raise PipelineError(
+            f"layers: {chosen}: the first layer of a {teacher.model_type!r} lacks a norm that the others have and that one of "
+            "them would lose in its place; begin the list with 0"
+        )
     config = copy.deepcopy(teacher)
     config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None):

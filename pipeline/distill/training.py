@@ -18,7 +18,7 @@ from pipeline.distill.examples import Examples, Variants
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.distill.uses import aims_in, check_use
+from pipeline.distill.uses import aims_in, check_use, snapshots_of
 from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -92,12 +92,13 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
         PipelineError: the student cannot be built, or the variants cannot be used as asked.
     """
     if sources.variants is not None:
-        check_use(settings.variants, aims_in(sources.variants.manifest))
+        manifest = sources.variants.manifest
+        check_use(settings.variants, aims_in(manifest), snapshots_of(manifest))
     student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
     if (share := student.fresh_share()) > FRESH_UNTOLD:
         print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
     train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
-    if _labels_alone(settings) and np.isnan(train_rows.rows.labels()).all():
+    if _labels_alone(settings, sources.variants is not None) and np.isnan(train_rows.rows.labels()).all():
         raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
     if dist.is_initialized():
         freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
@@ -178,10 +179,10 @@ def answers(task: Task, dev: Rows) -> Floats:
     return predictions(task, dev.matrix("teacher_logits")) if np.isnan(labels).any() else labels
 
 
-def _labels_alone(settings: StudentSettings) -> bool:
-    """Whether a student without labels would learn nothing."""
-    objective, shares = settings.objective, settings.adversary
-    return not objective.soft + objective.hidden + (objective.perturbed if shares.shards else 0.0)
+def _labels_alone(settings: StudentSettings, variants: bool) -> bool:
+    """Whether a student without labels would learn nothing; a scout sees no variants, whatever its shares are."""
+    objective = settings.objective
+    return not objective.soft + objective.hidden + (objective.perturbed if variants else 0.0)
 
 
 def _own_adversary(

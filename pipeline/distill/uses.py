@@ -35,8 +35,8 @@ def snapshots_of(manifest: Manifest) -> int:
     return int(manifest.details["snapshots"])
 
 
-def check_use(use: Use, aims: Aims) -> None:
-    """Refuse a use that the variants with these aims do not allow."""
+def check_use(use: Use, aims: Aims, snapshots: int) -> None:
+    """Refuse a use that the variants with these aims at a scout's snapshots, 0 where there is none, do not allow."""
     variants = len(aims)
     if not variants:
         raise PipelineError("there is no variant; set augment.variants above 0, or adversary: student or none")
@@ -45,6 +45,11 @@ def check_use(use: Use, aims: Aims) -> None:
     if use == "by_progress" and not any(aims):
         raise PipelineError(
             "variants: by_progress needs variants that are aimed at a scout's snapshots; give the task aim: scout, or rotate"
+        )
+    if use == "by_progress" and (without := snapshots - len({aim for aim in aims if aim})):
+        raise PipelineError(
+            f"variants: by_progress follows the scout through its {snapshots} snapshots, but at the last {without} of them no "
+            f"variant is aimed; set the scout's snapshots to {snapshots - without}, or have more variants"
         )
 
 

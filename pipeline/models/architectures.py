@@ -19,6 +19,9 @@ DECODERS = ("gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen2", "qwen3")
 READ_AT_THE_END = (*DECODERS, "xlnet")
 """Model types whose head reads the last position, padding or not: they are run with a row's tokens at its end."""
 
+FIRST_LAYER_APART = ("modernbert",)
+"""Model types whose first layer lacks a norm that all others have: no other layer can stand in its place."""
+
 SUPPORTED = tuple(sorted((*ENCODERS, *READ_AT_THE_END)))
 """Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
 

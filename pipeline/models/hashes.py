@@ -4,15 +4,20 @@ Knows which parts of a saved model decide its logits; must not know what is kept
 """
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of, sha256_of
-from pipeline.models.pretrained import check_folder, config_of
+from pipeline.models.pretrained import check_folder, config_of, load_tokenizer
+
+ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
+"""Of special tokens: an edit masks with one, a mixture is filled up with another."""
 
 
 def model_hash(folder: Path) -> str:
@@ -44,12 +49,40 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     named: dict[str, Any] = {
         "inputs": tokenizer.model_input_names,
         "special": sorted(tokenizer.all_special_ids),
-        "unknown": tokenizer.unk_token_id,
+        "roles": {role: getattr(tokenizer, f"{role}_token_id") for role in ROLES},
         "truncation_side": tokenizer.truncation_side,
     }
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
         named["rules"] = {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
     else:
-        named["rules"] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        named["rules"] = _rules_in_python(tokenizer)
     return hash_of(named)
+
+
+def check_saving(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is another one once it has been saved, as BERTweet's is, of whose merges the last symbol is lost.
+
+    Raises:
+        PipelineError: it is; every later stage would cut texts otherwise than the model was trained on.
+    """
+    if tokenizer.is_fast:  # saved as one file of rules, which is what names it
+        return
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
+        tokenizer.save_pretrained(place)
+        if tokenizer_hash(load_tokenizer(place)) != tokenizer_hash(tokenizer):
+            raise PipelineError(
+                f"the tokenizer of {source}, a {type(tokenizer).__name__}, is another one once transformers has saved it; "
+                "save the model with a fast tokenizer (tokenizer.json)"
+            )
+
+
+def _rules_in_python(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides the ids of a tokenizer that is a Python class: all that it saves, but for its place and the longest row."""
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
+        tokenizer.save_pretrained(place)
+        settings = json.loads((Path(place) / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+        files = {file.name: sha256_of(file) for file in sorted(Path(place).iterdir()) if file.name != TOKENIZER_CONFIG_FILE}
+    for passing in ("name_or_path", "model_max_length", "local_files_only", "is_local", "backend"):
+        settings.pop(passing, None)
+    return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings, "files": files}

@@ -125,8 +125,9 @@ def visible_fault(entry: Entry) -> str | None:
 def plan(contents: Contents, uses: Uses, least_age: float, now: float) -> Plan:
     """What may go: what no manifest lists and nobody has written or asked for in the last ``least_age`` seconds.
 
-    What was made with one teacher is as young as the youngest of it: a run of many days keeps what it computed, or found here,
-    on the first. What looks unfinished is kept for ``SECONDS_UNFINISHED`` however small the least age.
+    What was made with one model is as young as the youngest of it: a run of many days keeps what it computed, or found here, on
+    the first, words of a masked language model among it. What looks unfinished is kept for ``SECONDS_UNFINISHED`` however small
+    the least age.
     """
     spare = list(_spare(contents, uses, least_age))
     doomed = [garbage for garbage, may_go in spare if may_go <= now]
@@ -261,7 +262,7 @@ def _spare(contents: Contents, uses: Uses, least_age: float) -> Iterator[tuple[G
         if not _users(entry, uses):
             label = f"set {_set_of(entry)[:8]}, {_describe_set(_key_of(entry))}"
             age = least_age if len(entry.files) == 2 else patience
-            yield Garbage("shard", label, entry.files), touched[_maker(entry)] + age
+            yield Garbage("shard", label, entry.files), max(touched[maker] for maker in _makers(entry)) + age
     for note in contents.notes:
         if not note.key or not set(makers_of(note.key)) <= uses.makers.keys():
             label = f"remembered of teacher {_teacher(note.key)}" if note.key else "damaged"
@@ -278,16 +279,17 @@ def _users(entry: Entry, uses: Uses) -> set[Path]:
 
 
 def _last_touched(entries: Iterable[Entry]) -> dict[str, float]:
-    """When anything of each teacher was last written or asked for."""
+    """When anything of each model was last written or asked for."""
     found: dict[str, float] = {}
     for entry in entries:
-        found[_maker(entry)] = max([found.get(_maker(entry), 0.0), *map(_changed, entry.files)])
+        latest = max(map(_changed, entry.files))
+        found |= {maker: max(found.get(maker, 0.0), latest) for maker in _makers(entry)}
     return found
 
 
-def _maker(entry: Entry) -> str:
-    """The teacher of a shard, or the model whose words it holds; one of an unknown key stands for itself."""
-    return next(iter(makers_of(entry.key)), entry.name) if entry.key else entry.name
+def _makers(entry: Entry) -> Sequence[str]:
+    """The models that made a shard; one of an unknown key stands for itself."""
+    return (entry.key and makers_of(entry.key)) or [entry.name]
 
 
 def _changed(file: StoredFile) -> float:

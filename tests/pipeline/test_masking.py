@@ -21,7 +21,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows_of(prepared: Path, **changed: object) -> MaskedRows:
     settings = FitSettings.model_validate(FIT | changed)
-    return masked_rows(prepared, "train", make_tokenizer(), MAX_LENGTH, settings)
+    return masked_rows(prepared, "train", make_tokenizer(), len(make_tokenizer()), MAX_LENGTH, settings)
 
 
 def at(rows: list[int], epoch: int = 0) -> Piece:
@@ -58,6 +58,15 @@ def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(prep
     assert set(other.example_ids) != set(some.example_ids)
     by_id = dict(zip(every.example_ids, every.input_ids, strict=True))
     assert all(by_id[name].tolist() == ids.tolist() for name, ids in zip(some.example_ids, some.input_ids, strict=True))
+
+
+def test_a_token_that_the_model_does_not_know_stands_in_no_others_place(prepared: Path) -> None:
+    """A tokenizer may name one that was added and that no text has."""
+    tokenizer, settings = make_tokenizer(), FitSettings.model_validate(FIT | {"masked": 0.9})
+    known = len(tokenizer)
+    tokenizer.add_tokens([f"added{number}" for number in range(known)])
+    rows = masked_rows(prepared, "train", tokenizer, known, MAX_LENGTH, settings)
+    assert int(rows.batch(at(list(range(ROWS))))["input_ids"].max()) < known
 
 
 def test_the_shares_are_those_of_bert(prepared: Path) -> None:

@@ -54,7 +54,7 @@ def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: s
     assert bool(needs.student.adversary.shards) == stored
     if stored:
         snapshots = needs.scout.snapshots if all_arms()[arm].scout is not None else 0
-        check_use(needs.student.variants, needs.augment.aimed_at(snapshots))
+        check_use(needs.student.variants, needs.augment.aimed_at(snapshots), snapshots)
     assert bool(needs.student.objective.hidden) == bool(needs.score.hidden)
 
 

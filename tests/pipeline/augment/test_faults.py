@@ -47,6 +47,13 @@ def test_a_regression_has_no_flips_to_ask_for_but_a_divergence() -> None:
     assert kind_faults(augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
 
 
+def test_a_regression_has_no_gradient_at_its_teachers_own_answer() -> None:
+    still, moved = (augment_settings({"objective": "label", "start": start}, variants=1) for start in (0.0, 0.3))
+    (sentence,) = kind_faults(still, "regression")
+    assert sentence.endswith("from its teacher's own answer has no gradient at start: 0; set it above 0")
+    assert kind_faults(moved, "regression") == kind_faults(still, "classification") == []
+
+
 def test_words_are_asked_for_where_there_is_a_model_and_nowhere_else() -> None:
     proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 8}
     asking = augment_settings(recipes=[["mask"], ["masked_lm", "swap"]], masked_lm=proposing)

@@ -162,6 +162,17 @@ def test_the_manifest_tells_what_was_found_on_the_way(world: World, capsys: pyte
     assert f"augment tiny: radius 0.3, on 60 rows {found['flips']:.1%} of the teacher's answers flip, mean" in said
 
 
+def test_perturbations_that_no_gradient_moved_are_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """A start too small for float32 is none, and there a divergence rises in no direction, but for rounding."""
+    world.score()
+    found = world.augment(settings_of({"start": 1e-44}))
+    still = int(sum(entry.receipt.statistics["vanished"] for entry in found.shards))
+    assert still > 0
+    assert f"tiny: {still} of 120 perturbed rows met a gradient of zero, where" in capsys.readouterr().out
+    world.augment(settings_of())
+    assert "gradient of zero" not in capsys.readouterr().out
+
+
 def test_the_radius_is_found_from_an_effect_and_stands_in_every_key(world: World) -> None:
     world.score()
     manifest = world.augment(settings_of({"radius": {"divergence": 0.05}}))

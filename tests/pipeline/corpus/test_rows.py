@@ -120,3 +120,9 @@ def test_labels_that_are_all_the_same_leave_nothing_to_learn() -> None:
 def test_names_are_sorted_as_numbers_if_all_of_them_are() -> None:
     assert names_in(rows("10", "9", "-1", None, "9")) == ("-1", "9", "10")
     assert names_in(rows("10", "9", "b")) == ("10", "9", "b")
+
+
+def test_two_names_of_one_number_have_an_order_too() -> None:
+    """Of a set of names each process would otherwise have an order of its own."""
+    names = [f"{number:0{width}d}" for number in range(9) for width in range(1, 5)]
+    assert names_in(rows(*names)) == tuple(sorted(names, key=lambda name: (int(name), name)))

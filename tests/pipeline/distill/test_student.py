@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import Checkpoint, SizeSettings, Student, chosen_layers, make_student, principal_map
 from pipeline.errors import PipelineError
-from pipeline.models.architectures import SUPPORTED
+from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
 from pipeline.models.pretrained import load_classifier
 from pipeline.views import carried
@@ -40,33 +40,35 @@ def test_a_whole_student_of_every_type_answers_as_its_teacher(kind: str, tmp_pat
     assert (student.facts["parameters_fresh"], student.facts["parameters_mapped"], student.map) == (0, 0, None)
 
 
-def second_layer_alone(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without the first of its two layers; ALBERT's two are one that is run twice.
-
-    A ModernBERT's first layer has no norm in front, whichever of the teacher's it was.
-    """
+def one_layer_alone(model: PreTrainedModel, number: int) -> PreTrainedModel:
+    """The model without the other of its two layers; ALBERT's two are one that is run twice."""
     for name, module in model.named_modules():
         if re.search(r"(^|\.)(layer|layers|h)$", name) and isinstance(module, torch.nn.ModuleList):
-            del module[0]
-            if hasattr(module[0], "attn_norm"):
-                module[0].attn_norm = torch.nn.Identity()
+            del module[1 - number]
     model.config.num_hidden_layers = 1
     if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[1:]
+        model.config.layer_types = [model.config.layer_types[number]]
     return model
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_a_shallower_student_of_every_type_is_the_teacher_without_the_layers_left_out(kind: str, tmp_path: Path) -> None:
     of_type(kind).save_pretrained(tmp_path / "teacher")
-    student = make_student(tmp_path / "teacher", SizeSettings(start="teacher", layers=[1]), seed=0)
+    kept = 0 if of_type(kind).config.model_type in FIRST_LAYER_APART else 1
+    student = make_student(tmp_path / "teacher", SizeSettings(start="teacher", layers=[kept]), seed=0)
     student.model.save_pretrained(tmp_path / "student")
     batch, saved = rows_of(kind), load_classifier(tmp_path / "student")
     whole, half = logits_from_ids(of_type(kind), batch), logits_from_ids(saved, batch)
-    torch.testing.assert_close(half, logits_from_ids(second_layer_alone(of_type(kind)), batch), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(half, logits_from_ids(one_layer_alone(of_type(kind), kept), batch), atol=1e-6, rtol=1e-6)
     assert (half - whole).abs().max() > 1e-2, "the layer left out must be seen"
     assert student.facts["parameters_fresh"] == student.facts["parameters_mapped"] == 0
     assert saved.config.num_hidden_layers == len(getattr(saved.config, "layer_types", None) or [1]) == 1
+
+
+def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_refused(tmp_path: Path) -> None:
+    of_type("modernbert").save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=r"layers: \[1\]: the first layer of a 'modernbert' lacks a norm .* list with 0"):
+        make_student(tmp_path, SizeSettings(start="teacher", layers=[1]), seed=0)
 
 
 @pytest.mark.parametrize("start", ["teacher", "scratch"])

@@ -11,10 +11,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
 from pipeline.augment.passes import score
+from pipeline.conduct import NO_STATES
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student
+from pipeline.distill.training import Sources, train
 from pipeline.errors import PipelineError
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.tasks import Split
@@ -193,15 +195,19 @@ def test_a_use_that_the_variants_do_not_allow_is_refused(
     assert not (tmp_path / "half").exists()
 
 
-def test_labels_alone_teach_nothing_where_no_train_row_has_one(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adversary", ["none", "shards"])
+def test_labels_alone_teach_nothing_where_no_train_row_has_one(
+    adversary: str, prepared: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """A scout, whose shares are those of the section distill, sees no variants whatever they are."""
     corpus = Path(shutil.copytree(prepared, tmp_path / "prepared"))
     table = pq.read_table(corpus / "train.parquet")
     without = pa.nulls(len(table), table.schema.field("label").type)
     pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", without), corpus / "train.parquet")
-    scores, shards = make_shards(tmp_path, corpus, teacher)
+    scores, _ = make_shards(tmp_path, corpus, teacher)
     weights = student_settings().objective.model_dump() | {"hard": 1.0, "soft": 0.0}
     with pytest.raises(PipelineError, match="half: no train row has a label, and nothing else is learnt from; set objective"):
-        distill("half", scores, shards, teacher, student_settings(adversary="none", objective=weights), tmp_path / "half")
+        train("half", Sources.open(teacher, scores, None), student_settings(adversary=adversary, objective=weights), NO_STATES)
 
 
 @pytest.mark.parametrize("use", ["rotate", "all", {"worst_of": 2}])

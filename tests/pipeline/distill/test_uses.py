@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.distill.uses import Use, chosen
+from pipeline.distill.uses import Use, check_use, chosen
+from pipeline.errors import PipelineError
 from pipeline.scouting import aims_of
 
 USE: TypeAdapter[Use] = TypeAdapter(Use)
@@ -45,6 +46,14 @@ def test_by_progress_shows_only_variants_of_the_nearest_snapshot_in_turn(
     away = {number: abs(aim - progress * snapshots) for number, aim in enumerate(aims, 1) if aim is not None}
     turns = {chosen("by_progress", aims, snapshots, epoch + turn, progress)[0] for turn in range(len(aims))}
     assert turns == {number for number, distance in away.items() if distance == min(away.values())}
+
+
+def test_by_progress_needs_a_variant_for_every_snapshot() -> None:
+    """Else a student would see to its end what misled a scout that had hardly begun."""
+    check_use("by_progress", [1, None, 2, 3, 1], 3)
+    check_use("rotate", [1, 2, 3], 8)
+    with pytest.raises(PipelineError, match=r"its 8 snapshots, but at the last 5 of them no variant is aimed; set .* to 3, or"):
+        check_use("by_progress", [1, 2, 3], 8)
 
 
 @pytest.mark.parametrize("use", ["sometimes", {"worst_of": 1}, {"best_of": 2}, 3])

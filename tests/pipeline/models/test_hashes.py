@@ -7,9 +7,12 @@ import safetensors.torch
 from tokenizers.normalizers import Lowercase
 from transformers import (
     AutoConfig,
+    BertJapaneseTokenizer,
+    BertweetTokenizer,
 )
 
-from pipeline.models.hashes import model_hash, tokenizer_hash
+from pipeline.errors import PipelineError
+from pipeline.models.hashes import check_saving, model_hash, tokenizer_hash
 from pipeline.models.pretrained import (
     load_classifier,
     load_tokenizer,
@@ -75,6 +78,48 @@ def test_a_tokenizer_has_the_same_hash_whatever_it_did_before_and_wherever_it_li
     used.save_pretrained(tmp_path / "saved")
     hashes = {tokenizer_hash(used), tokenizer_hash(make_tokenizer()), tokenizer_hash(load_tokenizer(tmp_path / "saved"))}
     assert len(hashes) == 1
+
+
+def test_a_tokenizer_has_another_hash_once_a_token_has_another_role() -> None:
+    """An edit masks with one, a mixture is filled up with another; the ids that are special are the same."""
+    usual, turned = make_tokenizer(), make_tokenizer()
+    turned.pad_token, turned.mask_token = usual.mask_token, usual.pad_token
+    assert sorted(usual.all_special_ids) == sorted(turned.all_special_ids)
+    assert tokenizer_hash(usual) != tokenizer_hash(turned)
+
+
+def save_python_tokenizer(folder: Path, lower_case: bool = False, words: str = "word WORD wo ##rd") -> Path:
+    """One that is a Python class."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words.split()]))
+    tokenizer = BertJapaneseTokenizer(str(folder / "vocab.txt"), do_lower_case=lower_case, word_tokenizer_type="basic")
+    assert not tokenizer.is_fast
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_tokenizer_in_python_is_named_by_its_settings_and_files_and_not_by_its_place(tmp_path: Path) -> None:
+    usual = save_python_tokenizer(tmp_path / "usual")
+    others = [
+        save_python_tokenizer(tmp_path / "lower case", lower_case=True),
+        save_python_tokenizer(tmp_path / "other words", words="word Word wo ##rd"),
+    ]
+    named = tokenizer_hash(load_tokenizer(usual))
+    assert len({named, *(tokenizer_hash(load_tokenizer(folder)) for folder in others)}) == 3
+    elsewhere = load_tokenizer(Path(shutil.copytree(usual, tmp_path / "elsewhere")))
+    elsewhere.model_max_length = 7
+    elsewhere.save_pretrained(tmp_path / "again")
+    assert {tokenizer_hash(elsewhere), tokenizer_hash(load_tokenizer(tmp_path / "again"))} == {named}
+    check_saving("usual", elsewhere)
+
+
+def test_a_tokenizer_that_saving_changes_is_refused(tmp_path: Path) -> None:
+    """This one drops the last column of its merges at every reading and writes one less."""
+    (tmp_path / "vocab.txt").write_text("".join(f"{token} 1\n" for token in ("wo@@", "w@@", "o@@", "rd", "r@@", "d")))
+    (tmp_path / "bpe.codes").write_text("w o 5\nr d 4\n")
+    tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    with pytest.raises(PipelineError, match="a BertweetTokenizer, is another one once transformers has saved it; save the"):
+        check_saving("some-model", tokenizer)
 
 
 def test_two_teachers_share_the_tokenizer_and_not_the_model(teacher: Path, tmp_path: Path) -> None:

@@ -194,6 +194,19 @@ def test_a_run_of_days_keeps_what_it_computed_or_found_on_the_first(store: Shard
     assert found.young == len(found_first + computing)
 
 
+def test_a_run_of_days_keeps_the_words_that_it_looked_up_on_the_first(store: ShardStore, data: Path) -> None:
+    """Nothing of it is published yet, and what it goes on writing is of its teacher too."""
+    proposing = {"masked_lm": {"model": "e" * 64, "candidates": 15}}
+    words = add(store, {"content": "candidates"} | proposing)
+    writing = add(store, PERTURBED | proposing)
+    others = add(store, {"content": "candidates", "masked_lm": {"model": "f" * 64, "candidates": 15}})
+    age(store, 3 * DAY)
+    age(store, 1 * HOUR, writing[1])
+    found = plan(store, data)
+    assert doomed(found) == files_of(store, *others)
+    assert found.young == len(words + writing)
+
+
 def test_a_shard_that_a_run_has_just_found_is_in_use(store: ShardStore, data: Path) -> None:
     keys = add(store, PERTURBED)
     age(store, 30 * DAY)
