@@ -7,10 +7,12 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pipeline.errors import PipelineError
 
 PARTIAL = ".partial-"
 """Prefix of what is being written; never part of a product, safe to delete when no stage runs."""
@@ -76,6 +78,27 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_replaceable(path: Path, marks: Sequence[str]) -> None:
+    """Refuse to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
+
+    Args:
+        path: may be absent, or empty.
+        marks: names of files that every folder of its kind has.
+
+    Raises:
+        PipelineError: it lacks one of them, or the process works within it.
+    """
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise PipelineError(f"{path} would be replaced as a whole, and this command runs in it; name another folder")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if missing := [mark for mark in marks if not (path / mark).is_file()]:
+        raise PipelineError(
+            f"{path} would be replaced as a whole, but it is not empty and was not written by this command (it has no "
+            f"{', no '.join(missing)}); nothing in it was touched, name another folder"
+        )
 
 
 def _take_place(folder: Path, path: Path) -> None:

@@ -9,10 +9,9 @@ from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import Settings
-from pipeline.errors import PipelineError
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards.manifest import Manifest
-from stages.command import folder_option, params_option, plan_option, stage
+from pipeline.shards.manifest import MANIFEST_FILE, Manifest
+from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
 
 
 class Needs(Settings):
@@ -27,7 +26,7 @@ class Needs(Settings):
 @folder_option("--aim", "Folder of the model whose gradient is followed: the teacher's again, or that of a scout.")
 @folder_option("--words", "Folder that `words` wrote, for recipes with masked_lm.", required=False)
 @params_option
-@folder_option("--out", "Where to write the shards and their manifest.")
+@out_option("Where to write the shards and their manifest; replaced as a whole.", MANIFEST_FILE)
 @plan_option
 def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, params: Path, out: Path, plan: bool) -> None:
     """Make variants of every training example and store them with the teacher's answer to each.
@@ -48,8 +47,7 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, 
 def _check_task(task: str, scores: Path, params: Path) -> None:
     """A task that is not there, or not that of the scores, would silently leave its own settings out."""
     config.task_in(params, task)
-    if (found := Manifest.read(scores).task.name) != task:
-        raise PipelineError(f"{scores} holds the scores of {found}, not of {task}")
+    check_task(task, scores, "scores", Manifest.read(scores).task.name)
 
 
 if __name__ == "__main__":

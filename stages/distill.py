@@ -11,7 +11,8 @@ from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.errors import Faults
 from pipeline.runtime import RuntimeSettings
-from stages.command import folder_option, params_option, stage
+from pipeline.shards.lineage import LINEAGE_FILE
+from stages.command import folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -25,7 +26,7 @@ class Needs(Settings):
 @folder_option("--shards", "Folder that `augment` wrote.", required=False)
 @folder_option("--teacher", "Folder that `teach` wrote: tokenizer and first weights; it never runs.", required=False)
 @params_option
-@folder_option("--out", "Where to write the student, a Hugging Face folder.", required=False)
+@out_option("Where to write the student, a Hugging Face folder; replaced as a whole.", LINEAGE_FILE, required=False)
 @click.option("--cost", type=click.Path(path_type=Path), help="File to write what the training took to.")
 @click.option("--all", "data", type=click.Path(path_type=Path), help="Train every student of every task of this data folder, "
               "several at once, into the store alone; `dvc repro` then only fetches them.")  # fmt: skip
@@ -45,11 +46,15 @@ def main(
     another teacher, tokenizer, label order or format are refused before work starts. A student that was finished before is
     taken from the store; one whose training was killed goes on where it was.
     """
+    one = {"student": student, "scores": scores, "shards": shards, "teacher": teacher, "out": out, "cost": cost}
     if data is not None:
+        if given := [f"--{name}" for name, value in one.items() if value is not None]:
+            raise click.UsageError(f"--all trains every student into the store; leave out {', '.join(given)}")
         _train_all(data, params)
         return
     if student is None or scores is None or shards is None or teacher is None or out is None or cost is None:
-        raise click.UsageError("give --student, --scores, --shards, --teacher, --out and --cost, or --all with the data folder")
+        missing = [f"--{name}" for name, value in one.items() if value is None]
+        raise click.UsageError(f"give {', '.join(missing)} too, or --all with the data folder and nothing else")
     needs = _needs(params, student)
     facts = obtain(StudentJob(student, scores, shards, teacher, needs.student), needs.runtime, out, cost)
     click.echo(f"{out}: dev {facts['dev']:.4f}, teacher {facts['teacher_dev']:.4f}")

@@ -27,7 +27,7 @@ from pipeline.models.pretrained import load_classifier
 from pipeline.shards.lineage import check_trained_from, lineage
 from pipeline.shards.manifest import check_agreement
 from pipeline.shards.reader import Shards
-from stages.command import folder_option, params_option, stage
+from stages.command import folder_option, out_option, params_option, stage
 
 
 class Sections(Settings):
@@ -40,7 +40,7 @@ class Sections(Settings):
 @folder_option("--scores", "Shards with the untouched inputs and the teacher's logits.")
 @folder_option("--teacher", "The fine-tuned teacher; run here only to time it.")
 @folder_option("--student", "The student.")
-@folder_option("--out", "Folder to write predictions, quality and speed to.")
+@out_option("Folder to write predictions, quality and speed to; replaced as a whole.", QUALITY_FILE)
 @params_option
 def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
     """Measure a student on the test split: quality, agreement with the teacher, size and speed."""

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from pipeline.config import Settings, load
 from pipeline.evaluation import EvaluationSettings, Speed
-from pipeline.export.folder import Facts, export
-from stages.command import folder_option, params_option, stage
+from pipeline.export.folder import FACTS_FILE, Facts, export
+from stages.command import folder_option, out_option, params_option, stage
 
 WIDTH = 200
 """Columns of the printed table at most, on a terminal or not; a table is as wide as it needs to be."""
@@ -25,7 +25,7 @@ class Sections(Settings):
 @stage
 @folder_option("--scores", "Shards with the untouched inputs; their test split is what the file is checked on.")
 @folder_option("--student", "The student.")
-@folder_option("--out", "Folder to write the ONNX file and all that serving it takes to; an earlier export is replaced.")
+@out_option("Folder to write the ONNX file and all that serving it takes to; an earlier export is replaced.", FACTS_FILE)
 @click.option("--int8", is_flag=True, help="Write a second file with int8 weights: smaller, faster and a little off.")
 @params_option
 def main(scores: Path, student: Path, out: Path, int8: bool, params: Path) -> None:

@@ -16,8 +16,11 @@ from pipeline import config
 from pipeline.corpus.preparation import prepare
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
-from pipeline.tasks import Kind, Metric, Split, Task
-from stages.command import folder_option, params_option, stage
+from pipeline.tasks import TASK_FILE, Kind, Metric, Split, Task
+from stages.command import out_option, params_option, stage
+
+START_FILE = "start.json"
+"""What the teacher begins with; `teach` depends on it."""
 
 LABELS_SHOWN = 12
 MODEL_SUFFIXES = {".json", ".model", ".safetensors", ".txt"}
@@ -43,7 +46,7 @@ class PrepareSettings(config.Settings):
 @stage
 @click.option("--task", required=True, help="Name of the task, as in params.yaml.")
 @params_option
-@folder_option("--out", "Folder for the tables, task.json and what models begin with; replaced as a whole.")
+@out_option("Folder for the tables, task.json and what models begin with; replaced as a whole.", TASK_FILE, START_FILE)
 def main(task: str, params: Path, out: Path) -> None:
     """Read, check and split the raw data of one task.
 
@@ -56,7 +59,7 @@ def main(task: str, params: Path, out: Path) -> None:
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     with folder_written_whole(out) as folder:
         prepared.save(folder)
-        write_json(folder / "start.json", start_of(settings.teacher))
+        write_json(folder / START_FILE, start_of(settings.teacher))
         write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": texts_hash(prepared.tables)})
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")

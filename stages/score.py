@@ -10,7 +10,8 @@ from pipeline.augment.passes import score
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.config import Settings
 from pipeline.runtime import RuntimeSettings
-from stages.command import folder_option, params_option, plan_option, stage
+from pipeline.shards.manifest import MANIFEST_FILE
+from stages.command import folder_option, out_option, params_option, plan_option, stage
 
 
 class Needs(Settings):
@@ -22,7 +23,7 @@ class Needs(Settings):
 @folder_option("--prepared", "Folder that `prepare` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote.")
 @params_option
-@folder_option("--out", "Where to write the shards and their manifest.")
+@out_option("Where to write the shards and their manifest; replaced as a whole.", MANIFEST_FILE)
 @plan_option
 def main(prepared: Path, teacher: Path, params: Path, out: Path, plan: bool) -> None:
     """Run the frozen teacher over the untouched inputs of every split.

@@ -12,8 +12,9 @@ from pipeline.distill.student import Checkpoint
 from pipeline.models.hashes import source_hash
 from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
-from pipeline.shards.manifest import training_hash
-from stages.command import folder_option, params_option, stage
+from pipeline.scouting import SCOUT_FILE
+from pipeline.shards.manifest import Manifest, training_hash
+from stages.command import check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -26,13 +27,14 @@ class Needs(Settings):
 @folder_option("--scores", "Folder that `score` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote: tokenizer, configuration and first weights; the teacher never runs.")
 @params_option
-@folder_option("--out", "Where to write the snapshots of the scout.")
+@out_option("Where to write the snapshots of the scout; replaced as a whole.", SCOUT_FILE)
 def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> None:
     """Train a scout for one task and keep snapshots along its training.
 
     A perturbation that moves the teacher need not move a student. With `aim: scout` variant i is searched by the gradient of
     snapshot i, and labelled by the teacher. A training that was killed goes on where it was.
     """
+    check_task(task, scores, "scores", Manifest.read(scores).task.name)
     needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
     start = needs.scout.start
     decided_by = deciding([], str(teacher), needs) | {"scores": training_hash(scores)}

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import click
+from transformers.utils import CONFIG_NAME
 
 from pipeline import config
 from pipeline.config import Settings
 from pipeline.finetuning import OptimiserSettings
 from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
-from pipeline.tasks import TASK_FILE
+from pipeline.tasks import TASK_FILE, Task
 from pipeline.teaching import TeacherSettings, teach
-from stages.command import folder_option, params_option, stage
+from stages.command import check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -24,7 +25,7 @@ class Needs(Settings):
 @click.option("--task", required=True, help="Name of the task in params.yaml.")
 @folder_option("--prepared", "Folder that `prepare` wrote.")
 @params_option
-@folder_option("--out", "Where to write the teacher, a Hugging Face folder.")
+@out_option("Where to write the teacher, a Hugging Face folder; replaced as a whole.", TASK_FILE, CONFIG_NAME)
 def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
 
@@ -32,6 +33,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     weights kept. The checkpoint with the best dev metric is the teacher. A training that was killed goes on where it was.
     """
     config.task_in(params, task)
+    check_task(task, prepared, "corpus", Task.read(prepared).name)
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
     with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:

@@ -10,11 +10,13 @@ from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
+from pipeline.proposing import WORDS_FILE
 from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
+from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
-from stages.command import folder_option, params_option, stage
+from stages.command import check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -31,7 +33,7 @@ class Chosen(Settings):
 @click.option("--task", required=True, help="Name of the task in params.yaml.")
 @folder_option("--prepared", "Folder that `prepare` wrote.")
 @params_option
-@folder_option("--out", "Where to write the model, a Hugging Face folder, or the note that there is none.")
+@out_option("Where to write the model, a Hugging Face folder, or the note that there is none; replaced as a whole.", WORDS_FILE)
 def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fit a masked language model to the train texts of a task, or adopt a finished one.
 
@@ -40,6 +42,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """
     place = f"tasks.{task}"
     settings = config.task_in(params, task)
+    check_task(task, prepared, "corpus", Task.read(prepared).name)
     if "words" not in settings:
         raise PipelineError(f"{params}: {place}.words is missing; null says that the task needs no masked language model")
     needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words", runtime="runtime")

@@ -31,10 +31,11 @@ from pipeline.export.checking import (
     logits_in_mixed_batches,
 )
 from pipeline.export.graph import OPSET, check_installed, open_graph, write_graph, write_int8
-from pipeline.files import folder_written_whole, write_json
+from pipeline.files import check_replaceable, folder_written_whole, write_json
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.hashes import model_hash, tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.shards.lineage import check_trained_from
 from pipeline.shards.manifest import Manifest, check_agreement
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Task, measure
@@ -89,6 +90,7 @@ def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings,
     manifest, rows = shards.manifest, shards.rows("test", 0)
     check_labelled(manifest.task, rows)
     model, tokenizer = _load_fitting(student, scores, manifest)
+    check_trained_from(student, scores)
     pad = manifest.pad_token_id
     wanted = logits_of(model, rows, pad, settings.batch_rows)
     with folder_written_whole(out) as folder:
@@ -110,8 +112,7 @@ def _check_places(student: Path, out: Path) -> None:
     check_installed()
     if not student.is_dir():
         raise PipelineError(f"the student {student} does not exist; make it: dvc repro")
-    if out.exists() and not (out / FACTS_FILE).exists() and any(out.iterdir()):
-        raise PipelineError(f"{out} is not empty and not an earlier export; nothing there was touched, name another --out")
+    check_replaceable(out, [FACTS_FILE])
 
 
 def _load_fitting(student: Path, scores: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,6 +25,9 @@ from pipeline.errors import PipelineError
 from pipeline.models.architectures import head_settings, labels_of, positions_of, refuse_unsupported
 from pipeline.models.forward import word_embeddings
 from pipeline.tasks import Task
+
+LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError)
+"""What transformers raises over a folder that is not as it should be."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -49,8 +53,8 @@ def check_folder(folder: Path, what: str, weights: bool = True) -> None:
     """Refuse a folder that holds no model; nothing is loaded.
 
     Raises:
-        PipelineError: it has no configuration, or no weights as safetensors where they are asked for; ``what`` is what was
-            looked for.
+        PipelineError: it has no configuration, or no whole weights as safetensors where they are asked for; ``what`` is what
+            was looked for.
     """
     if not (folder / CONFIG_NAME).is_file():
         raise PipelineError(f"no {what} can be loaded from {folder}: it has no {CONFIG_NAME}; {_instead(folder)}")
@@ -59,6 +63,13 @@ def check_folder(folder: Path, what: str, weights: bool = True) -> None:
         why = " .bin files are not read, since they can run code; load them where you trust them and" if pickled else ""
         way_out = f"{why} save the model there (save_pretrained)"
         raise PipelineError(f"no {what} can be loaded from {folder}: it has no weights as safetensors;{way_out}")
+    for file in sorted(folder.glob("*.safetensors")) if weights else ():
+        try:
+            with safe_open(file, framework="pt"):  # reads what lies where, no weight
+                pass
+        except SafetensorError as cause:
+            damage = f"{file.name} is damaged ({cause}); copy it again"
+            raise PipelineError(f"no {what} can be loaded from {folder}: {damage}") from cause
 
 
 def _instead(folder: Path) -> str:
@@ -96,7 +107,7 @@ def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
         check_folder(Path(source), what, weights=False)
     try:
         return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
-    except (OSError, ValueError) as cause:
+    except LOADING_ERRORS as cause:
         raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
 
 
@@ -105,7 +116,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     check_place(source, "tokenizer")
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
-    except (OSError, ValueError) as cause:
+    except LOADING_ERRORS as cause:
         raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(cause)}") from cause
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
         raise PipelineError(
@@ -166,7 +177,7 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
             output_loading_info=True,
             **settings,
         )
-    except (OSError, ValueError, SafetensorError) as cause:
+    except LOADING_ERRORS as cause:
         raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
     return model, sorted({*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])})
 
@@ -179,24 +190,25 @@ def _quieten() -> None:
 
 def _refuse_fresh(source: str | Path, fresh: list[str], new_head: bool) -> None:
     """Weights that are made up here answer at random; only a head that is to be trained may be."""
-    if new_head:
-        fresh = [name for name in fresh if not HEAD.search(name)]
-    if fresh:
-        way_out = (
-            "name a checkpoint of this architecture"
-            if new_head
-            else "if it is fine-tuned, its config.json must name a label for each answer of its head (id2label, label2id); "
-            "else set teacher.fine_tune: true"
-        )
+    body = [name for name in fresh if not HEAD.search(name)]
+    if lacking := body if new_head else fresh:
+        if body:
+            way_out = "name a checkpoint of this architecture, whose config.json was saved with its weights"
+        else:
+            way_out = (
+                "if it is fine-tuned, its config.json must name a label for each answer of its head (id2label, label2id); "
+                "else set teacher.fine_tune: true"
+            )
         raise PipelineError(
             f"{source} is not a finished {'encoder' if new_head else 'classifier'}: it lacks weights that its configuration "
-            f"asks for, or has them in another shape ({', '.join(fresh[:3])}); {way_out}"
+            f"asks for, or has them in another shape ({', '.join(lacking[:3])}); {way_out}"
         )
 
 
 def _told(error: BaseException) -> str:
-    """The first line that an error says."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line that an error says, and the next where the first only names the place."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def saved_labels(folder: str | Path) -> tuple[str, ...]:

@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.files import PARTIAL, canonical_json, folder_written_whole, hash_of, sha256_of, write_json, written_whole
+from pipeline.errors import PipelineError
+from pipeline.files import (
+    PARTIAL,
+    canonical_json,
+    check_replaceable,
+    folder_written_whole,
+    hash_of,
+    sha256_of,
+    write_json,
+    written_whole,
+)
 
 ROOT = Path(pipeline.__file__).parents[1]
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
@@ -266,6 +276,27 @@ def test_an_error_leaves_the_folder_that_was_there_and_nothing_else(tmp_path: Pa
         fill_half(tmp_path / "out", error)
     assert names(tmp_path / "out") == ["a"]
     assert names(tmp_path) == ["out"]
+
+
+def test_only_a_folder_of_the_same_kind_is_to_be_replaced(tmp_path: Path) -> None:
+    check_replaceable(tmp_path / "absent", ["manifest.json"])
+    check_replaceable(tmp_path, ["manifest.json"])
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(PipelineError, match=r"by this command \(it has no manifest.json, no config.json\); nothing"):
+        check_replaceable(tmp_path, ["manifest.json", "config.json"])
+    (tmp_path / "manifest.json").write_text("{}")
+    check_replaceable(tmp_path, ["manifest.json"])
+
+
+def test_the_folder_that_a_command_runs_in_and_those_above_it_are_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    for place in (Path(), Path(".."), tmp_path):
+        with pytest.raises(PipelineError, match="would be replaced as a whole, and this command runs in it; name another"):
+            check_replaceable(place, [])
+    check_replaceable(Path("out"), [])
 
 
 def test_json_is_readable_keeps_the_order_given_and_ends_with_a_newline(tmp_path: Path) -> None:

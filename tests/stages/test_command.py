@@ -4,16 +4,20 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from pipeline.errors import Faults, PipelineError
-from stages import augment, distill, score
+from pipeline.files import write_json
+from stages import augment, distill, evaluate, export, prepare, score, scout, teach, words
 from stages.command import folder_option, params_option, stage
+from tests.fake_run import params
 
 VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 
@@ -138,6 +142,61 @@ def test_options_and_the_default_are_explained(command: click.Command) -> None:
     shown = CliRunner().invoke(command, ["-h"]).output
     assert "Where the products go." in shown
     assert "[default: params.yaml]" in shown
+
+
+REPLACING = [augment, distill, evaluate, export, prepare, score, scout, teach, words]
+
+
+@pytest.mark.parametrize("module", REPLACING, ids=lambda module: module.__name__)
+def test_what_a_stage_has_not_written_it_does_not_replace(module: ModuleType, tmp_path: Path) -> None:
+    """Before it looks at anything else: a folder named by mistake is lost."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    others = ["prepared", "teacher", "scores", "shards", "student", "aim"]
+    flags = {parameter.opts[0] for parameter in module.main.params}
+    given = [text for name in others if f"--{name}" in flags for text in (f"--{name}", str(tmp_path / name))]
+    named = ["--task", "tiny"] if "--task" in flags else []
+    found = CliRunner().invoke(module.main, [*given, *named, "--out", str(tmp_path / "mine")])
+    assert found.exit_code == 2
+    assert "Invalid value for '--out'" in found.stderr
+    assert "would be replaced as a whole, but it is not empty" in found.stderr
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("read", ["student", "student/below"])
+def test_what_is_read_is_not_written_over(read: str, tmp_path: Path) -> None:
+    """A student that is adopted as a teacher has every mark of a student."""
+    (tmp_path / "student" / "below").mkdir(parents=True)
+    write_json(tmp_path / "student" / "lineage.json", {})
+    places = {"scores": "scores", "shards": "shards", "teacher": read, "out": "student", "cost": "cost.json"}
+    given = [text for name, place in places.items() for text in (f"--{name}", str(tmp_path / place))]
+    found = CliRunner().invoke(distill.main, ["--student", "half", *given])
+    assert found.exit_code == 1
+    assert f"--out {tmp_path / 'student'} would replace what --teacher names, {tmp_path / read}" in found.stderr
+    assert (tmp_path / "student" / "lineage.json").exists()
+
+
+def test_a_student_that_is_asked_for_by_half_is_told_what_else_it_takes() -> None:
+    half = CliRunner().invoke(distill.main, ["--student", "half", "--scores", "scores", "--out", "out"])
+    assert "give --shards, --teacher, --cost too, or --all with the data folder and nothing else" in half.stderr
+    every = CliRunner().invoke(distill.main, ["--all", "data", "--student", "half"])
+    assert "--all trains every student into the store; leave out --student" in every.stderr
+
+
+@pytest.mark.parametrize("stage", [teach, words])
+def test_the_corpus_of_another_task_is_refused(
+    stage: ModuleType, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(params("other")))
+    found = CliRunner().invoke(stage.main, ["--task", "other", "--prepared", str(prepared), "--out", "out"])
+    assert found.stderr == f"Error: {prepared} holds the corpus of tiny, not of other\n"
+
+
+def test_a_scout_of_another_task_is_refused(scores: Path, teacher: Path, tmp_path: Path) -> None:
+    given = ["--task", "other", "--scores", str(scores), "--teacher", str(teacher), "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(scout.main, given)
+    assert found.stderr == f"Error: {scores} holds the scores of tiny, not of other\n"
 
 
 @pytest.mark.parametrize("main", [score.main, augment.main])

@@ -9,6 +9,9 @@ import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification
 
+from pipeline.files import write_json
+from pipeline.shards.lineage import LINEAGE_FILE
+from pipeline.shards.manifest import manifest_hash
 from pipeline.tasks import Task
 from stages.export import main
 from tests.fake_run import params
@@ -19,6 +22,7 @@ from tests.world import save_teacher
 def arguments(tmp_path: Path, made: tuple[Path, Path], task: Task) -> list[str]:
     half = save_teacher(tmp_path / "half", task, seed=7)
     AutoModelForSequenceClassification.from_pretrained(half, num_hidden_layers=1).save_pretrained(half)
+    write_json(half / LINEAGE_FILE, {"scores": manifest_hash(made[0])})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params("tiny")))
     out, settings = tmp_path / "out" / "half", tmp_path / "params.yaml"
     places = {"scores": made[0], "student": half, "out": out, "params": settings}

@@ -18,7 +18,10 @@ from pipeline.evaluation import EvaluationSettings, Speed
 from pipeline.export import checking, folder
 from pipeline.export.checking import mixed_groups
 from pipeline.export.folder import export
+from pipeline.files import write_json
 from pipeline.models.hashes import model_hash
+from pipeline.shards.lineage import LINEAGE_FILE
+from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.tasks import Floats, Task, measure
 from tests.fake_run import read
@@ -30,10 +33,11 @@ SETTINGS = EvaluationSettings(batch_rows=8, bootstrap_resamples=100, timed_rows=
 Exported = tuple[Path, list[Speed]]
 
 
-def save_student(path: Path, task: Task) -> Path:
-    """One layer of a random teacher and its tokenizer."""
+def save_student(path: Path, task: Task, scores: Path) -> Path:
+    """One layer of a random teacher and its tokenizer, which says from which scores it has learnt."""
     save_teacher(path, task, seed=7)
     AutoModelForSequenceClassification.from_pretrained(path, num_hidden_layers=1).save_pretrained(path)
+    write_json(path / LINEAGE_FILE, {"scores": manifest_hash(scores)})
     return path
 
 
@@ -46,7 +50,7 @@ def scores(made: tuple[Path, Path]) -> Path:
 def exported(tmp_path_factory: pytest.TempPathFactory, scores: Path, task: Task) -> Exported:
     """An export with int8, read only, with its student beside it; and how fast it is."""
     place = tmp_path_factory.mktemp("exported")
-    _, speeds = export(save_student(place / "half", task), scores, place / "out", SETTINGS, int8=True)
+    _, speeds = export(save_student(place / "half", task, scores), scores, place / "out", SETTINGS, int8=True)
     return place / "out", speeds
 
 
@@ -167,6 +171,7 @@ def test_the_readme_shows_code_that_answers_as_transformers_does(
     if pair:
         prepared = save_prepared(tmp_path / "prepared", make_task(pair=True), {"train": 20, "dev": 20, "test": 20})
         scores = make_shards(tmp_path / "made", prepared, save_teacher(tmp_path / "teacher", make_task(pair=True)))[0]
+        write_json(student / LINEAGE_FILE, {"scores": manifest_hash(scores)})
     tokenizer = make_tokenizer()
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = side
     tokenizer.save_pretrained(student)
@@ -198,7 +203,7 @@ def test_a_regression_is_exported_too(tmp_path: Path, out: Path) -> None:
     value = make_task("regression")
     prepared = save_prepared(tmp_path / "prepared", value, {"train": 20, "dev": 20, "test": 20})
     scores, _ = make_shards(tmp_path / "made", prepared, save_teacher(tmp_path / "teacher", value))
-    facts, _ = export(save_student(tmp_path / "half", value), scores, out, SETTINGS, int8=True)
+    facts, _ = export(save_student(tmp_path / "half", value, scores), scores, out, SETTINGS, int8=True)
     task, labels, wanted = alone(tmp_path / "half", scores)
     assert facts.files[0].value == pytest.approx(measure(task, labels, wanted), abs=1e-4)
     assert facts.files[0].agreement == pytest.approx(1)
@@ -244,6 +249,17 @@ def test_a_student_of_other_labels_is_refused(tmp_path: Path, scores: Path, out:
     assert nothing_written(tmp_path)
 
 
+def test_scores_that_the_student_has_not_learnt_from_are_refused(
+    tmp_path: Path, student: Path, task: Task, teacher: Path, out: Path
+) -> None:
+    """Those of another task with as many answers would measure it on texts that it was not made for."""
+    corpus = save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 20, "test": 20}, seed=5)
+    others, _ = make_shards(tmp_path / "made", corpus, teacher)
+    with pytest.raises(PipelineError, match="half was trained from other scores than those in"):
+        export(student, others, out, SETTINGS, int8=False)
+    assert not out.exists()
+
+
 def test_scores_of_another_tokenizer_are_refused(tmp_path: Path, student: Path, scores: Path, out: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["another"])
@@ -263,7 +279,10 @@ def test_scores_without_test_rows_are_refused(tmp_path: Path, student: Path, out
 
 def test_a_folder_that_is_no_export_is_left_alone(student: Path, scores: Path) -> None:
     kept = sorted(path.name for path in student.iterdir())
-    with pytest.raises(PipelineError, match=rf"{student} is not empty and not an earlier export"):
+    with pytest.raises(
+        PipelineError,
+        match=rf"{student} would be replaced as a whole, .* .it has no export.json",
+    ):
         export(student, scores, student, SETTINGS, int8=False)
     assert sorted(path.name for path in student.iterdir()) == kept
 

@@ -21,6 +21,8 @@ from pipeline.models.forward import (
 )
 from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import (
+    check_folder,
+    config_of,
     embedding_width,
     load_classifier,
     load_pretrained,
@@ -175,3 +177,25 @@ def test_a_task_gives_the_head_its_size_and_its_names_and_keeps_the_body(teacher
     assert torch.equal(word_embeddings(model), word_embeddings(load_classifier(teacher)))
     regression = load_classifier(teacher, make_task("regression"))
     assert (regression.num_labels, regression.config.problem_type) == (1, "regression")
+
+
+def test_weights_that_were_not_copied_whole_are_damaged_before_anything_is_loaded(teacher: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(teacher, tmp_path / "cut"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(PipelineError, match=r"no classifier can be loaded from .*: model.safetensors is damaged \("):
+        check_folder(folder, "classifier")
+
+
+def test_a_configuration_that_transformers_refuses_is_a_sentence_with_the_field(teacher: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(teacher, tmp_path / "wrong"))
+    rewrite(folder / "config.json", hidden_size="wide")
+    with pytest.raises(PipelineError, match=r"no model can be loaded from .*: .*hidden_size"):
+        config_of(folder)
+
+
+def test_a_classifier_that_lacks_layers_is_not_told_to_name_labels(teacher: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(teacher, tmp_path / "deeper"))
+    rewrite(folder / "config.json", num_hidden_layers=5)
+    with pytest.raises(PipelineError, match=r"bert.encoder.layer.4.*; name a checkpoint of this architecture, whose"):
+        load_classifier(folder)
