@@ -25,7 +25,7 @@ from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import check_vocabulary, config_of, load_classifier, load_tokenizer, longest_input, saved_labels
 from pipeline.order import Piece
-from pipeline.tasks import Floats, Kind, Split, Task, measure
+from pipeline.tasks import Floats, Kind, Split, Task, measure, one_answer
 
 ROWS_OF_A_BATCH = 64
 """When an adopted teacher answers dev."""
@@ -91,7 +91,7 @@ def teach(
     else:
         model, history = _adopted(task, settings), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
-    if dev_value <= (trivial := _trivial(task, dev.labels)):
+    if dev_value <= (trivial := measure(task, dev.labels, one_answer(task, dev.labels))):
         print(f"note: teacher of {task.name}: {task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}; "
               "students will learn as little", flush=True)  # fmt: skip
     with folder_written_whole(out) as folder:
@@ -101,14 +101,6 @@ def teach(
         task.save(folder)
         write_history(folder, history)
     return dev_value
-
-
-def _trivial(task: Task, labels: Floats) -> float:
-    """The metric of always answering the commonest label, or the mean of all values."""
-    if task.kind == "regression":
-        return measure(task, labels, np.full((len(labels), 1), labels.mean()))
-    counts = np.bincount(labels.astype(np.int64), minlength=task.outputs)
-    return measure(task, labels, np.tile(counts, (len(labels), 1)))
 
 
 def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:

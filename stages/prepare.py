@@ -56,16 +56,18 @@ def main(task: str, params: Path, out: Path) -> None:
     """
     config.task_in(params, task)
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
+    checkpoint = checkpoint_of_scout(config.read_params(params), task)
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     with folder_written_whole(out) as folder:
         prepared.save(folder)
         write_json(folder / START_FILE, start_of(settings.teacher))
         write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": texts_hash(prepared.tables)})
+        write_json(folder / "scout_start.json", start_of({"model": checkpoint}))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
     for reason, count in prepared.notes.items():
         click.echo(f"note: {count} {reason}")
-    models = [settings.teacher.get("model"), (settings.words or {}).get("model")]
+    models = [settings.teacher.get("model"), (settings.words or {}).get("model"), checkpoint]
     for path in unseen([*(settings.corpus.files or {}).values(), settings.corpus.hub, *models]):
         click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
 
@@ -77,8 +79,16 @@ def unseen(paths: Sequence[str | None]) -> list[str]:
     return [path for path in dict.fromkeys(local) if not Path(os.path.abspath(path)).is_relative_to(raw)]  # noqa: PTH100 - a link stays
 
 
+def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:
+    """The model that the task's scout starts from, where that is another than its teacher."""
+    scout = config.lookup(params, f"scouts.{task}")
+    start = (config.lookup(params, "distill") or {}) | scout if isinstance(scout, dict) else {}
+    found = config.lookup(start, "start.checkpoint")
+    return None if found is None else str(found)
+
+
 def start_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The model that `teach` or `words` begins with, so that DVC sees when the files of a local one change."""
+    """The model that `teach`, `words` or `scout` begins with, so that DVC sees when the files of a local one change."""
     model = settings.get("model")
     files = sorted(file for file in Path(str(model)).glob("*") if file.is_file() and file.suffix in MODEL_SUFFIXES)
     return {"model": model, "files": {file.name: sha256_of(file) for file in files}}

@@ -131,7 +131,7 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
         click.echo(f"  - {line}")
     click.echo(_gain(garbage, gone, delete))
     if plan.young + young:
-        reason = f"too young for --min-age-hours {min_age_hours:g}; all of a teacher age together"
+        reason = f"too young for --min-age-hours {min_age_hours:g} or perhaps still being written; all of a model age together"
         click.echo(f"kept although not in use: {plan.young + young}, {reason}")
     if left := len(plan.garbage) + len(doomed) - len(garbage) - len(gone):
         click.echo(f"kept: {left}, written or asked for while this command ran")

@@ -184,10 +184,14 @@ def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:
         labels.setdefault(row.key, set()).add(row.label)
     in_train = Counter(row.label for row in examples["train"].values())
     labelled = any(row.label is not None for row in examples["train"].values())
+    measured = {split: {row.label for row in examples[split].values()} for split in ("dev", "test")}
     absent, rare = ([name for name in names if in_train[name] == rows] for rows in (0, 1))
     oddities = {"text(s) with different labels": sum(len(found) > 1 for found in labels.values())}
     if labelled and absent:
         oddities[f"label(s) without a train row: {_first(absent)}"] = len(absent)
+    for split, found in measured.items():
+        if unseen := [name for name in names if in_train[name] and name not in found]:
+            oddities[f"label(s) without a {split} row, of which nothing is measured there: {_first(unseen)}"] = len(unseen)
     if rare:
         oddities[f"label(s) with a single train row: {_first(rare)}; if they are quantities, the kind is regression"] = len(
             rare

@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.tables import Table
+from pipeline.corpus.tables import Table, separated_otherwise
 from pipeline.tasks import Kind
 
 LONGEST_SHOWN = 40
-
-OTHER_SEPARATORS = (";", "\t", "|", ",")
-"""Found in the name of a table's only column, they say that it is separated by something else than its kind is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,8 @@ class Row:
 def has_columns(table: Table, needed: Sequence[str], found: FoundFaults) -> bool:
     """Whether a table has the needed columns; noted with the columns it has if not."""
     missing = [name for name in needed if name not in table.available]
-    other = next((mark for mark in OTHER_SEPARATORS if len(table.available) == 1 and mark in table.available[0]), None)
-    way_out = f"; its columns are separated by {other!r}, where commas are read in csv and tabs in tsv" if other else ""
+    separated = separated_otherwise(table.available)
+    way_out = f"; {separated}" if separated else ""
     for name in missing:
         found.whole(table.name, f"there is no column {name!r}; it has: {', '.join(table.available) or 'none'}{way_out}")
     return not missing

@@ -85,9 +85,9 @@ def named(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def capped(examples: Mapping[str, Row], most: int | None) -> dict[str, Row]:
-    """At most so many examples in corpus order; a higher cap only adds examples.
+    """At most so many examples in corpus order, those with a label first; a higher cap only adds examples.
 
-    Those with the lowest ids are kept: ids are hashes of the texts, so this draw does not follow corpus order.
+    Of either kind those with the lowest ids are kept: ids are hashes of the texts, so this draw does not follow corpus order.
     """
-    chosen = set(sorted(examples)[:most])
+    chosen = set(sorted(examples, key=lambda name: (examples[name].label is None, name))[:most])
     return {name: row for name, row in examples.items() if name in chosen}

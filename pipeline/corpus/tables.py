@@ -24,6 +24,9 @@ UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 LONGEST_FIELD = 2**31 - 1
 """In characters; the csv module stops at 131,072 unless told."""
 
+OTHER_SEPARATORS = (";", "\t", "|", ",")
+"""Found in the name of a table's only column, they say that it is separated by something else than its kind is."""
+
 NEVER_CLOSED = "unexpected end of data"
 """What the csv module says where a file ends within a quoted field."""
 
@@ -99,10 +102,14 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], found: FoundFaults) -> Table | None:
+    header: list[str] = []
     try:
         _, header = next(records, (0, []))
         rows = list(records)
     except csv.Error as error:
+        if separated := separated_otherwise(header):
+            found.whole(str(path), separated)
+            return None
         message, number = error.args
         cause = (
             "a quote is opened here and never closed"
@@ -116,6 +123,12 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], fou
         found.whole(str(path), f"the header names a column twice: {', '.join(repeated)}")
         return None
     return _table_of_fields(path, header, rows, wanted, found)
+
+
+def separated_otherwise(header: Sequence[str]) -> str:
+    """What is wrong with a table of one column whose name holds another separator than its kind has; empty if nothing is."""
+    other = next((mark for mark in OTHER_SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    return f"its columns are separated by {other!r}, where commas are read in csv and tabs in tsv" if other else ""
 
 
 def _table_of_fields(

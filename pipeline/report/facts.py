@@ -30,7 +30,7 @@ from pipeline.evaluation import (
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.tasks import Floats, Metric, Task
+from pipeline.tasks import Floats, Metric, Task, measure, one_answer
 
 TEACHER = "teacher"
 """What the teacher is called among the models of a task."""
@@ -94,6 +94,10 @@ class TaskReport:
     task: Task
     rows: int
     """Of the test split."""
+    trivial: float
+    """What one answer to all test rows is worth."""
+    taught: bool
+    """Whether the teacher is better than that, as far as its test rows tell."""
     teacher: Result
     students: tuple[Result, ...]
     speedups: Mapping[str, float]
@@ -127,6 +131,8 @@ class _Evaluation:
     ids: list[str]
     labels: Floats
     logits: Floats
+    teacher: Floats
+    """Its logits on the same rows."""
 
 
 def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
@@ -139,11 +145,15 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     evaluations = {student: _evaluation(data / "evaluation" / name / student) for student in students}
     costs = {student: _cost(data / "training" / name / f"{student}.json") for student in students}
     spread = _variants(perturbations)
+    trivial, taught = _beside_one_answer(manifest.task, evaluations[students[0]], resamples)
     found = [_student(manifest.task, student, evaluations, lineages, costs[student], resamples) for student in students]
-    teacher, *trained = _marked([_teacher(manifest.task, evaluations), *found])
+    results = [_teacher(manifest.task, evaluations), *found]
+    teacher, *trained = _marked(results if taught else [replace(result, retained=None) for result in results])
     return TaskReport(
         task=manifest.task,
         rows=evaluations[students[0]].qualities.rows,
+        trivial=trivial,
+        taught=taught,
         teacher=teacher,
         students=tuple(trained),
         speedups={s: e.speeds.teacher.latency_ms / e.speeds.student.latency_ms for s, e in evaluations.items()},
@@ -156,6 +166,13 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         divergence=_histogram(name, spread),
         flips=_flips(name, spread),
     )
+
+
+def _beside_one_answer(task: Task, evaluation: _Evaluation, resamples: int) -> tuple[float, bool]:
+    """What one answer to all test rows is worth, and whether the interval of the teacher's lead on it lies above zero."""
+    labels, same = evaluation.labels, one_answer(task, evaluation.labels)
+    low, _ = difference_interval(task, labels, evaluation.teacher, same, resamples, (task.name, TEACHER, "one answer"))
+    return measure(task, labels, same), low > 0
 
 
 def on_pareto_line(models: Sequence[tuple[float, float]]) -> list[bool]:
@@ -240,8 +257,8 @@ def _evaluation(folder: Path) -> _Evaluation:
     qualities, speeds = read_facts(Qualities, folder / QUALITY_FILE), read_facts(Speeds, folder / SPEED_FILE)
     table = pq.read_table(folder / PREDICTIONS_FILE)
     labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
-    logits = np.array(table.column("student_logits").to_pylist(), dtype=np.float32)
-    return _Evaluation(qualities, speeds, table.column("id").to_pylist(), labels, logits)
+    own, teacher = (np.array(table.column(f"{who}_logits").to_pylist(), dtype=np.float32) for who in ("student", TEACHER))
+    return _Evaluation(qualities, speeds, table.column("id").to_pylist(), labels, own, teacher)
 
 
 def _cost(path: Path) -> TrainingCost | None:

@@ -8,7 +8,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from pipeline.tasks import Task
-from stages.prepare import RAW, main
+from stages.prepare import RAW, checkpoint_of_scout, main
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
@@ -44,7 +44,8 @@ def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **
                 "words": {"model": "words"},
                 "augment": {"steps": 1},
             }
-        }
+        },
+        "scouts": {"movies": {"start": {"checkpoint": "small"}}},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
@@ -86,7 +87,8 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
     (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
     run(folder)
     assert hashes(folder / "out/movies") == first
-    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", "start.json", "words_start.json"}
+    starts = {"start.json", "words_start.json", "scout_start.json"}
+    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", *starts}
     assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
 
 
@@ -109,6 +111,23 @@ def test_another_label_fits_no_masked_language_model_again_and_another_text_does
         found.append(hashes(folder / "out/movies"))
     assert {name for name in found[0] if found[0][name] != found[1][name]} == {"train.parquet"}
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {"train.parquet", "words_start.json"}
+
+
+@pytest.mark.parametrize(
+    ("scout", "found"),
+    [
+        (None, None),
+        ({"layers": 3}, "usual"),
+        ({"start": "teacher"}, None),
+        ({"start": {"checkpoint": "small"}}, "small"),
+    ],
+)
+def test_a_scout_starts_from_what_its_entry_or_else_the_section_distill_says(
+    scout: dict[str, Any] | None, found: str | None
+) -> None:
+    entries = {} if scout is None else {"movies": scout}
+    assert checkpoint_of_scout({"scouts": entries, "distill": {"start": {"checkpoint": "usual"}}}, "movies") == found
+    assert checkpoint_of_scout({"tasks": {}}, "movies") is None
 
 
 def test_what_lies_beside_a_model_to_be_read_is_no_part_of_it(folder: Path) -> None:
@@ -184,7 +203,8 @@ def test_help_explains_the_stage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "noted", "stage"), [("weights", "start.json", "teach"), ("words", "words_start.json", "words")]
+    ("model", "noted", "stage"),
+    [("weights", "start.json", "teach"), ("words", "words_start.json", "words"), ("small", "scout_start.json", "scout")],
 )
 def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_on(
     folder: Path, model: str, noted: str, stage: str

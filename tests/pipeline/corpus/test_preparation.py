@@ -278,6 +278,8 @@ def test_labels_that_contradict_each_other_or_are_rare_are_counted(tmp_path: Pat
         "row(s) of train have the text of another row of it": 1,
         "text(s) with different labels": 1,
         "label(s) without a train row: never": 1,
+        "label(s) without a dev row, of which nothing is measured there: rare": 1,
+        "label(s) without a test row, of which nothing is measured there: rare": 1,
         "label(s) with a single train row: rare; if they are quantities, the kind is regression": 1,
     }
 
@@ -290,6 +292,13 @@ def test_a_table_that_is_separated_by_something_else_is_told_so(tmp_path: Path) 
         f"x.csv: there is no column 'text'; it has: text;label; {separated}",
         f"x.csv: there is no column 'label'; it has: text;label; {separated}",
     ]
+
+
+def test_a_quote_that_breaks_such_a_table_is_not_taken_for_its_fault(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('text;label\nfine;1\n"some; text";0\n')
+    separated = "its columns are separated by ';', where commas are read in csv and tabs in tsv"
+    assert faults(files=str(path), dev=0.2, test=0.2) == [f"x.csv: {separated}"]
 
 
 def test_dropped_duplicates_and_capped_rows_are_counted(tmp_path: Path, files: dict[str, str]) -> None:

@@ -119,3 +119,10 @@ def test_a_cap_chooses_by_text_and_not_by_place() -> None:
     forwards, backwards = named(many(100)), named(many(100)[::-1])
     assert set(capped(forwards, 10)) == set(capped(backwards, 10)) != set(list(forwards)[:10])
     assert capped(forwards, None) == forwards
+
+
+def test_a_cap_keeps_labels_before_texts_without_one() -> None:
+    """Else a large pool of them would leave a teacher little to be fine-tuned on."""
+    pool = named(rows(*(f"pool {number}" for number in range(90)), label=None) + many(10))
+    assert [row.label for row in capped(pool, 10).values()] == ["a"] * 10
+    assert sum(row.label is None for row in capped(pool, 30).values()) == 20

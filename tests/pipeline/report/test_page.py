@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.evaluation import EvaluationSettings
+from pipeline.evaluation import PREDICTIONS_FILE, EvaluationSettings
 from pipeline.report.facts import TaskReport, gather
 from pipeline.report.page import (
     difference,
@@ -217,6 +219,24 @@ def test_the_page_says_once_how_many_bytes_of_shards_were_read_and_by_whom(data:
 def test_the_headline_admits_that_there_is_no_control(data: Path) -> None:
     effect = headline(gather(data, "movies", ["half", "tiny"], 200))[1]
     assert effect.startswith("No student has a control")
+
+
+def test_a_teacher_that_is_no_better_than_one_answer_to_all_has_nothing_to_keep(tmp_path: Path) -> None:
+    """So says the page in its first sentence and table, whatever share of nothing a student keeps."""
+    write_run(tmp_path, MOVIES)
+    for folder in (tmp_path / "evaluation" / "movies").iterdir():
+        table = pq.read_table(folder / PREDICTIONS_FILE)
+        place = table.schema.get_field_index("teacher_logits")
+        same = pa.array([[1.0, 0.0]] * len(table), table.schema.types[place])
+        pq.write_table(table.set_column(place, "teacher_logits", same), folder / PREDICTIONS_FILE)
+    report = gather(tmp_path, "movies", list(STUDENTS), 200)
+    assert not report.taught
+    assert all(result.retained is None for result in report.results)
+    nothing = f"told from {report.trivial:.3f}, that of one answer to all: there is nothing that a student could keep."
+    assert headline(report)[0].endswith(nothing)
+    text = page([report], SETTINGS)
+    assert f"One answer to all of them has {report.trivial:.3f}." in text
+    assert {row[1] for row in cells(text).values()} == {"–"}
 
 
 def test_the_headline_keeps_its_sense_where_the_teacher_is_worth_nothing(movies: TaskReport) -> None:
