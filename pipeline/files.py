@@ -84,7 +84,7 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
     """Refuse to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
 
     Args:
-        path: may be absent, or empty.
+        path: may be absent, or empty but for hidden files.
         marks: names of files that every folder of its kind has.
 
     Raises:
@@ -92,7 +92,7 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
     """
     if Path.cwd().is_relative_to(path.resolve()):
         raise PipelineError(f"{path} would be replaced as a whole, and this command runs in it; name another folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return
     if missing := [mark for mark in marks if not (path / mark).is_file()]:
         raise PipelineError(

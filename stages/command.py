@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ from pipeline.files import check_replaceable
 
 OUT_OF_MEMORY = "OutOfMemoryError"
 """What torch calls the error of a device that is full; by name, so that a help text does not wait for torch."""
+
+MARKS = "marks"
+"""Of a command's function: files by which it knows the folders that it replaces."""
+
+WRITTEN = ("out", "cost")
+"""Options that name what is written; all others name what is read."""
 
 params_option = click.option(
     "--params",
@@ -38,18 +44,13 @@ def folder_option(flag: str, meaning: str, required: bool = True) -> Callable[[C
 
 def out_option(meaning: str, *marks: str, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The option --out of a command that replaces the folder it names; ``marks`` are files that it writes into every one."""
+    option = click.option("--out", required=required, type=click.Path(path_type=Path, file_okay=False), help=meaning)
 
-    def unharmed(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
-        try:
-            if out is not None:
-                check_replaceable(out, marks)
-        except PipelineError as fault:
-            raise click.BadParameter(str(fault)) from fault
-        return out
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        setattr(function, MARKS, marks)
+        return option(function)
 
-    return click.option(
-        "--out", required=required, type=click.Path(path_type=Path, file_okay=False), callback=unharmed, help=meaning
-    )
+    return add
 
 
 def check_task(task: str, place: Path, what: str, found: str) -> None:
@@ -65,7 +66,8 @@ def stage(function: Callable[..., None]) -> click.Command:
     def run(**arguments: Any) -> None:
         _quiet_libraries()
         try:
-            _check_out(arguments)
+            if not arguments.get("plan"):  # which writes nothing
+                _check_out(getattr(function, MARKS, None), arguments)
             function(**arguments)
         except (PipelineError, OSError, SafetensorError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
@@ -77,13 +79,21 @@ def stage(function: Callable[..., None]) -> click.Command:
     return click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})(run)
 
 
-def _check_out(arguments: Mapping[str, Any]) -> None:
-    """Refuse to write where what is read lies: a folder that is written is replaced as a whole."""
-    places = {name: place for name, place in arguments.items() if isinstance(place, Path)}
-    out = places.pop("out", None)
-    for name, place in places.items():
-        if out is not None and place.resolve().is_relative_to(out.resolve()):
-            raise PipelineError(f"--out {out} would replace what --{name} names, {place}; name another folder")
+def check_apart(out: Path, what: str, place: str | Path) -> None:
+    """Refuse to replace a folder in which something lies that is read."""
+    if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
+        raise PipelineError(f"--out {out} would replace {what}, {place}; name another folder")
+
+
+def _check_out(marks: Sequence[str] | None, arguments: Mapping[str, Any]) -> None:
+    """Refuse a folder that a command would replace and must not; one without ``marks`` replaces none."""
+    out = arguments.get("out")
+    if marks is None or out is None:
+        return
+    for name, place in arguments.items():
+        if isinstance(place, Path) and name not in WRITTEN:
+            check_apart(out, f"what --{name} names", place)
+    check_replaceable(out, marks)
 
 
 def _quiet_libraries() -> None:

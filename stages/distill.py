@@ -9,10 +9,11 @@ from pipeline.config import Settings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
+from pipeline.distill.student import Checkpoint
 from pipeline.errors import Faults
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.lineage import LINEAGE_FILE
-from stages.command import folder_option, out_option, params_option, stage
+from stages.command import check_apart, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -56,6 +57,8 @@ def main(
         missing = [f"--{name}" for name, value in one.items() if value is None]
         raise click.UsageError(f"give {', '.join(missing)} too, or --all with the data folder and nothing else")
     needs = _needs(params, student)
+    if isinstance(needs.student.start, Checkpoint):
+        check_apart(out, "the model that it begins with", needs.student.start.checkpoint)
     facts = obtain(StudentJob(student, scores, shards, teacher, needs.student), needs.runtime, out, cost)
     click.echo(f"{out}: dev {facts['dev']:.4f}, teacher {facts['teacher_dev']:.4f}")
 

@@ -14,7 +14,7 @@ from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
 from pipeline.scouting import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, training_hash
-from stages.command import check_task, folder_option, out_option, params_option, stage
+from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -37,6 +37,8 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     check_task(task, scores, "scores", Manifest.read(scores).task.name)
     needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
     start = needs.scout.start
+    if isinstance(start, Checkpoint):
+        check_apart(out, "the model that it begins with", start.checkpoint)
     decided_by = deciding([], str(teacher), needs) | {"scores": training_hash(scores)}
     decided_by |= {"checkpoint": source_hash(start.checkpoint)} if isinstance(start, Checkpoint) else {}
     with resumable(out, decided_by, needs.runtime) as conduct:

@@ -12,7 +12,7 @@ from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import TASK_FILE, Task
 from pipeline.teaching import TeacherSettings, teach
-from stages.command import check_task, folder_option, out_option, params_option, stage
+from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -35,6 +35,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     config.task_in(params, task)
     check_task(task, prepared, "corpus", Task.read(prepared).name)
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
+    check_apart(out, "the model that it begins with", needs.teacher.model)
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
     with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:
         value = teach(prepared, needs.teacher, needs.teach, out, conduct)

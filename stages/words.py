@@ -16,7 +16,7 @@ from pipeline.runtime import RuntimeSettings
 from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
-from stages.command import check_task, folder_option, out_option, params_option, stage
+from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -47,6 +47,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         raise PipelineError(f"{params}: {place}.words is missing; null says that the task needs no masked language model")
     needs = config.load(params, Needs, teacher=f"{place}.teacher", words="words", runtime="runtime")
     chosen = None if settings["words"] is None else config.load(params, Chosen, words=f"{place}.words").words
+    if chosen is not None:
+        check_apart(out, "the model that it begins with", chosen.model)
     teacher, max_length = needs.teacher.model, needs.teacher.max_length
     with _conduct(prepared, chosen, needs, out) as conduct:
         facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out, conduct)

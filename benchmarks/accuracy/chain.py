@@ -28,7 +28,7 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.training import Sources
 from pipeline.errors import PipelineError
 from pipeline.evaluation import QUALITY_FILE, Qualities
-from pipeline.files import canonical_json, write_json
+from pipeline.files import canonical_json, hash_of, write_json
 from pipeline.finetuning import HISTORY_FILE, OptimiserSettings
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
@@ -215,13 +215,16 @@ def _online(aim: Aim, common: dict[str, Any], out: Path, cost: Path) -> None:
 
 
 def _layers(folder: Path, common: dict[str, Any], shards: Path | None) -> None:
-    """The first phase of a student, unless it is finished."""
-    if (folder / LAYERS_COST).is_file():
+    """The first phase of a student, unless it is finished with these copies and this teacher."""
+    assert shards is not None, "copies are stored variants"
+    key = hash_of([manifest_hash(shards), model_hash(common["--teacher"])])[:12]
+    if (folder / LAYERS_COST).is_file() and json.loads((folder / LAYERS_COST).read_text(encoding="utf-8"))["key"] == key:
         return
     needs = config.load(common["--params"], LayersNeeds, student=("distill", f"students.{STUDENT}"), layers=LAYERS)
     sources = Sources.open(common["--teacher"], common["--scores"], shards)
     begun = needs.student.model_copy(update={"start": "teacher"})
-    train_layers(sources, begun, needs.layers, folder / "states", folder / LAYERS, folder / LAYERS_COST)
+    cost = train_layers(sources, begun, needs.layers, folder / f"states-{key}", folder / LAYERS)
+    write_json(folder / LAYERS_COST, cost | {"key": key})
 
 
 def _cost(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
 from pipeline.encoding import Batch, model_inputs
 from pipeline.errors import PipelineError
-from pipeline.files import write_json
 from pipeline.finetuning import OptimiserSettings, fine_tune
 from pipeline.models.forward import bare, freeze, pick_device
 from pipeline.models.pretrained import load_classifier, load_tokenizer
@@ -136,9 +135,9 @@ def _squared_error(found: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
 
 
 def train_layers(
-    sources: Sources, settings: StudentSettings, optimiser: OptimiserSettings, states: Path, out: Path, cost: Path
-) -> None:
-    """Teach a student its teacher's layers on every stored copy, and write it to ``out``, what it took to ``cost``.
+    sources: Sources, settings: StudentSettings, optimiser: OptimiserSettings, states: Path, out: Path
+) -> dict[str, float]:
+    """Teach a student its teacher's layers on every stored copy, and write it; returns the seconds and steps that it took.
 
     Args:
         sources: the teacher, its scores, whose dev split chooses the best epoch, and the copies.
@@ -146,7 +145,6 @@ def train_layers(
         optimiser: of this phase; an epoch sees every copy of every row.
         states: where a killed training finds what it goes on from.
         out: the student's folder.
-        cost: a file of seconds and steps.
 
     Raises:
         PipelineError: teacher and student are no BERTs of one width, or their depths do not go into each other.
@@ -169,7 +167,7 @@ def train_layers(
     )
     student.model.save_pretrained(out)
     load_tokenizer(sources.teacher).save_pretrained(out)
-    write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})
+    return {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]}
 
 
 def _check(teacher: PreTrainedModel, student: PreTrainedModel) -> None:

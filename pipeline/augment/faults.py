@@ -37,15 +37,16 @@ def words_faults(settings: AugmentSettings, model: bool | None) -> list[str]:
     return []
 
 
-def kind_faults(settings: AugmentSettings, kind: Kind) -> list[str]:
-    """What makes no sense for a regression."""
+def kind_faults(settings: AugmentSettings, kind: Kind, scout: bool) -> list[str]:
+    """What makes no sense for a regression; a scout errs on the untouched text, its teacher does not."""
     if kind != "regression" or not settings.perturbs():
         return []
     search, faults = settings.perturbation, []
     if isinstance(search.radius, Effect) and search.radius.flips is not None:
         way_out = "augment: {perturbation: {radius: {flips: null, divergence: …}}}"
         faults.append(f"the answers of a regression do not flip; give this task {way_out}")
-    if search.objective == "label" and not search.start:
+    untouched = any(recipe == ["perturb"] for recipe in settings.recipes[: settings.variants])
+    if search.objective == "label" and not search.start and untouched and not scout:
         faults.append(
             "the squared error of a regression from its teacher's own answer has no gradient at start: 0; set it above 0"
         )

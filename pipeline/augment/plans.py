@@ -122,11 +122,11 @@ class Augmentation:
         """
         source, wanted = Shards.holding("scores", scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
-        kind = source.manifest.task.kind
+        contrary = kind_faults(settings, source.manifest.task.kind, scout is not None)
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
         proposes = None if words is None else words_in(words).model is not None
         missing = words_faults(settings, proposes)
-        if faults := [*aim_faults(settings, scout is not None), *kind_faults(settings, kind), *edits, *missing]:
+        if faults := [*aim_faults(settings, scout is not None), *contrary, *edits, *missing]:
             raise PipelineError("; ".join(faults))
         snapshots: tuple[str, ...] = ()
         if scout is not None:

@@ -68,7 +68,7 @@ def _aim_faults(name: str, sections: Sections) -> list[str]:
     kind, aim, entry = (config.lookup(sections.content, at) for at in (f"{place}.kind", f"{place}.aim", place))
     if not isinstance(entry, dict):
         return []
-    faults = kind_faults(augment, kind) + aim_faults(augment, aim == "scout")
+    faults = kind_faults(augment, kind, aim == "scout") + aim_faults(augment, aim == "scout")
     if "words" in entry:
         faults += words_faults(augment, entry["words"] is not None)
     return [f"{place}: {fault}" for fault in faults]

@@ -157,7 +157,7 @@ def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:
 
 def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[int]) -> PreTrainedConfig:
     """The teacher's configuration with the student's sizes."""
-    if teacher.model_type in FIRST_LAYER_APART and chosen[0]:
+    if teacher.model_type in FIRST_LAYER_APART and chosen[0] and size.start != "scratch":
         raise PipelineError(
             f"layers: {chosen}: the first layer of a {teacher.model_type!r} lacks a norm that the others have and that one of "
             "them would lose in its place; begin the list with 0"

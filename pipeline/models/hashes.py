@@ -3,6 +3,7 @@
 Knows which parts of a saved model decide its logits; must not know what is kept under the names.
 """
 
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -78,11 +79,12 @@ def check_saving(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None
 
 
 def _rules_in_python(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What decides the ids of a tokenizer that is a Python class: all that it saves, but for its place and the longest row."""
+    """What decides the ids of a tokenizer that is a Python class: what it is made from, as it saves it."""
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
         tokenizer.save_pretrained(place)
-        settings = json.loads((Path(place) / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
-        files = {file.name: sha256_of(file) for file in sorted(Path(place).iterdir()) if file.name != TOKENIZER_CONFIG_FILE}
-    for passing in ("name_or_path", "model_max_length", "local_files_only", "is_local", "backend"):
-        settings.pop(passing, None)
-    return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings, "files": files}
+        saved = json.loads((Path(place) / TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+        files = [Path(place) / name for name in tokenizer.vocab_files_names.values()]
+        held = {file.name: sha256_of(file) for file in files if file.is_file()}
+    made_from = {*inspect.signature(type(tokenizer).__init__).parameters, "added_tokens_decoder"} - {"model_max_length"}
+    settings = {name: value for name, value in saved.items() if name in made_from}
+    return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings, "files": held}

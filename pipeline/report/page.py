@@ -86,8 +86,11 @@ def headline(report: TaskReport) -> list[str]:
     best = max(report.students, key=lambda student: student.value)
     metric, teacher = metric_name(report.task), report.teacher
     if not report.taught:
-        trivial = f"{report.trivial:.3f}, that of one answer to all: there is nothing that a student could keep"
-        return [f"The teacher’s {metric} of {teacher.value:.3f} cannot be told from {trivial}.", _effect(report, best)]
+        trivial = f"is not above the {report.trivial:.3f} of one answer to all, as far as the test rows tell"
+        return [
+            f"The teacher’s {metric} of {teacher.value:.3f} {trivial}: there is nothing that a student could keep.",
+            _effect(report, best),
+        ]
     if best.retained is None:
         kept = f"Student {best.model} reaches a {metric} of {best.value:.3f} where the teacher has {teacher.value:.3f}"
     else:

@@ -280,6 +280,7 @@ def test_an_error_leaves_the_folder_that_was_there_and_nothing_else(tmp_path: Pa
 
 def test_only_a_folder_of_the_same_kind_is_to_be_replaced(tmp_path: Path) -> None:
     check_replaceable(tmp_path / "absent", ["manifest.json"])
+    (tmp_path / ".gitignore").write_text("*")
     check_replaceable(tmp_path, ["manifest.json"])
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(PipelineError, match=r"by this command \(it has no manifest.json, no config.json\); nothing"):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.errors import PipelineError
-from pipeline.tasks import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, predictions
+from pipeline.tasks import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, one_answer, predictions
 
 rows = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -101,6 +101,23 @@ def test_a_classifier_has_a_logit_a_label_and_a_regressor_one() -> None:
 
 
 NAMED = Task(name="ö", kind="classification", metric="mcc", labels=("ja", "naïve"), pair=True)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "mcc"])
+def test_one_answer_to_all_is_the_one_that_is_worth_most(metric: Metric) -> None:
+    """Of F1 that is the second label, however rare it is."""
+    labels = np.array([0.0] * 6 + [1.0] * 4)
+    found = one_answer(task(metric), labels)
+    assert found.shape == (10, 2)
+    assert len(np.unique(found, axis=0)) == 1
+    always = [measure(task(metric), labels, np.tile(np.eye(2)[label], (10, 1))) for label in (0, 1)]
+    assert measure(task(metric), labels, found) == max(always)
+    assert (metric == "f1") <= bool(found[0].argmax() == 1)
+
+
+def test_one_answer_to_all_of_a_regression_is_worth_nothing() -> None:
+    labels = np.array([1.0, 2.0, 4.0])
+    assert measure(task("pearson"), labels, one_answer(task("pearson"), labels)) == 0.0
 
 
 @pytest.mark.parametrize("saved", [task("macro_f1", 3), task("pearson"), NAMED])

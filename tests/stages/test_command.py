@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from safetensors import SafetensorError
 
 from pipeline.errors import Faults, PipelineError
 from pipeline.files import write_json
-from stages import augment, distill, evaluate, export, prepare, score, scout, teach, words
+from stages import augment, distill, evaluate, export, prepare, report, score, scout, teach, words
 from stages.command import folder_option, params_option, stage
 from tests.fake_run import params
+from tests.world import RUNTIME
 
 VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 
@@ -157,10 +159,24 @@ def test_what_a_stage_has_not_written_it_does_not_replace(module: ModuleType, tm
     given = [text for name in others if f"--{name}" in flags for text in (f"--{name}", str(tmp_path / name))]
     named = ["--task", "tiny"] if "--task" in flags else []
     found = CliRunner().invoke(module.main, [*given, *named, "--out", str(tmp_path / "mine")])
-    assert found.exit_code == 2
-    assert "Invalid value for '--out'" in found.stderr
+    assert found.exit_code == 1
     assert "would be replaced as a whole, but it is not empty" in found.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("main", [score.main, augment.main])
+def test_a_plan_may_name_any_folder_since_it_writes_nothing(main: click.Command, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    places = ["--prepared", "--teacher"] if main is score.main else ["--task=tiny", "--scores", "--teacher", "--aim"]
+    given = [text for flag in places for text in ((flag,) if "=" in flag else (flag, str(tmp_path / "nobody")))]
+    found = CliRunner().invoke(main, [*given, "--out", str(tmp_path), "--plan"])
+    assert "would" not in found.stderr
+
+
+def test_a_report_lies_beside_what_it_reads(tmp_path: Path) -> None:
+    """It writes its own files and replaces no folder."""
+    given = ["--data", str(tmp_path), "--out", str(tmp_path), "--print-only"]
+    assert "would replace" not in CliRunner().invoke(report.main, given).stderr
 
 
 @pytest.mark.parametrize("read", ["student", "student/below"])
@@ -174,6 +190,27 @@ def test_what_is_read_is_not_written_over(read: str, tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert f"--out {tmp_path / 'student'} would replace what --teacher names, {tmp_path / read}" in found.stderr
     assert (tmp_path / "student" / "lineage.json").exists()
+
+
+def test_a_model_that_settings_name_is_not_written_over(
+    prepared: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only copy of a classifier may lie where its teacher is to be written."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(teacher, "mine")
+    fit = {"epochs": 1, "batch_size": 8, "accumulation": 1, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.0}
+    section = fit | {"weight_decay": 0.0, "clip": 1.0, "precision": "float32", "seed": 1}
+    named = {"model": "mine", "fine_tune": True, "max_length": 16}
+    settings = {"tasks": {"tiny": {"teacher": named}}, "teach": section, "runtime": RUNTIME}
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
+    found = CliRunner().invoke(teach.main, ["--task", "tiny", "--prepared", str(prepared), "--out", "mine"])
+    assert found.stderr == "Error: --out mine would replace the model that it begins with, mine; name another folder\n"
+
+
+def test_what_a_training_took_may_lie_beside_its_student(tmp_path: Path) -> None:
+    given = [text for name in ("scores", "shards", "teacher") for text in (f"--{name}", str(tmp_path / name))]
+    places = ["--out", str(tmp_path / "out"), "--cost", str(tmp_path / "out" / "cost.json")]
+    assert "would replace" not in CliRunner().invoke(distill.main, ["--student", "half", *given, *places]).stderr
 
 
 def test_a_student_that_is_asked_for_by_half_is_told_what_else_it_takes() -> None:

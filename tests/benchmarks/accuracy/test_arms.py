@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.accuracy.arms import SIZES, STUDENT, Models, Run, all_arms, base
+from benchmarks.accuracy.arms import LAYERS, SIZES, STUDENT, Models, Run, all_arms, base
 from benchmarks.accuracy.corpora import Case
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
@@ -72,6 +72,14 @@ def test_a_run_is_what_differs_from_the_base_and_a_hash_of_that(monkeypatch: pyt
 def test_who_learns_from_labels_alone_starts_from_the_pretrained_model() -> None:
     student = Run(Case("trec", 500, 3), "ft", "half", 18).params(CORPUS, MODELS, Path())["students"][STUDENT]
     assert student["start"] == {"checkpoint": "pretrained-model"}
+
+
+def test_who_has_learnt_layers_starts_from_what_it_has_learnt() -> None:
+    run = Run(Case("trec", 500, 3), "tinybert", "half", 18)
+    params = run.params(CORPUS, MODELS, Path("case"))
+    assert params["students"][STUDENT]["start"] == {"checkpoint": f"case/{run.name}/{LAYERS}"}
+    assert params[LAYERS] == base()["distill"]["optimiser"] | {"epochs": 20, "learning_rate": 5e-5, "seed": 3}
+    assert LAYERS not in Run(Case("trec", 500, 3), "words_all", "half", 18).params(CORPUS, MODELS, Path("case"))
 
 
 @pytest.mark.parametrize(

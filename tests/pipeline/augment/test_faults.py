@@ -41,17 +41,20 @@ def test_an_objective_goes_with_its_aim_or_is_refused(
 
 def test_a_regression_has_no_flips_to_ask_for_but_a_divergence() -> None:
     asks = {name: augment_settings({"radius": {name: 0.1}}) for name in ("flips", "divergence")}
-    (sentence,) = kind_faults(asks["flips"], "regression")
+    (sentence,) = kind_faults(asks["flips"], "regression", False)
     assert sentence.startswith("the answers of a regression do not flip; give this task augment: {perturbation: {radius: ")
-    assert kind_faults(asks["flips"], "classification") == kind_faults(asks["divergence"], "regression") == []
-    assert kind_faults(augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
+    assert kind_faults(asks["flips"], "classification", False) == kind_faults(asks["divergence"], "regression", False) == []
+    assert kind_faults(augment_settings({"radius": {"flips": 0.1}}, recipes=[["mask"]]), "regression", False) == []
 
 
 def test_a_regression_has_no_gradient_at_its_teachers_own_answer() -> None:
     still, moved = (augment_settings({"objective": "label", "start": start}, variants=1) for start in (0.0, 0.3))
-    (sentence,) = kind_faults(still, "regression")
+    (sentence,) = kind_faults(still, "regression", False)
     assert sentence.endswith("from its teacher's own answer has no gradient at start: 0; set it above 0")
-    assert kind_faults(moved, "regression") == kind_faults(still, "classification") == []
+    assert kind_faults(moved, "regression", False) == kind_faults(still, "classification", False) == []
+    assert kind_faults(still, "regression", True) == [], "a scout errs"
+    edited = augment_settings({"objective": "label", "start": 0.0}, variants=1, recipes=[["span", "perturb"]])
+    assert kind_faults(edited, "regression", False) == [], "an edit moves the answer"
 
 
 def test_words_are_asked_for_where_there_is_a_model_and_nowhere_else() -> None:

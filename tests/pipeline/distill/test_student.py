@@ -69,6 +69,7 @@ def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_refused(tmp_p
     of_type("modernbert").save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"layers: \[1\]: the first layer of a 'modernbert' lacks a norm .* list with 0"):
         make_student(tmp_path, SizeSettings(start="teacher", layers=[1]), seed=0)
+    assert make_student(tmp_path, SizeSettings(start="scratch", layers=[1]), seed=0).model.config.num_hidden_layers == 1
 
 
 @pytest.mark.parametrize("start", ["teacher", "scratch"])
