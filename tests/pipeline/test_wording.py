@@ -117,13 +117,11 @@ def test_a_model_with_another_tokenizer_is_refused_before_it_is_fitted(prepared:
 
 
 def test_a_task_that_does_not_say_whether_it_needs_words_is_refused(prepared: Path, teacher: Path, tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text(
-        f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: 8}}}}}}"
-    )
-    given = {"--task": "movies", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
+    (tmp_path / "params.yaml").write_text(f"tasks: {{tiny: {{teacher: {{model: {teacher}, fine_tune: true, max_length: 8}}}}}}")
+    given = {"--task": "tiny", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
     result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])
     assert result.exit_code == 1
-    assert "tasks.movies.words is missing; null says that the task needs no masked language model" in result.output
+    assert "tasks.tiny.words is missing; null says that the task needs no masked language model" in result.output
     assert not (tmp_path / "words").exists()
 
 
@@ -179,10 +177,10 @@ def test_a_body_that_lacks_weights_is_refused(prepared: Path, tmp_path: Path) ->
 def test_the_stage_says_what_it_made(prepared: Path, teacher: Path, tmp_path: Path, words: str) -> None:
     fit = json.dumps(FIT | {"epochs": 1})
     (tmp_path / "params.yaml").write_text(
-        f"tasks: {{movies: {{teacher: {{model: {teacher}, fine_tune: true, max_length: {MAX_LENGTH}}}, "
+        f"tasks: {{tiny: {{teacher: {{model: {teacher}, fine_tune: true, max_length: {MAX_LENGTH}}}, "
         f"words: {words.replace('TEACHER', str(teacher))}}}}}\nwords: {fit}\nruntime: {json.dumps(RUNTIME)}\n"
     )
-    given = {"--task": "movies", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
+    given = {"--task": "tiny", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": tmp_path / "words"}
     result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])
     assert result.exit_code == 0, result.output
     told = "no masked language model" if words == "null" else "fitted, "
