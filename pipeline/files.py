@@ -17,6 +17,9 @@ from pipeline.errors import PipelineError
 PARTIAL = ".partial-"
 """Prefix of what is being written; never part of a product, safe to delete when no stage runs."""
 
+PLACEHOLDERS = frozenset({".gitignore", ".gitkeep", ".DS_Store"})
+"""What may lie in a folder that counts as empty; another hidden name, such as .git, may be all that somebody has."""
+
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
@@ -84,7 +87,7 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
     """Refuse to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
 
     Args:
-        path: may be absent, or empty but for hidden files.
+        path: may be absent, or empty but for ``PLACEHOLDERS``.
         marks: names of files that every folder of its kind has.
 
     Raises:
@@ -92,7 +95,7 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
     """
     if Path.cwd().is_relative_to(path.resolve()):
         raise PipelineError(f"{path} would be replaced as a whole, and this command runs in it; name another folder")
-    if not path.is_dir() or all(entry.name.startswith(".") for entry in path.iterdir()):
+    if not path.is_dir() or {entry.name for entry in path.iterdir()} <= PLACEHOLDERS:
         return
     if missing := [mark for mark in marks if not (path / mark).is_file()]:
         raise PipelineError(

@@ -282,6 +282,9 @@ def test_only_a_folder_of_the_same_kind_is_to_be_replaced(tmp_path: Path) -> Non
     check_replaceable(tmp_path / "absent", ["manifest.json"])
     (tmp_path / ".gitignore").write_text("*")
     check_replaceable(tmp_path, ["manifest.json"])
+    (tmp_path / ".git").mkdir()
+    with pytest.raises(PipelineError, match="it is not empty and was not written by this command"):
+        check_replaceable(tmp_path, ["manifest.json"])
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(PipelineError, match=r"by this command \(it has no manifest.json, no config.json\); nothing"):
         check_replaceable(tmp_path, ["manifest.json", "config.json"])
