@@ -22,14 +22,16 @@ class WordsFacts(Settings):
     model: str | None
     """What names the model that was adopted or fitted; None where no recipe needs one."""
     fitted: bool = False
-    nats: float | None = None
-    """Of a fitted one: cross-entropy of the tokens asked for, mean over the texts of dev."""
+    perplexity: float | None = None
+    """Of a fitted one, on dev: the exponential of the tokens' cross-entropy, in which each text counts alike."""
 
     def told(self) -> str:
         """For a person."""
         if self.model is None:
             return "no masked language model, since the task asks for none"
-        return f"fitted, {self.nats:.2f} nats a token asked for on dev" if self.nats is not None else "adopted as it is"
+        if self.perplexity is None:
+            return "adopted as it is"
+        return f"fitted, {1 / self.perplexity:.4f} on dev: the probability of a masked token (perplexity {self.perplexity:.3g})"
 
 
 def words_in(folder: Path) -> WordsFacts:

@@ -1,5 +1,6 @@
 """The masked language model of a task: fitted to its train texts, adopted as it is, or none. Knows texts and one model."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from pipeline.models.forward import word_embeddings
 from pipeline.models.hashes import source_hash
 from pipeline.models.pretrained import check_vocabulary, config_of, load_pretrained, load_tokenizer
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
-from pipeline.tasks import Split, Task
+from pipeline.tasks import Floats, Split, Task
 
 FITTED_ON: tuple[Split, Split] = ("train", "dev")
 """What a masked language model learns from, and what chooses its best epoch."""
@@ -70,8 +71,8 @@ def prepare_words(
         model, history = _fitted(prepared, words.model, tokenizer, max_length, settings, conduct)
     else:
         model, history = load_masked_lm(words.model), []
-    nats = -best_epoch(history)["dev"] if history else None
-    facts = WordsFacts(model=named, fitted=words.fit, nats=nats)
+    perplexity = 1 / best_epoch(history)["dev"] if history else None
+    facts = WordsFacts(model=named, fitted=words.fit, perplexity=perplexity)
     with folder_written_whole(out) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -116,11 +117,15 @@ def _fitted(
     train, dev = (masked_rows(prepared, split, tokenizer, known, max_length, settings) for split in FITTED_ON)
 
     def measured(model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Dev keeps the epoch whose figure is highest, [rows, 1]."""
+        """Log-probability of the tokens asked for, mean over those of each row, [rows, 1]."""
         return -loss_of(model, batch).unsqueeze(1)
 
+    def probability(found: Floats) -> float:
+        """Geometric mean over rows: the inverse of the perplexity."""
+        return math.exp(found.mean())
+
     name = f"words {Task.read(prepared).name}"
-    fit = fine_tune(name, model, train, dev, loss_of, lambda found: float(found.mean()), settings, conduct, answer=measured)
+    fit = fine_tune(name, model, train, dev, loss_of, probability, settings, conduct, answer=measured)
     return model, fit.history
 
 

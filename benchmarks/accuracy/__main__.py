@@ -119,8 +119,8 @@ def fill(page: Path, results: Path) -> None:
 def masked_lm(data: Path, teacher: str, epochs: int, left_out: tuple[str, ...], out: Path) -> None:
     """Fit a masked language model, begun as the teachers' pretrained one, to all sets, where no better one is at hand."""
     torch.set_num_threads(1)
-    loss = train_masked_lm(data, [task for task in CORPORA if task not in left_out], teacher, epochs, out)
-    click.echo(f"{out}: {loss:.2f} nats a masked token of dev")
+    facts = train_masked_lm(data, [task for task in CORPORA if task not in left_out], teacher, epochs, out)
+    click.echo(f"{out}: {facts.told()}")
 
 
 def _absolute(model: str) -> str:

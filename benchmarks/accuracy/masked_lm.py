@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from benchmarks.accuracy.arms import base
 from benchmarks.accuracy.corpora import CORPORA
 from pipeline.masking import FitSettings
+from pipeline.proposing import WordsFacts
 from pipeline.tasks import Task
 from pipeline.wording import WordsSettings, prepare_words
 
@@ -35,11 +36,8 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
     return list(found)
 
 
-def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> float:
-    """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``.
-
-    Returns its loss on dev in nats a masked token.
-    """
+def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> WordsFacts:
+    """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``."""
     changed = {"masked": MASKED, "rows": None, "epochs": epochs, "learning_rate": LEARNING_RATE}
     settings = FitSettings(**base()["teach"] | changed)
     with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +47,4 @@ def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: i
             ids = [f"{split}{number}" for number in range(len(texts))]
             pq.write_table(pa.table({"id": ids, "text_a": texts}), prepared / f"{split}.parquet")
         Task(name="texts", kind="regression", metric="pearson", labels=(), pair=False).save(prepared)
-        facts = prepare_words(prepared, pretrained, MAX_LENGTH, WordsSettings(model=pretrained, fit=True), settings, out)
-    assert facts.nats is not None, "what was fitted has been measured"
-    return facts.nats
+        return prepare_words(prepared, pretrained, MAX_LENGTH, WordsSettings(model=pretrained, fit=True), settings, out)

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline.perturbation import CONTROLS
 from pipeline.shards.manifest import Manifest
+from pipeline.shares import effective
 from pipeline.tasks import Task
 
 CARD = """---
@@ -84,7 +85,7 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
         start=_start(facts["start"], facts["settings"]["start"]),
         variants=_made(variants),
         own=_searched_by_itself(own, task) if own else None,
-        settings=json.dumps(facts["settings"], indent=2),
+        settings=json.dumps(effective(facts["settings"]), indent=2),
     )
     card.save(folder / "README.md")
 

@@ -19,7 +19,9 @@ def test_a_folder_that_the_stage_did_not_write_is_refused_and_a_damaged_note_too
 
 def test_what_a_person_is_told() -> None:
     assert WordsFacts(model=None).told() == "no masked language model, since the task asks for none"
-    assert WordsFacts(model="some", fitted=True, nats=4.219).told() == "fitted, 4.22 nats a token asked for on dev"
+    assert WordsFacts(model="some", fitted=True, perplexity=62.5).told() == (
+        "fitted, 0.0160 on dev: the probability of a masked token (perplexity 62.5)"
+    )
     assert WordsFacts(model="some").told() == "adopted as it is"
 
 

@@ -1,3 +1,4 @@
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import BartConfig, BartForConditionalGeneration, BertForMasked
 
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.errors import PipelineError
+from pipeline.finetuning import HISTORY_FILE
 from pipeline.masking import FitSettings
 from pipeline.models.architectures import ENCODERS
 from pipeline.models.hashes import model_hash
@@ -54,10 +56,13 @@ def made(prepared: Path, model: Path, out: Path, fit: bool = True, **changed: An
 
 def test_a_fitted_model_learns_which_word_was_masked_and_proposes_it(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     short, long = (made(prepared, teacher, tmp_path / str(epochs), epochs=epochs, learning_rate=3e-3) for epochs in (1, 12))
-    assert short.nats is not None
-    assert long.nats is not None
-    assert long.nats < short.nats - 0.5
-    assert words_in(tmp_path / "12") == long == WordsFacts(model=model_hash(teacher), fitted=True, nats=long.nats)
+    assert short.perplexity is not None
+    assert long.perplexity is not None
+    assert long.perplexity < 0.6 * short.perplexity
+    measured = [float(row["dev"]) for row in csv.DictReader((tmp_path / "12" / HISTORY_FILE).open())]
+    assert 0 < min(measured) < max(measured) < 1
+    assert max(measured) == pytest.approx(1 / long.perplexity)
+    assert words_in(tmp_path / "12") == long == WordsFacts(model=model_hash(teacher), fitted=True, perplexity=long.perplexity)
     tokenizer = load_tokenizer(teacher)
     model = MaskedLM(tmp_path / "12", MaskedLMSettings(replace=0.4, candidates=1, batch_rows=8), tokenizer)
     texts = [" ".join([word] * 3) for word in WORDS[:8]]
@@ -84,7 +89,7 @@ def test_a_new_head_begins_by_asking_which_word_the_output_is_like(prepared: Pat
 def test_a_finished_model_is_adopted_with_its_weights_and_fitted_from_them(prepared: Path, tmp_path: Path) -> None:
     finished = save_masked_lm(tmp_path / "finished")
     facts = made(prepared, finished, tmp_path / "adopted", fit=False)
-    assert (facts.fitted, facts.nats) == (False, None)
+    assert (facts.fitted, facts.perplexity) == (False, None)
     assert model_hash(tmp_path / "adopted") == model_hash(finished)
     made(prepared, finished, tmp_path / "fitted", epochs=1, learning_rate=1e-12)
     weights = [BertForMaskedLM.from_pretrained(folder).cls.predictions.transform.dense.weight for folder in
@@ -156,9 +161,9 @@ def test_every_encoder_is_fitted_from_a_classifier_and_proposes_words(prepared: 
     first, later = (
         made(prepared, tmp_path / "classifier", tmp_path / str(epochs), epochs=epochs, learning_rate=3e-3) for epochs in (1, 4)
     )
-    assert first.nats is not None
-    assert later.nats is not None
-    assert later.nats < first.nats
+    assert first.perplexity is not None
+    assert later.perplexity is not None
+    assert later.perplexity < first.perplexity
     model = MaskedLM(tmp_path / "4", MaskedLMSettings(replace=0.4, candidates=3, batch_rows=8), load_tokenizer(tmp_path / "4"))
     (row,) = model.candidates([np.array([2, 9, 10, 3], dtype=np.int32)], None)
     assert row.ids.shape == (6,)

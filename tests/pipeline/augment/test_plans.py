@@ -147,7 +147,7 @@ def test_the_manifest_says_where_the_words_come_from(scores: Path, teacher: Path
     proposing = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
     settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=proposing)
     manifest = run_in(tmp_path, scores, teacher, settings, save_masked_lm(tmp_path / "words"))
-    assert manifest.details["words"] == {"model": "some", "fitted": False, "nats": None}
+    assert manifest.details["words"] == {"model": "some", "fitted": False, "perplexity": None}
     edited = augment_settings(variants=1, recipes=[["mask"]])
     assert run_in(tmp_path, scores, teacher, edited).details["words"] is None
 

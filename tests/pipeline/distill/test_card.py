@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_a_student_of_edited_variants_claims_no_perturbation(recipes: list[list[
 def test_a_control_learnt_from_untouched_inputs_alone(tmp_path: Path) -> None:
     found = card(tmp_path, None, shards=None, settings=settings(adversary="none"))
     assert "on untouched inputs alone" in found.text
-    assert "perturb" not in found.text.split("```json")[0]
+    assert "perturb" not in found.text
     assert found.data.tags == ["knowledge-distillation"]
     assert "| variants (sha256 of their manifest) | none |" in found.text
     assert "what they are" not in found.text
@@ -109,6 +110,17 @@ def test_a_student_that_perturbed_its_own_inputs_says_how(
     assert re.search(rf"^\| perturbed by the student itself \| [^|]*{re.escape(said)} \|$", found.text, re.M)
     assert found.data.tags == ["knowledge-distillation", "adversarial-data-augmentation"]
     assert "what they are" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("adversary", "idle"), [("shards", {"perturbation"}), ("student", {"variants"}), ("none", {"perturbation", "variants"})]
+)
+def test_a_card_shows_no_setting_that_did_nothing(adversary: str, idle: set[str], tmp_path: Path) -> None:
+    chosen = settings(adversary=adversary)
+    found = card(tmp_path, manifest(["mask"]) if adversary == "shards" else None, settings=chosen).text
+    shown = json.loads(found.split("```json")[1].split("```")[0])
+    assert {"perturbation", "variants"} - set(shown) == idle
+    assert shown["layers"] == chosen["layers"]
 
 
 def test_a_student_of_both_says_both(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_text_edits_have_no_search(tmp_path: Path) -> None:
 )
 def test_where_the_words_come_from_is_said(tmp_path: Path, fitted: bool, how: str) -> None:
     report = reported(tmp_path, recipes=(["masked_lm"],))
-    details = report.perturbations.details | {"words": {"model": "some", "fitted": fitted, "nats": None}}
+    details = report.perturbations.details | {"words": {"model": "some", "fitted": fitted, "perplexity": None}}
     said = method(replace(report, perturbations=report.perturbations.model_copy(update={"details": details})))[1]
     assert said == (
         "Of every training row 2 variants were stored: words replaced by a masked language model’s. "

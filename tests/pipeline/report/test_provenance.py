@@ -95,7 +95,7 @@ def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any
 
 
 def test_a_masked_language_model_is_shown_with_what_it_was_fitted_from(tmp_path: Path) -> None:
-    words = {"model": "abc", "fitted": True, "nats": 4.25}
+    words = {"model": "abc", "fitted": True, "perplexity": 4.25}
     settings = {"masked_lm": {"replace": 0.4, "candidates": 15, "batch_rows": 64}}
     text = origins(tmp_path, ["masked_lm"], words=words, settings=settings)
     for name, value in settings["masked_lm"].items() | words.items() - {("fitted", True)} | {("fitted", "yes")}:
