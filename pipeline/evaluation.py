@@ -158,21 +158,40 @@ def difference_interval(
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the metric's difference, student minus control.
 
-    Rows are drawn once for both, so what makes a row hard for both cancels. Percentile rather than BCa: the latter is
-    undefined where the two answer alike, which must give [0, 0].
-    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed. Of a single row nothing can be drawn: its
-    difference is both ends.
+    Rows are drawn once for both, so what makes a row hard for both cancels.
+    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed.
     """
 
     def difference(chosen: Integers) -> float:
         return measure(task, labels[chosen], student[chosen]) - measure(task, labels[chosen], control[chosen])
 
-    if len(labels) == 1:
-        alone = difference(np.zeros(1, dtype=np.int64))
+    return _over_rows(difference, len(labels), resamples, names)
+
+
+def value_interval(task: Task, labels: Floats, logits: Floats, resamples: int, names: Sequence[str]) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a model's metric.
+
+    That of a difference is narrower than two of these suggest. ``labels`` is [rows], ``logits`` [rows, outputs]; ``names``
+    decide the seed.
+    """
+
+    def value(chosen: Integers) -> float:
+        return measure(task, labels[chosen], logits[chosen])
+
+    return _over_rows(value, len(labels), resamples, names)
+
+
+def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int, names: Sequence[str]) -> tuple[float, float]:
+    """Interval of what is computed from drawn rows; of a single row nothing can be drawn, so what it gives is both ends.
+
+    Percentile rather than BCa: the latter is undefined where all draws give the same, which must be both ends too.
+    """
+    if rows == 1:
+        alone = statistic(np.zeros(1, dtype=np.int64))
         return alone, alone
     found = scipy.stats.bootstrap(
-        (np.arange(len(labels)),),
-        difference,
+        (np.arange(rows),),
+        statistic,
         vectorized=False,
         method="percentile",
         n_resamples=resamples,

@@ -26,6 +26,7 @@ from pipeline.evaluation import (
     Speeds,
     control_of,
     difference_interval,
+    value_interval,
 )
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Manifest, manifest_hash
@@ -65,11 +66,15 @@ class Result:
     model: str
     metric: str
     value: float
+    value_low: float
+    value_high: float
+    """Ends of the value's interval over test rows."""
     retained: float | None
     agreement: float
     control: str | None
     interval_low: float | None
     interval_high: float | None
+    """Ends of the interval of the difference to the control."""
     parameters: int
     bytes: int
     latency_ms: float
@@ -147,7 +152,7 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     spread = _variants(perturbations)
     trivial, taught = _beside_one_answer(manifest.task, evaluations[students[0]], resamples)
     found = [_student(manifest.task, student, evaluations, lineages, costs[student], resamples) for student in students]
-    results = [_teacher(manifest.task, evaluations), *found]
+    results = [_teacher(manifest.task, evaluations, resamples), *found]
     teacher, *trained = _marked(results if taught else [replace(result, retained=None) for result in results])
     return TaskReport(
         task=manifest.task,
@@ -185,7 +190,7 @@ def _marked(results: Sequence[Result]) -> list[Result]:
     return [replace(result, pareto=on_it) for result, on_it in zip(results, line, strict=True)]
 
 
-def _teacher(task: Task, evaluations: Mapping[str, _Evaluation]) -> Result:
+def _teacher(task: Task, evaluations: Mapping[str, _Evaluation], resamples: int) -> Result:
     """The teacher is timed beside every student; the table shows the median of these timings."""
     speeds = [evaluation.speeds.teacher for evaluation in evaluations.values()]
     speed = Speed(
@@ -193,7 +198,8 @@ def _teacher(task: Task, evaluations: Mapping[str, _Evaluation]) -> Result:
         rows_per_s=float(np.median([s.rows_per_s for s in speeds])),
     )
     first = next(iter(evaluations.values()))
-    return _result(task, TEACHER, first.qualities.teacher, speed)
+    ends = value_interval(task, first.labels, first.teacher, resamples, (task.name, TEACHER))
+    return _result(task, TEACHER, first.qualities.teacher, ends, speed)
 
 
 def _student(
@@ -205,21 +211,23 @@ def _student(
     resamples: int,
 ) -> Result:
     own, seconds = evaluations[name], cost.seconds if cost else None
+    ends = value_interval(task, own.labels, own.logits, resamples, (task.name, name))
     control = control_of(name, {student: lineage["settings"] for student, lineage in lineages.items()})
     if control is None:
-        return _result(task, name, own.qualities.student, own.speeds.student, seconds)
+        return _result(task, name, own.qualities.student, ends, own.speeds.student, seconds)
     other = evaluations[control]
     if own.ids != other.ids:
         raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
     seeds = (task.name, name, control)
     interval = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
-    return _result(task, name, own.qualities.student, own.speeds.student, seconds, control, interval)
+    return _result(task, name, own.qualities.student, ends, own.speeds.student, seconds, control, interval)
 
 
 def _result(
     task: Task,
     model: str,
     quality: Quality,
+    ends: tuple[float, float],
     speed: Speed,
     seconds: float | None = None,
     control: str | None = None,
@@ -231,6 +239,8 @@ def _result(
         task=task.name,
         model=model,
         metric=task.metric,
+        value_low=ends[0],
+        value_high=ends[1],
         control=control,
         interval_low=low,
         interval_high=high,

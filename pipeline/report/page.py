@@ -56,7 +56,9 @@ def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationS
     table, rendered = result_table(reports), page(reports, settings)
     _write_table(out / RESULTS_FILE, table)
     write_json(out / "metrics.json", {report.task.name: _metrics(report) for report in reports})
-    _write_table(out / "quality_latency.csv", table[["task", "model", "value", "latency_ms", "pareto"]])
+    _write_table(
+        out / "quality_latency.csv", table[["task", "model", "value", "value_low", "value_high", "latency_ms", "pareto"]]
+    )
     for name in ("training", "divergence", "flips"):
         _write_table(out / f"{name}.csv", pd.concat([getattr(report, name) for report in reports]))
     with written_whole(out / PAGE_FILE) as partial:

@@ -76,15 +76,18 @@ def quality_latency(report: TaskReport) -> Picture:
     results = report.results
     figure, axes = _figure("latency of one row in ms (log scale)", metric_name(report.task))
     _log_axis(axes, [r.latency_ms for r in results])
-    axes.set_ylim(*_widened([r.value for r in results]))
+    axes.set_ylim(*_widened([end for r in results for end in (r.value_low, r.value_high)]))
     line = sorted((r.latency_ms, r.value) for r in results if r.pareto)
     axes.step(*zip(*line, strict=True), where="post", color=MUTED, linewidth=1.2, linestyle=":")
     for result, colour in zip(results, _colours(report), strict=True):
         marker, size = ("D", 8) if result.model == TEACHER else ("o", 9)
+        axes.vlines(result.latency_ms, result.value_low, result.value_high, color=colour, linewidth=1.2, alpha=0.6)
         axes.plot(result.latency_ms, result.value, marker, color=colour, markersize=size, markeredgecolor=PANEL)
     _name_points(figure, axes, results, _colours(report))
     said = "; ".join(f"{r.model} {r.value:.3f} at {r.latency_ms:.3g} ms" for r in results)
-    note = "Up and to the left is better. The dotted Pareto line joins the models that have a * in the table."
+    note = (
+        "Up and to the left is better. The dotted Pareto line joins the models that have a * in the table; bars are intervals."
+    )
     return Picture("Quality against latency", note, _svg(figure, report, "Quality against latency", said))
 
 

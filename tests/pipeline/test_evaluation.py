@@ -25,6 +25,7 @@ from pipeline.evaluation import (
     one_thread,
     quality,
     speeds,
+    value_interval,
 )
 from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
@@ -162,8 +163,18 @@ def test_the_seed_comes_from_the_names_alone() -> None:
     assert any(difference_interval(MOVIES, labels, one, other, 100, ["movies", str(n)]) != first for n in range(5))
 
 
-def test_of_a_single_row_the_interval_is_its_difference() -> None:
+def test_the_interval_of_a_value_agrees_with_the_normal_approximation() -> None:
+    labels = labels_of(MOVIES, 2000)
+    logits = answers(MOVIES, labels, 1.0, 1)
+    low, high = value_interval(MOVIES, labels, logits, 1000, ["a"])
+    right = (logits.argmax(1) == labels).mean()
+    half = 1.96 * np.sqrt(right * (1 - right) / 2000)
+    assert (low, high) == pytest.approx((right - half, right + half), abs=0.2 * half)
+
+
+def test_of_a_single_row_the_interval_is_its_value_or_difference() -> None:
     right, wrong = np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])
+    assert value_interval(MOVIES, np.array([1]), right, 100, ["a"]) == (1.0, 1.0)
     assert difference_interval(MOVIES, np.array([1]), right, wrong, 100, ["a"]) == (1.0, 1.0)
 
 

@@ -47,6 +47,11 @@ def test_only_a_student_with_a_control_has_an_interval(movies: TaskReport) -> No
     assert all((o.control, o.interval_low, o.interval_high) == (None, None, None) for o in others)
 
 
+def test_every_value_lies_in_its_interval(movies: TaskReport) -> None:
+    for result in movies.results:
+        assert result.value_low < result.value < result.value_high
+
+
 def test_students_that_are_not_listed_are_ignored(data: Path) -> None:
     report = gather(data, "movies", ["half"], 200)
     assert [result.model for result in report.results] == ["teacher", "half"]

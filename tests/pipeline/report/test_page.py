@@ -36,8 +36,8 @@ from tests.fake_run import (
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])
 COLUMNS = [
-    *("task", "model", "metric", "value", "retained", "agreement", "control", "interval_low", "interval_high"),
-    *("parameters", "bytes", "latency_ms", "rows_per_s", "training_s", "pareto"),
+    *("task", "model", "metric", "value", "value_low", "value_high", "retained", "agreement"),
+    *("control", "interval_low", "interval_high", "parameters", "bytes", "latency_ms", "rows_per_s", "training_s", "pareto"),
 ]
 FILES = [
     *("divergence.csv", "flips.csv", "index.html", "metrics.json"),
