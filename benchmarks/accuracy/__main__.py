@@ -11,10 +11,10 @@ import torch
 from benchmarks.accuracy.arms import Models, Run
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
-from benchmarks.accuracy.findings import Findings
+from benchmarks.accuracy.findings import Findings, beside
 from benchmarks.accuracy.masked_lm import train_masked_lm
 from benchmarks.accuracy.page import filled_in
-from benchmarks.accuracy.results import add_result, finished
+from benchmarks.accuracy.results import add_result, finished, read_results, timed_again
 from benchmarks.accuracy.studies import runs_of
 from pipeline.errors import PipelineError
 from pipeline.files import written_whole
@@ -27,6 +27,9 @@ results_option = click.option(
     "--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="Table of runs."
 )
 data_option = folder_option("--data", "Folder of the labelled sets, one folder a set with train.tsv, dev.tsv and test.tsv.")
+left_out_option = click.option(
+    "--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on."
+)
 teacher_option = click.option(
     "--teacher",
     default="data/raw/all-MiniLM-L6-v2",
@@ -37,10 +40,7 @@ teacher_option = click.option(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The accuracy suite: `run` adds finished runs to a table, `show` tells what it says, `fill` brings a page up to date,
-
-    `masked-lm` trains a model for the arm that edits texts with one.
-    """
+    """The accuracy suite: students of every arm on labelled sets, and the tables of what came out."""
 
 
 @stage
@@ -88,7 +88,7 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 @stage
 @click.option("--study", default="headline", show_default=True, help="Of studies.yaml.")
 @click.option("--best", default="edits", show_default=True, help="Arm whose gains the first table shows.")
-@click.option("--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on.")
+@left_out_option
 @results_option
 @folder_option("--pictures", "Folder to draw what arms gain and how students learn into.", required=False)
 def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
@@ -97,6 +97,22 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
     click.echo(found.told())
     if pictures is not None:
         found.draw(pictures)
+
+
+@stage
+@click.argument("arm")
+@click.argument("control")
+@left_out_option
+@results_option
+@click.option(
+    "--again",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Table of runs that were made again, to be timed beside others: they stand for those of the first table.",
+)
+def compare(arm: str, control: str, left_out: tuple[str, ...], results: Path, again: Path | None) -> None:
+    """Print what ARM gains over any other, CONTROL, pair by pair and together, and what it takes of its time."""
+    found = read_results(results)
+    click.echo(beside(arm, control, left_out, found if again is None else timed_again(found, read_results(again))))
 
 
 @stage
@@ -143,6 +159,7 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 main.add_command(run, "run")
 main.add_command(show, "show")
+main.add_command(compare, "compare")
 main.add_command(fill, "fill")
 main.add_command(masked_lm, "masked-lm")
 

@@ -11,7 +11,7 @@ from benchmarks.accuracy.analysis import TEACHER, Comparison, by_task, cases_of,
 from benchmarks.accuracy.arms import Run, all_arms
 from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import curves_of, read_results
-from benchmarks.accuracy.studies import runs_of
+from benchmarks.accuracy.studies import all_studies, runs_of
 from pipeline.errors import PipelineError
 
 CONTROLS = ("ft", "kd", "copies", "kd_long")
@@ -46,7 +46,7 @@ class Findings:
     def told(self) -> str:
         """A heading and two tables for each student, number of rows and schedule."""
         lines = [f"{len(self.found)} of {len(self.wanted)} runs of {self.study} are finished"]
-        for title, runs in self._setups():
+        for title, runs in _setups(self.found):
             lines += ["", f"### {title}", ""]
             if self._has_best(runs):
                 lines += [self._headline(runs), ""]
@@ -57,7 +57,7 @@ class Findings:
 
     def draw(self, folder: Path) -> None:
         """What arms gain, what training longer brings and how students learn, each where there are runs to tell it."""
-        if pairs := {title: found for title, runs in self._setups() if (found := self._compared(runs))}:
+        if pairs := {title: found for title, runs in _setups(self.found) if (found := self._compared(runs))}:
             differences(pairs, folder / f"{self.study}_differences.svg")
         if not pairs or not self._has_best(self.found):
             return
@@ -65,11 +65,6 @@ class Findings:
         if (self.found.groupby(["task", "rows", "student"])["epochs"].nunique() > 1).any():
             schedules(self.found, drawn, folder / f"{self.study}_schedules.svg")
         curves(curves_of(cases_of(self.found, self.best), self.results), drawn, folder / f"{self.study}_curves.svg")
-
-    def _setups(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        """The runs that may be compared with each other, and what they share."""
-        for (student, rows, epochs), runs in self.found.groupby(["student", "rows", "epochs"], sort=False):
-            yield f"{student}, {rows or 'all'} rows, {epochs} epochs", runs
 
     def _arms(self, runs: pd.DataFrame) -> list[str]:
         """Those that have a run, in the order of the study."""
@@ -100,3 +95,29 @@ class Findings:
         if self._has_best(runs):
             sides += [(self.best, arm) for arm in CONTROLS if arm in present and arm != self.best]
         return [found for arm, control in dict.fromkeys(sides) if (found := compared(runs, arm, control)).pairs]
+
+
+def beside(arm: str, control: str, left_out: Collection[str], results: pd.DataFrame) -> str:
+    """Any two arms, pair by pair and together, a heading and two tables for each student, number of rows and schedule.
+
+    Raises:
+        PipelineError: there is no such arm, or no pair of runs of the two.
+    """
+    if unknown := [name for name in (arm, control) if name not in all_arms()]:
+        raise PipelineError(f"there is no arm {' nor '.join(unknown)}; there are {', '.join(all_arms())}")
+    wanted = {run.identity for study in all_studies() for run in runs_of(study) if run.arm in (arm, control)}
+    found = current(results, wanted)
+    lines = list[str]()
+    for title, runs in _setups(found[~found["task"].isin(left_out)]):
+        if (pairs := compared(runs, arm, control)).pairs:
+            together = tables.arms([pairs], {arm: all_arms()[arm].means})
+            lines += ["", f"### {title}", "", tables.pairs(pairs), "", together]
+    if not lines:
+        raise PipelineError(f"no finished runs of {arm} and {control} differ in nothing but the arm")
+    return "\n".join(lines[1:])
+
+
+def _setups(found: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs that may be compared with each other, and what they share."""
+    for (student, rows, epochs), runs in found.groupby(["student", "rows", "epochs"], sort=False):
+        yield f"{student}, {rows or 'all'} rows, {epochs} epochs", runs

@@ -71,6 +71,13 @@ def read_results(path: Path) -> pd.DataFrame:
     return found
 
 
+def timed_again(results: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """The runs, those that were made again as they were then."""
+    made = set(again[IDENTITY].itertuples(index=False, name=None))
+    kept = [key not in made for key in results[IDENTITY].itertuples(index=False, name=None)]
+    return pd.concat([results[kept], again], ignore_index=True)
+
+
 def add_result(path: Path, result: Result, curve: Curve) -> None:
     """Add a run and what its epochs came to, whole, whoever else does so; its row comes last and makes it finished."""
     facts = result.model_dump()

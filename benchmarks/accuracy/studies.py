@@ -36,13 +36,18 @@ class Studies(Settings):
     studies: dict[str, list[Block]]
 
 
+def all_studies() -> dict[str, list[Block]]:
+    """Studies by name."""
+    return config.load(HERE / "studies.yaml", Studies, studies="studies").studies
+
+
 def runs_of(study: str) -> list[Run]:
     """Every run of a study once.
 
     Raises:
         PipelineError: there is no such study.
     """
-    studies = config.load(HERE / "studies.yaml", Studies, studies="studies").studies
+    studies = all_studies()
     if study not in studies:
         raise PipelineError(f"there is no study {study}; there are {', '.join(studies)}")
     return list(dict.fromkeys(run for block in studies[study] for run in block.runs()))

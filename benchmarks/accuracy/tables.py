@@ -28,6 +28,17 @@ def arms(comparisons: Sequence[Comparison], meanings: Mapping[str, str]) -> str:
     return _table([*lines, *(_beside_its_control(each, meanings[each.arm]) for each in comparisons)])
 
 
+def pairs(comparison: Comparison) -> str:
+    """A line a pair: difference in the metric and in agreement, and what the arm takes of the control's time."""
+    lines = [["task", "seed", f"{comparison.arm} − {comparison.control}", "agreement", "training", "with shards"]]
+    tasks = list(comparison.differences["task"].unique())
+    for pair in sorted(comparison.differences.to_dict("records"), key=lambda pair: (tasks.index(pair["task"]), pair["seed"])):
+        gained = (_signed(pair[name], digits=2) for name in ("points", "agreement"))
+        took = (_times(pair[name]) for name in ("seconds", "with_stage_one"))
+        lines.append([pair["task"], str(pair["seed"]), *gained, *took])
+    return _table(lines)
+
+
 def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
     found, interval, p = comparison.differences, comparison.interval(), comparison.p_value()
     around = "" if interval is None else f" ({_signed(interval[0])} … {_signed(interval[1])})"
@@ -40,8 +51,8 @@ def _beside_its_control(comparison: Comparison, meaning: str) -> list[str]:
         _signed(comparison.mean) + around,
         NOTHING if p is None else "< 0.01" if p < 0.01 else f"{p:.2f}",
         _signed(comparison.median_of("agreement")),
-        f"{found['seconds'].median():.1f}×",
-        f"{found['with_stage_one'].median():.1f}×",
+        _times(found["seconds"].median()),
+        _times(found["with_stage_one"].median()),
     ]
 
 
@@ -58,5 +69,9 @@ def _number(value: float) -> str:
     return NOTHING if pd.isna(value) else f"{value:.1f}"
 
 
-def _signed(value: float) -> str:
-    return NOTHING if pd.isna(value) else f"{round(value, 1) + 0.0:+.1f}"  # what rounds to nothing has no minus
+def _signed(value: float, digits: int = 1) -> str:
+    return NOTHING if pd.isna(value) else f"{round(value, digits) + 0.0:+.{digits}f}"  # what rounds to nothing has no minus
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f}×"

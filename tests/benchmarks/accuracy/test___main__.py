@@ -71,6 +71,32 @@ def test_what_came_out_is_shown_beside_its_control_and_drawn(tmp_path: Path, mad
     assert all(text.startswith("<?xml") for text in drawn.values())
 
 
+def compare(tmp_path: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(suite.main, ["compare", *arguments, "--results", str(tmp_path / "accuracy.csv")])
+
+
+def test_any_two_arms_stand_side_by_side(tmp_path: Path, made: list[str]) -> None:
+    start(tmp_path)
+    shown = compare(tmp_path, "kd", "kd_hard").output
+    for seed in (1, 2):
+        assert shown.count(f"| trec | {seed} | -2.00 | +0.00 | 1.0× | 1.0× |") == 2, "one a schedule"
+    assert shown.count("| `kd` | ") == 2
+    assert compare(tmp_path, "kd", "kd_hard", "--without", "trec").output == (
+        "Error: no finished runs of kd and kd_hard differ in nothing but the arm\n"
+    )
+    assert "there is no arm none of these; there are ft, kd, " in compare(tmp_path, "none of these", "kd").output
+
+
+def test_a_run_that_was_made_again_is_compared_by_its_later_time(tmp_path: Path, made: list[str]) -> None:
+    start(tmp_path)
+    again = read_results(tmp_path / "accuracy.csv").query("arm == 'kd' and seed == 2").copy()
+    again["seconds"] *= 3
+    again.to_csv(tmp_path / "again.csv", index=False)
+    shown = compare(tmp_path, "kd", "kd_hard", "--again", str(tmp_path / "again.csv")).output
+    assert shown.count("| trec | 1 | -2.00 | +0.00 | 1.0× | 1.0× |") == 2
+    assert shown.count("| trec | 2 | -2.00 | +0.00 | 3.0× |") == 2
+
+
 def test_a_curve_stands_in_the_picture_only_where_it_has_the_seeds_of_the_best(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
