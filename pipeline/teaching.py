@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +23,16 @@ from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.hashes import check_saving
-from pipeline.models.pretrained import check_vocabulary, config_of, load_classifier, load_tokenizer, longest_input, saved_labels
+from pipeline.models.pretrained import (
+    answers_values,
+    check_vocabulary,
+    config_of,
+    load_classifier,
+    load_tokenizer,
+    longest_input,
+    saved_labels,
+)
+from pipeline.models.scale import Scale
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Kind, Split, Task, measure, one_answer
 
@@ -120,6 +129,11 @@ def _fine_tuned(
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
     model = load_classifier(settings.model, task)
+    scale = Scale.of(train.labels, model) if task.kind == "regression" else None
+    if scale is not None:
+        train = replace(train, labels=scale.reduced(train.labels))
+        if answers_values(settings.model):
+            scale.take_out_of(model)
 
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         return label_loss(logits_from_ids(model, model_inputs(batch)).float(), batch["labels"], task.kind)
@@ -128,6 +142,8 @@ def _fine_tuned(
         return measure(task, dev.labels, logits)
 
     fit = fine_tune(f"teach {task.name}", model, train, dev, loss, dev_metric, optimiser, conduct)
+    if scale is not None:
+        scale.put_into(model)
     return model, fit.history
 
 

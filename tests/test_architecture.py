@@ -37,6 +37,7 @@ ORDER = [
     "pipeline.models.forward",
     "pipeline.models.pretrained",
     "pipeline.models.hashes",
+    "pipeline.models.scale",
     "pipeline.scouting",
     "pipeline.proposing",
     "pipeline.shares",

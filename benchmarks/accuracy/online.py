@@ -19,7 +19,7 @@ from pipeline.distill.examples import Examples
 from pipeline.distill.objective import imitation_loss, untouched_loss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
-from pipeline.distill.training import Sources, answers, write_lineage, write_student
+from pipeline.distill.training import Sources, write_lineage, write_student
 from pipeline.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
@@ -98,7 +98,7 @@ def train_online(
     own = OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer)
     loss = OnlineLoss(FrozenTeacher(teacher), student, settings, search, own if aim == "student" else None)
     rows, dev = (Examples(sources.scores, split, seed) for split in ("train", "dev"))
-    labels = answers(task, dev.rows)
+    labels = dev.rows.labels()
 
     def worth(logits: Any) -> float:
         return measure(task, labels, logits)

@@ -39,7 +39,7 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
 from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
-from pipeline.models import architectures, forward, pretrained
+from pipeline.models import architectures, forward, pretrained, scale
 from pipeline.models.hashes import source_hash
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards import batches, codec, manifest, reader
@@ -50,8 +50,8 @@ from pipeline.sources import BUILD, TRAINING_LIBRARIES
 
 CODE: tuple[ModuleType, ...] = (
     adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,
-    narrowing, objective, order, perturbation, pretrained, reader, scouting, seeding, settings, shares, step, student, tasks,
-    training, uses, views,
+    narrowing, objective, order, perturbation, pretrained, reader, scale, scouting, seeding, settings, shares, step, student,
+    tasks, training, uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
 

@@ -216,6 +216,12 @@ def saved_labels(folder: str | Path) -> tuple[str, ...]:
     return labels_of(config_of(folder))
 
 
+def answers_values(source: str | Path) -> bool:
+    """Whether a saved model has the head of a regression."""
+    config = config_of(source, "classifier")
+    return config.num_labels == 1 and any(kind.endswith("ForSequenceClassification") for kind in config.architectures or [])
+
+
 def embedding_width(folder: Path) -> int:
     """Width of a saved model's word embeddings, without loading its weights."""
     with torch.device("meta"):

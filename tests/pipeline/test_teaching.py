@@ -289,6 +289,33 @@ def test_a_regression_teacher_is_fine_tuned_and_adopted(tmp_path: Path) -> None:
         teach(corpus, settings_of(pretrained, fine_tune=False), OPTIMISER, tmp_path / "refused")
 
 
+def in_other_units(prepared: Path, out: Path) -> Path:
+    """The corpus with a · label + b in place of each label, as minutes might stand where there were grades."""
+    shutil.copytree(prepared, out)
+    for split in ("train", "dev"):
+        table = pq.read_table(out / f"{split}.parquet")
+        labels = pa.array(200.0 * table["label"].to_numpy() + 500.0, type=pa.float32())
+        pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), out / f"{split}.parquet")
+    return out
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_the_units_of_a_regression_change_its_answers_and_nothing_else(again: bool, tmp_path: Path) -> None:
+    task = make_task("regression")
+    corpus = save_learnable(tmp_path / "prepared", task)
+    other, began = in_other_units(corpus, tmp_path / "other"), save_teacher(tmp_path / "pretrained", make_task())
+    answered, values = [], []
+    for number, prepared in enumerate((corpus, other)):
+        out = tmp_path / f"tuned{number}"
+        values.append(teach(prepared, settings_of(began), OPTIMISER, out))
+        if again:  # what begins with a head of these units keeps them
+            values[-1] = teach(prepared, settings_of(out), OPTIMISER, tmp_path / f"again{number}")
+            out = tmp_path / f"again{number}"
+        answered.append(answers_of(out, ["word1 word30", "word2 word31", "word1 word40"]))
+    assert values[0] == pytest.approx(values[1], abs=1e-3)
+    torch.testing.assert_close(answered[1], 200 * answered[0] + 500, rtol=0, atol=2)
+
+
 def test_a_teacher_of_pairs_sees_both_texts(tmp_path: Path) -> None:
     task = make_task(pair=True)
     corpus = save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 30, "test": 10})

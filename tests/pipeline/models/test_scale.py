@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.forward import logits_from_ids
+from pipeline.models.scale import Scale, head_of
+from tests.architectures import CONFIGURATIONS, of_type, rows_of
+
+VALUES = np.array([380.0, 510.0, 720.0, 390.0])
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_fitted_model_of_every_type_gives_real_values(kind: str) -> None:
+    model = of_type(kind, num_labels=1).eval()
+    scale, batch = Scale.of(VALUES, model), rows_of(kind)
+    before = logits_from_ids(model, batch)
+    scale.put_into(model)
+    torch.testing.assert_close(logits_from_ids(model, batch), scale.mean + scale.deviation * before)
+    scale.take_out_of(model)
+    torch.testing.assert_close(logits_from_ids(model, batch), before, rtol=1e-4, atol=1e-4)
+
+
+def test_reduced_values_have_mean_0_and_deviation_1() -> None:
+    reduced = Scale.of(VALUES, of_type("bert", num_labels=1)).reduced(VALUES)
+    assert (reduced.mean(), reduced.std()) == pytest.approx((0, 1))
+
+
+def test_a_head_without_a_bias_holds_no_mean() -> None:
+    model = of_type("gpt2", num_labels=1)
+    assert head_of(model).bias is None
+    scale = Scale.of(VALUES, model)
+    assert scale.mean == 0
+    assert np.sqrt(np.square(scale.reduced(VALUES)).mean()) == pytest.approx(1)
+
+
+def test_values_that_are_all_the_same_are_told_from_their_mean() -> None:
+    assert Scale.of(np.full(3, 7.0), of_type("bert", num_labels=1)) == Scale(7.0, 1.0)
