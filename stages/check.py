@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.checking.sections import read_sections
-from pipeline.checking.uses import use_faults
+from pipeline.checking.uses import unasked, use_faults
 from pipeline.errors import Faults
 from stages.command import params_option, stage
 from stages.download import MODEL_FOLDER
@@ -18,11 +18,14 @@ def main(params: Path) -> None:
     """Read all of params.yaml and list every fault of it at once.
 
     Each stage checks what it reads; this checks everything before the first stage starts: unknown, missing and mistyped
-    settings, what contradicts itself, and what is asked of a model that is there to ask. What depends on a table, or on a model
-    that is not there yet, is found by the stage that reads it.
+    settings, what contradicts itself, and what is asked of a model that is on this machine, in a folder or in the hub's cache.
+    What depends on a table, or on a model that is not there yet, is found by the stage that reads it.
     """
     sections, faults = read_sections(params)
-    faults += use_faults(sections, to_come=RAW / MODEL_FOLDER)
+    to_come = RAW / MODEL_FOLDER
+    faults += use_faults(sections, to_come)
+    for model in unasked(sections, to_come):
+        click.echo(f"note: {model} is not on this machine yet, so nothing is checked of it; after `hf download {model}` it is")
     if faults:
         raise Faults(str(params), list(dict.fromkeys(faults)))
     click.echo(f"{params}: tasks {', '.join(sections.tasks)}; students {', '.join(sections.students)}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import CONFIG_NAME
 
 from pipeline import config
@@ -17,7 +18,15 @@ from pipeline.distill.uses import check_use
 from pipeline.errors import PipelineError
 from pipeline.finetuning import check_services
 from pipeline.models.hashes import check_saving
-from pipeline.models.pretrained import check_folder, check_place, check_vocabulary, depth_of, load_tokenizer, longest_input
+from pipeline.models.pretrained import (
+    HUB_ID,
+    check_folder,
+    check_place,
+    check_vocabulary,
+    depth_of,
+    load_tokenizer,
+    longest_input,
+)
 from pipeline.tasks import SPLITS
 from pipeline.teaching import check_answers
 from pipeline.wording import check_words
@@ -57,6 +66,25 @@ def _refusals(check: Callable[[], None]) -> list[str]:
     return []
 
 
+def unasked(sections: Sections, to_come: Path) -> list[str]:
+    """The models of the hub that lie not on this machine yet, of which therefore nothing is known here."""
+    starts = [student.start for student in sections.students.values()]
+    models = [task.teacher.model for task in sections.tasks.values()]
+    models += [task.words.model for task in sections.tasks.values() if task.words is not None]
+    models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
+    hubs = [model for model in dict.fromkeys(models) if not _refusals(lambda: check_place(model, "model"))]  # noqa: B023
+    return [model for model in hubs if Path(model) != to_come and _at_hand(model) is None]
+
+
+def _at_hand(model: str) -> Path | None:
+    """The folder of a model that can be asked: its own, or that of a hub's model in the cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    cached = try_to_load_from_cache(model, CONFIG_NAME) if HUB_ID.fullmatch(model) else None
+    folder = Path(cached).parent if isinstance(cached, str) else None
+    return folder if folder and any(folder.glob("*.safetensors")) else None
+
+
 def _check_there(model: str, what: str, to_come: Path) -> None:
     if Path(model) != to_come:
         check_place(model, what)
@@ -74,6 +102,15 @@ def _aim_faults(name: str, sections: Sections) -> list[str]:
     return [f"{place}: {fault}" for fault in faults]
 
 
+def _by_name(fault: PipelineError, *models: str) -> str:
+    """A fault that calls models of the hub by their ids, not by their folders in the cache."""
+    told = str(fault)
+    for model in models:
+        if (folder := _at_hand(model)) is not None:
+            told = told.replace(str(folder), model)
+    return told
+
+
 def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
     """What of a corpus its settings alone show to be wrong."""
     corpus, faults = task.corpus, []
@@ -87,20 +124,20 @@ def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
 
 def _teacher_faults(name: str, task: TaskSettings, hidden: Collection[int], to_come: Path) -> list[str]:
     """What is asked of a teacher that its model cannot do, where that is there to ask."""
-    teacher, model, labels = task.teacher, Path(task.teacher.model), task.corpus.labels
+    teacher, model, labels = task.teacher, task.teacher.model, task.corpus.labels
     try:
-        _check_there(teacher.model, "model", to_come)
-        if not model.is_dir():
+        _check_there(model, "model", to_come)
+        if (folder := _at_hand(model)) is None:
             return []
-        check_folder(model, "model" if teacher.fine_tune else "classifier")
-        depth, tokenizer = depth_of(model), load_tokenizer(model)
-        longest = longest_input(model, tokenizer)
-        check_vocabulary(model, tokenizer)
-        check_saving(model, tokenizer)
+        check_folder(folder, "model" if teacher.fine_tune else "classifier")
+        depth, tokenizer = depth_of(folder), load_tokenizer(folder)
+        longest = longest_input(folder, tokenizer)
+        check_vocabulary(folder, tokenizer)
+        check_saving(folder, tokenizer)
         if not teacher.fine_tune and (labels or task.kind == "regression"):
-            check_answers(teacher.model, name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
+            check_answers(str(folder), name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
     except PipelineError as fault:
-        return [f"tasks.{name}.teacher: {fault}"]
+        return [f"tasks.{name}.teacher: {_by_name(fault, model)}"]
     faults = []
     if teacher.max_length > longest:
         faults.append(f"tasks.{name}.teacher.max_length is {teacher.max_length}, but {model} takes at most {longest} tokens")
@@ -116,10 +153,11 @@ def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
         return []
     try:
         _check_there(words.model, "masked language model", to_come)
-        if all((Path(model) / CONFIG_NAME).is_file() for model in (words.model, teacher.model)):
-            check_words(words, teacher.model, teacher.max_length)
+        own, theirs = _at_hand(words.model), _at_hand(teacher.model)
+        if own and theirs and all((folder / CONFIG_NAME).is_file() for folder in (own, theirs)):
+            check_words(words.model_copy(update={"model": str(own)}), str(theirs), teacher.max_length)
     except PipelineError as fault:
-        return [f"tasks.{name}.words: {fault}"]
+        return [f"tasks.{name}.words: {_by_name(fault, words.model, teacher.model)}"]
     return []
 
 
@@ -131,9 +169,10 @@ def _size_faults(name: str, student: StudentSettings, teacher: str, faulty: Coll
             _check_there(start, "checkpoint", to_come)
     except PipelineError as fault:
         return [f"students.{name}: {fault}"]
-    if start in faulty or not (Path(start) / CONFIG_NAME).is_file():
+    folder = _at_hand(start)
+    if start in faulty or folder is None or not (folder / CONFIG_NAME).is_file():
         return []
-    return [f"students.{name}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(Path(start), student))]
+    return [f"students.{name}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(folder, student))]
 
 
 def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:

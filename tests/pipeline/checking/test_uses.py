@@ -218,3 +218,39 @@ def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str
     for changes in (wanted, {"distill.variants": {"worst_of": 3}}, REGRESSION):
         status, text = check(write("params.yaml", changed(changes)))
         assert status == 0, text
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub with one model, org/teacher."""
+    cache = tmp_path / "hub"
+    place = cache / "models--org--teacher"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc")
+    save_teacher(place / "snapshots" / "abc", make_task())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def of_hub(model: str) -> dict[str, Any]:
+    return {f"{MOVIES}.teacher.model": model, f"{MOVIES}.teacher.max_length": 16}
+
+
+def test_a_model_in_the_cache_of_the_hub_is_asked_as_one_in_a_folder_is(write: Callable[[str, str], Path], hub: Path) -> None:
+    students = {"students": {"wide": {"hidden": 4096, "heads": 4}, "deep": {"layers": 99, "adversary": "none"}}}
+    status, text = check(write("params.yaml", changed(of_hub("org/teacher") | students)))
+    assert status == 1
+    assert "students.wide, cut from org/teacher: hidden: 4096 is more than" in text
+    assert "students.deep, cut from org/teacher: layers: 99 cannot be taken" in text
+    assert "note:" not in text
+    status, text = check(write("params.yaml", changed(of_hub("org/teacher") | {f"{MOVIES}.teacher.max_length": 4096})))
+    assert "tasks.movies.teacher.max_length is 4096, but org/teacher takes at most" in text
+    assert str(hub) not in text
+
+
+def test_a_model_of_the_hub_that_is_not_here_yet_is_noted(write: Callable[[str, str], Path], hub: Path) -> None:
+    status, text = check(write("params.yaml", changed(of_hub("org/other"))))
+    assert status == 0, text
+    assert (
+        "note: org/other is not on this machine yet, so nothing is checked of it; after `hf download org/other` it is" in text
+    )
