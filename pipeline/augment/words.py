@@ -19,6 +19,9 @@ Booleans = npt.NDArray[np.bool_]
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """What a decoder gives for bytes that are only a part of a character."""
 
+UNSPACED = ("CJK ", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
+"""How Unicode's names begin of characters whose scripts put no space between words."""
+
 
 @dataclass(frozen=True)
 class Pieces:
@@ -27,7 +30,8 @@ class Pieces:
     begins: Booleans
     """Begins a word wherever it stands."""
     apart: Booleans
-    """Is a word of its own, but joins a lone space before it: punctuation where spaces are marked, and added tokens."""
+    """Is a word of its own, but joins a lone space before it: added tokens and, where spaces are marked, punctuation and
+    pieces of scripts that have none."""
     blank: Booleans
     """Is a lone space, which begins a word."""
     whole: Booleans
@@ -48,7 +52,7 @@ class Pieces:
         for piece, number in vocabulary.items():
             text = _text(tokenizer, piece)
             begins[number] = piece.startswith(space) and not (continuing and piece.startswith(continuing))
-            apart[number] = number in known or (space != "" and _is_punctuation(text))
+            apart[number] = number in known or (space != "" and (_is_punctuation(text) or _is_unspaced(text)))
             blank[number] = piece == space
             whole[number] = (begins[number] or apart[number]) and text != "" and BROKEN not in text and number not in added
         return cls(begins, apart, blank, whole, special_ids(tokenizer))
@@ -89,3 +93,8 @@ def _text(tokenizer: PreTrainedTokenizerBase, piece: str) -> str:
 
 def _is_punctuation(text: str) -> bool:
     return text != "" and all(character != BROKEN and unicodedata.category(character)[0] in "PS" for character in text)
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether a piece stands in a script without spaces: where its word ends, nothing says, so the piece is taken for one."""
+    return not text.isascii() and any(unicodedata.name(character, "").startswith(UNSPACED) for character in text)

@@ -53,6 +53,19 @@ def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart(
     ]  # fmt: skip
 
 
+def test_every_piece_of_a_script_without_spaces_is_a_word() -> None:
+    """Else a clause would be one word, and one piece would take its place."""
+    pieces = [*ROBERTA_SPECIALS, "▁", "，", "▁ba", "ba", "我", "喜欢", "这", "部", "电影", "ความ", "สุข", "すき"]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=1))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = with_frame(backend, ROBERTA_SPECIALS, "<s> $A </s> </s> $B </s>")
+    assert words_of(tokenizer, "我喜欢这部电影，baba喜欢", "ความสุข すき") == [
+        ["▁", "我"], ["喜欢"], ["这"], ["部"], ["电影"], ["，"], ["ba", "ba"], ["喜欢"], ["▁", "ความ"], ["สุข"], ["▁", "すき"],
+    ]  # fmt: skip
+    whole = np.flatnonzero(Pieces.of(tokenizer).whole).tolist()
+    assert {"我", "喜欢", "电影", "ความ", "สุข", "すき", "，", "▁ba"} <= set(tokenizer.convert_ids_to_tokens(whole))
+
+
 def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
     vocabulary = {word: i for i, word in enumerate([*BERT_SPECIALS, "ba", "##ko"])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
