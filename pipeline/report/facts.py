@@ -142,7 +142,7 @@ class _Evaluation:
 
 def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
     """Read all that earlier stages wrote of task ``name`` and these students; other folders are ignored."""
-    scores, perturbations = data / "scores" / name, Shards(data / "shards" / name)
+    scores, perturbations = data / "scores" / name, Shards.holding("perturbations", data / "shards" / name)
     hashes = {"scores": manifest_hash(scores), "shards": manifest_hash(perturbations.folder)}
     manifest = Manifest.read(scores)
     folders = {student: data / "student" / name / student for student in students}
@@ -151,8 +151,9 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     costs = {student: _cost(data / "training" / name / f"{student}.json") for student in students}
     spread = _variants(perturbations)
     trivial, taught = _beside_one_answer(manifest.task, evaluations[students[0]], resamples)
-    found = [_student(manifest.task, student, evaluations, lineages, costs[student], resamples) for student in students]
-    results = [_teacher(manifest.task, evaluations, resamples), *found]
+    speed = _speed_of_teacher(evaluations)
+    found = [_student(manifest.task, student, evaluations, lineages, costs[student], speed, resamples) for student in students]
+    results = [_teacher(manifest.task, evaluations, speed, resamples), *found]
     teacher, *trained = _marked(results if taught else [replace(result, retained=None) for result in results])
     return TaskReport(
         task=manifest.task,
@@ -190,13 +191,24 @@ def _marked(results: Sequence[Result]) -> list[Result]:
     return [replace(result, pareto=on_it) for result, on_it in zip(results, line, strict=True)]
 
 
-def _teacher(task: Task, evaluations: Mapping[str, _Evaluation], resamples: int) -> Result:
-    """The teacher is timed beside every student; the table shows the median of these timings."""
+def _speed_of_teacher(evaluations: Mapping[str, _Evaluation]) -> Speed:
+    """It is timed beside every student; the table shows the median of these timings."""
     speeds = [evaluation.speeds.teacher for evaluation in evaluations.values()]
-    speed = Speed(
+    return Speed(
         latency_ms=float(np.median([s.latency_ms for s in speeds])),
         rows_per_s=float(np.median([s.rows_per_s for s in speeds])),
     )
+
+
+def _beside(teacher: Speed, speeds: Speeds) -> Speed:
+    """A student's speed where the teacher has this one: students are timed in turns with it, but on other days or machines."""
+    return Speed(
+        latency_ms=teacher.latency_ms * speeds.student.latency_ms / speeds.teacher.latency_ms,
+        rows_per_s=teacher.rows_per_s * speeds.student.rows_per_s / speeds.teacher.rows_per_s,
+    )
+
+
+def _teacher(task: Task, evaluations: Mapping[str, _Evaluation], speed: Speed, resamples: int) -> Result:
     first = next(iter(evaluations.values()))
     ends = value_interval(task, first.labels, first.teacher, resamples, (task.name, TEACHER))
     return _result(task, TEACHER, first.qualities.teacher, ends, speed)
@@ -208,19 +220,21 @@ def _student(
     evaluations: Mapping[str, _Evaluation],
     lineages: Mapping[str, Mapping[str, Any]],
     cost: TrainingCost | None,
+    teacher: Speed,
     resamples: int,
 ) -> Result:
     own, seconds = evaluations[name], cost.seconds if cost else None
+    speed = _beside(teacher, own.speeds)
     ends = value_interval(task, own.labels, own.logits, resamples, (task.name, name))
     control = control_of(name, {student: lineage["settings"] for student, lineage in lineages.items()})
     if control is None:
-        return _result(task, name, own.qualities.student, ends, own.speeds.student, seconds)
+        return _result(task, name, own.qualities.student, ends, speed, seconds)
     other = evaluations[control]
     if own.ids != other.ids:
         raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
     seeds = (task.name, name, control)
     interval = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
-    return _result(task, name, own.qualities.student, ends, own.speeds.student, seconds, control, interval)
+    return _result(task, name, own.qualities.student, ends, speed, seconds, control, interval)
 
 
 def _result(

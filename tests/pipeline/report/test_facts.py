@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import PipelineError
+from pipeline.evaluation import SPEED_FILE
 from pipeline.files import write_json
 from pipeline.report.facts import TaskReport, TrainingCost, gather, metric_name, on_pareto_line
 from pipeline.tasks import measure
@@ -21,8 +24,19 @@ def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
     assert (movies.teacher.value, movies.teacher.retained) == (measure(MOVIES, labels, teacher), 1.0)
     assert found.value == measure(MOVIES, labels, half)
     assert found.agreement == pytest.approx((teacher.argmax(1) == half.argmax(1)).mean())
-    assert (found.latency_ms, movies.teacher.latency_ms) == (2.9, 5.8)
+    assert (found.latency_ms, movies.teacher.latency_ms) == pytest.approx((2.9, 5.8))
     assert movies.speedups["half"] == pytest.approx(2.0)
+
+
+def test_a_student_that_was_timed_on_a_slower_machine_is_no_slower_for_it(data: Path, tmp_path: Path) -> None:
+    before = gather(data, "movies", list(STUDENTS), 100)
+    slower = shutil.copytree(data, tmp_path / "data")
+    path = slower / "evaluation" / "movies" / "tiny" / SPEED_FILE
+    timed = {who: {"latency_ms": 3 * t["latency_ms"], "rows_per_s": t["rows_per_s"] / 3} for who, t in read(path).items()}
+    path.write_text(json.dumps(timed))
+    after = gather(slower, "movies", list(STUDENTS), 100)
+    for one, other in zip(before.results, after.results, strict=True):
+        assert (one.latency_ms, one.rows_per_s) == pytest.approx((other.latency_ms, other.rows_per_s))
 
 
 def test_f1_is_called_by_the_label_whose_it_is() -> None:
