@@ -28,6 +28,9 @@ THEIR_NAMES: dict[Split, tuple[str, ...]] = {
 LEFT_OUT = "left out of {}: "
 """Before the reason, in the notes of what was left out."""
 
+QUOTED_AS_IN_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A text in quotes with a doubled quote within."""
+
 ROWS_A_GROUP = 4096
 """Of a written table; who wants a few rows in a row reads only the groups that hold them."""
 
@@ -69,7 +72,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, found), tables, settings, notes, found)
     found.raise_any(f"task {task_name}")
-    notes.update(_repetitions(examples))
+    notes.update(_repetitions(examples) | _quotes(examples))
     if kind == "classification":
         notes.update(_oddities(examples, names))
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
@@ -174,6 +177,15 @@ def _repetitions(examples: Examples) -> dict[str, int]:
     return {
         f"row(s) of {split} have the text of another row of it": len(rows) - len({row.key for row in rows.values()})
         for split, rows in examples.items()
+    }
+
+
+def _quotes(examples: Examples) -> dict[str, int]:
+    """How many rows of a tsv have a text that was written with the quotes of a csv, which are read as they stand."""
+    rows = (row for part in examples.values() for row in part.values() if row.table.lower().endswith(".tsv"))
+    quoted = sum(any(QUOTED_AS_IN_CSV.fullmatch(text) for text in row.texts) for row in rows)
+    return {
+        "row(s) of a tsv have a text in quotes with doubled quotes within, which stay in it; write such a table as csv": quoted
     }
 
 

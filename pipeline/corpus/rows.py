@@ -39,8 +39,9 @@ def has_columns(table: Table, needed: Sequence[str], found: FoundFaults) -> bool
     missing = [name for name in needed if name not in table.available]
     separated = separated_otherwise(table.available)
     way_out = f"; {separated}" if separated else ""
+    available = ", ".join(name if name == name.strip() != "" else repr(name) for name in table.available)
     for name in missing:
-        found.whole(table.name, f"there is no column {name!r}; it has: {', '.join(table.available) or 'none'}{way_out}")
+        found.whole(table.name, f"there is no column {name!r}; it has: {available or 'none'}{way_out}")
     return not missing
 
 

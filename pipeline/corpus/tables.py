@@ -119,7 +119,7 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], fou
         meaning = f"the csv cannot be parsed from here on; {cause}"
         found.row(str(path), number, meaning, message)
         return None
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
+    if repeated := sorted({name for name in wanted if header.count(name) > 1}):
         found.whole(str(path), f"the header names a column twice: {', '.join(repeated)}")
         return None
     return _table_of_fields(path, header, rows, wanted, found)

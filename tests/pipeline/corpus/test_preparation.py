@@ -284,6 +284,13 @@ def test_labels_that_contradict_each_other_or_are_rare_are_counted(tmp_path: Pat
     }
 
 
+def test_a_tsv_that_was_written_with_the_quotes_of_a_csv_is_noted(tmp_path: Path, files: dict[str, str]) -> None:
+    quoted = [('"He said ""so"" twice"', "good"), ('"This film"', "bad"), ('a ""b"" c', "bad")]
+    files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, *quoted])
+    note = "row(s) of a tsv have a text in quotes with doubled quotes within, which stay in it; write such a table as csv"
+    assert prepared(files=files).notes == {note: 1}
+
+
 def test_a_table_that_is_separated_by_something_else_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("text;label\nfine;1\n")

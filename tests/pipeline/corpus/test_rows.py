@@ -85,6 +85,11 @@ def test_missing_columns_are_named_with_those_there_are() -> None:
     ]
 
 
+def test_a_space_or_nothing_in_the_name_of_a_column_is_seen() -> None:
+    (fault,) = faults(has_columns, Table("x.csv", (" text", "label", ""), {}, []), ["text"])
+    assert fault == "x.csv: there is no column 'text'; it has: ' text', label, ''"
+
+
 def test_a_split_for_measuring_needs_every_label() -> None:
     assert faults(check_labelled, rows("a", None, "b"), "x.csv", "dev") == [
         "x.csv, row 3: the label is empty, but dev needs one for every row"

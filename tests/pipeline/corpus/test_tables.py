@@ -119,9 +119,14 @@ def test_a_text_longer_than_the_csv_modules_own_limit_is_read(tmp_path: Path) ->
     assert len(read(written(tmp_path / "x.csv", "text\n" + "a" * 200_000 + "\n"), "text").columns["text"][0]) == 200_000
 
 
-def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path) -> None:
+def test_a_header_that_names_a_wanted_column_twice_is_refused_and_what_nobody_reads_is_not(tmp_path: Path) -> None:
     path = written(tmp_path / "x.csv", "text,text,label\na,b,c\n")
     assert faults(path, "text") == ["x.csv: the header names a column twice: text"]
+    assert read(path, "label").columns == {"label": ["c"]}
+    assert read(written(tmp_path / "y.csv", "text,label,,\na,b,,\n"), "text", "label").columns == {
+        "text": ["a"],
+        "label": ["b"],
+    }
 
 
 def test_an_empty_file_and_a_missing_one_and_an_unknown_ending_are_told_apart(tmp_path: Path) -> None:
