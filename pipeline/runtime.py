@@ -3,9 +3,24 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+import joblib
+from pydantic import AfterValidator, Field
 
 from pipeline.config import Settings
+
+
+def cores() -> int:
+    """How many this process may use; a container's or a batch job's share may be less than the machine has."""
+    return int(joblib.cpu_count())
+
+
+def _folder(store: str) -> str:
+    if "://" in store:
+        raise ValueError(
+            "the store is a folder, not an address; mount the bucket and name its folder, or leave the store here and let DVC "
+            "keep elsewhere what the stages write"
+        )
+    return store
 
 
 class RuntimeSettings(Settings):
@@ -18,7 +33,7 @@ class RuntimeSettings(Settings):
 
     0 does the work in this process, without Ray.
     """
-    store: Annotated[str, Field(min_length=1)]
+    store: Annotated[str, Field(min_length=1), AfterValidator(_folder)]
     """Folder of the shard store. Nodes that share it write there themselves; others hand their shards back."""
     max_bytes: Annotated[int, Field(ge=1)] | None
     """Most bytes that one run of augment may add to the store; more is refused before it starts."""

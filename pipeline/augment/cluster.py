@@ -4,7 +4,6 @@ A worker that sees the store writes there itself. One that does not hands its sh
 large ever waits in Ray's object store.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from pipeline.augment.workers import AnyJob, failure, landmark
 from pipeline.errors import PipelineError, last_line
 from pipeline.files import sha256_of, written_whole
 from pipeline.ray_session import join_ray
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, cores
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
 from pipeline.sources import BUILD, refused
@@ -119,7 +118,7 @@ class Cluster:
     def _start(self, jobs: int) -> None:
         if self._mark is None:
             self._mark = self._open.enter_context(landmark(self._store))
-            join_ray(self._runtime, self._runtime.workers or os.cpu_count() or 1)
+            join_ray(self._runtime, self._runtime.workers or cores())
             self._open.callback(ray.shutdown)
             self._open.callback(self._take_leave)
             self._hashes = {str(file): sha256_of(file) for file in self._folders.files()}

@@ -1,6 +1,5 @@
 """What a pass would cost: shards, bytes, teacher passes, time. Reads the store and times a few rows; writes nothing."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pipeline.encoding import Integers
 from pipeline.errors import PipelineError
 from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation import Effect
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, cores
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.store import ShardStore
 from pipeline.tasks import Task
@@ -273,7 +272,7 @@ def _workers(runtime: RuntimeSettings) -> int:
     """How many workers this machine would have; of a cluster no more is known before it is joined."""
     if runtime.workers == 0:
         return 1
-    places = torch.cuda.device_count() or os.cpu_count() or 1
+    places = torch.cuda.device_count() or cores()
     return min(runtime.workers or places, places)
 
 

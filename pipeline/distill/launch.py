@@ -18,7 +18,7 @@ import torch
 
 from pipeline.distill.jobs import StudentJob, StudentStore, train_into
 from pipeline.errors import PipelineError, last_line
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, cores
 from pipeline.shards.manifest import Key, key_hash
 from pipeline.sources import BUILD, Build, refused
 
@@ -74,7 +74,7 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     print(f"distill: {len(jobs)} students, {there} in the store, {len(missing)} to train{told}", flush=True)
     if not missing:
         return
-    join_ray(runtime, runtime.workers or os.cpu_count() or 1)
+    join_ray(runtime, runtime.workers or cores())
     try:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         said, task = _Said.start(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
@@ -181,8 +181,10 @@ class _Said:
     @classmethod
     def start(cls) -> "_Said":
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return cls(ray.remote(_Lines).options(num_cpus=0).remote())
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no other node ends it
+        return cls(ray.remote(_Lines).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def show(self) -> None:
         """Print what was said since."""

@@ -86,7 +86,7 @@ def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings,
             than torch. Nothing is written then.
     """
     _check_places(student, out)
-    shards = Shards(scores)
+    shards = Shards.holding("scores", scores)
     manifest, rows = shards.manifest, shards.rows("test", 0)
     check_labelled(manifest.task, rows)
     model, tokenizer = _load_fitting(student, scores, manifest)

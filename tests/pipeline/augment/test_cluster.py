@@ -18,7 +18,7 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.errors import PipelineError
 from pipeline.files import sha256_of
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, cores
 from pipeline.shards.store import ShardStore
 from pipeline.sources import BUILD, Build
 from tests.world import RUNTIME
@@ -220,15 +220,15 @@ class Asked(Exception):
     """Ray would be started, or joined."""
 
 
-@pytest.mark.parametrize(("workers", "cores"), [(3, 3), (None, os.cpu_count())])
+@pytest.mark.parametrize(("workers", "wanted"), [(3, 3), (None, cores())])
 def test_ray_is_asked_for_a_core_for_each_worker(
-    workers: int | None, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workers: int | None, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def join(settings: RuntimeSettings, asked: int) -> None:
         raise Asked(asked)
 
     monkeypatch.setattr(cluster, "join_ray", join)
-    with cluster_at(tmp_path / "teacher", runtime(workers)) as started, pytest.raises(Asked, match=f"^{cores}$"):
+    with cluster_at(tmp_path / "teacher", runtime(workers)) as started, pytest.raises(Asked, match=f"^{wanted}$"):
         list(started.run([Failing()]))
 
 
