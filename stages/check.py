@@ -7,9 +7,8 @@ import click
 from pipeline.checking.sections import read_sections
 from pipeline.checking.uses import unasked, use_faults
 from pipeline.errors import Faults
-from stages.command import params_option, stage
+from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
-from stages.prepare import RAW
 
 
 @stage

@@ -14,6 +14,9 @@ from safetensors import SafetensorError
 from pipeline.errors import PipelineError, last_line
 from pipeline.files import check_replaceable
 
+RAW = Path("data/raw")
+"""What dvc.yaml names as that which the pipeline is fed from."""
+
 OUT_OF_MEMORY = "OutOfMemoryError"
 """What torch calls the error of a device that is full; by name, so that a help text does not wait for torch."""
 
@@ -51,6 +54,14 @@ def out_option(meaning: str, *marks: str, required: bool = True) -> Callable[[Ca
         return option(function)
 
     return add
+
+
+def note_unseen(*paths: str | None) -> None:
+    """Tell of what is read that it is on this machine and not below the folder that DVC looks at."""
+    local = [path for path in paths if path is not None and Path(path).exists()]
+    for path in dict.fromkeys(local):
+        if not Path(os.path.abspath(path)).is_relative_to(RAW.absolute()):  # noqa: PTH100 - a link stays
+            click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
 
 
 def check_task(task: str, place: Path, what: str, found: str) -> None:

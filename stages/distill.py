@@ -13,7 +13,7 @@ from pipeline.distill.student import Checkpoint
 from pipeline.errors import Faults
 from pipeline.runtime import RuntimeSettings
 from pipeline.shards.lineage import LINEAGE_FILE
-from stages.command import check_apart, folder_option, out_option, params_option, stage
+from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 
 
 class Needs(Settings):
@@ -59,6 +59,7 @@ def main(
     needs = _needs(params, student)
     if isinstance(needs.student.start, Checkpoint):
         check_apart(out, "the model that it begins with", needs.student.start.checkpoint)
+        note_unseen(needs.student.start.checkpoint)
     facts = obtain(StudentJob(student, scores, shards, teacher, needs.student), needs.runtime, out, cost)
     click.echo(f"{out}: dev {facts['dev']:.4f}, teacher {facts['teacher_dev']:.4f}")
 

@@ -1,8 +1,7 @@
 """prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from pipeline.corpus.preparation import prepare
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
 from pipeline.tasks import TASK_FILE, Kind, Metric, Split, Task
-from stages.command import out_option, params_option, stage
+from stages.command import note_unseen, out_option, params_option, stage
 
 START_FILE = "start.json"
 """What the teacher begins with; `teach` depends on it."""
@@ -28,9 +27,6 @@ MODEL_SUFFIXES = {".json", ".model", ".safetensors", ".txt"}
 
 ROWS_HASHED = 10_000
 """At once, so that memory does not grow with the texts."""
-
-RAW = Path("data/raw")
-"""What dvc.yaml names as what this stage depends on."""
 
 
 class PrepareSettings(config.Settings):
@@ -68,15 +64,7 @@ def main(task: str, params: Path, out: Path) -> None:
     for reason, count in prepared.notes.items():
         click.echo(f"note: {count} {reason}")
     models = [settings.teacher.get("model"), (settings.words or {}).get("model"), checkpoint]
-    for path in unseen([*(settings.corpus.files or {}).values(), settings.corpus.hub, *models]):
-        click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
-
-
-def unseen(paths: Sequence[str | None]) -> list[str]:
-    """Of what a task is made from, that which is on this machine and not below the folder that DVC looks at."""
-    raw = RAW.absolute()
-    local = [path for path in paths if path is not None and Path(path).exists()]
-    return [path for path in dict.fromkeys(local) if not Path(os.path.abspath(path)).is_relative_to(raw)]  # noqa: PTH100 - a link stays
+    note_unseen(*(settings.corpus.files or {}).values(), settings.corpus.hub, *models)
 
 
 def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:

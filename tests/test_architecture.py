@@ -227,6 +227,11 @@ def test_dvc_lists_every_source_file_a_stage_runs_and_no_other(name: str) -> Non
     assert not spare, f"dvc.yaml: {name} lists these files but does not run them: {sorted(spare)}"
 
 
+@pytest.mark.parametrize("name", ["teach", "words", "score", "scout", "augment", "distill"])
+def test_dvc_runs_again_what_models_computed_when_libraries_are_pinned_otherwise(name: str) -> None:
+    assert "constraints.txt" in dvc_stages()[name]["deps"]  # type: ignore[operator]
+
+
 def templates(needed: set[str]) -> set[str]:
     """Page templates that lie beside the modules of a stage."""
     folders = {file_of(module).parent for module in needed if module.startswith("pipeline.report")}

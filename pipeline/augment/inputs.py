@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,21 @@ from pipeline.views import mixing_batch
 
 Ids = npt.NDArray[np.int32]
 Types = npt.NDArray[np.int8]
+
+Packed = tuple[Integers, Integers]
+"""Rows of different lengths one behind the other, and their lengths."""
+
+
+def packed(rows: Sequence[npt.NDArray[Any]]) -> Packed:
+    """Rows as two arrays: between processes, a piece of memory for each row takes longer than a teacher with the row."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return (np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int32)), lengths
+
+
+def unpacked(rows: Packed) -> list[npt.NDArray[Any]]:
+    """The rows again, as views."""
+    values, lengths = rows
+    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,10 @@ class Inputs:
             None if self.partners is None else [self.partners[i] for i in positions],
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        types = None if self.token_type_ids is None else packed(self.token_type_ids)
+        return _inputs, (list(self.example_ids), packed(self.input_ids), types, self.partners)
+
     @staticmethod
     def joined(parts: Sequence["Inputs"]) -> "Inputs":
         """The rows of several parts, none of them mixed, one after the other."""
@@ -67,3 +87,7 @@ class Inputs:
             pad_token_id,
             tokens,
         )
+
+
+def _inputs(example_ids: list[str], ids: Packed, types: Packed | None, partners: Sequence[Partner] | None) -> Inputs:
+    return Inputs(example_ids, unpacked(ids), None if types is None else unpacked(types), partners)

@@ -4,14 +4,14 @@ The driver holds jobs, which are small; it reads a job's rows only when a worker
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.augment.inputs import Inputs, Partner
+from pipeline.augment.inputs import Inputs, Packed, Partner, packed, unpacked
 from pipeline.augment.masked_lm import RowCandidates
 from pipeline.augment.model_set import ModelSet
 from pipeline.augment.partition import Partition, Place
@@ -250,6 +250,10 @@ class VariantWork:
     making: Making
     key: Key
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        words = None if self.candidates is None else _packed_words(self.candidates)
+        return _variant_work, (self.scored, self.labels, words, self.making, self.key)
+
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the shard of the variant."""
         made = make_variant(models, self.scored, self.candidates, self.making)
@@ -282,6 +286,18 @@ def read_candidates(path: Path) -> list[RowCandidates]:
         rows = Rows(candidates_schema(), [file.read_all()])
     columns = [rows.lists(name) for name in ("starts", "stops", "candidates")]
     return [RowCandidates(*row) for row in zip(*columns, strict=True)]
+
+
+def _packed_words(candidates: Sequence[RowCandidates]) -> list[Packed]:
+    return [packed([getattr(row, field.name) for row in candidates]) for field in fields(RowCandidates)]
+
+
+def _variant_work(
+    scored: Scored, labels: list[float | int | None], words: list[Packed] | None, making: Making, key: Key
+) -> VariantWork:
+    """What travelled, as it was."""
+    rows = None if words is None else zip(*map(unpacked, words), strict=True)
+    return VariantWork(scored, labels, None if rows is None else [RowCandidates(*row) for row in rows], making, key)
 
 
 def _variant_columns(made: Made) -> dict[str, list[Any]]:

@@ -8,7 +8,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from pipeline.tasks import Task
-from stages.prepare import RAW, checkpoint_of_scout, main
+from stages.command import RAW
+from stages.prepare import checkpoint_of_scout, main
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,20 @@ def test_rows_with_partners_bring_them_and_their_weights_and_may_read_a_padding_
     assert filled_up["attention_mask"].tolist() == [[1, 1, 1, 0]], (
         "what fills a row up to its partner is read, what pads it not"
     )
+
+
+@pytest.mark.parametrize("inputs", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("positions", [[0, 1, 2], [1], []])
+def test_rows_arrive_in_another_process_as_they_were(inputs: Inputs, positions: list[int]) -> None:
+    rows = inputs.take(np.array(positions, dtype=np.int64))
+    found = pickle.loads(pickle.dumps(rows, 5))
+    assert [ids.dtype for ids in found.input_ids] == [np.int32] * len(positions)
+    names = [partner.example_id for partner in found.partners or ()]
+    assert names == [partner.example_id for partner in rows.partners or ()]
+    assert_rows(Inputs(found.example_ids, found.input_ids, found.token_type_ids, rows.partners), list(range(len(rows))), rows)
+
+
+def test_rows_travel_in_few_pieces_however_many_they_are() -> None:
+    pieces = list[pickle.PickleBuffer]()
+    pickle.dumps(Inputs(["a", "b", "c"], IDS, TYPES), 5, buffer_callback=pieces.append)
+    assert len(pieces) == 4

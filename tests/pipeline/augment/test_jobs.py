@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 
-from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, kept, read_candidates
-from pipeline.augment.masked_lm import MaskedLMSettings
+from pipeline.augment.inputs import Inputs
+from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept, read_candidates
+from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
+from pipeline.augment.variants import Scored
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of
 from pipeline.shards.reader import Shards
@@ -126,6 +128,22 @@ def test_jobs_have_names_and_keys_of_their_own(scores: Path, prepared: Path, tea
     assert len({hash_of(job.key) for job in jobs}) == len({job.name for job in jobs}) == len(jobs) > 15
     assert (scored[0].name, variants[0].name) == ("scores of train, partition 0", "variant 1, partition 0")
     assert all(job.key["variant"] == job.variant for job in jobs)
+
+
+def test_the_words_of_a_variant_arrive_in_another_process_as_they_were(scores: Path) -> None:
+    shard = Shards(scores).rows("train", 0)
+    ids = [np.array(row, dtype=np.int32) for row in shard.lists("input_ids")]
+    words = [RowCandidates(row[:1], row[1:2], np.arange(len(row), dtype=np.int32)) for row in ids]
+    inputs = Inputs(shard.column("example_id").to_pylist(), ids, None)
+    making: Any = None
+    scored = Scored(inputs, np.zeros(len(ids)), np.zeros((len(ids), 2), dtype=np.float32))
+    for given in (words, None):
+        found = pickle.loads(pickle.dumps(VariantWork(scored, [None] * len(ids), given, making, {"a": 1}), 5))
+        assert (found.candidates is None) == (given is None)
+        for arrived, sent in zip(found.candidates or [], given or [], strict=True):
+            assert [getattr(arrived, name).tolist() for name in vars(sent)] == [value.tolist() for value in vars(sent).values()]
+        assert found.key == {"a": 1}
+        assert found.scored.inputs.example_ids == inputs.example_ids
 
 
 def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
