@@ -23,28 +23,33 @@ EVEN_ROWS = 8
 
 Integers = npt.NDArray[np.integer[Any]]
 
+Ids = npt.NDArray[np.int32]
+"""Token ids of one row [tokens], special tokens included, not padded."""
+Types = npt.NDArray[np.int8]
+"""Which text each token of a row is of, [tokens]."""
+
 
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of the examples, special tokens included, cut to the greatest length, not padded."""
 
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
+    input_ids: list[Ids]
+    token_type_ids: list[Types] | None
     truncated: int
     """How many examples were longer than the greatest length."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
     """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts."""
-    input_ids: list[list[int]] = []
-    types: list[list[int]] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
+    input_ids: list[Ids] = []
+    types: list[Types] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     truncated = 0
     for start in range(0, len(first), TEXTS_AT_ONCE):
         texts = [None if column is None else column[start : start + TEXTS_AT_ONCE] for column in (first, second)]
         cut = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
-        input_ids += cut["input_ids"]
+        input_ids += [np.array(ids, dtype=np.int32) for ids in cut["input_ids"]]
         if types is not None:
-            types += cut["token_type_ids"]
+            types += [np.array(kinds, dtype=np.int8) for kinds in cut["token_type_ids"]]
         if tokenizer.is_fast:
             truncated += sum(bool(encoding.overflowing) for encoding in cut.encodings)
         else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.encoding import Batch, collate, encode, model_inputs
+from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, model_inputs
 from pipeline.finetuning import OptimiserSettings
 from pipeline.models.forward import logits_at
 from pipeline.order import Lengths, Piece
@@ -44,8 +44,8 @@ class MaskedRows:
     """Encoded texts of which each epoch asks for other tokens; which ones is a function of seed, example and epoch."""
 
     example_ids: list[str]
-    input_ids: list[npt.NDArray[np.int64]]
-    token_type_ids: list[list[int]] | None
+    input_ids: list[Ids]
+    token_type_ids: list[Types] | None
     settings: FitSettings
     special: npt.NDArray[np.int64]
     """Ids that are never asked for and never shown in another's place."""
@@ -70,7 +70,7 @@ class MaskedRows:
             labels[row, : len(tokens)] = torch.from_numpy(tokens)
         return batch | {"labels": labels}
 
-    def _masked(self, row: int, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _masked(self, row: int, epoch: int) -> tuple[Integers, Integers]:
         """A row as it is shown, and what is asked of it: at least one token, where any is ordinary."""
         ids = self.input_ids[row]
         draw = np.random.Generator(np.random.Philox(key=seed_of("masked", self.settings.seed, self.example_ids[row], epoch)))
@@ -96,7 +96,7 @@ def masked_rows(
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     return MaskedRows(
         columns["id"],
-        [np.array(ids, dtype=np.int64) for ids in encoded.input_ids],
+        encoded.input_ids,
         encoded.token_type_ids,
         settings,
         np.array(sorted(tokenizer.all_special_ids), dtype=np.int64),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
-from pipeline.encoding import Batch, Integers, collate, encode, length_buckets, model_inputs
+from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, length_buckets, model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
@@ -58,8 +58,8 @@ class TeacherSettings(Settings):
 class Examples:
     """Encoded examples of one split with their labels."""
 
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
+    input_ids: list[Ids]
+    token_type_ids: list[Types] | None
     labels: Floats
     """[rows]; NaN where there is none."""
 

@@ -7,11 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encoding import Batch, Integers
+from pipeline.encoding import Batch, Ids, Integers, Types
 from pipeline.views import mixing_batch
-
-Ids = npt.NDArray[np.int32]
-Types = npt.NDArray[np.int8]
 
 Packed = tuple[Integers, Integers]
 """Rows of different lengths one behind the other, and their lengths."""

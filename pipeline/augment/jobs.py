@@ -132,9 +132,7 @@ class ScoreWork:
     def encoded(self, teacher: FrozenTeacher) -> tuple[Inputs, int]:
         """The texts as token ids, and how many were cut."""
         encoded = encode(teacher.tokenizer, self.examples.first, self.examples.second, self.max_length)
-        ids = [np.array(row, dtype=np.int32) for row in encoded.input_ids]
-        types = None if encoded.token_type_ids is None else [np.array(row, dtype=np.int8) for row in encoded.token_type_ids]
-        return Inputs(self.examples.example_ids, ids, types), encoded.truncated
+        return Inputs(self.examples.example_ids, encoded.input_ids, encoded.token_type_ids), encoded.truncated
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.batches import half, out_of_memory
-from pipeline.augment.text_edits import Ids, Positions, Share, Types
+from pipeline.augment.text_edits import Positions, Share
 from pipeline.augment.words import Booleans, Pieces
 from pipeline.config import Settings
-from pipeline.encoding import collate, length_buckets
+from pipeline.encoding import Ids, Types, collate, length_buckets
 from pipeline.errors import PipelineError
 from pipeline.models.architectures import positions_of
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings

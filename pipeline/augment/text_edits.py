@@ -13,15 +13,12 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import Settings
+from pipeline.encoding import Ids, Types
 from pipeline.errors import PipelineError
 
 Operation = Literal["mask", "delete", "swap", "ngram", "span"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
-Ids = npt.NDArray[np.int32]
-"""Token ids of one row [tokens], special tokens included, not padded."""
-Types = npt.NDArray[np.int8]
-"""Which text each token is of, [tokens]."""
 Positions = npt.NDArray[np.int64]
 
 Share = Annotated[float, Field(gt=0, le=1)]

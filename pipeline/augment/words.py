@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.augment.text_edits import Ids, runs, special_ids
+from pipeline.augment.text_edits import runs, special_ids
+from pipeline.encoding import Ids
 from pipeline.errors import PipelineError
 
 Booleans = npt.NDArray[np.bool_]

@@ -29,10 +29,10 @@ def test_texts_are_tokenised_as_the_tokenizer_does_one_by_one(examples: list[tup
         both = make_tokenizer()([a], [b], truncation="longest_first", max_length=max_length)
         assert single.token_type_ids is not None
         assert paired.token_type_ids is not None
-        assert single.input_ids[number] == alone["input_ids"][0]
-        assert single.token_type_ids[number] == alone["token_type_ids"][0]
-        assert paired.input_ids[number] == both["input_ids"][0]
-        assert paired.token_type_ids[number] == both["token_type_ids"][0]
+        assert single.input_ids[number].tolist() == alone["input_ids"][0]
+        assert single.token_type_ids[number].tolist() == alone["token_type_ids"][0]
+        assert paired.input_ids[number].tolist() == both["input_ids"][0]
+        assert paired.token_type_ids[number].tolist() == both["token_type_ids"][0]
 
 
 @given(examples=pairs, max_length=st.integers(6, 30))
@@ -48,9 +48,11 @@ def test_every_example_that_loses_a_token_is_counted_and_no_other(examples: list
 def test_texts_are_encoded_in_parts_and_counted_all_the_same(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [" ".join(f"word{place}" for place in range(length)) for length in (1, 9, 4, 12, 7, 6)]
     whole = encode(TOKENIZER, texts, texts[::-1], 14)
+    rows = [ids.tolist() for ids in whole.input_ids]
     monkeypatch.setattr(encoding, "TEXTS_AT_ONCE", 4)
     monkeypatch.setattr(type(TOKENIZER), "is_fast", fast)
-    assert encode(TOKENIZER, texts, texts[::-1], 14) == whole
+    parts = encode(TOKENIZER, texts, texts[::-1], 14)
+    assert ([ids.tolist() for ids in parts.input_ids], parts.truncated) == (rows, whole.truncated)
     assert whole.truncated == sum(
         len((first + " " + second).split()) + 3 > 14 for first, second in zip(texts, texts[::-1], strict=True)
     )

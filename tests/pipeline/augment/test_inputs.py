@@ -3,7 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.augment.inputs import Ids, Inputs, Partner, Types
+from pipeline.augment.inputs import Inputs, Partner
+from pipeline.encoding import Ids, Types
 from pipeline.views import OWN_WEIGHT, PARTNER_IDS
 
 PAD = 7

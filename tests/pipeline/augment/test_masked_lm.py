@@ -21,8 +21,7 @@ from transformers import (
 )
 
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates, replace
-from pipeline.augment.text_edits import Ids, Types
-from pipeline.encoding import encode
+from pipeline.encoding import Ids, Types, encode
 from pipeline.errors import PipelineError
 from tests import vocabularies
 
@@ -105,8 +104,7 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, first: list[str], second: list[str] | None = None) -> Rows:
     encoded = encode(tokenizer, first, second, 48)
-    types = None if encoded.token_type_ids is None else [np.array(row, np.int8) for row in encoded.token_type_ids]
-    return [np.array(ids, np.int32) for ids in encoded.input_ids], types
+    return encoded.input_ids, encoded.token_type_ids
 
 
 def listed(candidates: RowCandidates) -> Found:

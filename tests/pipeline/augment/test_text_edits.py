@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.augment.text_edits import OPERATIONS, Ids, Operation, TextEditSettings, Types, edit, runs
+from pipeline.augment.text_edits import OPERATIONS, Operation, TextEditSettings, edit, runs
+from pipeline.encoding import Ids, Types
 from pipeline.errors import PipelineError
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, 4, 1
