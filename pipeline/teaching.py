@@ -42,6 +42,9 @@ ROWS_OF_A_BATCH = 64
 GENERIC = re.compile(r"LABEL_\d+")
 """What transformers calls a label that nobody has named."""
 
+WAY_OUT = "lower teach.learning_rate where it is above 5.0e-5, else train longer"
+"""What to do about a fine-tuned teacher that has learnt nothing."""
+
 
 class TeacherSettings(Settings):
     """Which model teaches a task."""
@@ -101,8 +104,9 @@ def teach(
         model, history = _adopted(task, settings), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
     if dev_value <= (trivial := measure(task, dev.labels, one_answer(task, dev.labels))):
-        print(f"note: teacher of {task.name}: {task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}; "
-              "students will learn as little", flush=True)  # fmt: skip
+        way_out = f"; {WAY_OUT}" if settings.fine_tune else ""
+        found = f"{task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}"
+        print(f"note: teacher of {task.name}: {found}; students will learn as little{way_out}", flush=True)
     with folder_written_whole(out) as folder:
         model.config.update(head_settings(task))
         model.save_pretrained(folder)

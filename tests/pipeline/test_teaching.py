@@ -172,7 +172,9 @@ def test_a_teacher_that_gives_one_answer_to_all_is_noted(kind: str, tmp_path: Pa
     weights["classifier.weight"].zero_()
     safetensors.torch.save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     teach(prepared, settings_of(model, fine_tune=False), OPTIMISER, tmp_path / "out")
-    assert f"note: teacher of tiny: {task.metric} " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"note: teacher of tiny: {task.metric} " in told
+    assert "learning_rate" not in told, "it was adopted"
 
 
 def test_a_teacher_that_has_learned_is_not_noted(
