@@ -33,6 +33,7 @@ from pipeline.finetuning import HISTORY_FILE, OptimiserSettings
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
+from pipeline.sources import BUILD
 from stages import augment, distill, evaluate, prepare, score, scout, teach, words
 
 COST, LAYERS_COST = "cost.json", "layers_cost.json"
@@ -130,16 +131,19 @@ def _shared(run: Run, place: Place, case: Path) -> None:
     """Tables, prepared corpus and teacher of the case.
 
     Raises:
-        PipelineError: what the folder holds was made from other data, another model or another base.yaml.
+        PipelineError: what the folder holds was made by other code, or from other data, another model or another base.yaml.
     """
     made_of = {
         "base": run.settings()["base"],
         "data": data_hash(place.data, run.case.task),
         "model": _named(place.models.teacher),
+        "code": _code(),
     }
     note = case / "case.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
-        raise PipelineError(f"{case} was made from other data, another model or another base.yaml; name another --work")
+        raise PipelineError(
+            f"{case} was made by other code, or from other data, another model or another base.yaml; name another --work"
+        )
     write_json(note, made_of)
     if (case / TEACHER).is_dir():
         return
@@ -261,7 +265,12 @@ def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: 
         bytes=sum(entry.receipt.bytes for place in kept for entry in Manifest.read(place).shards),
         manifest=manifest_hash(kept[-1])[:12],
         settings=canonical_json(run.settings()).decode(),
+        code=_code()[:12],
     )
+
+
+def _code() -> str:
+    return hash_of({"sources": BUILD.sources, "libraries": BUILD.libraries})
 
 
 def _named(model: str) -> str:

@@ -45,6 +45,8 @@ class Result(Settings):
     """The beginning of the hash of the shards it learnt from: the variants, or the scores where there are none."""
     settings: str
     """What decided it but for data, models and code, as JSON: what it does otherwise than base.yaml, and a hash of that."""
+    code: str
+    """The beginning of the hash of the pipeline's sources and libraries; empty in rows from before it was noted."""
 
 
 Curve = list[dict[str, float]]

@@ -75,6 +75,14 @@ def test_texts_without_labels_are_more_rows_of_the_same_teacher(
     assert result_of(Run(case, "kd", "half", 4), place)[0].manifest == plain.manifest
 
 
+def test_what_other_code_made_is_not_built_upon(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Case("trec", 40, 3), "kd", "half", 1)
+    result_of(run, place)
+    monkeypatch.setattr(chain, "_code", lambda: "changed")
+    with pytest.raises(PipelineError, match=r"trec-40-3 was made by other code, .*; name another --work"):
+        result_of(run, place)
+
+
 def test_shards_cost_what_it_took_to_make_them_whichever_runs_did(tmp_path: Path) -> None:
     notes, seconds = tmp_path / "seconds.json", 0.5
     assert seconds_of({"a", "b"}, {"a", "b"}, 20.0, notes) == pytest.approx(20)

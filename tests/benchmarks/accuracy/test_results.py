@@ -23,7 +23,7 @@ def result(**changed: Any) -> Result:
         "value": 0.87,
         "train_rows": 490, "teacher": "7d7d7d7d7d7d", "teacher_value": 0.93, "dev": 0.88, "agreement": 0.9,
         "test_rows": 2000, "best_epoch": 7.0,
-        "steps": 288, "seconds": 60.5, "stage_one_seconds": 0.0, "bytes": 1000, "manifest": "0123456789ab",
+        "steps": 288, "seconds": 60.5, "stage_one_seconds": 0.0, "bytes": 1000, "manifest": "0123456789ab", "code": "c0de",
         "settings": '{"student":{"adversary":"none"}}',
     }  # fmt: skip
     return Result(**facts | changed)
