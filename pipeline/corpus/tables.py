@@ -105,7 +105,10 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], fou
     header: list[str] = []
     try:
         _, header = next(records, (0, []))
-        rows = list(records)
+        if repeated := sorted({name for name in wanted if header.count(name) > 1}):
+            found.whole(str(path), f"the header names a column twice: {', '.join(repeated)}")
+            return None
+        return _table_of_fields(path, header, records, wanted, found)
     except csv.Error as error:
         if separated := separated_otherwise(header):
             found.whole(str(path), separated)
@@ -119,10 +122,6 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], fou
         meaning = f"the csv cannot be parsed from here on; {cause}"
         found.row(str(path), number, meaning, message)
         return None
-    if repeated := sorted({name for name in wanted if header.count(name) > 1}):
-        found.whole(str(path), f"the header names a column twice: {', '.join(repeated)}")
-        return None
-    return _table_of_fields(path, header, rows, wanted, found)
 
 
 def separated_otherwise(header: Sequence[str]) -> str:
@@ -132,18 +131,23 @@ def separated_otherwise(header: Sequence[str]) -> str:
 
 
 def _table_of_fields(
-    path: Path, header: list[str], rows: list[Record], wanted: Sequence[str], found: FoundFaults
+    path: Path, header: list[str], records: Iterator[Record], wanted: Sequence[str], found: FoundFaults
 ) -> Table | None:
+    """The wanted fields of every row that has as many as the header; no other field is held."""
     if not header:
         found.whole(str(path), "the file is empty; its first line must name the columns")
         return None
-    for number, fields in rows:
+    places = {name: header.index(name) for name in wanted if name in header}
+    columns: dict[str, list[str]] = {name: [] for name in places}
+    numbers = []
+    for number, fields in records:
         if len(fields) != len(header):
             found.row(str(path), number, f"the header has {_fields(len(header))}", f"{_fields(len(fields))} here")
-    rows = [row for row in rows if len(row[1]) == len(header)]
-    places = {name: header.index(name) for name in wanted if name in header}
-    columns = {name: [fields[place] for _, fields in rows] for name, place in places.items()}
-    return Table(str(path), tuple(header), columns, [number for number, _ in rows])
+            continue
+        numbers.append(number)
+        for name, place in places.items():
+            columns[name].append(fields[place])
+    return Table(str(path), tuple(header), columns, numbers)
 
 
 def _fields(count: int) -> str:
