@@ -260,6 +260,15 @@ def test_scores_that_the_student_has_not_learnt_from_are_refused(
     assert not out.exists()
 
 
+def test_variants_are_not_taken_for_scores(tmp_path: Path, student: Path, out: Path, task: Task, teacher: Path) -> None:
+    _, variants = make_shards(
+        tmp_path / "made", save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 9, "test": 9}), teacher
+    )
+    with pytest.raises(PipelineError, match=f"^{variants} holds not the scores of untouched inputs, which the stage score"):
+        export(student, variants, out, SETTINGS, int8=False)
+    assert not out.exists()
+
+
 def test_scores_of_another_tokenizer_are_refused(tmp_path: Path, student: Path, scores: Path, out: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["another"])
