@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from pipeline.distill.jobs import CODE
+from pipeline.sources import TRAINING_LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -229,7 +230,13 @@ def test_dvc_lists_every_source_file_a_stage_runs_and_no_other(name: str) -> Non
 
 @pytest.mark.parametrize("name", ["teach", "words", "score", "scout", "augment", "distill"])
 def test_dvc_runs_again_what_models_computed_when_libraries_are_pinned_otherwise(name: str) -> None:
-    assert "constraints.txt" in dvc_stages()[name]["deps"]  # type: ignore[operator]
+    assert "libraries.txt" in dvc_stages()[name]["deps"]  # type: ignore[operator]
+
+
+def test_the_pinned_libraries_are_those_that_keys_name() -> None:
+    pinned = [line.split("==")[0] for line in (ROOT / "libraries.txt").read_text().splitlines() if "==" in line]
+    assert pinned == sorted(TRAINING_LIBRARIES)
+    assert "--constraint libraries.txt" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def templates(needed: set[str]) -> set[str]:

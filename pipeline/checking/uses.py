@@ -19,17 +19,20 @@ from pipeline.errors import PipelineError
 from pipeline.finetuning import check_services
 from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import (
-    HUB_ID,
     check_folder,
     check_place,
     check_vocabulary,
     depth_of,
+    is_hub_id,
     load_tokenizer,
     longest_input,
 )
 from pipeline.tasks import SPLITS
 from pipeline.teaching import check_answers
 from pipeline.wording import check_words
+
+PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
+"""Of each of these a model of the hub must have one in the cache to be asked: weights, though .bin is refused; a tokenizer."""
 
 
 def use_faults(sections: Sections, to_come: Path) -> list[str]:
@@ -49,11 +52,13 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
         found = _teacher_faults(name, task, sections.score.hidden if sections.score else (), to_come)
         faulty |= {task.teacher.model} if found else set()
         faults += found or _words_faults(name, task, to_come)
+        if (scout := sections.scouts.get(name)) is not None:
+            faults += _size_faults(f"scouts.{name}", scout, task.teacher.model, faulty, to_come)
     for name, student in sections.students.items():
         if student.objective.hidden and sections.score and not sections.score.hidden:
             faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
         for task_name, task in sections.tasks.items():
-            faults += _size_faults(name, student, task.teacher.model, faulty, to_come)
+            faults += _size_faults(f"students.{name}", student, task.teacher.model, faulty, to_come)
             faults += _learning_faults(name, student, task_name, sections)
     return faults
 
@@ -68,7 +73,7 @@ def _refusals(check: Callable[[], None]) -> list[str]:
 
 def unasked(sections: Sections, to_come: Path) -> list[str]:
     """The models of the hub that lie not on this machine yet, of which therefore nothing is known here."""
-    starts = [student.start for student in sections.students.values()]
+    starts = [student.start for student in (*sections.students.values(), *sections.scouts.values())]
     models = [task.teacher.model for task in sections.tasks.values()]
     models += [task.words.model for task in sections.tasks.values() if task.words is not None]
     models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
@@ -80,9 +85,9 @@ def _at_hand(model: str) -> Path | None:
     """The folder of a model that can be asked: its own, or that of a hub's model in the cache."""
     if Path(model).is_dir():
         return Path(model)
-    cached = try_to_load_from_cache(model, CONFIG_NAME) if HUB_ID.fullmatch(model) else None
+    cached = try_to_load_from_cache(model, CONFIG_NAME) if is_hub_id(model) else None
     folder = Path(cached).parent if isinstance(cached, str) else None
-    return folder if folder and any(folder.glob("*.safetensors")) else None
+    return folder if folder and all(any(any(folder.glob(name)) for name in part) for part in PARTS) else None
 
 
 def _check_there(model: str, what: str, to_come: Path) -> None:
@@ -106,7 +111,7 @@ def _by_name(fault: PipelineError, *models: str) -> str:
     """A fault that calls models of the hub by their ids, not by their folders in the cache."""
     told = str(fault)
     for model in models:
-        if (folder := _at_hand(model)) is not None:
+        if not Path(model).is_dir() and (folder := _at_hand(model)) is not None:
             told = told.replace(str(folder), model)
     return told
 
@@ -161,18 +166,18 @@ def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
     return []
 
 
-def _size_faults(name: str, student: StudentSettings, teacher: str, faulty: Collection[str], to_come: Path) -> list[str]:
+def _size_faults(place: str, student: StudentSettings, teacher: str, faulty: Collection[str], to_come: Path) -> list[str]:
     """What of a student's size the model that it is cut from does not have, where that is there to ask and no faulty one."""
     start = student.start.checkpoint if isinstance(student.start, Checkpoint) else teacher
     try:
         if isinstance(student.start, Checkpoint):
             _check_there(start, "checkpoint", to_come)
     except PipelineError as fault:
-        return [f"students.{name}: {fault}"]
+        return [f"{place}: {fault}"]
     folder = _at_hand(start)
     if start in faulty or folder is None or not (folder / CONFIG_NAME).is_file():
         return []
-    return [f"students.{name}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(folder, student))]
+    return [f"{place}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(folder, student))]
 
 
 def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:

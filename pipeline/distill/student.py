@@ -18,9 +18,9 @@ from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.errors import PipelineError
 from pipeline.models.architectures import FIRST_LAYER_APART
-from pipeline.models.forward import word_embeddings
+from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import config_of, load_classifier, load_tokenizer, longest_input
+from pipeline.models.pretrained import answers_values, config_of, load_classifier, load_tokenizer, longest_input
 from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None
@@ -58,6 +58,8 @@ class Student:
     """[teacher's embedding width, student's]: carries a perturbation over. None where both share the table's space."""
     facts: dict[str, Any]
     """How it came about, for its card."""
+    new_head: bool = False
+    """Whether its last layer begins at random."""
 
     def fresh_share(self) -> float:
         """Of the weights of a student that is cut from a model, the share that begins at random; 0 for one from scratch."""
@@ -93,10 +95,11 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     config = smaller_config(source.config, size, chosen)
     model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
     if size.start == "scratch":
-        return Student(model, None, {"start": "scratch"})
+        return Student(model, None, {"start": "scratch"}, new_head=True)
     table, own = word_embeddings(source), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
-    copied, mapped, fresh = _fill(model, source, chosen, _narrowing(source.config, config, linear))
+    copied, mapped, fresh, of_head = _fill(model, source, chosen, _narrowing(source.config, config, linear))
+    new_head = of_head or (isinstance(size.start, Checkpoint) and not answers_values(size.start.checkpoint))
     if isinstance(size.start, Checkpoint):
         linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
@@ -107,7 +110,7 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
         "parameters_fresh": fresh,
         "embedding_error": round(error, 4),
     }
-    return Student(model, linear, facts)
+    return Student(model, linear, facts, new_head)
 
 
 def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> PreTrainedModel:
@@ -251,9 +254,13 @@ def _narrowing(teacher: PreTrainedConfig, own: PreTrainedConfig, linear: Tensor 
 @torch.no_grad()
 def _fill(
     model: PreTrainedModel, teacher: PreTrainedModel, chosen: list[int], narrowing: Narrowing | None
-) -> tuple[int, int, int]:
-    """Give the student the teacher's weights where they fit; returns how many were copied, mapped and left fresh."""
-    source = teacher.state_dict()
+) -> tuple[int, int, int, bool]:
+    """Give the student the teacher's weights where they fit.
+
+    Returns how many were copied, mapped and left fresh, and whether the weight of a regression's last layer was.
+    """
+    source, head = teacher.state_dict(), head_of(model).weight if model.config.num_labels == 1 else None
+    fresh_head = False
     copied = mapped = fresh = 0
     for name, parameter in model.named_parameters():
         theirs = _teacher_name(name, chosen)
@@ -268,7 +275,8 @@ def _fill(
             mapped += parameter.numel()
         else:
             fresh += parameter.numel()
-    return copied, mapped, fresh
+            fresh_head |= parameter is head
+    return copied, mapped, fresh, fresh_head
 
 
 def _teacher_name(name: str, chosen: list[int]) -> str:

@@ -17,14 +17,14 @@ from pipeline.distill.adversary import OwnAdversary, check_search
 from pipeline.distill.examples import Examples, Variants
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
-from pipeline.distill.student import Checkpoint, Student, make_student
+from pipeline.distill.student import Student, make_student
 from pipeline.distill.uses import aims_in, check_use, snapshots_of
 from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
 from pipeline.models.forward import freeze_unused, word_embeddings
-from pipeline.models.pretrained import answers_values, depth_of, embedding_width, load_tokenizer
+from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.order import Piece
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
@@ -101,9 +101,9 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
     if _labels_alone(settings, sources.variants is not None) and np.isnan(train_rows.rows.labels()).all():
         raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
-    if sources.task.kind == "regression" and _has_new_head(settings.start):
+    if sources.task.kind == "regression" and student.new_head:
         told = train_rows.rows.matrix("teacher_logits")[:, 0].astype(np.float64)
-        Scale.of(told, student.model).put_into(student.model)  # it begins in the units of what it is to learn
+        Scale.of(told, student.model).begin(student.model)
     if dist.is_initialized():
         freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
     adversary = _own_adversary(student, settings, sources.task, tokenizer)
@@ -175,11 +175,6 @@ def write_lineage(
     }
     write_json(folder / LINEAGE_FILE, made_from | outcome)
     return made_from | outcome
-
-
-def _has_new_head(start: str | Checkpoint) -> bool:
-    """Whether the head of a regression's student begins at random."""
-    return start == "scratch" or (isinstance(start, Checkpoint) and not answers_values(start.checkpoint))
 
 
 def _labels_alone(settings: StudentSettings, variants: bool) -> bool:

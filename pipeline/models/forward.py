@@ -3,11 +3,13 @@
 Knows loaded models and batches; must not know where a model comes from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.encoding import Batch
@@ -72,7 +74,43 @@ def logits_at(model: PreTrainedModel, batch: Batch, rows: Tensor, places: Tensor
     return logits[:, 0] if logits.shape[:2] == (len(rows), 1) else logits[rows, places]
 
 
+def head_of(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer whose only output is a regression's answer."""
+    (head,) = _single_outputs(model)
+    return head
+
+
+def _single_outputs(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    return [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1]
+
+
+@contextmanager
+def _answering_exactly(model: PreTrainedModel) -> Iterator[None]:
+    """Let the last layer of a regression compute in float32 within autocast, whatever the layers before it do.
+
+    Its answer has the mean of the labels, beside which their deviation may be small: half precision keeps three digits of both.
+    """
+    heads = _single_outputs(model) if model.config.num_labels == 1 else []
+
+    def exactly(head: torch.nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor | None:
+        device = inputs[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return None
+        with torch.autocast(device, enabled=False):
+            return functional.linear(inputs[0].float(), head.weight, head.bias)
+
+    with ExitStack() as hooks:
+        for head in heads:
+            hooks.enter_context(head.register_forward_hook(exactly))
+        yield
+
+
 def _run(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
+    with _answering_exactly(bare(model)):
+        return _answer(model, batch, embeddings, **more)
+
+
+def _answer(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
     inputs = {name: value for name, value in batch.items() if name != "input_ids"}
     inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
     kind = bare(model).config.model_type

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -29,8 +30,6 @@ from pipeline.tasks import Task
 LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, SafetensorError, StrictDataclassError)
 """What transformers raises over a folder that is not as it should be."""
 
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-
 HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_summary|logits_proj)\.")
 """Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
 
@@ -45,8 +44,17 @@ def check_place(source: str | Path, what: str) -> None:
     """
     place = Path(source)
     beside = place.parent != Path() and place.parent.is_dir()
-    if not place.exists() and (isinstance(source, Path) or beside or not HUB_ID.fullmatch(source)):
+    if not place.exists() and (isinstance(source, Path) or beside or not is_hub_id(source)):
         raise PipelineError(f"no {what} can be loaded from {source}: there is no such folder")
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether the hub may have a model of this name."""
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_folder(folder: Path, what: str, weights: bool = True) -> None:

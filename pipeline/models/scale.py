@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.models.forward import head_of
 from pipeline.tasks import Floats
 
 
@@ -37,6 +38,13 @@ class Scale:
         """Make a model that gives reduced values give real ones."""
         self._change(model, self.deviation, self.mean)
 
+    def begin(self, model: PreTrainedModel) -> None:
+        """Make a model whose head is new begin with values of this scale."""
+        bias = head_of(model).bias
+        if bias is not None:
+            torch.nn.init.zeros_(bias)
+        self.put_into(model)
+
     def take_out_of(self, model: PreTrainedModel) -> None:
         """Make a model that gives real values give reduced ones."""
         self._change(model, 1 / self.deviation, -self.mean / self.deviation)
@@ -48,9 +56,3 @@ class Scale:
         head.weight.mul_(factor)
         if head.bias is not None:
             head.bias.mul_(factor).add_(shift)
-
-
-def head_of(model: PreTrainedModel) -> torch.nn.Linear:
-    """The layer whose only output is a regression's answer."""
-    (head,) = (part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1)
-    return head

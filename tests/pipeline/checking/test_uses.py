@@ -254,3 +254,32 @@ def test_a_model_of_the_hub_that_is_not_here_yet_is_noted(write: Callable[[str, 
     assert (
         "note: org/other is not on this machine yet, so nothing is checked of it; after `hf download org/other` it is" in text
     )
+
+
+@pytest.mark.parametrize("missing", ["tokenizer*", "*.safetensors"])
+def test_a_model_of_which_the_cache_has_a_part_is_not_asked(write: Callable[[str, str], Path], hub: Path, missing: str) -> None:
+    for path in hub.glob(f"models--org--teacher/snapshots/abc/{missing}"):
+        path.unlink()
+    status, text = check(write("params.yaml", changed(of_hub("org/teacher"))))
+    assert (status, "note: org/teacher is not on this machine yet" in text) == (0, True)
+
+
+def test_weights_that_are_not_read_are_told_of_a_model_of_the_hub_too(write: Callable[[str, str], Path], hub: Path) -> None:
+    (weights,) = hub.glob("models--org--teacher/snapshots/abc/*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    status, text = check(write("params.yaml", changed(of_hub("org/teacher"))))
+    assert status == 1
+    assert "tasks.movies.teacher: no model can be loaded from org/teacher: it has no weights as safetensors" in text
+
+
+def test_what_can_be_no_name_of_the_hub_is_a_fault_beside_the_others(write: Callable[[str, str], Path], hub: Path) -> None:
+    status, text = check(write("params.yaml", changed(of_hub("bert-base--uncased") | {"runtime.trainers": 0})))
+    assert status == 1
+    assert "bert-base--uncased: there is no such folder" in text
+    assert "runtime.trainers" in text
+
+
+def test_a_scout_that_its_teacher_is_too_small_for_is_a_fault(write: Callable[[str, str], Path], hub: Path) -> None:
+    scouts = {"scouts": {"movies": {"layers": 99, "snapshots": 2}}}
+    _, text = check(write("params.yaml", changed(SCOUTED | scouts | of_hub("org/teacher"))))
+    assert "scouts.movies, cut from org/teacher: layers: 99 cannot be taken" in text

@@ -276,3 +276,13 @@ def test_what_is_learnt_beside_the_map_starts_at_nothing_and_leaves_nothing(teac
     assert any(parameter is learnt for parameter in student.model.parameters()), "it is trained"
     student.forget_residual()
     assert set(student.model.state_dict()) == names
+
+
+@pytest.mark.parametrize(("kind", "new"), [("bert", False), ("electra", True)])
+def test_it_is_known_whether_the_head_of_a_narrower_regression_is_new(kind: str, new: bool, tmp_path: Path) -> None:
+    """An ELECTRA's stream does not follow its embeddings' map, so nothing is cut out of its head."""
+    of_type(kind, num_labels=1).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert make_student(tmp_path, SizeSettings(start="teacher", layers=1), seed=0).new_head is False
+    assert make_student(tmp_path, SizeSettings(start="teacher", hidden=8, heads=1), seed=0).new_head is new
+    assert make_student(tmp_path, SizeSettings(start="scratch"), seed=0).new_head is True

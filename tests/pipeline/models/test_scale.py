@@ -35,3 +35,26 @@ def test_a_head_without_a_bias_holds_no_mean() -> None:
 
 def test_values_that_are_all_the_same_are_told_from_their_mean() -> None:
     assert Scale.of(np.full(3, 7.0), of_type("bert", num_labels=1)) == Scale(7.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_a_large_mean_costs_no_digit_of_the_answer_in_half_precision(kind: str) -> None:
+    model = of_type(kind, num_labels=1).eval()
+    if head_of(model).bias is None:
+        Scale(0.0, 1e5).put_into(model)
+    else:
+        Scale(500.0, 1.0).put_into(model)
+    batch = rows_of(kind, (5, 9, 3, 7, 2, 11))
+    wanted = logits_from_ids(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits_from_ids(model, batch)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 0.1 * wanted.std()
+
+
+def test_a_new_head_forgets_the_bias_that_was_copied_for_another() -> None:
+    model = of_type("bert", num_labels=1)
+    with torch.no_grad():
+        head_of(model).bias.fill_(500.0)
+    Scale(500.0, 100.0).begin(model)
+    assert head_of(model).bias.item() == 500.0
