@@ -4,27 +4,33 @@ The driver holds jobs, which are small; it reads a job's rows only when a worker
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import pyarrow as pa
-
-from pipeline.augment.inputs import Inputs, Packed, Partner, packed, unpacked
+from pipeline.augment.columns import (
+    candidates_columns,
+    packed_candidates,
+    perturbations_columns,
+    read_candidates,
+    scores_columns,
+    statistics_of,
+    unpacked_candidates,
+)
+from pipeline.augment.inputs import Inputs, Packed
 from pipeline.augment.masked_lm import RowCandidates
 from pipeline.augment.model_set import ModelSet
 from pipeline.augment.partition import Partition, Place
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.augment.variants import Made, Making, Scored, make_variant
+from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.encoding import encode
 from pipeline.errors import PipelineError
 from pipeline.shards.manifest import Key, Receipt, ShardEntry
-from pipeline.shards.reader import Rows, Shards
+from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.store import ShardStore
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Floats, Split
+from pipeline.tasks import Split
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class ScoreWork:
         inputs, truncated = self.encoded(models.teacher)
         layers: list[int] = self.key["hidden"]
         logits, states = models.teacher.answers(inputs, models.batches, self.batch_rows, layers)
-        columns = _columns(inputs, 0, self.examples.labels, logits) | ({"hidden": list(states)} if layers else {})
+        columns = scores_columns(inputs, self.examples.labels, logits, states if layers else None)
         schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None, bool(layers))
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
@@ -191,14 +197,7 @@ class CandidatesWork:
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the candidates; they serve every variant of these rows."""
         found = models.masked_lm.candidates(self.inputs.input_ids, self.inputs.token_type_ids)
-        columns: dict[str, list[Any]] = {
-            "example_id": list(self.inputs.example_ids),
-            "input_ids": list(self.inputs.input_ids),
-            "starts": [row.starts for row in found],
-            "stops": [row.stops for row in found],
-            "candidates": [row.ids for row in found],
-        }
-        schema = candidates_schema()
+        schema, columns = candidates_schema(), candidates_columns(self.inputs, found)
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, {}))
         return Done(receipt)
 
@@ -249,17 +248,17 @@ class VariantWork:
     key: Key
 
     def __reduce__(self) -> tuple[Any, ...]:
-        words = None if self.candidates is None else _packed_words(self.candidates)
+        words = None if self.candidates is None else packed_candidates(self.candidates)
         return _variant_work, (self.scored, self.labels, words, self.making, self.key)
 
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the shard of the variant."""
         made = make_variant(models, self.scored, self.candidates, self.making)
-        columns = _columns(made.inputs, self.making.variant, self.labels, self.scored.logits) | _variant_columns(made)
+        columns = perturbations_columns(made, self.making.variant, self.labels, self.scored.logits)
         schema = shard_schema("perturbations", models.teacher.task.kind, made.inputs.token_type_ids is not None)
         coding = {"codec": self.making.settings.codec, "width": models.teacher.width}
         description = coding if self.making.moves else {}
-        statistics = _statistics(made)
+        statistics = statistics_of(made)
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
         return Done(receipt, tuple(models.batches.notes()))
 
@@ -278,57 +277,8 @@ def kept(store: ShardStore, key: Key, write: Callable[[Path], Receipt]) -> Recei
     return receipt
 
 
-def read_candidates(path: Path) -> list[RowCandidates]:
-    """What a ``CandidatesJob`` wrote."""
-    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-        rows = Rows(candidates_schema(), [file.read_all()])
-    columns = [rows.lists(name) for name in ("starts", "stops", "candidates")]
-    return [RowCandidates(*row) for row in zip(*columns, strict=True)]
-
-
-def _packed_words(candidates: Sequence[RowCandidates]) -> list[Packed]:
-    return [packed([getattr(row, field.name) for row in candidates]) for field in fields(RowCandidates)]
-
-
 def _variant_work(
     scored: Scored, labels: list[float | int | None], words: list[Packed] | None, making: Making, key: Key
 ) -> VariantWork:
     """What travelled, as it was."""
-    rows = None if words is None else zip(*map(unpacked, words), strict=True)
-    return VariantWork(scored, labels, None if rows is None else [RowCandidates(*row) for row in rows], making, key)
-
-
-def _variant_columns(made: Made) -> dict[str, list[Any]]:
-    partners: Sequence[Partner | None] = made.inputs.partners or [None] * len(made.labels)
-    return {
-        "partner_id": [None if partner is None else partner.example_id for partner in partners],
-        "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
-        "own_weight": [None if partner is None else partner.own_weight for partner in partners],
-        "delta": [label.delta for label in made.labels],
-        "delta_scale": [label.delta_scale for label in made.labels],
-        "perturbed_logits": [label.logits for label in made.labels],
-        "divergence": [label.divergence for label in made.labels],
-        "flipped": [label.flipped for label in made.labels],
-    }
-
-
-def _statistics(made: Made) -> dict[str, float]:
-    return {
-        "divergence": float(np.mean([label.divergence for label in made.labels])),
-        "flipped": float(sum(label.flipped for label in made.labels)),
-        "vanished": float(sum(label.vanished for label in made.labels)),
-        "shortened": float(sum(label.shortened for label in made.labels)),
-    }
-
-
-def _columns(inputs: Inputs, variant: int, labels: list[float | int | None], logits: Floats) -> dict[str, list[Any]]:
-    """The columns that scores and perturbations share."""
-    types = {} if inputs.token_type_ids is None else {"token_type_ids": list(inputs.token_type_ids)}
-    return {
-        "example_id": list(inputs.example_ids),
-        "variant": [variant] * len(inputs.example_ids),
-        "input_ids": list(inputs.input_ids),
-        **types,
-        "label": labels,
-        "teacher_logits": list(logits),
-    }
+    return VariantWork(scored, labels, None if words is None else unpacked_candidates(words), making, key)

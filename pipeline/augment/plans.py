@@ -15,6 +15,7 @@ import numpy as np
 from pipeline import encoding, perturbation, proposing, scouting, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
+from pipeline.augment import columns as columns_code
 from pipeline.augment import inputs as inputs_code
 from pipeline.augment import jobs as jobs_code
 from pipeline.augment import masked_lm as masked_lm_code
@@ -50,8 +51,8 @@ from pipeline.sources import BUILD
 from pipeline.tasks import SPLITS, Task
 
 SCORING_CODE = (
-    architectures, batches_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained, reader_code, seeding,
-    teacher_code, views, writer_code,
+    architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained,
+    reader_code, seeding, teacher_code, views, writer_code,
 )  # fmt: skip
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 

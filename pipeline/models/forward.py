@@ -81,7 +81,11 @@ def head_of(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def _single_outputs(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    return [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1]
+    """Looked for beside the base model alone: it is asked on every pass, and the base model has hundreds of parts."""
+    beside = [part for part in model.children() if part is not model.base_model]
+    return [
+        part for child in beside for part in child.modules() if isinstance(part, torch.nn.Linear) and part.out_features == 1
+    ]
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 
+from pipeline.augment.columns import read_candidates
 from pipeline.augment.inputs import Inputs
-from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept, read_candidates
+from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept
 from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score

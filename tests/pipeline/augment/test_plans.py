@@ -285,7 +285,18 @@ def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, 
     jobs = plan.jobs(0.2, ShardStore(tmp_path))
     code = {job.variant: set(job.key["computed_by"]) for job in jobs}
     models = {"architectures", "forward", "model_set", "pretrained", "reader", "writer"}
-    everywhere = models | {"batches", "encoding", "inputs", "jobs", "perturbation", "seeding", "teacher", "variants", "views"}
+    everywhere = models | {
+        "batches",
+        "columns",
+        "encoding",
+        "inputs",
+        "jobs",
+        "perturbation",
+        "seeding",
+        "teacher",
+        "variants",
+        "views",
+    }
     edits, search, proposals = {"text_edits"}, {"codec", "scouting"}, {"masked_lm", "proposing", "words"}
     assert code == {
         1: everywhere | search,
