@@ -28,6 +28,7 @@ from pipeline.evaluation import (
     difference_interval,
     value_interval,
 )
+from pipeline.report.variants import answers_to_variants, flips, histogram
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
@@ -38,9 +39,6 @@ TEACHER = "teacher"
 
 PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
 """What it means to be on the Pareto line."""
-
-BINS_A_DECADE, DECADES = 8, 6
-"""The histogram of divergence ends at the power of ten above its greatest value and reaches this many below it."""
 
 METRIC_NAMES: dict[Metric, str] = {
     "accuracy": "accuracy",
@@ -105,8 +103,6 @@ class TaskReport:
     """Whether the teacher is better than that, as far as its test rows tell."""
     teacher: Result
     students: tuple[Result, ...]
-    speedups: Mapping[str, float]
-    """Teacher's latency over the student's, both timed in turns; above 1 the student is faster."""
     lineages: Mapping[str, Mapping[str, Any]]
     costs: Mapping[str, TrainingCost | None]
     """None for a student that was made by hand."""
@@ -125,6 +121,11 @@ class TaskReport:
     def results(self) -> tuple[Result, ...]:
         """Teacher first, then the students in their order."""
         return (self.teacher, *self.students)
+
+    @property
+    def speedups(self) -> dict[str, float]:
+        """Teacher's latency over each student's; above 1 the student is faster."""
+        return {student.model: self.teacher.latency_ms / student.latency_ms for student in self.students}
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     lineages = {student: _lineage(folder, hashes) for student, folder in folders.items()}
     evaluations = {student: _evaluation(data / "evaluation" / name / student) for student in students}
     costs = {student: _cost(data / "training" / name / f"{student}.json") for student in students}
-    spread = _variants(perturbations)
+    spread = answers_to_variants(perturbations)
     trivial, taught = _beside_one_answer(manifest.task, evaluations[students[0]], resamples)
     speed = _speed_of_teacher(evaluations)
     found = [_student(manifest.task, student, evaluations, lineages, costs[student], speed, resamples) for student in students]
@@ -162,15 +163,14 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         taught=taught,
         teacher=teacher,
         students=tuple(trained),
-        speedups={s: e.speeds.teacher.latency_ms / e.speeds.student.latency_ms for s, e in evaluations.items()},
         lineages=lineages,
         costs=costs,
         scores=manifest,
         perturbations=perturbations.manifest,
         hashes=hashes,
         training=_training(name, {TEACHER: data / "teacher" / name, **folders}),
-        divergence=_histogram(name, spread),
-        flips=_flips(name, spread),
+        divergence=histogram(name, spread),
+        flips=flips(name, spread),
     )
 
 
@@ -301,33 +301,3 @@ def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
     found = {name: pd.read_csv(StringIO(_text(folder / "history.csv"))) for name, folder in folders.items()}
     histories = [history.assign(task=task, model=name) for name, history in found.items() if len(history)]
     return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
-
-
-def _variants(shards: Shards) -> dict[str, pd.DataFrame]:
-    """Columns divergence and flipped of the variants that a recipe made, by its steps; where it made all, of each by itself."""
-    recipes = shards.manifest.recipes
-    found = dict[str, list[pd.DataFrame]]()
-    for number in range(1, shards.manifest.variants + 1):
-        recipe = " + ".join(recipes[(number - 1) % len(recipes)])
-        rows = shards.rows("train", number)
-        table = pd.DataFrame({name: rows.column(name).to_numpy() for name in ("divergence", "flipped")})
-        found.setdefault(recipe if len(recipes) > 1 else f"variant {number}", []).append(table)
-    return {name: pd.concat(tables) for name, tables in found.items()}
-
-
-def _histogram(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Counts on one logarithmic grid for all variants; what lies below it is counted in its first bin."""
-    greatest = max((float(rows["divergence"].max()) for rows in variants.values()), default=0.0)
-    top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
-    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)
-    tables = [pd.DataFrame(columns=["task", "variants", "low", "high", "count"])]
-    for name, rows in variants.items():
-        counts, _ = np.histogram(rows["divergence"].clip(edges[0], edges[-1]), edges)
-        bins = {"low": edges[:-1], "high": edges[1:], "count": counts}
-        tables.append(pd.DataFrame({"task": task, "variants": name} | bins))
-    return pd.concat(tables[1:] or tables)
-
-
-def _flips(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
-    return pd.DataFrame(rows, columns=["task", "variants", "rows", "flipped", "divergence"])
