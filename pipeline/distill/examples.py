@@ -12,6 +12,7 @@ import torch
 
 from pipeline.distill.uses import Use, aims_in, chosen, snapshots_of
 from pipeline.encoding import Batch
+from pipeline.models.scale import Scale
 from pipeline.order import Lengths, Piece
 from pipeline.seeding import seed_of
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
@@ -20,6 +21,9 @@ from pipeline.tasks import Floats, Split
 
 VARIANT = "variant_"
 """Before the names of a batch's entries that belong to the variants."""
+
+VALUES = ("labels", "teacher_logits", VARIANT + "logits")
+"""Of a batch: what has the unit of the labels in a regression."""
 
 SEEDS = "seeds"
 """Of a batch: one number a row, of its example and the epoch, for whoever draws something for it."""
@@ -65,6 +69,8 @@ class Examples:
     """Whether a batch has SEEDS."""
     hidden: bool = False
     """Whether a batch has the teacher's states, [rows, layers, width]."""
+    scale: Scale | None = None
+    """Of a regression, the units in which a batch gives labels and the teacher's answers."""
 
     @cached_property
     def rows(self) -> Rows:
@@ -99,7 +105,11 @@ class Examples:
             batch[SEEDS] = torch.from_numpy(self._seeds(piece.rows, piece.epoch))
         if self.variants is not None:
             batch |= {VARIANT + name: value for name, value in self.variants.batch(piece).items()}
-        return batch
+        return batch if self.scale is None else batch | self._reduced(batch, self.scale)
+
+    @staticmethod
+    def _reduced(batch: Batch, scale: Scale) -> Batch:
+        return {name: scale.reduced(batch[name]) for name in VALUES if name in batch}
 
     def _seeds(self, rows: Positions, epoch: int) -> npt.NDArray[np.int64]:
         names = self.rows.texts_at("example_id", rows)

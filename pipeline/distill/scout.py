@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pipeline.conduct import NO_STATES, Conduct
 from pipeline.distill.settings import ScoutSettings
-from pipeline.distill.training import Sources, train
+from pipeline.distill.training import Sources, train, units_of
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import write_history
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.scale import Scale
 from pipeline.scouting import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import manifest_hash
 
@@ -27,10 +28,13 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
         numbers = range(1, settings.snapshots + 1)
         conduct = replace(conduct, snapshots=[underway.snapshot(number) for number in numbers])
         scout, fit = train(f"scout {sources.task.name}", sources, settings, conduct)
+        scale = units_of(sources, scout.model)
         for number in numbers:
             if underway != made:
                 shutil.copytree(underway.snapshot(number), made.snapshot(number))
             tokenizer.save_pretrained(made.snapshot(number))
+            if scale is not None:
+                _give_real_values(made.snapshot(number), scale)
         write_history(folder, fit.history)
         facts = ScoutFacts(
             key=sources.scores.manifest.key,
@@ -42,3 +46,10 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
         )
         made.save(facts, scout.map)
     return facts
+
+
+def _give_real_values(snapshot: Path, scale: Scale) -> None:
+    """A snapshot is taken in the units of the fit; of a regression, make it one of real values."""
+    model = load_classifier(str(snapshot))
+    scale.put_into(model)
+    model.save_pretrained(snapshot)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.conduct import Conduct
 from pipeline.distill.adversary import OwnAdversary, check_search
@@ -23,10 +24,11 @@ from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
-from pipeline.models.forward import freeze_unused, word_embeddings
+from pipeline.models.forward import freeze_unused, head_of, word_embeddings
 from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.order import Piece
+from pipeline.perturbation import Effect, PerturbationSettings
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Shards
@@ -98,15 +100,18 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
     if (share := student.fresh_share()) > FRESH_UNTOLD:
         print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
-    train_rows, dev = _train_rows(sources, settings), Examples(sources.scores, "dev", settings.optimiser.seed)
+    scale = units_of(sources, student.model)
+    train_rows, dev = (
+        _train_rows(sources, settings, scale),
+        Examples(sources.scores, "dev", settings.optimiser.seed, scale=scale),
+    )
     if _labels_alone(settings, sources.variants is not None) and np.isnan(train_rows.rows.labels()).all():
         raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
-    if sources.task.kind == "regression" and student.new_head:
-        told = train_rows.rows.matrix("teacher_logits")[:, 0].astype(np.float64)
-        Scale.of(told, student.model).begin(student.model)
+    if scale is not None:
+        _begin_reduced(student, scale)
     if dist.is_initialized():
         freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
-    adversary = _own_adversary(student, settings, sources.task, tokenizer)
+    adversary = _own_adversary(student, settings, sources.task, tokenizer, scale)
     if settings.residual and sources.variants is not None:
         student.learn_residual(embedding_width(sources.teacher))
     loss = StudentLoss(
@@ -132,9 +137,32 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
         adversary,
     )
     student.forget_residual()
+    if scale is not None:
+        scale.put_into(student.model)
     if adversary is not None:
         student.facts["own_radius"] = round(adversary.radius, 4)
     return student, fit
+
+
+def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
+    """The units in which a student of a regression is fitted: those of its teacher's answers on train.
+
+    None for a classification. In the labels' own unit a step moved the head too little or too much, and the weights of the
+    objective would mean something else in every task.
+    """
+    if sources.task.kind != "regression":
+        return None
+    told = sources.scores.rows("train", 0).matrix("teacher_logits")[:, 0]
+    return Scale.of(told.astype(np.float64), model)
+
+
+def _begin_reduced(student: Student, scale: Scale) -> None:
+    """Make a student give reduced values; a head that is new begins about 0, whatever bias was copied beside it."""
+    head = head_of(student.model)
+    if not student.new_head:
+        scale.take_out_of(student.model)
+    elif head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
 
 
 def write_student(folder: Path, sources: Sources, student: Student, history: list[dict[str, float]]) -> Outcome:
@@ -184,13 +212,21 @@ def _labels_alone(settings: StudentSettings, variants: bool) -> bool:
 
 
 def _own_adversary(
-    student: Student, settings: StudentSettings, task: Task, tokenizer: PreTrainedTokenizerBase
+    student: Student, settings: StudentSettings, task: Task, tokenizer: PreTrainedTokenizerBase, scale: Scale | None
 ) -> OwnAdversary | None:
     if not settings.adversary.student:
         return None
     check_search(settings.perturbation, task.kind)
     turns = settings.optimiser.accumulation
-    return OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer, turns)
+    search = settings.perturbation if scale is None else _in_reduced_units(settings.perturbation, scale)
+    return OwnAdversary(search, task.kind, word_embeddings(student.model), tokenizer, turns)
+
+
+def _in_reduced_units(search: PerturbationSettings, scale: Scale) -> PerturbationSettings:
+    """The search with its effect, which is stated as a squared error of real values, as one of reduced values."""
+    if not isinstance(search.radius, Effect) or search.radius.divergence is None:
+        return search
+    return search.model_copy(update={"radius": Effect(divergence=search.radius.divergence / scale.deviation**2)})
 
 
 def _compared_layers(student: Student, sources: Sources, settings: StudentSettings) -> list[int]:
@@ -217,11 +253,11 @@ def _compared_layers(student: Student, sources: Sources, settings: StudentSettin
     return [max(1, round(layer * own / depth)) for layer in stored]
 
 
-def _train_rows(sources: Sources, settings: StudentSettings) -> Examples:
+def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None) -> Examples:
     """The train split, with variants where they are wanted and seeds where something is drawn for each row."""
     search, seed = settings.perturbation, settings.optimiser.seed
     seeded = bool(settings.adversary.student) and (search.start > 0 or search.objective == "noise")
-    rows = Examples(sources.scores, "train", seed, seeded=seeded, hidden=bool(settings.objective.hidden))
+    rows = Examples(sources.scores, "train", seed, seeded=seeded, hidden=bool(settings.objective.hidden), scale=scale)
     if sources.variants is None:
         return rows
     return dataclasses.replace(rows, variants=Variants(sources.variants, rows.rows, settings.variants))

@@ -4,13 +4,17 @@ Knows the last layer of a classifier; must not know where values come from.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.models.forward import head_of
 from pipeline.tasks import Floats
+
+Values = TypeVar("Values", Floats, Tensor)
 
 
 @dataclass(frozen=True)
@@ -30,20 +34,13 @@ class Scale:
         deviation = float(np.sqrt(np.square(values - mean).mean()))
         return cls(mean, deviation if deviation > 0 else 1.0)
 
-    def reduced(self, values: Floats) -> Floats:
-        """What a model is fitted to, of real values [rows]."""
+    def reduced(self, values: Values) -> Values:
+        """What a model is fitted to, of real values of any shape."""
         return (values - self.mean) / self.deviation
 
     def put_into(self, model: PreTrainedModel) -> None:
         """Make a model that gives reduced values give real ones."""
         self._change(model, self.deviation, self.mean)
-
-    def begin(self, model: PreTrainedModel) -> None:
-        """Make a model whose head is new begin with values of this scale."""
-        bias = head_of(model).bias
-        if bias is not None:
-            torch.nn.init.zeros_(bias)
-        self.put_into(model)
 
     def take_out_of(self, model: PreTrainedModel) -> None:
         """Make a model that gives real values give reduced ones."""

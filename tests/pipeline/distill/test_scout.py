@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from pipeline.augment.passes import augment, score
+from pipeline.conduct import NO_STATES
 from pipeline.distill import scout as scout_code
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
@@ -21,6 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.finetuning import Fit
 from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.scale import Scale
 from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
@@ -227,3 +230,23 @@ def test_the_command_explains_itself_and_refuses_a_task_without_a_scout(scored: 
     result = CliRunner().invoke(main, ["--task", "tiny", *options])
     assert result.exit_code == 1
     assert "scouts.tiny is missing" in result.output
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_every_snapshot_of_a_regression_gives_real_values(elsewhere: bool, tmp_path: Path) -> None:
+    task, folder = make_task("regression"), tmp_path / "teacher"
+    model = load_classifier(save_teacher(folder, task))
+    Scale(500.0, 20.0).put_into(model)
+    model.save_pretrained(folder)
+    score(
+        save_prepared(tmp_path / "prepared", task, {"train": 60, "dev": 20, "test": 10}),
+        folder, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores",
+    )  # fmt: skip
+    told = Shards(tmp_path / "scores").rows("train", 0).matrix("teacher_logits")
+    conduct = replace(NO_STATES, checkpoints=tmp_path / "states") if elsewhere else NO_STATES
+    train_scout(tmp_path / "scores", folder, settings(), tmp_path / "scout", conduct)
+    for number in (1, 2, 3):
+        snapshot = load_classifier(ScoutFolder(tmp_path / "scout").snapshot(number))
+        with torch.inference_mode():
+            answers = snapshot(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3]])).logits
+        assert (answers - told.mean()).abs().max() < 5 * told.std()

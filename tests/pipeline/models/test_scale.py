@@ -50,11 +50,3 @@ def test_a_large_mean_costs_no_digit_of_the_answer_in_half_precision(kind: str) 
         found = logits_from_ids(model, batch)
     assert found.dtype == torch.float32
     assert (found - wanted).abs().max() < 0.1 * wanted.std()
-
-
-def test_a_new_head_forgets_the_bias_that_was_copied_for_another() -> None:
-    model = of_type("bert", num_labels=1)
-    with torch.no_grad():
-        head_of(model).bias.fill_(500.0)
-    Scale(500.0, 100.0).begin(model)
-    assert head_of(model).bias.item() == 500.0
