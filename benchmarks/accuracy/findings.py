@@ -14,7 +14,7 @@ from benchmarks.accuracy.results import curves_of, read_results
 from benchmarks.accuracy.studies import all_studies, runs_of
 from pipeline.errors import PipelineError
 
-CONTROLS = ("ft", "kd", "copies", "kd_long")
+CONTROLS = ("ft", "kd", "twice", "kd_long")
 """Arms that see untouched inputs alone, which stand in every table and picture."""
 
 

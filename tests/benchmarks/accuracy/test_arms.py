@@ -79,16 +79,16 @@ def test_who_has_learnt_layers_starts_from_what_it_has_learnt() -> None:
     params = run.params(CORPUS, MODELS, Path("case"))
     assert params["students"][STUDENT]["start"] == {"checkpoint": f"case/{run.name}/{LAYERS}"}
     assert params[LAYERS] == base()["distill"]["optimiser"] | {"epochs": 20, "learning_rate": 5e-5, "seed": 3}
-    assert LAYERS not in Run(Case("trec", 500, 3), "words_all", "half", 18).params(CORPUS, MODELS, Path("case"))
+    assert LAYERS not in Run(Case("trec", 500, 3), "general_all", "half", 18).params(CORPUS, MODELS, Path("case"))
 
 
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
         ("kd", None),
-        ("words", {"model": "masked-lm", "fit": False}),
-        ("fitted", {"model": "pretrained-model", "fit": True}),
-        ("fitted_teacher", {"model": "case/teacher", "fit": True}),
+        ("general", {"model": "masked-lm", "fit": False}),
+        ("words", {"model": "pretrained-model", "fit": True}),
+        ("words_teacher", {"model": "case/teacher", "fit": True}),
     ],
 )
 def test_whose_words_an_arm_takes(arm: str, words: dict[str, Any] | None) -> None:

@@ -31,13 +31,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
     fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
     monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
-    for arm in ("fitted", "fitted_teacher", "fitted_long", "tinybert"):
+    for arm in ("words", "words_teacher", "words_long", "tinybert"):
         monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
 @pytest.mark.parametrize(
-    "arm", ["kd", "own", "tokens", "words", "fitted", "fitted_teacher", "scout", "kd_hidden", "online_own", "online_teacher"]
+    "arm", ["kd", "own", "tokens", "general", "words", "words_teacher", "scout", "kd_hidden", "online_own", "online_teacher"]
 )
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
     run = Run(CASE, arm, "half", 9)
@@ -113,6 +113,6 @@ def test_a_narrower_student_has_no_online_reference(place: Place) -> None:
 
 def test_an_arm_that_needs_a_masked_lm_says_where_to_get_one(place: Place) -> None:
     with pytest.raises(
-        PipelineError, match="the arm words edits texts with a masked language model; name one with --masked-lm"
+        PipelineError, match="the arm general edits texts with a masked language model; name one with --masked-lm"
     ):
-        result_of(Run(CASE, "words", "half", 2), replace(place, models=replace(place.models, masked_lm=None)))
+        result_of(Run(CASE, "general", "half", 2), replace(place, models=replace(place.models, masked_lm=None)))
