@@ -85,11 +85,14 @@ def train_online(
     student's own are found by ``settings.perturbation``.
 
     Raises:
-        PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves, or the
-            radius is stated as an effect, which nothing here follows.
+        PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves, the
+            radius is stated as an effect, which nothing here follows, or the task is a regression, whose students are fitted in
+            units that the teacher here does not answer in.
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
     seed, task = settings.optimiser.seed, sources.task
+    if task.kind == "regression":
+        raise PipelineError("arms with the teacher in the loop are for classifications")
     student = make_student(teacher, settings, seed)
     if aim == "student" and student.map is not None:
         raise PipelineError("the teacher can only label perturbations of a student that is as wide as itself")

@@ -24,17 +24,15 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
     with folder_written_whole(out) as folder:
-        made, underway = ScoutFolder(folder), ScoutFolder(conduct.checkpoints or folder)
+        made, underway = ScoutFolder(folder), ScoutFolder(conduct.checkpoints or folder / "underway")
         numbers = range(1, settings.snapshots + 1)
         conduct = replace(conduct, snapshots=[underway.snapshot(number) for number in numbers])
         scout, fit = train(f"scout {sources.task.name}", sources, settings, conduct)
         scale = units_of(sources, scout.model)
         for number in numbers:
-            if underway != made:
-                shutil.copytree(underway.snapshot(number), made.snapshot(number))
+            _publish(underway.snapshot(number), made.snapshot(number), scale)
             tokenizer.save_pretrained(made.snapshot(number))
-            if scale is not None:
-                _give_real_values(made.snapshot(number), scale)
+        shutil.rmtree(folder / "underway", ignore_errors=True)
         write_history(folder, fit.history)
         facts = ScoutFacts(
             key=sources.scores.manifest.key,
@@ -48,8 +46,11 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
     return facts
 
 
-def _give_real_values(snapshot: Path, scale: Scale) -> None:
-    """A snapshot is taken in the units of the fit; of a regression, make it one of real values."""
-    model = load_classifier(str(snapshot))
+def _publish(underway: Path, made: Path, scale: Scale | None) -> None:
+    """A snapshot is taken in the units of the fit; that of a regression is published with real values."""
+    if scale is None:
+        shutil.copytree(underway, made)
+        return
+    model = load_classifier(underway)
     scale.put_into(model)
-    model.save_pretrained(snapshot)
+    model.save_pretrained(made)

@@ -32,7 +32,8 @@ class Scale:
         """
         mean = 0.0 if head_of(model).bias is None else float(values.mean())
         deviation = float(np.sqrt(np.square(values - mean).mean()))
-        return cls(mean, deviation if deviation > 0 else 1.0)
+        told_apart = deviation > np.finfo(np.float32).eps * abs(mean)
+        return cls(mean, deviation if told_apart else 1.0)
 
     def reduced(self, values: Values) -> Values:
         """What a model is fitted to, of real values of any shape."""

@@ -5,18 +5,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy.online import Aim, OnlineLoss
+from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
+from pipeline.augment.passes import score
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.encoding import Batch, model_inputs
+from pipeline.errors import PipelineError
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
 from pipeline.order import Piece
 from pipeline.perturbation import divergence
 from pipeline.shards.reader import Shards
-from tests.world import student_settings
+from tests.world import SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 
 @pytest.fixture
@@ -64,3 +66,13 @@ def test_no_gradient_reaches_the_teacher(teacher: Path, batch: Batch) -> None:
     loss(student.model, batch).mean().backward()
     assert not loss.teacher.table.requires_grad
     assert json.dumps(loss.teacher.table.tolist()) == before
+
+
+def test_a_regression_is_refused(tmp_path: Path) -> None:
+    task, settings = make_task("regression"), student_settings()
+    teacher, scores = save_teacher(tmp_path / "teacher", task), tmp_path / "scores"
+    prepared = save_prepared(tmp_path / "prepared", task, {"train": 8, "dev": 4, "test": 4})
+    score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), scores)
+    with pytest.raises(PipelineError, match="arms with the teacher in the loop are for classifications"):
+        train_online("student", teacher, scores, settings, settings.perturbation, tmp_path / "out", tmp_path / "cost.json")
+    assert not (tmp_path / "out").exists()

@@ -37,6 +37,11 @@ def test_values_that_are_all_the_same_are_told_from_their_mean() -> None:
     assert Scale.of(np.full(3, 7.0), of_type("bert", num_labels=1)) == Scale(7.0, 1.0)
 
 
+def test_values_that_differ_by_rounding_alone_are_all_the_same() -> None:
+    values = np.nextafter(np.float32(3.1), np.float32([0.0, 9.0, 0.0, 9.0])).astype(np.float64)
+    assert Scale.of(values, of_type("bert", num_labels=1)).deviation == 1.0
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_large_mean_costs_no_digit_of_the_answer_in_half_precision(kind: str) -> None:
     model = of_type(kind, num_labels=1).eval()
