@@ -251,3 +251,12 @@ def templates(needed: set[str]) -> set[str]:
 def test_dvc_tracks_no_setting_that_changes_only_speed(name: str) -> None:
     tracked = dvc_stages()[name].get("params", [])
     assert not [place for place in tracked if str(place).startswith("runtime")]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "room", ["pipeline", "pipeline/models", "pipeline/shards", "pipeline/augment", "pipeline/distill", "stages"]
+)
+def test_the_readme_says_what_each_file_of_a_room_is_for(room: str) -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split("```")[1]
+    missing = [path.name for path in (ROOT / room).glob("*.py") if path.name != "__init__.py" and f" {path.name} " not in tree]
+    assert not missing
