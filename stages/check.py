@@ -7,6 +7,7 @@ import click
 from pipeline.checking.sections import read_sections
 from pipeline.checking.uses import unasked, use_faults
 from pipeline.errors import Faults
+from pipeline.models.pretrained import on_hub
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
 
@@ -24,7 +25,9 @@ def main(params: Path) -> None:
     to_come = RAW / MODEL_FOLDER
     faults += use_faults(sections, to_come)
     for model in unasked(sections, to_come):
-        click.echo(f"note: {model} is not on this machine yet, so nothing is checked of it; after `hf download {model}` it is")
+        name, revision = on_hub(model)
+        fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+        click.echo(f"note: {model} is not on this machine yet, so nothing is checked of it; after `{fetch}` it is")
     if faults:
         raise Faults(str(params), list(dict.fromkeys(faults)))
     click.echo(f"{params}: tasks {', '.join(sections.tasks)}; students {', '.join(sections.students)}")

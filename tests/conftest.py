@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.tasks import Task
-from tests.world import make_shards, make_task, save_prepared, save_teacher
+from tests.world import make_shards, make_task, save_on_hub, save_prepared, save_teacher
 
 torch.set_num_threads(1)
 
@@ -28,6 +28,16 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
     """The tiny corpus; read only."""
     return save_prepared(tmp_path_factory.mktemp("prepared"), task, {"train": 60, "dev": 20, "test": 20})
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the hub with one model, org/teacher, and no hub behind it."""
+    cache = tmp_path / "hub"
+    save_on_hub(cache, {"main": 0})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return cache
 
 
 @pytest.fixture

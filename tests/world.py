@@ -91,6 +91,16 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
     return folder
 
 
+def save_on_hub(cache: Path, revisions: dict[str, int]) -> None:
+    """A cache of the hub with org/teacher: of each branch, tag or commit the seed of its weights."""
+    place = cache / "models--org--teacher"
+    (place / "refs").mkdir(parents=True, exist_ok=True)
+    for name, seed in revisions.items():
+        commit = f"{seed:040x}"
+        (place / "refs" / name).write_text(commit)
+        save_teacher(place / "snapshots" / commit, make_task(), seed)
+
+
 def save_masked_lm(folder: Path) -> Path:
     """What `words` writes: a masked language model of one layer × 16, random weights, the tokenizer of the teacher."""
     set_seed(3)

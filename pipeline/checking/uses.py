@@ -26,6 +26,7 @@ from pipeline.models.pretrained import (
     is_hub_id,
     load_tokenizer,
     longest_input,
+    on_hub,
 )
 from pipeline.tasks import SPLITS
 from pipeline.teaching import check_answers
@@ -85,7 +86,10 @@ def _at_hand(model: str) -> Path | None:
     """The folder of a model that can be asked: its own, or that of a hub's model in the cache."""
     if Path(model).is_dir():
         return Path(model)
-    cached = try_to_load_from_cache(model, CONFIG_NAME) if is_hub_id(model) else None
+    if not is_hub_id(model):
+        return None
+    name, revision = on_hub(model)
+    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
     folder = Path(cached).parent if isinstance(cached, str) else None
     return folder if folder and all(any(any(folder.glob(name)) for name in part) for part in PARTS) else None
 

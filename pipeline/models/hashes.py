@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME
 
 from pipeline.errors import PipelineError
 from pipeline.files import hash_of, sha256_of
-from pipeline.models.pretrained import check_folder, config_of, load_tokenizer
+from pipeline.models.pretrained import check_folder, commit_of, load_tokenizer, on_hub
 
 ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
 """Of special tokens: an edit masks with one, a mixture is filled up with another."""
@@ -39,10 +39,10 @@ def model_hash(folder: Path) -> str:
 
 
 def source_hash(source: str) -> str:
-    """Names what a setting gives as a model: a folder by ``model_hash``, a hub id by itself and the commit that was fetched."""
+    """Names what a setting gives as a model: a folder by ``model_hash``, a hub's by its id and the commit that is fetched."""
     if Path(source).is_dir():
         return model_hash(Path(source))
-    return f"{source}@{getattr(config_of(source), '_commit_hash', None)}"
+    return f"{on_hub(source)[0]}@{commit_of(source)}"
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
@@ -49,12 +50,27 @@ def check_place(source: str | Path, what: str) -> None:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether the hub may have a model of this name."""
+    """Whether the hub may have a model of this name; behind an @ stands a revision of it."""
+    name, revision = on_hub(source)
     try:
-        validate_repo_id(source)
+        validate_repo_id(name)
     except HFValidationError:
         return False
-    return True
+    return revision != ""
+
+
+def on_hub(source: str) -> tuple[str, str | None]:
+    """Of ``org/name@revision`` the model and the branch, tag or commit of it; the hub's newest where none is named."""
+    name, at, revision = source.partition("@")
+    return name, revision if at else None
+
+
+def _place(source: str | Path) -> dict[str, Any]:
+    """Where transformers finds a model: in a folder, or on a hub, in the revision that is named."""
+    if isinstance(source, Path) or Path(source).exists():
+        return {"pretrained_model_name_or_path": source}
+    name, revision = on_hub(source)
+    return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
 
 
 def check_folder(folder: Path, what: str, weights: bool = True) -> None:
@@ -88,6 +104,17 @@ def _instead(folder: Path) -> str:
     return f"name one of its checkpoints, such as {states[-1]}" if states else "save a model there (save_pretrained)"
 
 
+def commit_of(source: str) -> str:
+    """The commit that a hub id means now; its configuration is fetched.
+
+    Raises:
+        PipelineError: the hub has no such model or revision.
+    """
+    config_of(source)
+    name, revision = on_hub(source)
+    return Path(hf_hub_download(name, CONFIG_NAME, revision=revision)).parent.name
+
+
 def check_vocabulary(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that gives ids of which its model has no embedding; tokens that were added and are not used may be.
 
@@ -114,7 +141,7 @@ def config_of(source: str | Path, what: str = "model") -> PreTrainedConfig:
     if Path(source).is_dir():
         check_folder(Path(source), what, weights=False)
     try:
-        return cast(PreTrainedConfig, AutoConfig.from_pretrained(source, trust_remote_code=False))
+        return cast(PreTrainedConfig, AutoConfig.from_pretrained(**_place(source), trust_remote_code=False))
     except LOADING_ERRORS as cause:
         raise PipelineError(f"no {what} can be loaded from {source}: {_told(cause)}") from cause
 
@@ -123,7 +150,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a hub id or folder; one without a padding token pads with its end-of-text token."""
     check_place(source, "tokenizer")
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, trust_remote_code=False))
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**_place(source), trust_remote_code=False))
     except LOADING_ERRORS as cause:
         raise PipelineError(f"no tokenizer can be loaded from {source}: {_told(cause)}") from cause
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
@@ -177,7 +204,7 @@ def load_pretrained(auto_class: type[Any], source: str | Path, what: str, **sett
         check_folder(Path(source), what)
     try:
         model, report = auto_class.from_pretrained(
-            source,
+            **_place(source),
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
-from tests.world import make_task, save_teacher
+from tests.world import make_task, save_on_hub, save_teacher
 
 
 def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Callable[[str, str], Path]) -> None:
@@ -220,18 +220,6 @@ def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str
         assert status == 0, text
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the hub with one model, org/teacher."""
-    cache = tmp_path / "hub"
-    place = cache / "models--org--teacher"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("abc")
-    save_teacher(place / "snapshots" / "abc", make_task())
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    return cache
-
-
 def of_hub(model: str) -> dict[str, Any]:
     return {f"{MOVIES}.teacher.model": model, f"{MOVIES}.teacher.max_length": 16}
 
@@ -256,16 +244,30 @@ def test_a_model_of_the_hub_that_is_not_here_yet_is_noted(write: Callable[[str, 
     )
 
 
+def test_a_revision_of_a_model_is_asked_where_it_is_here_and_noted_where_it_is_not(
+    write: Callable[[str, str], Path], hub: Path
+) -> None:
+    save_on_hub(hub, {"v1": 1})
+    longer = {f"{MOVIES}.teacher.max_length": 4096}
+    _, text = check(write("params.yaml", changed(of_hub("org/teacher@v1") | longer)))
+    assert "max_length is 4096, but org/teacher@v1 takes at most" in text
+    _, text = check(write("params.yaml", changed(of_hub("org/teacher@v2"))))
+    assert "note: org/teacher@v2 is not on this machine yet" in text
+    assert "after `hf download org/teacher --revision v2` it is" in text
+    _, text = check(write("params.yaml", changed(of_hub("org/teacher@"))))
+    assert "no model can be loaded from org/teacher@: there is no such folder" in text
+
+
 @pytest.mark.parametrize("missing", ["tokenizer*", "*.safetensors"])
 def test_a_model_of_which_the_cache_has_a_part_is_not_asked(write: Callable[[str, str], Path], hub: Path, missing: str) -> None:
-    for path in hub.glob(f"models--org--teacher/snapshots/abc/{missing}"):
+    for path in hub.glob(f"models--org--teacher/snapshots/*/{missing}"):
         path.unlink()
     status, text = check(write("params.yaml", changed(of_hub("org/teacher"))))
     assert (status, "note: org/teacher is not on this machine yet" in text) == (0, True)
 
 
 def test_weights_that_are_not_read_are_told_of_a_model_of_the_hub_too(write: Callable[[str, str], Path], hub: Path) -> None:
-    (weights,) = hub.glob("models--org--teacher/snapshots/abc/*.safetensors")
+    (weights,) = hub.glob("models--org--teacher/snapshots/*/*.safetensors")
     weights.rename(weights.with_suffix(".bin"))
     status, text = check(write("params.yaml", changed(of_hub("org/teacher"))))
     assert status == 1

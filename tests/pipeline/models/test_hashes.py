@@ -12,12 +12,23 @@ from transformers import (
 )
 
 from pipeline.errors import PipelineError
-from pipeline.models.hashes import check_saving, model_hash, tokenizer_hash
+from pipeline.models.hashes import check_saving, model_hash, source_hash, tokenizer_hash
 from pipeline.models.pretrained import (
     load_classifier,
     load_tokenizer,
 )
-from tests.world import make_task, make_tokenizer, rewrite, save_teacher
+from tests.world import make_task, make_tokenizer, rewrite, save_on_hub, save_teacher
+
+
+def test_a_model_of_the_hub_is_named_by_the_commit_that_its_id_means_now(tmp_path: Path, hub: Path) -> None:
+    save_on_hub(hub, {"main": 1, "v1": 1})
+    before, pinned = source_hash("org/teacher"), source_hash("org/teacher@v1")
+    assert before == pinned == f"org/teacher@{1:040x}"
+    save_on_hub(hub, {"main": 2})
+    assert source_hash("org/teacher") == f"org/teacher@{2:040x}"
+    assert source_hash("org/teacher@v1") == source_hash(f"org/teacher@{1:040x}") == pinned
+    with pytest.raises(PipelineError, match="no model can be loaded from org/teacher@v9"):
+        source_hash("org/teacher@v9")
 
 
 def nudge_one_weight(folder: Path) -> None:

@@ -30,7 +30,20 @@ from pipeline.models.pretrained import (
     longest_input,
 )
 from tests.architectures import CONFIGURATIONS, LENGTHS, NARROW_WORDS, PAD, VOCABULARY, assert_as_plain, of_type, rows_of
-from tests.world import make_task, make_tokenizer, rewrite
+from tests.world import make_task, make_tokenizer, rewrite, save_on_hub, save_teacher
+
+
+def test_a_revision_of_a_model_is_loaded_where_one_is_named(tmp_path: Path, hub: Path) -> None:
+    save_on_hub(hub, {"main": 0, "v1": 1})
+    for name, seed in (("org/teacher", 0), ("org/teacher@v1", 1), (f"org/teacher@{1:040x}", 1)):
+        wanted, found = load_classifier(save_teacher(tmp_path / str(seed), make_task(), seed)), load_classifier(name)
+        assert torch.equal(found.get_input_embeddings().weight, wanted.get_input_embeddings().weight)
+        assert load_tokenizer(name).get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_a_folder_with_an_at_in_its_name_is_a_folder(tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path / "teacher@v1", make_task())
+    assert config_of(str(folder)).num_hidden_layers == 4
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
