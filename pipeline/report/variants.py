@@ -37,5 +37,6 @@ def histogram(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def flips(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """How many of the teacher's answers changed, and by how much in the median."""
     rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
     return pd.DataFrame(rows, columns=["task", "variants", "rows", "flipped", "divergence"])
