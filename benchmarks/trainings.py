@@ -181,9 +181,7 @@ class TeacherInLoop:
         delta = self._searched(batch, words, clean)
         moved = self._answer(batch, words + delta)
         own = embed(model, batch["input_ids"])
-        answers = [
-            logits_from_embeddings(model, model_inputs(batch), at) for at in (own, own + carried(delta, self.student.map))
-        ]
+        answers = [logits_from_embeddings(model, batch, at) for at in (own, own + carried(delta, self.student.map))]
         return _whole_loss(answers[0], clean, answers[1], moved, batch, self.settings, self.teacher.task.kind)
 
     @cached_property

@@ -15,6 +15,9 @@ Batch = dict[str, Tensor]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+PARTNER_IDS = "partner_ids"
+"""Of a batch of mixed rows: the token ids of what is mixed into each, [rows, tokens]."""
+
 TEXTS_AT_ONCE = 1_000
 """What a tokenizer says of a text beside its ids takes many times their memory; no more of it is held than of so many."""
 

@@ -1,6 +1,6 @@
 """What a person must mend, as one sentence or one list; the commands print it without a traceback."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class PipelineError(Exception):
@@ -19,6 +19,17 @@ class Faults(PipelineError):
         self.faults = tuple(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         super().__init__("\n  - ".join([f"{subject}: {count}, nothing was written", *self.faults]))
+
+
+def refusals(*checks: Callable[[], object]) -> list[str]:
+    """What each of some checks refuses, each sentence once."""
+    found = []
+    for check in checks:
+        try:
+            check()
+        except PipelineError as fault:
+            found.append(str(fault))
+    return list(dict.fromkeys(found))
 
 
 def last_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline.checkpoints import newest_whole
 from pipeline.conduct import NO_STATES, Checkpoints, Clock, Conduct, EpochLines, EpochLosses, EpochTurns, Memory, Snapshots
 from pipeline.config import Settings
-from pipeline.encoding import Batch, model_inputs
+from pipeline.encoding import Batch
 from pipeline.errors import PipelineError
 from pipeline.files import written_whole
 from pipeline.loading import ByLength, Ready, RowData, as_it_is, piece_loader
@@ -49,7 +49,7 @@ Answer = Callable[[PreTrainedModel, Batch], Tensor]
 
 def class_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The logits of a classifier, [rows, outputs]."""
-    return logits_from_ids(model, model_inputs(batch))
+    return logits_from_ids(model, batch)
 
 
 class OptimiserSettings(Settings):

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, model_inputs
+from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode
 from pipeline.finetuning import OptimiserSettings
 from pipeline.models.forward import logits_at
 from pipeline.order import Lengths, Piece
@@ -116,7 +116,7 @@ def _drawn(table: pa.Table, settings: FitSettings) -> pa.Table:
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Cross-entropy of the tokens asked for, in nats, mean over those of each row, [rows]."""
     rows, places = (batch["labels"] != NOT_ASKED).nonzero(as_tuple=True)
-    logits = logits_at(model, model_inputs(batch), rows, places).float()
+    logits = logits_at(model, batch, rows, places).float()
     losses = functional.cross_entropy(logits, batch["labels"][rows, places], reduction="none")
     nothing = losses.new_zeros(len(batch["labels"]))
     return nothing.index_add(0, rows, losses) / nothing.index_add(0, rows, torch.ones_like(losses)).clamp(min=1)

@@ -51,7 +51,7 @@ class ScoutFolder:
         Raises:
             PipelineError: there is none, or it is damaged.
         """
-        missing = f"{self.folder} is no scout: it has no {SCOUT_FILE}; give the task an entry in the section scouts"
+        missing = f"{self.folder} is no scout: it has no {SCOUT_FILE}; give the task aim: scout and run the stage scout"
         return read_facts(ScoutFacts, self.folder / SCOUT_FILE, missing)
 
     def map(self) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
-from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, length_buckets, model_inputs
-from pipeline.errors import PipelineError
+from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, length_buckets
+from pipeline.errors import Faults, PipelineError, refusals
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from pipeline.models.architectures import head_settings
@@ -25,7 +26,7 @@ from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import (
     answers_values,
-    check_vocabulary,
+    check_classifier,
     config_of,
     load_classifier,
     load_tokenizer,
@@ -33,6 +34,7 @@ from pipeline.models.pretrained import (
     saved_labels,
 )
 from pipeline.models.scale import Scale
+from pipeline.models.soundness import check_label_names, check_token_types, check_values, check_vocabulary
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Kind, Split, Task, measure, one_answer
 
@@ -94,6 +96,8 @@ def teach(
         PipelineError: the checkpoint does not fit the task, or there is no label to learn from.
     """
     task = Task.read(prepared)
+    if faults := teacher_faults(settings.model, settings, task.name, task.kind, task.labels, task.pair):
+        raise PipelineError(faults[0]) if len(faults) == 1 else Faults(f"teacher of {task.name}", faults)
     tokenizer = _tokenizer(settings)
     dev = _examples(prepared, "dev", tokenizer, settings.max_length)
     if settings.fine_tune:
@@ -101,7 +105,7 @@ def teach(
         model, history = _fine_tuned(task, train, dev, settings, optimiser, conduct)
         dev_value = best_epoch(history)["dev"]
     else:
-        model, history = _adopted(task, settings), []
+        model, history = load_classifier(settings.model), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
     if dev_value <= (trivial := measure(task, dev.labels, one_answer(task, dev.labels))):
         way_out = f"; {WAY_OUT}" if settings.fine_tune else ""
@@ -116,14 +120,46 @@ def teach(
     return dev_value
 
 
+def teacher_faults(
+    model: str, settings: TeacherSettings, task: str, kind: Kind, labels: tuple[str, ...] | None, pair: bool
+) -> list[str]:
+    """Every reason why a model cannot teach a task, by its configuration, tokenizer and the names of its weights alone.
+
+    Args:
+        model: where it lies; ``settings.model``, or the folder of that in the hub's cache.
+        settings: how it becomes the teacher.
+        task: what the task is called.
+        kind: the task's.
+        labels: its label names in their order; none for a regression, None where they are not known yet.
+        pair: whether its inputs are pairs of texts.
+    """
+    checks: list[Callable[[], object]] = [lambda: check_classifier(model, new_head=settings.fine_tune)]
+    if not settings.fine_tune and kind == "regression":
+        checks += [lambda: check_values(model)]
+    if not settings.fine_tune and labels is not None:
+        checks += [lambda: check_answers(model, task, kind, labels)]
+    try:
+        tokenizer = load_tokenizer(model)
+    except PipelineError as fault:
+        return list(dict.fromkeys([*refusals(*checks), str(fault)]))
+    checks += [
+        lambda: _check_longest(model, settings, tokenizer),
+        lambda: check_vocabulary(model, tokenizer),
+        lambda: check_token_types(model, tokenizer, pair),
+        lambda: check_saving(model, tokenizer),
+    ]
+    return refusals(*checks)
+
+
+def _check_longest(model: str, settings: TeacherSettings, tokenizer: PreTrainedTokenizerBase) -> None:
+    longest = longest_input(model, tokenizer)
+    if settings.max_length > longest:
+        raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
+
+
 def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
     """The model's tokenizer, made to cut where the settings say; the saved copy tells every later stage."""
     tokenizer = load_tokenizer(settings.model)
-    longest = longest_input(settings.model, tokenizer)
-    if settings.max_length > longest:
-        raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
-    check_vocabulary(settings.model, tokenizer)
-    check_saving(settings.model, tokenizer)
     tokenizer.model_max_length = settings.max_length
     return tokenizer
 
@@ -140,7 +176,7 @@ def _fine_tuned(
             scale.take_out_of(model)
 
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
-        return label_loss(logits_from_ids(model, model_inputs(batch)).float(), batch["labels"], task.kind)
+        return label_loss(logits_from_ids(model, batch).float(), batch["labels"], task.kind)
 
     def dev_metric(logits: Floats) -> float:
         return measure(task, dev.labels, logits)
@@ -149,12 +185,6 @@ def _fine_tuned(
     if scale is not None:
         scale.put_into(model)
     return model, fit.history
-
-
-def _adopted(task: Task, settings: TeacherSettings) -> PreTrainedModel:
-    """A classifier that is already fine-tuned, if its head is the task's."""
-    check_answers(settings.model, task.name, task.kind, task.labels)
-    return load_classifier(settings.model)
 
 
 def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
@@ -170,6 +200,7 @@ def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) ->
         PipelineError: it answers classes where a value is wanted, several labels a row, or others than these.
     """
     config = config_of(model, "classifier")
+    check_label_names(model)
     if kind == "regression":
         if config.num_labels != 1:
             raise PipelineError(f"{model} answers {config.num_labels} classes, but {task} is a regression")
@@ -189,6 +220,8 @@ def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) ->
 def _reconciled(found: tuple[str, ...], labels: tuple[str, ...]) -> str:
     """What to write so that a task's labels are those of its classifier."""
     generic = all(GENERIC.fullmatch(name) for name in found)
+    if {*labels} < {*found}:
+        return f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
     if len(found) != len(labels):
         unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
         return f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoding import Batch, Integers, collate
+from pipeline.encoding import PARTNER_IDS, Batch, Integers, collate
 
 Words = Callable[[Tensor], Tensor]
 """From token ids [rows, tokens] to word embeddings [rows, tokens, width]."""
 
-OWN_WEIGHT, PARTNER_IDS = "own_weight", "partner_ids"
+OWN_WEIGHT = "own_weight"
 
 
 def mixing_batch(

@@ -17,7 +17,8 @@ from pipeline.masking import FitSettings, loss_of, masked_rows
 from pipeline.models.architectures import positions_of, refuse_maskless
 from pipeline.models.forward import word_embeddings
 from pipeline.models.hashes import source_hash
-from pipeline.models.pretrained import check_vocabulary, config_of, load_pretrained, load_tokenizer
+from pipeline.models.pretrained import config_of, load_pretrained, load_tokenizer
+from pipeline.models.soundness import check_vocabulary
 from pipeline.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
 from pipeline.tasks import Floats, Split, Task
 
@@ -135,7 +136,7 @@ def _with_head(source: str) -> PreTrainedModel:
     Square layers of it that were not saved begin as the identity: where, as in BERT, one layer comes before a projection to the
     word embeddings, the head begins by asking which word the output is like.
     """
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model")
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True)
     if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
         raise PipelineError(
             f"{source} is not a finished encoder: it lacks weights that its configuration asks for, or has them in another "

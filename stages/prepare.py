@@ -69,8 +69,9 @@ def main(task: str, params: Path, out: Path) -> None:
 
 def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:
     """The model that the task's scout starts from, where that is another than its teacher."""
-    scout = config.lookup(params, f"scouts.{task}")
-    start = (config.lookup(params, "distill") or {}) | scout if isinstance(scout, dict) else {}
+    if config.lookup(params, f"tasks.{task}.aim") != "scout":
+        return None
+    start = (config.lookup(params, "distill") or {}) | (config.lookup(params, "scout") or {})
     found = config.lookup(start, "start.checkpoint")
     return None if found is None else str(found)
 

@@ -1,4 +1,4 @@
-"""scout: a small student from the scores alone, at whose mistakes perturbations are aimed."""
+"""scout: a small student from the scores alone, at whose mistakes perturbations are aimed, where a task asks for one."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from pipeline.config import Settings
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.student import Checkpoint
+from pipeline.files import folder_written_whole, write_json
 from pipeline.models.hashes import source_hash
 from pipeline.resuming import deciding, resumable
 from pipeline.runtime import RuntimeSettings
@@ -23,11 +24,11 @@ class Needs(Settings):
 
 
 @stage
-@click.option("--task", required=True, help="Name of the task, whose entry in the section `scouts` stands over `distill`.")
+@click.option("--task", required=True, help="Name of the task in params.yaml; only with aim: scout is anything trained.")
 @folder_option("--scores", "Folder that `score` wrote.")
 @folder_option("--teacher", "Folder that `teach` wrote: tokenizer, configuration and first weights; the teacher never runs.")
 @params_option
-@out_option("Where to write the snapshots of the scout; replaced as a whole.", SCOUT_FILE)
+@out_option("Where to write the snapshots of the scout, or the note that there is none; replaced as a whole.", SCOUT_FILE)
 def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> None:
     """Train a scout for one task and keep snapshots along its training.
 
@@ -35,7 +36,12 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     snapshot i, and labelled by the teacher. A training that was killed goes on where it was.
     """
     check_task(task, scores, "scores", Manifest.read(scores).task.name)
-    needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
+    if config.task_in(params, task).get("aim") != "scout":
+        with folder_written_whole(out) as folder:
+            write_json(folder / SCOUT_FILE, {"snapshots": 0})
+        click.echo(f"{out}: no scout, since the task has aim: teacher")
+        return
+    needs = config.load(params, Needs, scout=("distill", "scout"), runtime="runtime")
     start = needs.scout.start
     if isinstance(start, Checkpoint):
         check_apart(out, "the model that it begins with", start.checkpoint)

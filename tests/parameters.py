@@ -13,10 +13,9 @@ ROOT = Path(__file__).parents[1]
 MOVIES = "tasks.movies"
 SCOUTED: dict[str, Any] = {
     f"{MOVIES}.aim": "scout",
-    "scouts": {"movies": {"layers": 3, "snapshots": 2}},
-    "augment.perturbation.objective": "gap",
+    "scout": {"layers": 3, "snapshots": 2},
 }
-"""Changes that make a sound file with a scout of the default one."""
+"""Changes that make a sound file with a scout of that which ``changed`` writes."""
 
 
 def check(path: Path) -> tuple[int, str]:
@@ -25,10 +24,10 @@ def check(path: Path) -> tuple[int, str]:
 
 
 def changed(changes: dict[str, Any]) -> str:
-    """The default file with three perturbed variants and other values at dotted places; None takes a setting out."""
+    """The default file with three variants aimed by the teacher, and other values at dotted places; None takes one out."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["augment"] |= {"variants": 3, "recipes": [["perturb"]]}
-    content["tasks"]["movies"]["words"] = None
+    content["tasks"]["movies"]["aim"] = "teacher"
     for place, value in changes.items():
         *way, name = place.split(".")
         section = content

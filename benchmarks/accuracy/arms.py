@@ -162,7 +162,7 @@ class Run:
             "teach": start["teach"] | seeds,
             "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None} | seeds,
             "score": overlaid(start["score"], arm.score),
-            "scouts": {case.task: overlaid(start["scout"], arm.scout or {})},
+            "scout": overlaid(start["scout"], arm.scout or {}),
             "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),
             "distill": overlaid(start["distill"], seeded),
             "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models, folder)},

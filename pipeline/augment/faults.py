@@ -16,10 +16,8 @@ def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:
         return [f"the objective {objective} follows no gradient, so a scout has nothing to do; set aim: teacher"]
     if scout and not settings.perturbs():
         return ["no recipe perturbs, so a scout has nothing to do; add perturb to augment.recipes, or set aim: teacher"]
-    if scout and objective == "divergence":
-        return ["the objective divergence is the teacher's own; aimed at a scout it is called gap"]
     if not scout and settings.perturbs() and objective == "gap":
-        return ["the objective gap needs a scout: set aim: scout and give the task an entry in the section scouts"]
+        return ["the objective gap needs a scout: set aim: scout"]
     return []
 
 

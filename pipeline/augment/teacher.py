@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.augment.batches import Batches
 from pipeline.augment.inputs import Inputs
-from pipeline.encoding import Batch, Integers, model_inputs
+from pipeline.encoding import Batch, Integers
 from pipeline.errors import PipelineError
 from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.pretrained import load_classifier, load_tokenizer
@@ -69,14 +69,14 @@ class FrozenModel:
     def logits_at(self, batch: Batch, embeddings: Tensor) -> Tensor:
         """Logits [rows, outputs] in float32 at word embeddings [rows, tokens, width]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            return logits_from_embeddings(self._model, model_inputs(batch), embeddings).float()
+            return logits_from_embeddings(self._model, batch, embeddings).float()
 
     def answers_at(self, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The same, and states after some layers [rows, layers, width] in float32."""
         if not layers:
             return self.logits_at(batch, embeddings), embeddings.new_zeros(len(embeddings), 0)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            logits, states = logits_and_states(self._model, model_inputs(batch), embeddings, layers)
+            logits, states = logits_and_states(self._model, batch, embeddings, layers)
         return logits.float(), states.float()
 
 

@@ -43,7 +43,7 @@ CHECKED_ALONE: Mapping[str, type[Settings]] = {
 }
 """Sections of which nothing else in the file, and no model, asks anything as they stand."""
 
-KNOWN = {*CHECKED_ALONE, "score", "runtime", "distill", "tasks", "students", "scouts"}
+KNOWN = {*CHECKED_ALONE, "score", "runtime", "distill", "tasks", "students", "scout"}
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
@@ -60,8 +60,8 @@ class Sections:
     variants: Mapping[str, AugmentSettings]
     """By task: the section augment and what the task has over it."""
     students: Mapping[str, StudentSettings]
-    scouts: Mapping[str, ScoutSettings]
-    """By task."""
+    scout: ScoutSettings | None
+    """Of every task with aim: scout."""
 
 
 def read_sections(path: Path) -> tuple[Sections, list[str]]:
@@ -83,8 +83,8 @@ def read_sections(path: Path) -> tuple[Sections, list[str]]:
     faults += config.naming_faults(content, "tasks") + config.naming_faults(content, "students")
     tasks, variants = _tasks(path, content, faults)
     students = _students(path, content, faults)
-    scouts = _scouts(path, content, faults)
-    return Sections(content, score, runtime, tasks, variants, students, scouts), faults
+    scout = _scout(path, content, faults)
+    return Sections(content, score, runtime, tasks, variants, students, scout), faults
 
 
 def _read(path: Path, model: type[AnySettings], faults: list[str], *places: str) -> AnySettings | None:
@@ -147,17 +147,7 @@ def _students(path: Path, content: Mapping[str, Any], faults: list[str]) -> dict
     return students
 
 
-def _scouts(path: Path, content: Mapping[str, Any], faults: list[str]) -> dict[str, ScoutSettings]:
-    """A scout for every task that is aimed at one, and for no other, since each costs a training."""
-    scouts = content.get("scouts")
-    if not isinstance(scouts, dict):
-        faults.append("scouts must map names of tasks to their scouts' settings; {} for none")
-        return {}
-    aims = {name: config.lookup(content, f"tasks.{name}.aim") for name in _names(content, "tasks")}
-    faults += [f"scouts.{name}: there is no such task" for name in scouts if name not in aims]
-    faults += [f"scouts.{name}: its task has aim: {aims[name]}" for name in scouts if aims.get(name, "scout") != "scout"]
-    wanting = [name for name, aim in aims.items() if aim == "scout" and name not in scouts]
-    faults += [f"tasks.{name} has aim: scout, but scouts has no entry {name}" for name in wanting]
-    names = _names(content, "scouts")
-    read = {name: _read(path, ScoutSettings, faults, "distill", f"scouts.{name}") for name in names}
-    return {name: scout for name, scout in read.items() if scout}
+def _scout(path: Path, content: Mapping[str, Any], faults: list[str]) -> ScoutSettings | None:
+    """The section scout, which may be absent as long as no task asks for one."""
+    asked = any(config.lookup(content, f"tasks.{name}.aim") == "scout" for name in _names(content, "tasks"))
+    return _read(path, ScoutSettings, faults, "distill", "scout") if asked or "scout" in content else None

@@ -1,13 +1,13 @@
 """What one entry of params.yaml asks of another, or of a model's folder, and does not find. Knows no table and no YAML."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 from transformers.utils import CONFIG_NAME
 
 from pipeline import config
-from pipeline.augment.faults import aim_faults, kind_faults, words_faults
+from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.checking.sections import Sections, TaskSettings
 from pipeline.corpus.labels import NOT_OF_TWO
 from pipeline.corpus.settings import MISSING_SHARE
@@ -15,21 +15,11 @@ from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint, check_size
 from pipeline.distill.uses import check_use
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, refusals
 from pipeline.finetuning import check_services
-from pipeline.models.hashes import check_saving
-from pipeline.models.pretrained import (
-    check_folder,
-    check_place,
-    check_vocabulary,
-    depth_of,
-    is_hub_id,
-    load_tokenizer,
-    longest_input,
-    on_hub,
-)
+from pipeline.models.pretrained import check_folder, check_place, depth_of, is_hub_id, load_tokenizer, on_hub
 from pipeline.tasks import SPLITS
-from pipeline.teaching import check_answers
+from pipeline.teaching import teacher_faults
 from pipeline.wording import check_words
 
 PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
@@ -44,17 +34,17 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
         to_come: a model's folder that may be absent, since a stage is still to bring it.
     """
     runtime = sections.runtime
-    faults = _refusals(lambda: check_services(runtime.log_to)) if runtime else []
+    faults = refusals(lambda: check_services(runtime.log_to)) if runtime else []
     for name in sections.variants:
         faults += _aim_faults(name, sections)
     faulty = set[str]()
     for name, task in sections.tasks.items():
         faults += _corpus_faults(name, task)
-        found = _teacher_faults(name, task, sections.score.hidden if sections.score else (), to_come)
+        found = _teacher_faults(name, task, sections, to_come)
         faulty |= {task.teacher.model} if found else set()
         faults += found or _words_faults(name, task, to_come)
-        if (scout := sections.scouts.get(name)) is not None:
-            faults += _size_faults(f"scouts.{name}", scout, task.teacher.model, faulty, to_come)
+        if task.aim == "scout" and sections.scout is not None:
+            faults += _size_faults("scout", sections.scout, task.teacher.model, faulty, to_come)
     for name, student in sections.students.items():
         if student.objective.hidden and sections.score and not sections.score.hidden:
             faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
@@ -64,21 +54,13 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
     return faults
 
 
-def _refusals(check: Callable[[], None]) -> list[str]:
-    try:
-        check()
-    except PipelineError as fault:
-        return [str(fault)]
-    return []
-
-
 def unasked(sections: Sections, to_come: Path) -> list[str]:
     """The models of the hub that lie not on this machine yet, of which therefore nothing is known here."""
-    starts = [student.start for student in (*sections.students.values(), *sections.scouts.values())]
+    starts = [student.start for student in (*sections.students.values(), *filter(None, [sections.scout]))]
     models = [task.teacher.model for task in sections.tasks.values()]
     models += [task.words.model for task in sections.tasks.values() if task.words is not None]
     models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
-    hubs = [model for model in dict.fromkeys(models) if not _refusals(lambda: check_place(model, "model"))]  # noqa: B023
+    hubs = [model for model in dict.fromkeys(models) if not refusals(lambda: check_place(model, "model"))]  # noqa: B023
     return [model for model in hubs if Path(model) != to_come and _at_hand(model) is None]
 
 
@@ -111,7 +93,7 @@ def _aim_faults(name: str, sections: Sections) -> list[str]:
     return [f"{place}: {fault}" for fault in faults]
 
 
-def _by_name(fault: PipelineError, *models: str) -> str:
+def _by_name(fault: PipelineError | str, *models: str) -> str:
     """A fault that calls models of the hub by their ids, not by their folders in the cache."""
     told = str(fault)
     for model in models:
@@ -131,7 +113,7 @@ def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
     return faults
 
 
-def _teacher_faults(name: str, task: TaskSettings, hidden: Collection[int], to_come: Path) -> list[str]:
+def _teacher_faults(name: str, task: TaskSettings, sections: Sections, to_come: Path) -> list[str]:
     """What is asked of a teacher that its model cannot do, where that is there to ask."""
     teacher, model, labels = task.teacher, task.teacher.model, task.corpus.labels
     try:
@@ -139,20 +121,27 @@ def _teacher_faults(name: str, task: TaskSettings, hidden: Collection[int], to_c
         if (folder := _at_hand(model)) is None:
             return []
         check_folder(folder, "model" if teacher.fine_tune else "classifier")
-        depth, tokenizer = depth_of(folder), load_tokenizer(folder)
-        longest = longest_input(folder, tokenizer)
-        check_vocabulary(folder, tokenizer)
-        check_saving(folder, tokenizer)
-        if not teacher.fine_tune and (labels or task.kind == "regression"):
-            check_answers(str(folder), name, task.kind, tuple(dict.fromkeys((labels or {}).values())))
     except PipelineError as fault:
         return [f"tasks.{name}.teacher: {_by_name(fault, model)}"]
-    faults = []
-    if teacher.max_length > longest:
-        faults.append(f"tasks.{name}.teacher.max_length is {teacher.max_length}, but {model} takes at most {longest} tokens")
-    if max(hidden, default=0) > depth:
-        faults.append(f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(hidden)}")
-    return faults
+    known = tuple(dict.fromkeys((labels or {}).values())) if labels or task.kind == "regression" else None
+    pair, source = len(task.corpus.text) == 2, str(folder)
+    faults = teacher_faults(source, teacher, name, task.kind, known, pair)
+    if not faults:
+        faults += _depth_faults(name, model, folder, sections) + _edit_faults(name, folder, pair, sections)
+    return [f"tasks.{name}.teacher: {_by_name(fault, model)}" for fault in faults]
+
+
+def _depth_faults(name: str, model: str, folder: Path, sections: Sections) -> list[str]:
+    hidden, depth = sections.score.hidden if sections.score else (), depth_of(folder)
+    if max(hidden, default=0) <= depth:
+        return []
+    return [f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(hidden)}"]
+
+
+def _edit_faults(name: str, folder: Path, pair: bool, sections: Sections) -> list[str]:
+    """Edits that a task's variants need and its tokenizer has no token for."""
+    augment = sections.variants.get(name)
+    return [] if augment is None else edit_faults(augment, load_tokenizer(folder), pair)
 
 
 def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
@@ -181,12 +170,12 @@ def _size_faults(place: str, student: StudentSettings, teacher: str, faulty: Col
     folder = _at_hand(start)
     if start in faulty or folder is None or not (folder / CONFIG_NAME).is_file():
         return []
-    return [f"{place}, cut from {start}: {fault}" for fault in _refusals(lambda: check_size(folder, student))]
+    return [f"{place}, cut from {start}: {fault}" for fault in refusals(lambda: check_size(folder, student))]
 
 
 def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:
     """What a student wants to learn from that is not made for a task; nothing where its variants or its scout have a fault."""
-    augment, scout = sections.variants.get(task), sections.scouts.get(task)
+    augment, scout = sections.variants.get(task), sections.scout if sections.tasks[task].aim == "scout" else None
     if augment is None or (augment.aims() and sections.tasks[task].aim == "scout" and scout is None):
         return []
     try:

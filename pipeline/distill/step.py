@@ -17,7 +17,7 @@ from pipeline.distill.examples import SEEDS, VARIANT
 from pipeline.distill.objective import ObjectiveSettings, hidden_loss, imitation_loss, untouched_loss
 from pipeline.distill.student import Student
 from pipeline.distill.uses import Use, WorstOf
-from pipeline.encoding import Batch, model_inputs
+from pipeline.encoding import Batch
 from pipeline.models.forward import bare, embed, logits_and_states, logits_from_embeddings
 from pipeline.perturbation import divergence
 from pipeline.shards.batches import CODES, SCALES
@@ -60,10 +60,9 @@ class StudentLoss:
 
     def _on_untouched(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss on the untouched input and on what the student perturbs of it, [rows]."""
-        inputs, progress = model_inputs(batch), batch["progress"]
-        words = embed(model, batch["input_ids"])
+        words, progress = embed(model, batch["input_ids"]), batch["progress"]
         random = _random_state(words)
-        logits, hidden = self._untouched_answer(model, inputs, words, batch)
+        logits, hidden = self._untouched_answer(model, words, batch)
         loss = untouched_loss(logits, batch["teacher_logits"], batch["labels"], self.objective, self.kind, progress)
         loss = loss + self.objective.hidden * hidden
         if self.adversary is not None:
@@ -72,12 +71,12 @@ class StudentLoss:
             loss = loss + self.objective.perturbed * self.own * own
         return loss
 
-    def _untouched_answer(self, model: PreTrainedModel, inputs: Batch, words: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _untouched_answer(self, model: PreTrainedModel, words: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's logits, and how far its states are from the teacher's, [rows]; nothing where they are not compared."""
         if not self.layers:
-            logits = logits_from_embeddings(model, inputs, words).float()
+            logits = logits_from_embeddings(model, batch, words).float()
             return logits, logits.new_zeros(len(logits))
-        logits, states = logits_and_states(model, inputs, words, self.layers)
+        logits, states = logits_and_states(model, batch, words, self.layers)
         return logits.float(), hidden_loss(states.float(), carried(batch["hidden"], self.student.map))
 
     def _on_variants(self, model: PreTrainedModel, variant: Batch, rows: int, progress: Tensor) -> Tensor:
@@ -93,7 +92,7 @@ class StudentLoss:
         words = view_embeddings(functools.partial(embed, model), variant)
         if CODES in variant:
             words = words + self._carried(bare(model), dequantise(variant[CODES], variant[SCALES]))
-        return logits_from_embeddings(model, model_inputs(variant), words).float()
+        return logits_from_embeddings(model, variant, words).float()
 
     def _carried(self, model: PreTrainedModel, delta: Tensor) -> Tensor:
         """δ in the student's embeddings: by the map, and by what was learnt beside it."""
@@ -118,7 +117,7 @@ class StudentLoss:
 
         def forward(embeddings: Tensor) -> Tensor:
             with _from_random_state(words, random):
-                return logits_from_embeddings(model, model_inputs(batch), embeddings).float()
+                return logits_from_embeddings(model, batch, embeddings).float()
 
         seeds = batch[SEEDS].tolist() if SEEDS in batch else None
         perturbed = forward(words + self.adversary.delta(forward, words, logits, batch, seeds))

@@ -20,7 +20,6 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.uses import aims_in, check_use, snapshots_of
-from pipeline.encoding import model_inputs
 from pipeline.errors import PipelineError
 from pipeline.files import write_json
 from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
@@ -110,7 +109,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     if scale is not None:
         _begin_reduced(student, scale)
     if dist.is_initialized():
-        freeze_unused(student.model, model_inputs(dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0))))
+        freeze_unused(student.model, dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
     adversary = _own_adversary(student, settings, sources.task, tokenizer, scale)
     if settings.residual and sources.variants is not None:
         student.learn_residual(embedding_width(sources.teacher))

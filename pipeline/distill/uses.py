@@ -20,7 +20,8 @@ class WorstOf(Settings):
 
 
 Use = Literal["rotate", "by_progress", "all"] | WorstOf
-"""One an epoch, in turn; that aimed at the scout's snapshot that was as far in its training; all; the worst of some."""
+"""One an epoch, in turn; that aimed at the scout's snapshot that was as far in its training, or in turn where none is aimed at
+any; all; the worst of some."""
 
 
 def aims_in(manifest: Manifest) -> Aims:
@@ -42,11 +43,7 @@ def check_use(use: Use, aims: Aims, snapshots: int) -> None:
         raise PipelineError("there is no variant; set augment.variants above 0, or adversary: student or none")
     if isinstance(use, WorstOf) and use.worst_of > variants:
         raise PipelineError(f"variants: worst_of: {use.worst_of} is asked for, but the shards hold {variants} variants")
-    if use == "by_progress" and not any(aims):
-        raise PipelineError(
-            "variants: by_progress needs variants that are aimed at a scout's snapshots; give the task aim: scout, or rotate"
-        )
-    if use == "by_progress" and (without := snapshots - len({aim for aim in aims if aim})):
+    if use == "by_progress" and any(aims) and (without := snapshots - len({aim for aim in aims if aim})):
         raise PipelineError(
             f"variants: by_progress follows the scout through its {snapshots} snapshots, but at the last {without} of them no "
             f"variant is aimed; set the scout's snapshots to {snapshots - without}, or have more variants"
@@ -68,7 +65,7 @@ def chosen(use: Use, aims: Aims, snapshots: int, epoch: int, progress: float) ->
         return everyone
     if isinstance(use, WorstOf):
         return [everyone[(epoch * use.worst_of + number) % len(everyone)] for number in range(use.worst_of)]
-    if use == "by_progress":
+    if use == "by_progress" and any(aims):
         away = {number: abs(aim - progress * snapshots) for number, aim in zip(everyone, aims, strict=True) if aim}
         everyone = [number for number, distance in away.items() if distance == min(away.values())]
     return [everyone[epoch % len(everyone)]]

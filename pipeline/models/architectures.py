@@ -4,6 +4,7 @@ Knows how transformers' architectures differ; must not load one.
 """
 
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ ENCODERS = (
     "albert", "bert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert", "mpnet", "roberta", "xlm-roberta",
 )  # fmt: skip
 DECODERS = ("gemma", "gemma2", "gemma3_text", "gpt2", "llama", "qwen2", "qwen3")
-READ_AT_THE_END = (*DECODERS, "xlnet")
-"""Model types whose head reads the last position, padding or not: they are run with a row's tokens at its end."""
+POSITIONS_FROM_IDS = ("mpnet", "roberta", "xlm-roberta")
+"""Model types whose positions leave padding tokens out, also those within a text; see ``uncounted_id``."""
 
 FIRST_LAYER_APART = ("modernbert",)
 """Model types whose first layer lacks a norm that all others have: no other layer can stand in its place."""
 
-SUPPORTED = tuple(sorted((*ENCODERS, *READ_AT_THE_END)))
+SUPPORTED = tuple(sorted((*ENCODERS, *DECODERS, "xlnet")))
 """Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
 
 
@@ -31,6 +32,10 @@ def refuse_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
     kind = config.model_type
     if kind not in SUPPORTED:
         raise PipelineError(f"{source} is a {kind!r} model; perturbing word embeddings is supported for {', '.join(SUPPORTED)}")
+    if kind in POSITIONS_FROM_IDS and config.pad_token_id is None:
+        raise PipelineError(
+            f"{source} is a {kind!r} model whose config.json names no pad_token_id, from which it counts positions"
+        )
     if kind == "xlnet" and config.summary_type != "last":
         raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
@@ -43,11 +48,15 @@ def refuse_maskless(config: PreTrainedConfig, source: str | Path) -> None:
         )
 
 
+def uncounted_id(config: Any) -> int:
+    """The id that positions leave out, and behind which they begin, in the types of ``POSITIONS_FROM_IDS``."""
+    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)  # MPNet asks no configuration
+
+
 def positions_of(config: Any) -> float:
     """The most tokens that a model of this configuration takes; infinite where its positions have no end, as XLNet's."""
     most = getattr(config, "max_position_embeddings", -1)
-    # These count positions from behind the padding token's id.
-    offset = config.pad_token_id + 1 if config.model_type in ("mpnet", "roberta", "xlm-roberta") else 0
+    offset = uncounted_id(config) + 1 if config.model_type in POSITIONS_FROM_IDS else 0
     return math.inf if most < 0 else int(most) - offset
 
 
@@ -59,6 +68,28 @@ def head_settings(task: Task) -> dict[str, Any]:
 
 
 def labels_of(model_or_config: Any) -> tuple[str, ...]:
-    """Label names in the order of the logits."""
+    """Label names in the order of the logits, as label names compare: without surrounding space, in Unicode NFC."""
     names = getattr(model_or_config, "config", model_or_config).id2label
-    return tuple(names[index] for index in sorted(names))
+    return tuple(unicodedata.normalize("NFC", str(names[index])).strip() for index in sorted(names))
+
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+def activation_of(config: Any) -> str:
+    """The activation that sentence-transformers applies to a cross-encoder's logits, by its class; empty where there is none.
+
+    A cross-encoder with one output whose configuration names no activation has a sigmoid.
+    """
+    named = getattr(config, "sentence_transformers", None)
+    default = "" if named is None or config.num_labels > 1 else "Sigmoid"
+    found = (named or {}).get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None) or default
+    return "" if str(found) == IDENTITY else str(found).rpartition(".")[2]
+
+
+def forget_activation(config: Any) -> None:
+    """Make a configuration say that the head's output is the answer, which is so of a head that was fitted here."""
+    if getattr(config, "sentence_transformers", None) is not None:
+        config.sentence_transformers = {**config.sentence_transformers, "activation_fn": IDENTITY}
+    if getattr(config, "sbert_ce_default_activation_function", None) is not None:
+        config.sbert_ce_default_activation_function = IDENTITY

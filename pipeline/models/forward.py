@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.encoding import Batch
-from pipeline.models.architectures import DECODERS, READ_AT_THE_END
+from pipeline.encoding import PARTNER_IDS, Batch, model_inputs
+from pipeline.models.architectures import DECODERS, POSITIONS_FROM_IDS, uncounted_id
 
 
 def bare(model: torch.nn.Module) -> PreTrainedModel:
@@ -42,22 +42,53 @@ def logits_from_ids(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def logits_from_embeddings(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Tensor:
-    """Logits [rows, outputs] from word embeddings [rows, tokens, width] in place of ``batch["input_ids"]``.
+    """Logits [rows, outputs] from word embeddings [rows, tokens, width] in place of those of ``batch["input_ids"]``.
 
-    Rows must be padded on the right; what counts as padding is told by ``attention_mask`` and never by ids. Embeddings on
-    padding are not read: MobileBERT would see the first of them from the last token.
+    Rows must be padded on the right; ``attention_mask`` tells what is padding. The ids still say which tokens are padding
+    tokens *within* a row, from which some models derive positions (RoBERTa) or the place that the head reads (decoders).
+    Embeddings on padding are not read: MobileBERT would see the first of them from the last token.
     """
     return cast(Tensor, _run(model, batch, embeddings).logits)
 
 
 def logits_and_states(model: PreTrainedModel, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same logits, and what the head would read after some layers: states [rows, layers, width] of the first token.
+    """The same logits, and what the head would read after some layers: states [rows, layers, width] at one token a row.
 
-    Of a model that reads a row at its end they are those of the last token. Layers are counted from 1.
+    It is the first token; of a decoder that which its head reads, of XLNet the last. Layers are counted from 1.
     """
     answer = _run(model, batch, embeddings, output_hidden_states=True)
-    place = -1 if bare(model).config.model_type in READ_AT_THE_END else 0
-    return answer.logits, torch.stack([answer.hidden_states[layer][:, place] for layer in layers], dim=1)
+    config = bare(model).config
+    if config.model_type == "xlnet":  # which is run with padding first
+        return answer.logits, torch.stack([answer.hidden_states[layer][:, -1] for layer in layers], dim=1)
+    rows = torch.arange(len(embeddings), device=embeddings.device)
+    places = places_read(config, batch) if config.model_type in DECODERS else torch.zeros_like(rows)
+    return answer.logits, torch.stack([answer.hidden_states[layer][rows, places] for layer in layers], dim=1)
+
+
+def places_read(config: PreTrainedConfig, batch: Batch) -> Tensor:
+    """Which token of each row a decoder's head reads, [rows]: that which transformers reads of the row alone, from ids.
+
+    It is the last token that is not the padding token of the configuration, and the first where all are; the last token of
+    all where the configuration names no padding token.
+    """
+    read = batch["attention_mask"] == 1
+    pad = config.get_text_config().pad_token_id
+    if pad is not None:
+        read = read & (_ids_that_count(batch, pad) != pad)
+    return (torch.arange(read.shape[1], device=read.device) * read).amax(dim=1)
+
+
+def _positions_from_ids(config: PreTrainedConfig, batch: Batch) -> Tensor:
+    """Positions [rows, tokens] as RoBERTa and its kin count them: padding tokens, also within a text, are not counted."""
+    pad = uncounted_id(config)
+    counted = (_ids_that_count(batch, pad) != pad).long()
+    return counted.cumsum(dim=1) * counted + pad
+
+
+def _ids_that_count(batch: Batch, pad: int) -> Tensor:
+    """The ids [rows, tokens] of a batch; in a mixture of two rows a token is padding only where both rows have padding."""
+    ids = batch["input_ids"]
+    return torch.where(ids == pad, batch[PARTNER_IDS], ids) if PARTNER_IDS in batch else ids
 
 
 def logits_at(model: PreTrainedModel, batch: Batch, rows: Tensor, places: Tensor) -> Tensor:
@@ -115,15 +146,38 @@ def _run(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) 
 
 
 def _answer(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
-    inputs = {name: value for name, value in batch.items() if name != "input_ids"}
+    config = bare(model).config
+    inputs = {name: value for name, value in model_inputs(batch).items() if name != "input_ids"}
     inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
-    kind = bare(model).config.model_type
-    if kind in READ_AT_THE_END:
+    if config.model_type in DECODERS:
+        with _read_at(bare(model), places_read(config, batch)):
+            return model(**inputs, use_cache=False, **more)
+    if config.model_type in POSITIONS_FROM_IDS:
+        inputs["position_ids"] = _positions_from_ids(config, batch)
+    if config.model_type == "xlnet":
         inputs = _with_padding_first(inputs)
-    if kind in DECODERS:
-        positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
-        return model(**inputs, position_ids=positions, use_cache=False, **more)
     return model(**inputs, **more)
+
+
+@contextmanager
+def _read_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
+    """Let a decoder's head read one token of each row, ``places`` [rows].
+
+    From embeddings transformers would read the last token, be it padding, and refuses batches where the configuration names no
+    padding token; the configuration itself must stay as it is, since a saved one decides what is served.
+    """
+    config = model.config.get_text_config()
+    named = config.pad_token_id
+
+    def these_alone(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
+        return (hidden[0][torch.arange(len(places), device=places.device), places].unsqueeze(1),)
+
+    config.pad_token_id = 0 if named is None else named
+    try:
+        with model.get_submodule("score").register_forward_pre_hook(these_alone):
+            yield
+    finally:
+        config.pad_token_id = named
 
 
 def _with_padding_first(inputs: Batch) -> Batch:

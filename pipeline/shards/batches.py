@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoding import Batch
+from pipeline.encoding import PARTNER_IDS, Batch
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.reader import Lists, Positions, Rows
-from pipeline.views import OWN_WEIGHT, PARTNER_IDS
+from pipeline.views import OWN_WEIGHT
 
 CODES, SCALES = "codes", "scales"
 """Of a batch of perturbed rows: δ as it is coded, [rows, tokens, width] and [rows, tokens]."""

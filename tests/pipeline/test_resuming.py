@@ -35,12 +35,13 @@ def run(tmp_path: Path, prepared: Path, teacher: Path, scores: Path) -> Callable
                 "tiny": {
                     "teacher": {"model": model, "fine_tune": True, "max_length": MAX_LENGTH},
                     "words": {"model": model, "fit": True},
+                    "aim": "scout",
                 }
             },
             "teach": OPTIMISER | LONG | optimiser,
             "words": FIT | LONG | optimiser,
             "distill": STUDENT | {"optimiser": OPTIMISER | LONG | optimiser},
-            "scouts": {"tiny": {"layers": 1, "snapshots": 5}},
+            "scout": {"layers": 1, "snapshots": 5},
             "runtime": RUNTIME | {"checkpoint_steps": 3},
         }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))

@@ -43,10 +43,11 @@ def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **
                 "corpus": keys,
                 "teacher": {"model": "weights"},
                 "words": {"model": "words"},
+                "aim": "scout",
                 "augment": {"steps": 1},
             }
         },
-        "scouts": {"movies": {"start": {"checkpoint": "small"}}},
+        "scout": {"start": {"checkpoint": "small"}},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
@@ -123,11 +124,12 @@ def test_another_label_fits_no_masked_language_model_again_and_another_text_does
         ({"start": {"checkpoint": "small"}}, "small"),
     ],
 )
-def test_a_scout_starts_from_what_its_entry_or_else_the_section_distill_says(
+def test_a_scout_starts_from_what_its_section_or_else_the_section_distill_says(
     scout: dict[str, Any] | None, found: str | None
 ) -> None:
-    entries = {} if scout is None else {"movies": scout}
-    assert checkpoint_of_scout({"scouts": entries, "distill": {"start": {"checkpoint": "usual"}}}, "movies") == found
+    tasks = {"movies": {"aim": "teacher" if scout is None else "scout"}}
+    sections = {"scout": scout or {"start": {"checkpoint": "other"}}, "distill": {"start": {"checkpoint": "usual"}}}
+    assert checkpoint_of_scout({"tasks": tasks} | sections, "movies") == found
     assert checkpoint_of_scout({"tasks": {}}, "movies") is None
 
 

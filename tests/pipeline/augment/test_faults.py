@@ -12,7 +12,7 @@ from tests.world import (
     ("objective", "recipes", "scout", "sentence"),
     [
         ("gap", [["perturb"]], False, "the objective gap needs a scout: set aim: scout"),
-        ("divergence", [["perturb"]], True, "the objective divergence is the teacher's own; aimed at a scout it is called gap"),
+        ("divergence", [["perturb"]], True, None),
         (
             "noise",
             [["perturb"]],

@@ -21,11 +21,10 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
     write: Callable[[str, str], Path],
 ) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["tasks"]["movies"]["words"] = None
+    content["augment"]["perturbation"]["radius"] = {"flips": 0.05}
     scores = content["tasks"]["movies"] | {"kind": "regression", "metric": "pearson"}
     scores["corpus"] = {name: value for name, value in scores["corpus"].items() if name != "labels"}
     content["tasks"]["movie_scores"] = scores
-    content["augment"]["recipes"] = [["perturb"]]
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert status == 1
     assert "tasks.movie_scores: the answers of a regression do not flip; give this task augment:" in text
@@ -43,14 +42,11 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
         ({f"{MOVIES}.aim": None}, f"{MOVIES}.aim is missing"),
         ({f"{MOVIES}.aim": "student"}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not 'student'"),
         ({f"{MOVIES}.aim": ["scout"]}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not ['scout']"),
-        (SCOUTED | {"scouts": {}}, f"{MOVIES} has aim: scout, but scouts has no entry movies"),
-        ({"scouts": SCOUTED["scouts"]}, "scouts.movies: its task has aim: teacher"),
-        ({"scouts": {"books": {"snapshots": 2}}}, "scouts.books: there is no such task"),
-        ({"scouts": ["movies"]}, "scouts must map names of tasks to their scouts' settings; {} for none"),
-        ({"scouts": None}, "scouts must map names of tasks to their scouts' settings; {} for none"),
-        (SCOUTED | {"scouts.movies": 5}, "scouts.movies: must be a mapping of names to settings, not 5"),
-        (SCOUTED | {"scouts.movies.snapshots": 0}, "scouts.movies.snapshots: input should be greater than or equal to 1"),
-        (SCOUTED | {"scouts.movies.layer": 2}, "scouts.movies.layer is not a setting known here (value: 2)"),
+        (SCOUTED | {"scout": None}, "scout is missing"),
+        (SCOUTED | {"scout": {}}, "scout.snapshots is missing"),
+        ({"scout": ["movies"]}, "scout: must be a mapping of names to settings, not ['movies']"),
+        ({"scout.snapshots": 0}, "scout.snapshots: input should be greater than or equal to 1"),
+        (SCOUTED | {"scout.layer": 2}, "scout.layer is not a setting known here (value: 2)"),
         ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'ngram'"),
         ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
         ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
@@ -80,7 +76,7 @@ def test_what_cannot_be_read_is_a_sentence_that_names_the_place(
 
 
 def test_a_scout_overrides_distill_and_one_fault_is_told_once(write: Callable[[str, str], Path]) -> None:
-    status, text = check(write("params.yaml", changed(SCOUTED | {"scouts.movies.optimiser": {"epochs": 0}})))
+    status, text = check(write("params.yaml", changed(SCOUTED | {"scout.optimiser": {"epochs": 0}})))
     assert status == 1
     assert "1 fault," in text
-    assert "scouts.movies.optimiser.epochs: input should be greater than or equal to 1, not 0" in text
+    assert "scout.optimiser.epochs: input should be greater than or equal to 1, not 0" in text

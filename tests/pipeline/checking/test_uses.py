@@ -9,6 +9,15 @@ import yaml
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
 from tests.world import make_task, save_on_hub, save_teacher
 
+HIDDEN = {"distill.objective.hidden": 1.0}
+REGRESSION = {
+    f"{MOVIES}.kind": "regression",
+    f"{MOVIES}.metric": "pearson",
+    f"{MOVIES}.corpus.labels": None,
+    "augment.perturbation.radius": {"divergence": 0.01},
+    "distill.adversary": "student",
+}
+
 
 def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -17,9 +26,17 @@ def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Ca
     assert (status, "runtime.log_to names tensorbord, which is not installed" in text) == (1, True)
 
 
-def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Callable[[str, str], Path]) -> None:
-    status, text = check(write("params.yaml", changed(SCOUTED)))
+@pytest.mark.parametrize("changes", [{}, {"augment.perturbation.objective": "gap"}])
+def test_a_scout_that_its_task_aims_at_is_sound(write: Callable[[str, str], Path], changes: dict[str, str]) -> None:
+    status, text = check(write("params.yaml", changed(SCOUTED | changes)))
     assert status == 0, text
+
+
+def test_a_section_scout_is_needed_only_where_a_task_aims_at_one(write: Callable[[str, str], Path]) -> None:
+    """Who replaces the default task by one of their own need not clear away what that one asked for."""
+    for changes in ({}, {"scout": None}):
+        status, text = check(write("params.yaml", changed(changes)))
+        assert status == 0, text
 
 
 @pytest.mark.parametrize(
@@ -27,10 +44,9 @@ def test_a_scout_with_its_entry_its_aim_and_the_objective_gap_is_sound(write: Ca
     [
         ({"augment.perturbation.objective": "gap"}, f"{MOVIES}: the objective gap needs a scout: set aim: scout"),
         ({f"{MOVIES}.augment": {"perturbation": {"objective": "gap"}}}, f"{MOVIES}: the objective gap needs a scout"),
-        (SCOUTED | {"augment.perturbation.objective": "divergence"}, f"{MOVIES}: the objective divergence is the teacher's"),
         (SCOUTED | {"augment.perturbation.objective": "noise"}, f"{MOVIES}: the objective noise follows no gradient"),
         (SCOUTED | {"augment.recipes": [["mask"]]}, f"{MOVIES}: no recipe perturbs, so a scout has nothing to do"),
-        ({f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson"}, f"{MOVIES}: the answers of a regression do not flip"),
+        (REGRESSION | {"augment.perturbation.radius": {"flips": 0.1}}, f"{MOVIES}: the answers of a regression do not flip"),
         ({"augment.recipes": [["masked_lm"]]}, "tasks.movies: a recipe asks for masked_lm, but the task's words is null"),
         (
             {f"{MOVIES}.words": {"model": "data/raw/all-MiniLM-L6-v2", "fit": True}},
@@ -46,14 +62,6 @@ def test_what_contradicts_itself_is_a_sentence_that_names_the_place(
     assert f"  - {sentence}" in text, text
 
 
-HIDDEN = {"distill.objective.hidden": 1.0}
-REGRESSION = {
-    f"{MOVIES}.kind": "regression",
-    f"{MOVIES}.metric": "pearson",
-    f"{MOVIES}.corpus.labels": None,
-    "augment.perturbation.radius": {"divergence": 0.01},
-    "distill.adversary": "student",
-}
 OWN_FLIPS = {"distill.perturbation.radius": {"flips": 0.1}}
 
 
@@ -61,8 +69,8 @@ OWN_FLIPS = {"distill.perturbation.radius": {"flips": 0.1}}
     ("changes", "sentence"),
     [
         (
-            {"distill.variants": "by_progress"},
-            "students.half, task movies: variants: by_progress needs variants",
+            SCOUTED | {"scout.snapshots": 8},
+            "students.half, task movies: variants: by_progress follows the scout through its 8 snapshots, but at the last 5 of",
         ),
         ({"distill.variants": {"worst_of": 4}}, "worst_of: 4 is asked for, but the shards hold 3 variants"),
         ({"augment.variants": 0}, "students.half, task movies: there is no variant; set augment.variants above 0"),
@@ -130,7 +138,7 @@ def test_what_can_be_known_of_models_and_labels_is_told_before_any_stage_runs(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     model = {"model": str(save_teacher(tmp_path / "pretrained", make_task())), "max_length": 16, "fine_tune": True}
-    sound = {f"{MOVIES}.teacher": model, "students": {"half": {"layers": 2}}, "scouts": {}}
+    sound = {f"{MOVIES}.teacher": model, "students": {"half": {"layers": 2}}}
     assert check(write("params.yaml", changed(sound)))[0] == 0
     status, text = check(write("params.yaml", changed(sound | changes)))
     assert status == 1
@@ -188,7 +196,7 @@ def test_a_folder_that_is_no_classifier_is_told_before_any_stage_runs(
     teacher = {"model": str(model), "max_length": 16, "fine_tune": False}
     words = {"model": str(model), "fit": True}
     sound = {f"{MOVIES}.teacher": teacher, f"{MOVIES}.corpus.labels": ["bad", "good"], "students": {"half": {"layers": 2}}}
-    sound |= {"scouts": {}, f"{MOVIES}.words": words, "augment.recipes": [["masked_lm"]]}
+    sound |= {f"{MOVIES}.words": words, "augment.recipes": [["masked_lm"]]}
     assert check(write("params.yaml", changed(sound)))[0] == 0
     harm(model)
     status, text = check(write("params.yaml", changed(sound)))
@@ -214,7 +222,7 @@ def test_other_labels_than_those_of_an_adopted_classifier_are_told_before_any_st
 
 
 def test_what_a_student_wants_and_some_stage_makes_is_sound(write: Callable[[str, str], Path]) -> None:
-    wanted = SCOUTED | {"distill.variants": "by_progress"} | HIDDEN | {"score.hidden": [3, 6]}
+    wanted = SCOUTED | HIDDEN | {"score.hidden": [3, 6]}
     for changes in (wanted, {"distill.variants": {"worst_of": 3}}, REGRESSION):
         status, text = check(write("params.yaml", changed(changes)))
         assert status == 0, text
@@ -282,6 +290,5 @@ def test_what_can_be_no_name_of_the_hub_is_a_fault_beside_the_others(write: Call
 
 
 def test_a_scout_that_its_teacher_is_too_small_for_is_a_fault(write: Callable[[str, str], Path], hub: Path) -> None:
-    scouts = {"scouts": {"movies": {"layers": 99, "snapshots": 2}}}
-    _, text = check(write("params.yaml", changed(SCOUTED | scouts | of_hub("org/teacher"))))
-    assert "scouts.movies, cut from org/teacher: layers: 99 cannot be taken" in text
+    _, text = check(write("params.yaml", changed(SCOUTED | {"scout.layers": 99} | of_hub("org/teacher"))))
+    assert "scout, cut from org/teacher: layers: 99 cannot be taken" in text

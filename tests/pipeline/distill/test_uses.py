@@ -48,6 +48,12 @@ def test_by_progress_shows_only_variants_of_the_nearest_snapshot_in_turn(
     assert turns == {number for number, distance in away.items() if distance == min(away.values())}
 
 
+def test_by_progress_takes_turns_where_no_variant_is_aimed_at_a_scout() -> None:
+    check_use("by_progress", [None] * 3, 0)
+    shown = [chosen("by_progress", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
+    assert shown == [chosen("rotate", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
+
+
 def test_by_progress_needs_a_variant_for_every_snapshot() -> None:
     """Else a student would see to its end what misled a scout that had hardly begun."""
     check_use("by_progress", [1, None, 2, 3, 1], 3)

@@ -70,8 +70,8 @@ def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_ta
 
 def test_weights_made_up_on_loading_are_named_in_order_and_a_tied_one_is_not_among_them(tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_config(CONFIGURATIONS["bert"]).save_pretrained(tmp_path)
-    assert load_pretrained(AutoModelForMaskedLM, tmp_path, "model")[1] == []
-    _, fresh = load_pretrained(AutoModelForSequenceClassification, tmp_path, "model", intermediate_size=48)
+    assert load_pretrained(AutoModelForMaskedLM, tmp_path, "model", False)[1] == []
+    _, fresh = load_pretrained(AutoModelForSequenceClassification, tmp_path, "model", True, intermediate_size=48)
     parts = [f"bert.encoder.layer.{layer}.{name}" for layer in (0, 1) for name in (
         "intermediate.dense.bias", "intermediate.dense.weight", "output.dense.weight",
     )]  # fmt: skip
@@ -89,23 +89,26 @@ def tokenizer_with(**special: str) -> PreTrainedTokenizerFast:
     [({"eos_token": "[SEP]", "pad_token": "[PAD]"}, 0), ({"eos_token": "[SEP]"}, 3)],
     ids=["a padding token", "only an end"],
 )
-def test_a_decoder_without_a_padding_token_gets_its_tokenizers_or_the_end_of_text(
+def test_a_decoder_whose_configuration_names_no_padding_token_keeps_it_so_and_its_tokenizer_pads(
     special: dict[str, str], padding: int, tmp_path: Path
 ) -> None:
     of_type("gpt2", pad_token_id=None).save_pretrained(tmp_path)
     tokenizer_with(**special).save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).pad_token_id == padding
     model = load_classifier(tmp_path)
-    assert model.config.pad_token_id == padding
     assert_as_plain(model, rows_of("gpt2"))
+    assert model.config.pad_token_id is None, "a saved copy would read other tokens of some texts"
     load_tokenizer(tmp_path).save_pretrained(tmp_path / "again")
     assert tokenizer_hash(load_tokenizer(tmp_path / "again")) == tokenizer_hash(load_tokenizer(tmp_path))
 
 
-def test_a_padding_token_that_a_model_names_is_kept(tmp_path: Path) -> None:
-    of_type("llama").save_pretrained(tmp_path)
-    tokenizer_with(eos_token="[SEP]").save_pretrained(tmp_path)
+@pytest.mark.parametrize(("kind", "padding"), [("llama", PAD), ("bert", 0)])
+def test_the_tokenizer_of_a_decoder_pads_with_what_its_configuration_names(kind: str, padding: int, tmp_path: Path) -> None:
+    """Batches that transformers pads with another token would be read at their padding."""
+    of_type(kind).save_pretrained(tmp_path)
+    tokenizer_with(eos_token="[SEP]", unk_token="[UNK]", pad_token="[PAD]").save_pretrained(tmp_path)
     assert load_classifier(tmp_path).config.pad_token_id == PAD
+    assert load_tokenizer(tmp_path).pad_token_id == padding
 
 
 def test_a_model_that_was_saved_without_its_tokenizer_is_refused(teacher: Path, tmp_path: Path) -> None:
