@@ -29,7 +29,7 @@ def test_the_default_settings_are_sound() -> None:
 
 def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["teach"]["learning_rate"] = "2e-5"
+    content["teach"]["batch_size"] = "32"
     content["augment"]["perturbation"]["radius"] = {"flips": 0.1, "divergence": 0.2}
     content["students"]["half"]["layer"] = 3
     content["students"]["Big-One"] = {}
@@ -42,7 +42,7 @@ def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
     for sentence in (
         "runtimes is not a section known here\n",
         "tickets is not a section known here; a task stands below tasks, indented",
-        "teach.learning_rate: input should be a valid number, not '2e-5' (text to YAML; write 2.0e-05)",
+        "teach.batch_size: input should be a valid integer, not '32' (write it without quotes)",
         "state one effect, flips or divergence",
         "students.half.layer is not a setting known here (value: 3)",
         "students.Big-One: a name has only a-z, 0-9 and _",
