@@ -92,7 +92,7 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         Faults: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
     """
     params = read_params(path)
-    found = {field: _merged(params, _as_places(place)) for field, place in places.items()}
+    found = {field: _merged(params, as_places(place)) for field, place in places.items()}
     present = {field: section for field, section in found.items() if section is not None}
     try:
         return model.model_validate(present)
@@ -158,7 +158,8 @@ def naming_faults(params: Any, section: str) -> list[str]:
     ]
 
 
-def _as_places(place: str | Places) -> Places:
+def as_places(place: str | Places) -> Places:
+    """One place or several, as several."""
     return (place,) if isinstance(place, str) else place
 
 
@@ -202,7 +203,7 @@ def _form(fault: Any, place: tuple[Any, ...]) -> str:
 
 def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
     field, *inner = fault["loc"]
-    owners = _as_places(places.get(str(field), str(field)))
+    owners = as_places(places.get(str(field), str(field)))
     spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
     where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:

@@ -11,7 +11,7 @@ from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.student import Checkpoint
 from pipeline.models.hashes import source_hash
 from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.scouting import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, training_hash
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
@@ -36,6 +36,7 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     """
     check_task(task, scores, "scores", Manifest.read(scores).task.name)
     needs = config.load(params, Needs, scout=("distill", f"scouts.{task}"), runtime="runtime")
+    note_slow_precision(params, ("distill", f"scouts.{task}"))
     start = needs.scout.start
     if isinstance(start, Checkpoint):
         check_apart(out, "the model that it begins with", start.checkpoint)
