@@ -63,7 +63,7 @@ def read_params(path: Path) -> dict[str, Any]:
         content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
     except FileNotFoundError as cause:
         raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
-    except (YAMLError, ValueError) as cause:
+    except (YAMLError, ValueError, LookupError, TypeError) as cause:  # the last three of tags that do not fit, as in !!int x
         raise PipelineError(f"{path} is not readable YAML: {cause}") from cause
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no settings; it must be a mapping of section names to settings")

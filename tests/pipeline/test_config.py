@@ -56,7 +56,19 @@ def test_a_missing_file_is_a_sentence_with_the_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"a: [1", b"a: b: c", b"\xff\xfe\xfa", b"\t- x: [", b"a: 1\n---\nb: 1", b"a: *b", b"\x00", b"a: !!int x"]
+    "content",
+    [
+        b"a: [1",
+        b"a: b: c",
+        b"\xff\xfe\xfa",
+        b"\t- x: [",
+        b"a: 1\n---\nb: 1",
+        b"a: *b",
+        b"\x00",
+        b"a: !!int x",
+        b"a: !!bool x",
+        b"? - -",
+    ],
 )
 def test_what_is_no_yaml_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
