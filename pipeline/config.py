@@ -1,6 +1,8 @@
 """params.yaml as strict, frozen settings: all faults of what a stage needs are reported at once, before work starts."""
 
+import copy
 import functools
+import io
 import itertools
 import math
 import re
@@ -8,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode
 
 from pipeline.errors import Faults, PipelineError
 
@@ -34,33 +39,45 @@ MERGE = "tag:yaml.org,2002:merge"
 """What YAML calls the key << whose mapping is merged into the one that it stands in."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML without repeated keys, of which the plain loader would silently keep the last."""
+class _PlainValues(SafeConstructor):
+    """The values of YAML 1.2, without repeated keys and without dates, which no setting is: 2020-01-01 is a text."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = node.value[len(getattr(node, "merge", None) or ()) :]  # behind those that were merged into it already
+        names = [key.value if key.tag == MERGE else self.construct_object(key, deep=True) for key, _ in own]
         repeated = sorted({str(name) for name in names if names.count(name) > 1})
         if repeated:
-            raise yaml.constructor.ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
-        return super().construct_mapping(node, deep)
+            raise ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
 
+
+_PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 Places = tuple[str, ...]
 
 
 def read_params(path: Path) -> dict[str, Any]:
-    """The whole parameter file as plain mappings."""
+    """The whole parameter file as plain mappings, read as DVC reads and writes it: YAML 1.2, where ``2e-5`` is a number."""
     try:
-        with path.open(encoding="utf-8") as file:  # its name stands in what is said of a fault
-            content = yaml.load(file, _UniqueKeys)
+        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
     except FileNotFoundError as cause:
         raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+    except (YAMLError, ValueError, LookupError, TypeError) as cause:  # the last three of tags that do not fit, as in !!int x
         raise PipelineError(f"{path} is not readable YAML: {cause}") from cause
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no settings; it must be a mapping of section names to settings")
     return content
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(text: str, name: str) -> Any:
+    """What a YAML document says; ``name`` stands in what is said of a fault. A command reads the same file many times."""
+    reader = YAML(typ="safe", pure=True)
+    reader.Constructor = _PlainValues
+    stream = io.StringIO(text)
+    stream.name = name
+    return reader.load(stream)
 
 
 def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySettings:
@@ -75,7 +92,7 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         Faults: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
     """
     params = read_params(path)
-    found = {field: _merged(params, _as_places(place)) for field, place in places.items()}
+    found = {field: _merged(params, as_places(place)) for field, place in places.items()}
     present = {field: section for field, section in found.items() if section is not None}
     try:
         return model.model_validate(present)
@@ -141,7 +158,8 @@ def naming_faults(params: Any, section: str) -> list[str]:
     ]
 
 
-def _as_places(place: str | Places) -> Places:
+def as_places(place: str | Places) -> Places:
+    """One place or several, as several."""
     return (place,) if isinstance(place, str) else place
 
 
@@ -185,7 +203,7 @@ def _form(fault: Any, place: tuple[Any, ...]) -> str:
 
 def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
     field, *inner = fault["loc"]
-    owners = _as_places(places.get(str(field), str(field)))
+    owners = as_places(places.get(str(field), str(field)))
     spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
     where = _place_of(spelled, params, absent=fault["type"] == "missing")
     match fault["type"]:
@@ -205,8 +223,8 @@ def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any
             return f"{where} is not a setting known here (value: {fault['input']!r})"
         case "model_type" | "dict_type":
             return f"{where}: must be a mapping of names to settings, not {fault['input']!r}"
-        case "float_type" | "int_type":
-            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'] == 'int_type')}"
+        case "float_type" | "int_type" | "string_type":
+            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'])}"
         case _:
             return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
 
@@ -249,16 +267,22 @@ def _wanted(fault: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _yaml_hint(value: object, whole: bool) -> str:
-    """YAML reads ``"32"`` and, in version 1.1, also ``2e-5`` as text; say so, since nobody sees it."""
+def _yaml_hint(value: Any, fault: str) -> str:
+    """How to write what YAML reads as another kind of value than was meant: ``"32"`` is a text, ``1e3`` is no whole number."""
+    if fault == "string_type":
+        return " (write it in quotes)" if isinstance(value, int | float) else ""
+    number = _number(value)
+    if number is None:
+        return ""
+    if fault == "int_type" and isinstance(number, float):
+        return f" (write {int(number)})" if number.is_integer() else ""
+    return " (write it without quotes)" if isinstance(value, str) else ""
+
+
+def _number(value: Any) -> float | None:
+    """The finite number that a value is, or that it would be without quotes."""
     try:
-        number = float(value) if isinstance(value, str) else math.nan
+        found = _parsed(value, "") if isinstance(value, str) and math.isfinite(float(value)) else value
     except ValueError:
-        return ""
-    if not math.isfinite(number):
-        return ""
-    if isinstance(yaml.safe_load(str(value)), int | float):
-        return " (write it without quotes)"
-    spelled = str(int(number)) if whole and number.is_integer() else repr(number)
-    dotted = spelled.replace("e", ".0e") if "e" in spelled and "." not in spelled else spelled
-    return f" (text to YAML; write {dotted})"
+        return None
+    return found if isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found) else None

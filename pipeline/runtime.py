@@ -1,12 +1,26 @@
-"""Settings that change speed and never a byte, but for the dropout of several trainers; no stage tracks them."""
+"""Settings that change speed and never a byte, but for the dropout of several trainers; no stage tracks them.
 
+Also what this machine is slow at.
+"""
+
+import itertools
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import joblib
 from pydantic import AfterValidator, Field
 
-from pipeline.config import Settings
+from pipeline.config import Places, Settings, as_places, lookup, read_params
+
+SLOW = 1.5
+"""A product in bfloat16 that takes more than so many times as long as in float32 is worth a note."""
+
+PRECISIONS = ("precision", "optimiser.precision")
+"""Where in a section the precision of its products stands."""
+
+PRODUCT, TIMINGS, ENOUGH_SECONDS = (512, 384, 512), 5, 0.02
+"""The product that is timed, how often at most, and after how long no further time."""
 
 
 def cores() -> int:
@@ -50,3 +64,62 @@ class RuntimeSettings(Settings):
     def store_folder(self) -> Path:
         """Where finished shards and students are kept."""
         return Path(self.store)
+
+
+def bfloat16_slowdown() -> float | None:
+    """How many times as long a matrix product takes in bfloat16 as in float32 on this processor; None where a GPU computes.
+
+    It is a few milliseconds' work, or one slow product, on as many threads as torch uses.
+    """
+    import torch  # here, since most that read these settings do without it
+
+    if torch.cuda.is_available():
+        return None
+    return _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+
+
+def _product_seconds(kind: Any) -> float:
+    """The shortest time of a few products of two matrices of this dtype."""
+    import torch
+
+    rows, inner, columns = PRODUCT
+    left, right = torch.ones(rows, inner, dtype=kind), torch.ones(inner, columns, dtype=kind)
+    left[:8, :8] @ right[:8, :8]  # the first product of all sets the library up
+    seconds = list[float]()
+    while len(seconds) < TIMINGS and sum(seconds) < ENOUGH_SECONDS:
+        began = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def slow_bfloat16() -> float | None:
+    """How many times slower than float32 bfloat16 is here, where that is worth a note."""
+    found = bfloat16_slowdown()
+    return found if found is not None and found > SLOW else None
+
+
+def asking_for(precision: str, params: Path, *sections: str | Places) -> list[str]:
+    """The settings of these sections that ask for a precision, once, as they stand in the parameter file.
+
+    Args:
+        precision: such as ``bfloat16``.
+        params: the file.
+        sections: as ``config.load`` reads them; of several merged places the last one that has the setting decides.
+    """
+    content = read_params(params)
+    asking = dict[str, None]()
+    for section, name in itertools.product(sections, PRECISIONS):
+        places = [f"{place}.{name}" for place in as_places(section)]
+        deciding = [place for place in places if lookup(content, place) is not None][-1:]
+        asking |= {place: None for place in deciding if lookup(content, place) == precision}
+    return list(asking)
+
+
+def note_slow_precision(params: Path, *sections: str | Places) -> None:
+    """Print which settings of these sections ask for bfloat16, where this processor is slow at it; one line, or none."""
+    if (asking := asking_for("bfloat16", params, *sections)) and (ratio := slow_bfloat16()):
+        print(
+            f"note: {', '.join(asking)}: on this processor a product in bfloat16 takes {ratio:.1f} times as long as in float32",
+            flush=True,
+        )

@@ -82,10 +82,12 @@ def _macro_f1(labels: Floats, answers: Floats) -> float:
     return float(sklearn.metrics.f1_score(labels, answers, labels=np.unique(labels), average="macro", zero_division=0.0))
 
 
-def _correlation(statistic: Callable[[Floats, Floats], tuple[float, float]]) -> Callable[[Floats, Floats], float]:
+def _correlation(statistic: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
+    """A correlation that is 0, without the library's warning, where all labels or all answers are equal."""
+
     def of(labels: Floats, answers: Floats) -> float:
         constant = np.ptp(labels) == 0 or np.ptp(answers) == 0
-        return 0.0 if constant else float(statistic(labels, answers)[0])
+        return 0.0 if constant else float(statistic(labels, answers))
 
     return of
 
@@ -94,7 +96,7 @@ _MEASURES: dict[str, Callable[[Floats, Floats], float]] = {
     "accuracy": lambda labels, answers: float(sklearn.metrics.accuracy_score(labels, answers)),
     "f1": _f1,
     "macro_f1": _macro_f1,
-    "mcc": lambda labels, answers: float(sklearn.metrics.matthews_corrcoef(labels, answers)),
-    "pearson": _correlation(scipy.stats.pearsonr),
-    "spearman": _correlation(scipy.stats.spearmanr),
+    "mcc": _correlation(sklearn.metrics.matthews_corrcoef),
+    "pearson": _correlation(lambda labels, answers: scipy.stats.pearsonr(labels, answers)[0]),
+    "spearman": _correlation(lambda labels, answers: scipy.stats.spearmanr(labels, answers)[0]),
 }

@@ -9,7 +9,7 @@ from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import Settings
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
 
@@ -37,6 +37,7 @@ def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, 
     _check_task(task, scores, params)
     places = config.existing(params, "augment", f"tasks.{task}.augment")
     needs = config.load(params, Needs, augment=places, runtime="runtime")
+    note_slow_precision(params, places)
     scout = None if aim.resolve() == teacher.resolve() else aim
     if plan:
         click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime, words).lines()))

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import click
 
-from pipeline.checking.sections import read_sections
+from pipeline.checking.sections import Sections, read_sections
 from pipeline.checking.uses import unasked, use_faults
+from pipeline.config import Places, existing
 from pipeline.errors import Faults
+from pipeline.models.forward import pick_device
 from pipeline.models.pretrained import on_hub
+from pipeline.runtime import asking_for, note_slow_precision
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
 
@@ -28,9 +31,24 @@ def main(params: Path) -> None:
         name, revision = on_hub(model)
         fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
         click.echo(f"note: {model} is not on this machine yet, so nothing is checked of it; after `{fetch}` it is")
+    computed = _computed(params, sections)
+    note_slow_precision(params, *computed)
+    if pick_device().type == "cpu" and (asking := asking_for("float16", params, *computed)):
+        click.echo(f"note: {', '.join(asking)}: float16 needs a GPU, and this machine has none; bfloat16 and float32 need none")
     if faults:
         raise Faults(str(params), list(dict.fromkeys(faults)))
     click.echo(f"{params}: tasks {', '.join(sections.tasks)}; students {', '.join(sections.students)}")
+
+
+def _computed(params: Path, sections: Sections) -> list[str | Places]:
+    """The sections, with those over them, by which stages compute; a model that is adopted is not fitted."""
+    tasks = sections.tasks.values()
+    computed: list[str | Places] = ["score"]
+    computed += ["teach"] if any(task.teacher.fine_tune for task in tasks) else []
+    computed += ["words"] if any(task.words and task.words.fit for task in tasks) else []
+    computed += [existing(params, "augment", f"tasks.{task}.augment") for task in sections.variants]
+    computed += [("distill", "scout")] if any(task.aim == "scout" for task in tasks) else []
+    return computed + [("distill", f"students.{name}") for name in sections.students]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
 from pipeline.errors import Faults
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.shards.lineage import LINEAGE_FILE
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 
@@ -60,6 +60,7 @@ def main(
     if isinstance(needs.student.start, Checkpoint):
         check_apart(out, "the model that it begins with", needs.student.start.checkpoint)
         note_unseen(needs.student.start.checkpoint)
+    note_slow_precision(params, _places(student))
     facts = obtain(StudentJob(student, scores, shards, teacher, needs.student), needs.runtime, out, cost)
     click.echo(f"{out}: dev {facts['dev']:.4f}, teacher {facts['teacher_dev']:.4f}")
 
@@ -69,6 +70,7 @@ def _train_all(data: Path, params: Path) -> None:
     if faults := [fault for section in ("tasks", "students") for fault in config.naming_faults(content, section)]:
         raise Faults(str(params), faults)
     needs = {student: _needs(params, student) for student in content["students"]}
+    note_slow_precision(params, *map(_places, needs))
     place = data.resolve()
     jobs = [
         StudentJob(student, place / "scores" / task, place / "shards" / task, place / "teacher" / task, needs[student].student)
@@ -79,7 +81,11 @@ def _train_all(data: Path, params: Path) -> None:
 
 
 def _needs(params: Path, student: str) -> Needs:
-    return config.load(params, Needs, student=("distill", f"students.{student}"), runtime="runtime")
+    return config.load(params, Needs, student=_places(student), runtime="runtime")
+
+
+def _places(student: str) -> config.Places:
+    return ("distill", f"students.{student}")
 
 
 if __name__ == "__main__":

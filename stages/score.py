@@ -9,7 +9,7 @@ from pipeline.augment.estimate import score_estimate
 from pipeline.augment.passes import score
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.config import Settings
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE
 from stages.command import folder_option, out_option, params_option, plan_option, stage
 
@@ -32,6 +32,7 @@ def main(prepared: Path, teacher: Path, params: Path, out: Path, plan: bool) -> 
     no stage needs the texts any more, and none needs the teacher to label an untouched input.
     """
     needs = config.load(params, Needs, score="score", runtime="runtime")
+    note_slow_precision(params, "score")
     if plan:
         click.echo("\n".join(score_estimate(prepared, teacher, needs.score, needs.runtime).lines()))
     else:

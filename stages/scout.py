@@ -12,7 +12,7 @@ from pipeline.distill.student import Checkpoint
 from pipeline.files import folder_written_whole, write_json
 from pipeline.models.hashes import source_hash
 from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.scouting import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, training_hash
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
@@ -42,6 +42,7 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
         click.echo(f"{out}: no scout, since the task has aim: teacher")
         return
     needs = config.load(params, Needs, scout=("distill", "scout"), runtime="runtime")
+    note_slow_precision(params, ("distill", "scout"))
     start = needs.scout.start
     if isinstance(start, Checkpoint):
         check_apart(out, "the model that it begins with", start.checkpoint)

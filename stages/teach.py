@@ -9,7 +9,7 @@ from pipeline import config
 from pipeline.config import Settings
 from pipeline.finetuning import OptimiserSettings
 from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.tasks import TASK_FILE, Task
 from pipeline.teaching import TeacherSettings, teach
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
@@ -36,6 +36,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     check_task(task, prepared, "corpus", Task.read(prepared).name)
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
     check_apart(out, "the model that it begins with", needs.teacher.model)
+    if needs.teacher.fine_tune:
+        note_slow_precision(params, "teach")
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
     with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:
         value = teach(prepared, needs.teacher, needs.teach, out, conduct)

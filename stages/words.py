@@ -12,7 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.masking import FitSettings
 from pipeline.proposing import WORDS_FILE
 from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings
+from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.tasks import Task
 from pipeline.teaching import TeacherSettings
 from pipeline.wording import WordsSettings, prepare_words
@@ -49,6 +49,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     chosen = None if settings["words"] is None else config.load(params, Chosen, words=f"{place}.words").words
     if chosen is not None:
         check_apart(out, "the model that it begins with", chosen.model)
+        if chosen.fit:
+            note_slow_precision(params, "words")
     teacher, max_length = needs.teacher.model, needs.teacher.max_length
     with _conduct(prepared, chosen, needs, out) as conduct:
         facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out, conduct)

@@ -4,11 +4,12 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import click
 import torch
 
-from benchmarks.accuracy.arms import Models, Run
+from benchmarks.accuracy.arms import PRECISION, Models, Precision, Run, usual_precision
 from benchmarks.accuracy.chain import Place, params_of, result_of
 from benchmarks.accuracy.corpora import CORPORA
 from benchmarks.accuracy.findings import Findings, beside
@@ -30,6 +31,13 @@ data_option = folder_option("--data", "Folder of the labelled sets, one folder a
 left_out_option = click.option(
     "--without", "left_out", multiple=True, help="Task to leave out, such as one that the arms were chosen on."
 )
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(get_args(Precision)),
+    default=PRECISION,
+    show_default=True,
+    help="Of the runs' trainings.",
+)
 teacher_option = click.option(
     "--teacher",
     default="data/raw/all-MiniLM-L6-v2",
@@ -49,8 +57,18 @@ def main() -> None:
 @folder_option("--masked-lm", "Masked language model, for arms that edit texts with one.", required=False)
 @folder_option("--work", "Folder for tables, teachers and shards; may be deleted between two suites.")
 @click.option("--study", "studies", multiple=True, required=True, help="Of studies.yaml; give it several times for several.")
+@click.option("--precision", type=click.Choice(get_args(Precision)), help="Of the trainings; left out, bfloat16, or float32 "
+              "where the processor is slow at it. Runs in either are kept apart.")  # fmt: skip
 @results_option
-def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: tuple[str, ...], results: Path) -> None:
+def run(
+    data: Path,
+    teacher: str,
+    masked_lm: Path | None,
+    work: Path,
+    studies: tuple[str, ...],
+    precision: Precision | None,
+    results: Path,
+) -> None:
     """Make what the table of runs lacks, one run after the other on one thread.
 
     Started several times on one folder, the processes share the runs. One that was killed is started again and goes on from the
@@ -59,7 +77,10 @@ def run(data: Path, teacher: str, masked_lm: Path | None, work: Path, studies: t
     torch.set_num_threads(1)
     models = Models(_absolute(teacher), None if masked_lm is None else _absolute(str(masked_lm)))
     place = Place(data.resolve(), models, work.resolve())
-    wanted = list(dict.fromkeys(run for study in studies for run in runs_of(study)))
+    precision = precision or usual_precision()
+    if precision != PRECISION:
+        click.echo(f"trainings in {precision}; `show --precision {precision}` shows these runs")
+    wanted = list(dict.fromkeys(run for study in studies for run in runs_of(study, precision)))
     for each in wanted:
         params_of(each, place)  # what cannot be run is told before anything is
     failed = [each.name for number, each in enumerate(wanted, 1) if not _made(each, place, results, f"{number}/{len(wanted)}")]
@@ -89,11 +110,12 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 @click.option("--study", default="headline", show_default=True, help="Of studies.yaml.")
 @click.option("--best", default="edits", show_default=True, help="Arm whose gains the first table shows.")
 @left_out_option
+@precision_option
 @results_option
 @folder_option("--pictures", "Folder to draw what arms gain and how students learn into.", required=False)
-def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictures: Path | None) -> None:
+def show(study: str, best: str, left_out: tuple[str, ...], precision: Precision, results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
-    found = Findings.of(study, best, left_out, results)
+    found = Findings.of(study, best, left_out, results, precision)
     click.echo(found.told())
     if pictures is not None:
         found.draw(pictures)
@@ -103,16 +125,18 @@ def show(study: str, best: str, left_out: tuple[str, ...], results: Path, pictur
 @click.argument("arm")
 @click.argument("control")
 @left_out_option
+@precision_option
 @results_option
 @click.option(
     "--again",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Table of runs that were made again, to be timed beside others: they stand for those of the first table.",
 )
-def compare(arm: str, control: str, left_out: tuple[str, ...], results: Path, again: Path | None) -> None:
+def compare(arm: str, control: str, left_out: tuple[str, ...], precision: Precision, results: Path, again: Path | None) -> None:
     """Print what ARM gains over any other, CONTROL, pair by pair and together, and what it takes of its time."""
     found = read_results(results)
-    click.echo(beside(arm, control, left_out, found if again is None else timed_again(found, read_results(again))))
+    found = found if again is None else timed_again(found, read_results(again))
+    click.echo(beside(arm, control, left_out, found, precision))
 
 
 @stage

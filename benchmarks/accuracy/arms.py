@@ -13,6 +13,7 @@ from pipeline import config
 from pipeline.config import Settings, overlaid
 from pipeline.errors import PipelineError
 from pipeline.files import canonical_json, hash_of
+from pipeline.runtime import slow_bfloat16
 
 HERE = Path(__file__).parent
 STUDENT = "student"
@@ -26,6 +27,10 @@ LAYERS = "layers"
 
 PRETRAINED = "pretrained"
 """What arms.yaml calls a start from the model that the teacher was fine-tuned from."""
+
+Precision = Literal["bfloat16", "float32"]
+PRECISION: Precision = "bfloat16"
+"""Of the trainings, in base.yaml and in arms.yaml."""
 
 SIZES: dict[str, dict[str, Any]] = {
     "half": {"layers": 3},
@@ -91,9 +96,20 @@ def base() -> dict[str, Any]:
     return config.read_params(HERE / "base.yaml")
 
 
-def common_to_all(corpus: Corpus) -> str:
+def usual_precision() -> Precision:
+    """That of trainings on this machine: float32 in place of bfloat16 where the processor is slow at it."""
+    return "float32" if slow_bfloat16() else PRECISION
+
+
+def in_precision(settings: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    """Settings as they stand in base.yaml or arms.yaml, but in another precision wherever one has ``PRECISION``."""
+    found = {name: in_precision(value, precision) if isinstance(value, dict) else value for name, value in settings.items()}
+    return found | ({"precision": precision} if found.get("precision") == PRECISION else {})
+
+
+def common_to_all(corpus: Corpus, precision: Precision) -> str:
     """A hash of what all runs on a set share: base.yaml, and how rows are cut and teachers trained."""
-    return hash_of([base(), asdict(corpus), DEV_ROWS, TEST_ROWS, TEACHER_STEPS])[:8]
+    return hash_of([in_precision(base(), precision), asdict(corpus), DEV_ROWS, TEST_ROWS, TEACHER_STEPS])[:8]
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,8 @@ class Run:
     student: str
     epochs: int
     """Of an arm whose ``times`` is 1."""
+    precision: Precision = PRECISION
+    """Of its trainings and its teacher's. Runs in another one than that of base.yaml are other runs, and kept apart."""
 
     @property
     def name(self) -> str:
@@ -129,7 +147,9 @@ class Run:
         arm = all_arms()[self.arm]
         stages = arm.model_dump(exclude={"means", "control", "times", "student"}, exclude_defaults=True)
         own = {"student": arm.student, "size": SIZES[self.student], "epochs": self.all_epochs}
-        return stages | own | {"base": common_to_all(self.case.corpus)}
+        other = {} if self.precision == PRECISION else {"precision": self.precision}
+        shared = {"base": common_to_all(self.case.corpus, self.precision)}
+        return in_precision(stages | own, self.precision) | other | shared
 
     @property
     def identity(self) -> tuple[Any, ...]:
@@ -143,6 +163,10 @@ class Run:
         Raises:
             PipelineError: the arm needs a model that is not there, or other layers than a student of this size has.
         """
+        return in_precision(self._params(corpus, models, folder), self.precision)
+
+    def _params(self, corpus: dict[str, Any], models: Models, folder: Path) -> dict[str, Any]:
+        """The same in the precision of base.yaml."""
         case, arm, start = self.case, all_arms()[self.arm], base()
         if "layers" in arm.student and self.student != "half":
             raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")

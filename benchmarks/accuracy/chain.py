@@ -14,7 +14,6 @@ from typing import Any
 import click
 import pandas as pd
 import pyarrow.parquet as pq
-import yaml
 
 from benchmarks.accuracy.arms import LAYERS, STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
@@ -131,7 +130,8 @@ def _shared(run: Run, place: Place, case: Path) -> None:
     """Tables, prepared corpus and teacher of the case.
 
     Raises:
-        PipelineError: what the folder holds was made by other code, or from other data, another model or another base.yaml.
+        PipelineError: what the folder holds was made by other code, in another precision, or from other data, another model or
+            another base.yaml.
     """
     made_of = {
         "base": run.settings()["base"],
@@ -142,7 +142,8 @@ def _shared(run: Run, place: Place, case: Path) -> None:
     note = case / "case.json"
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != made_of:
         raise PipelineError(
-            f"{case} was made by other code, or from other data, another model or another base.yaml; name another --work"
+            f"{case} was made by other code, in another precision, or from other data, another model or another base.yaml; "
+            "name another --work"
         )
     write_json(note, made_of)
     if (case / TEACHER).is_dir():
@@ -279,7 +280,7 @@ def _named(model: str) -> str:
 
 
 def _written(params: dict[str, Any], path: Path) -> Path:
-    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    write_json(path, params)  # which is YAML too
     return path
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.analysis import TEACHER, Comparison, by_task, cases_of, compared, current
-from benchmarks.accuracy.arms import Run, all_arms
+from benchmarks.accuracy.arms import PRECISION, Precision, Run, all_arms
 from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import curves_of, read_results
 from benchmarks.accuracy.studies import all_studies, runs_of
@@ -31,13 +31,15 @@ class Findings:
     """Its rows of these runs."""
 
     @classmethod
-    def of(cls, study: str, best: str, left_out: Collection[str], results: Path) -> "Findings":
+    def of(
+        cls, study: str, best: str, left_out: Collection[str], results: Path, precision: Precision = PRECISION
+    ) -> "Findings":
         """What the table of runs has of a study without some of its tasks.
 
         Raises:
             PipelineError: there is no such study, or it has no such arm.
         """
-        wanted = [run for run in runs_of(study) if run.case.task not in left_out]
+        wanted = [run for run in runs_of(study, precision) if run.case.task not in left_out]
         named = dict.fromkeys(run.arm for run in wanted)
         if best not in named:
             raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
@@ -97,7 +99,7 @@ class Findings:
         return [found for arm, control in dict.fromkeys(sides) if (found := compared(runs, arm, control)).pairs]
 
 
-def beside(arm: str, control: str, left_out: Collection[str], results: pd.DataFrame) -> str:
+def beside(arm: str, control: str, left_out: Collection[str], results: pd.DataFrame, precision: Precision = PRECISION) -> str:
     """Any two arms, pair by pair and together, a heading and two tables for each student, number of rows and schedule.
 
     Raises:
@@ -105,7 +107,8 @@ def beside(arm: str, control: str, left_out: Collection[str], results: pd.DataFr
     """
     if unknown := [name for name in (arm, control) if name not in all_arms()]:
         raise PipelineError(f"there is no arm {' nor '.join(unknown)}; there are {', '.join(all_arms())}")
-    wanted = {run.identity for study in all_studies() for run in runs_of(study) if run.arm in (arm, control)}
+    of_studies = (run for study in all_studies() for run in runs_of(study, precision))
+    wanted = {run.identity for run in of_studies if run.arm in (arm, control)}
     found = current(results, wanted)
     lines = list[str]()
     for title, runs in _setups(found[~found["task"].isin(left_out)]):

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.accuracy.arms import base
+from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
 from pipeline.masking import FitSettings
 from pipeline.proposing import WordsFacts
@@ -39,7 +39,7 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
 def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> WordsFacts:
     """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``."""
     changed = {"masked": MASKED, "rows": None, "epochs": epochs, "learning_rate": LEARNING_RATE}
-    settings = FitSettings(**base()["teach"] | changed)
+    settings = FitSettings(**in_precision(base()["teach"], usual_precision()) | changed)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
         for split in ("train", "dev"):

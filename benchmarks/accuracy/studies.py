@@ -5,7 +5,7 @@ from itertools import product
 
 from pydantic import Field
 
-from benchmarks.accuracy.arms import HERE, Run
+from benchmarks.accuracy.arms import HERE, PRECISION, Precision, Run
 from benchmarks.accuracy.corpora import Case
 from pipeline import config
 from pipeline.config import Settings
@@ -23,11 +23,11 @@ class Block(Settings):
     epochs: list[int]
     arms: list[str] = Field(min_length=1)
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self, precision: Precision) -> Iterator[Run]:
         """All of them, seed after seed, and of a seed one arm over all tasks: two processes seldom wait for the same case."""
         for seed, rows, student, epochs in product(self.seeds, self.rows, self.students, self.epochs):
             for arm, task in product(self.arms, self.tasks):
-                yield Run(Case(task, rows, seed), arm, student, epochs)
+                yield Run(Case(task, rows, seed), arm, student, epochs, precision)
 
 
 class Studies(Settings):
@@ -41,8 +41,8 @@ def all_studies() -> dict[str, list[Block]]:
     return config.load(HERE / "studies.yaml", Studies, studies="studies").studies
 
 
-def runs_of(study: str) -> list[Run]:
-    """Every run of a study once.
+def runs_of(study: str, precision: Precision = PRECISION) -> list[Run]:
+    """Every run of a study once, in a precision.
 
     Raises:
         PipelineError: there is no such study.
@@ -50,4 +50,4 @@ def runs_of(study: str) -> list[Run]:
     studies = all_studies()
     if study not in studies:
         raise PipelineError(f"there is no study {study}; there are {', '.join(studies)}")
-    return list(dict.fromkeys(run for block in studies[study] for run in block.runs()))
+    return list(dict.fromkeys(run for block in studies[study] for run in block.runs(precision)))

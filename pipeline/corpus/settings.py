@@ -37,7 +37,7 @@ def _names(value: Any) -> Any:
     else:
         raise ValueError("a list of names in the order of the logits, or a mapping of what the table has to them")
     if any(isinstance(name, bool) for pair in value for name in pair):
-        raise ValueError("labels must be names or integers; YAML reads an unquoted yes, no, on or off as a truth value")
+        raise ValueError("labels must be names or integers; YAML reads an unquoted true or false as a truth value")
     return {_name(written): _name(name) for written, name in value}
 
 

@@ -1,9 +1,11 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
+from dvc.utils.serialize import dumps_yaml, modify_yaml, parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, model_validator
@@ -11,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config import Settings, load, lookup, naming_faults, read_params
 from pipeline.errors import Faults, PipelineError
 from pipeline.perturbation import Effect
+from tests.parameters import ROOT
 
 Write = Callable[[str, str], Path]
 
@@ -52,11 +55,31 @@ def test_a_missing_file_is_a_sentence_with_the_way_out(tmp_path: Path) -> None:
         read_params(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("content", [b"a: [1", b"a: b: c", b"\xff\xfe\xfa", b"\t- x: ["])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a: [1",
+        b"a: b: c",
+        b"\xff\xfe\xfa",
+        b"\t- x: [",
+        b"a: 1\n---\nb: 1",
+        b"a: *b",
+        b"\x00",
+        b"a: !!int x",
+        b"a: !!bool x",
+        b"? - -",
+    ],
+)
 def test_what_is_no_yaml_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(PipelineError, match=r"params\.yaml is not readable YAML: "):
         read_params(tmp_path / "params.yaml")
+
+
+def test_a_fault_of_the_syntax_is_told_with_file_line_and_column(write: Write) -> None:
+    path = write("params.yaml", "a: 1\nb: c: d\n")
+    with pytest.raises(PipelineError, match=rf'mapping values are not allowed here\n +in "{path}", line 2, column 5'):
+        read_params(path)
 
 
 def test_yaml_that_makes_objects_is_refused(write: Write) -> None:
@@ -77,7 +100,7 @@ def test_all_faults_are_told_at_once_each_with_its_place_and_value(write: Write)
         "fit.norm: input should be 'l2' or 'linf', not 'l3'",
         "fit.pace is not a setting known here (value: 7)",
         "fit.rate is missing",
-        "run.out: input should be a valid string, not 3",
+        "run.out: input should be a valid string, not 3 (write it in quotes)",
     ]
 
 
@@ -138,37 +161,111 @@ def test_a_section_without_settings_is_empty_and_not_missing(write: Write) -> No
     assert faults(path) == ["fit is empty; write its settings, or {} for none of its own"]
 
 
-@given(number=st.floats(1e-12, 1e12), digits=st.integers(0, 16))
+@given(number=st.floats(1e-300, 1e300), digits=st.integers(0, 16), dot=st.booleans())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
-def test_a_number_that_yaml_takes_for_text_comes_with_a_spelling_that_works(write: Write, number: float, digits: int) -> None:
-    text = f"{number:.{digits}e}".replace("e+", "e").replace(".", "")
-    if not isinstance(yaml.safe_load(text), str):
-        text = "1e3"
-    (fault,) = faults(write("params.yaml", f"fit: {{epochs: 1, rate: {text}}}\nrun: {{out: x}}"))
-    assert f"not '{text}'" in fault
-    spelled = after(fault, "write ")
-    path = write("params.yaml", f"fit: {{epochs: 1, rate: {spelled}}}\nrun: {{out: x}}")
-    assert load(path, Needs, fit="fit", out="run.out").fit.rate == float(text)
+def test_every_spelling_of_a_number_is_that_number(write: Write, number: float, digits: int, dot: bool) -> None:
+    text = f"{number:.{digits}e}"
+    text = text if dot else text.replace("e+", "e").replace(".", "")
+    path = write("params.yaml", f"fit: {{epochs: 1, rate: {text}}}\nrun: {{out: x}}")
+    if math.isfinite(float(text)):
+        assert load(path, Needs, fit="fit", out="run.out").fit.rate == float(text)
 
 
-@pytest.mark.parametrize("text", ["1e3", "2E1"])
-def test_a_whole_number_that_yaml_takes_for_text_comes_with_a_spelling_that_works(write: Write, text: str) -> None:
+@pytest.mark.parametrize("text", ["1e3", "2E1", "20.0", "'2e1'"])
+def test_a_whole_number_with_point_or_exponent_comes_with_a_spelling_that_works(write: Write, text: str) -> None:
     (fault,) = faults(write("params.yaml", f"fit: {{epochs: {text}, rate: 0.5}}\nrun: {{out: x}}"))
     path = write("params.yaml", f"fit: {{epochs: {after(fault, 'write ')}, rate: 0.5}}\nrun: {{out: x}}")
-    assert load(path, Needs, fit="fit", out="run.out").fit.epochs == int(float(text))
+    assert load(path, Needs, fit="fit", out="run.out").fit.epochs == int(float(text.strip("'")))
 
 
-def test_a_quoted_number_is_to_be_written_without_quotes(write: Write) -> None:
-    (fault,) = faults(write("params.yaml", "fit: {epochs: '3', rate: 0.5}\nrun: {out: x}"))
-    assert fault == "fit.epochs: input should be a valid integer, not '3' (write it without quotes)"
+@pytest.mark.parametrize("text", ["3", "1_000"])
+def test_a_quoted_number_is_to_be_written_without_quotes(write: Write, text: str) -> None:
+    (fault,) = faults(write("params.yaml", f"fit: {{epochs: '{text}', rate: 0.5}}\nrun: {{out: x}}"))
+    assert fault == f"fit.epochs: input should be a valid integer, not '{text}' (write it without quotes)"
+    assert read_params(write("params.yaml", f"epochs: {text}")) == {"epochs": int(text)}
 
 
-@pytest.mark.parametrize("text", ["fast", "inf", "nan", "1e400", "1e-3 # no", "''"])
-def test_text_that_is_no_number_gets_no_advice_that_does_not_work(write: Write, text: str) -> None:
-    (fault,) = faults(write("params.yaml", f"fit:\n  epochs: 1\n  rate: {text}\nrun: {{out: x}}"))
-    assert fault.startswith("fit.rate: input should be a valid number, not ")
-    advised = fault.split("write ")[1].split(")")[0] if "write " in fault else "0.001"
-    assert isinstance(yaml.safe_load(advised), float)
+@pytest.mark.parametrize("text", ["7e12345", "123", "1.5", "true"])
+def test_a_text_that_yaml_reads_otherwise_is_to_be_written_in_quotes(write: Write, text: str) -> None:
+    """Such as the short name of a commit."""
+    (fault,) = faults(write("params.yaml", f"fit: {{epochs: 1, rate: 0.5}}\nrun: {{out: {text}}}"))
+    assert fault.startswith("run.out: input should be a valid string, not ")
+    assert fault.endswith(" (write it in quotes)")
+
+
+@pytest.mark.parametrize("text", ["fast", "inf", "nan", "''", "１２", "0.5.1", "3.5", "true"])
+def test_what_is_no_number_gets_no_advice_that_does_not_work(write: Write, text: str) -> None:
+    fields = ["epochs"] if text == "3.5" else ["epochs", "rate"]
+    section = "\n".join(f"  {field}: {text if field in fields else 0.5}" for field in ("epochs", "rate"))
+    for field, fault in zip(fields, faults(write("params.yaml", f"fit:\n{section}\nrun: {{out: x}}")), strict=True):
+        assert fault.startswith(f"fit.{field}: input should be a valid ")
+        assert "write " not in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2e-05", 2e-5), ("1e5", 1e5), ("-2E+05", -2e5), (".5", 0.5), ("1.", 1.0), ("100_000", 100000), ("007", 7), ("0o7", 7),
+        ("0x1F", 31), ("yes", "yes"), ("no", "no"), ("on", "on"), ("Off", "Off"), ("true", True), ("False", False), ("~", None),
+        ("null", None), ("", None), ("190:20:30", "190:20:30"), ("2020-01-01", "2020-01-01"), ("2020-13-45", "2020-13-45"),
+        ("2001-12-14t21:59:43Z", "2001-12-14t21:59:43Z"), ('"1e5"', "1e5"), ("'no'", "no"), ("!!str 1e5", "1e5"),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_dvc_reads_them_but_for_dates_which_are_texts(write: Write, text: str, value: Any) -> None:
+    found = read_params(write("params.yaml", f"a: {text}"))["a"]
+    assert (found, type(found)) == (value, type(value))
+    if not text.startswith("20"):
+        assert parse_yaml(f"a: {text}", "params.yaml") == {"a": value}
+
+
+def test_a_date_can_name_a_section_and_a_label(write: Write) -> None:
+    assert read_params(write("params.yaml", "2020-01-01: [2020-01-01]")) == {"2020-01-01": ["2020-01-01"]}
+
+
+texts = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
+    | st.sampled_from(["yes", "no", "on", "off", "007", "0o7", "1e5", "1_0", "null", "~", "true", ".5", "2020-01-01", "<<", "=",
+                       "2e-05", "- a", "a: b", "# c", "'", '"', " x", "\n", "é", "x" * 200]),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(texts, below, max_size=3),
+)  # fmt: skip
+
+
+@given(content=st.dictionaries(texts, values, min_size=1, max_size=4))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+def test_what_dvc_writes_is_read_as_what_it_was_given(write: Write, content: dict[str, Any]) -> None:
+    assert read_params(write("params.yaml", dumps_yaml(content))) == content
+
+
+KEPT = """
+rates: [2e-05, 1e-4, 1E3, .5, 100_000, 2.0e-5]
+labels: {"yes": "no", 'on': "off", y: n}
+texts: ["007", '1e5', "null", "~", "true", '2020-01-01', 2020-01-01, "1_000", "", ' a']
+nothing: [null, ~]
+"""
+
+
+def test_a_file_means_the_same_after_dvc_has_changed_another_value_of_it(write: Write) -> None:
+    path = write("params.yaml", KEPT + "teach: {rate: 1.0}\n")
+    before = read_params(path)
+    with modify_yaml(str(path)) as content:
+        content["teach"]["rate"] = 2e-5
+    assert path.read_text() != KEPT
+    assert read_params(path) == before | {"teach": {"rate": 2e-5}}
+    assert before["labels"] == {"yes": "no", "on": "off", "y": "n"}
+    assert before["texts"][:5] == ["007", "1e5", "null", "~", "true"]
+
+
+def test_the_projects_own_file_says_the_same_to_readers_of_yaml_1_1() -> None:
+    assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == read_params(ROOT / "params.yaml")
+
+
+def test_what_was_read_can_be_changed_without_changing_what_is_read_next(write: Write) -> None:
+    path = write("params.yaml", WHOLE)
+    read_params(path)["fit"]["epochs"] = 4
+    assert read_params(path)["fit"]["epochs"] == 3
+    write("params.yaml", WHOLE.replace("3", "5"))
+    assert read_params(path)["fit"]["epochs"] == 5
 
 
 def test_a_section_that_is_not_there_is_named_with_those_that_are(write: Write) -> None:
@@ -225,6 +322,28 @@ def test_a_fault_in_merged_places_is_put_where_a_person_would_mend_it(write: Wri
 def test_a_yaml_merge_key_is_no_repeated_name(write: Write) -> None:
     path = write("params.yaml", "below: &below {epochs: 3, rate: 0.5}\nfit: {<<: *below, epochs: 9}\nrun: {out: x}\n")
     assert load(path, Needs, fit="fit", out="run.out").fit == Fit(epochs=9, rate=0.5)
+
+
+def test_what_was_merged_is_no_repeated_name_where_it_is_merged_again(write: Write) -> None:
+    deep = "a: &a {x: 1, y: 1}\nb: {c: {d: &d {<<: *a, x: 2}}}\ne: {<<: *d, y: 3}\nf: {<<: [*d, *a]}\n"
+    content = read_params(write("params.yaml", deep))
+    assert [content["b"]["c"]["d"], content["e"], content["f"]] == [{"x": 2, "y": 1}, {"x": 2, "y": 3}, {"x": 2, "y": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "line"),
+    [
+        ("a: 1\nb: 2\na: 3\n'b': 2\n", "a, b", 1),
+        ("a:\n  b: 1\n  b: 1\n", "b", 2),
+        ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n", "y", 2),
+        ("a: &a {x: 1}\nb: {<<: *a, <<: *a}\n", "<<", 2),
+        ("yes: 1\non: 2\nyes: 3\n", "yes", 1),
+    ],
+)
+def test_a_name_that_is_given_twice_is_named_with_its_line(write: Write, content: str, names: str, line: int) -> None:
+    path = write("params.yaml", content)
+    with pytest.raises(PipelineError, match=rf'given twice: {names}\n +in "{path}", line {line}, column '):
+        read_params(path)
 
 
 def test_what_merged_settings_came_to_is_shown_where_no_form_of_them_fits(write: Write) -> None:

@@ -100,7 +100,9 @@ def test_the_facts_are_written_last_since_they_make_the_folder_a_scout(
 
 def test_a_folder_without_facts_is_no_scout_and_the_way_out_is_told(scout: ScoutFolder) -> None:
     (scout.folder / SCOUT_FILE).unlink()
-    with pytest.raises(PipelineError, match=r"scout is no scout: it has no scout\.json; give the task aim: scout and run the stage scout$"):
+    with pytest.raises(
+        PipelineError, match=r"scout is no scout: it has no scout\.json; give the task aim: scout and run the stage scout$"
+    ):
         scout.hashes()
 
 

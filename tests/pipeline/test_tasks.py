@@ -81,8 +81,27 @@ def test_a_model_that_always_gives_the_first_answer_is_worth_nothing(metric: Met
 @pytest.mark.filterwarnings("error")
 def test_a_correlation_with_equal_answers_or_equal_labels_is_zero_and_no_warning(metric: Metric) -> None:
     varied, equal = np.array([1.0, 2.0, 4.0]), np.full(3, 0.3)
-    assert measure(task(metric), varied, equal[:, None]) == 0
-    assert measure(task(metric), equal, varied[:, None]) == 0
+    for labels, answers in ((varied, equal), (equal, varied), (equal, equal), (equal[:1], varied[:1])):
+        assert measure(task(metric), labels, answers[:, None]) == 0
+
+
+@pytest.mark.parametrize("metric", fitting_metrics("classification"))
+@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 1, 1], [0, 1, 1], [1]])
+@pytest.mark.parametrize("answer", [0, 1])
+@pytest.mark.filterwarnings("error")
+def test_one_class_in_the_labels_or_the_answers_is_no_warning(metric: Metric, labels: list[int], answer: int) -> None:
+    """As resamples of a small test split have it, thousands of times."""
+    value = measure(task(metric), np.array(labels), one_hot(np.full(len(labels), answer), 2))
+    assert 0 <= value <= 1
+    assert value == 0 or metric != "mcc"
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@given(generator=rows)
+def test_mcc_is_that_of_scikit_learn_for_one_class_too(generator: np.random.Generator) -> None:
+    labels, answers = generator.integers(0, 2, (2, int(generator.integers(1, 4))))
+    wanted = sklearn.metrics.matthews_corrcoef(labels, answers)
+    assert measure(task("mcc"), labels, one_hot(answers, 2)) == pytest.approx(wanted)
 
 
 def test_answers_are_the_highest_logit_or_the_value() -> None:

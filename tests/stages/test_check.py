@@ -1,11 +1,18 @@
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from tests.parameters import ROOT, check
+from pipeline import runtime
+from pipeline.config import lookup, read_params
+from tests.parameters import ROOT, changed, check
 
 
 @pytest.mark.parametrize("name", ["tickets", "movie_scores"])
@@ -29,7 +36,7 @@ def test_the_default_settings_are_sound() -> None:
 
 def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["teach"]["learning_rate"] = "2e-5"
+    content["teach"]["batch_size"] = "32"
     content["augment"]["perturbation"]["radius"] = {"flips": 0.1, "divergence": 0.2}
     content["students"]["half"]["layer"] = 3
     content["students"]["Big-One"] = {}
@@ -42,7 +49,7 @@ def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
     for sentence in (
         "runtimes is not a section known here\n",
         "tickets is not a section known here; a task stands below tasks, indented",
-        "teach.learning_rate: input should be a valid number, not '2e-5' (text to YAML; write 2.0e-05)",
+        "teach.batch_size: input should be a valid integer, not '32' (write it without quotes)",
         "state one effect, flips or divergence",
         "students.half.layer is not a setting known here (value: 3)",
         "students.Big-One: a name has only a-z, 0-9 and _",
@@ -72,3 +79,79 @@ def test_a_fault_of_one_entry_hides_nothing_of_the_others(write: Callable[[str, 
         "runtime.log_to names tensorbord, which is not installed",
     ):
         assert sentence in text, text
+
+
+def test_what_dvc_sets_for_an_experiment_is_read_by_the_stage_and_by_check(tmp_path: Path) -> None:
+    """DVC writes 2e-05 for the number, and takes the quotes off yes and no."""
+    params = tmp_path / "params.yaml"
+    params.write_text((ROOT / "params.yaml").read_text().replace("[negative, positive]", '["no", "yes"]'))
+    command = f"{sys.executable} -m stages.check --params params.yaml"
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"check": {"cmd": command, "params": ["teach"]}}}))
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"PYTHONPATH": paths, "DVC_NO_ANALYTICS": "1"} | dict.fromkeys(
+        ("DVC_SYSTEM_CONFIG_DIR", "DVC_GLOBAL_CONFIG_DIR"), str(tmp_path / "none")
+    )
+    dvc = [sys.executable, "-m", "dvc"]
+    for line in (
+        ["git", "init", "-q"],
+        ["git", "config", "user.email", "a@b"],
+        ["git", "config", "user.name", "n"],
+        [*dvc, "init", "-q"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-q", "-m", "start"],
+        [*dvc, "exp", "run", "-S", "teach.learning_rate=2e-5", "check"],
+    ):
+        done = subprocess.run(line, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "params.yaml: tasks movies" in done.stdout
+    assert not {"learning_rate: 2e-05", "- no", "- yes"} - {line.split(" #")[0].strip() for line in params.open()}
+    assert lookup(read_params(params), "teach.learning_rate") == 2e-5
+    assert lookup(read_params(params), "tasks.movies.corpus.labels") == ["no", "yes"]
+    status, text = check(params)
+    assert status == 0, text
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that is 18 times slower in bfloat16, and no GPU."""
+    monkeypatch.setattr(runtime, "bfloat16_slowdown", lambda: 18.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+BFLOAT16 = "bfloat16"
+ADOPTED = {"tasks.movies.teacher.fine_tune": False}
+WITH_WORDS = {"augment.recipes": [["masked_lm"]], "tasks.movies.words": {"model": "org/model", "fit": True}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asking"),
+    [
+        ({}, ""),
+        (
+            {f"{place}.precision": BFLOAT16 for place in ("teach", "score", "augment", "distill.optimiser")},
+            "score.precision, teach.precision, augment.precision, distill.optimiser.precision",
+        ),
+        ({"words.precision": BFLOAT16}, ""),
+        (WITH_WORDS | {"words.precision": BFLOAT16}, "words.precision"),
+        ({"teach.precision": BFLOAT16} | ADOPTED, ""),
+        ({"augment.precision": BFLOAT16, "tasks.movies.augment": {"precision": "float32"}}, ""),
+        ({"tasks.movies.augment": {"precision": BFLOAT16}}, "tasks.movies.augment.precision"),
+        ({"students.tiny.optimiser": {"precision": BFLOAT16}}, "students.tiny.optimiser.precision"),
+    ],
+)
+@pytest.mark.usefixtures("slow")
+def test_what_would_run_slowly_in_bfloat16_is_noted_and_no_fault(
+    write: Callable[[str, str], Path], changes: dict[str, Any], asking: str
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
+    notes = [line for line in text.splitlines() if "precision" in line]
+    wanted = f"note: {asking}: on this processor a product in bfloat16 takes 18.0 times as long as in float32"
+    assert notes == ([wanted] if asking else [])
+    assert status == 0, text
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_only_a_gpu_can_is_noted_where_there_is_none(write: Callable[[str, str], Path]) -> None:
+    status, text = check(write("params.yaml", changed({"teach.precision": "float16"})))
+    assert "note: teach.precision: float16 needs a GPU, and this machine has none; bfloat16 and float32 need none\n" in text
+    assert status == 0

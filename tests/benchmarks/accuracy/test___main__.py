@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks.accuracy import __main__ as suite
 from benchmarks.accuracy import findings
-from benchmarks.accuracy.arms import Run
+from benchmarks.accuracy.arms import PRECISION, Run
 from benchmarks.accuracy.chain import Place
 from benchmarks.accuracy.corpora import Case
 from benchmarks.accuracy.results import read_results
@@ -27,7 +28,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return result(value=VALUES[run.arm] + 0.01 * run.case.seed, steps=16 * run.epochs, **facts), CURVE
 
     for module in (suite, findings):
-        monkeypatch.setattr(module, "runs_of", lambda study: runs)
+        monkeypatch.setattr(module, "runs_of", lambda study, precision: [replace(run, precision=precision) for run in runs])
+    monkeypatch.setattr(suite, "usual_precision", lambda: PRECISION)
     monkeypatch.setattr(suite, "result_of", note)
     monkeypatch.setattr(suite, "params_of", lambda run, place: {})
     return names
@@ -46,6 +48,24 @@ def test_what_is_in_the_table_is_not_made_again(tmp_path: Path, made: list[str])
     table.write_text("\n".join(lines[:-1]) + "\n")
     start(tmp_path)
     assert made[8:] == made[7:8], "the run whose row was missing, and no other"
+
+
+def test_where_bfloat16_is_slow_other_runs_are_made_and_shown_apart(
+    tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(tmp_path)
+    monkeypatch.setattr(suite, "usual_precision", lambda: "float32")
+    said = start(tmp_path).output
+    assert "trainings in float32; `show --precision float32` shows these runs\n" in said
+    assert len(made) == len(set(made)) == 16
+    table = tmp_path / "accuracy.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))  # the last one in float32
+    shown = ["show", "--study", "any", "--best", "kd_hard", "--results", str(table)]
+    assert "8 of 8 runs" in CliRunner().invoke(suite.main, shown, catch_exceptions=False).output
+    other = [*shown, "--precision", "float32"]
+    assert "7 of 8 runs" in CliRunner().invoke(suite.main, other, catch_exceptions=False).output
+    assert compare(tmp_path, "kd", "kd_hard", "--precision", "float32").output.count("| trec | 2 | ") == 1
+    assert compare(tmp_path, "kd", "kd_hard").output.count("| trec | 2 | ") == 2
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path, made: list[str]) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.accuracy.arms import LAYERS, SIZES, STUDENT, Models, Run, all_arms, base
+from benchmarks.accuracy import arms
+from benchmarks.accuracy.arms import LAYERS, PRECISION, SIZES, STUDENT, Models, Run, all_arms, base, usual_precision
 from benchmarks.accuracy.corpora import Case
 from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
@@ -99,3 +100,35 @@ def test_whose_words_an_arm_takes(arm: str, words: dict[str, Any] | None) -> Non
 def test_an_arm_that_names_layers_is_for_the_student_that_has_as_many() -> None:
     with pytest.raises(PipelineError, match="the arm kd_bottom names the layers of the student half; tiny has others"):
         Run(Case("trec", 500, 3), "kd_bottom", "tiny", 18).params(CORPUS, MODELS, Path())
+
+
+@pytest.mark.parametrize(("slowdown", "precision"), [(18.0, "float32"), (None, PRECISION)])
+def test_trainings_are_in_float32_where_bfloat16_is_slow(
+    slowdown: float | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms, "slow_bfloat16", lambda: slowdown)
+    assert usual_precision() == precision
+
+
+def precisions(content: Any) -> set[str]:
+    """Every precision in the settings."""
+    if not isinstance(content, dict):
+        return set()
+    below = (precisions(value) for value in content.values())
+    return set().union(*below) | ({content["precision"]} if "precision" in content else set())
+
+
+@pytest.mark.parametrize("arm", ["kd", "words", "tinybert"])
+def test_a_run_in_float32_is_another_run_which_differs_in_the_precision_alone(arm: str) -> None:
+    usual, other = (Run(Case("trec", 500, 3), arm, "half", 18, precision) for precision in (PRECISION, "float32"))
+    assert usual == Run(Case("trec", 500, 3), arm, "half", 18)
+    assert usual.identity != other.identity
+    assert usual.name != other.name
+    assert usual.settings()["base"] != other.settings()["base"], "else they would share a teacher"
+    assert other.settings()["precision"] == "float32"
+    assert "precision" not in usual.settings(), "or runs from before would be others"
+    assert precisions(other.settings()) == {"float32"}
+    (params, others) = (run.params(CORPUS, MODELS, Path("case")) for run in (usual, other))
+    assert precisions(params) == {PRECISION, "float32"}
+    assert precisions(others) == {"float32"}
+    assert str(params).replace(PRECISION, "float32").replace(usual.name, other.name) == str(others)

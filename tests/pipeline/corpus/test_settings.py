@@ -73,8 +73,8 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
             {"labels": {"a": "x", "b": "x"}},
             ".labels: at least two different label names must be listed, not {'a': 'x', 'b': 'x'}",
         ),
-        ({"labels": {True: "x"}}, "YAML reads an unquoted yes, no, on or off as a truth value, not {True: 'x'}"),
-        ({"labels": [False, True]}, "YAML reads an unquoted yes, no, on or off as a truth value, not [False, True]"),
+        ({"labels": {True: "x"}}, "YAML reads an unquoted true or false as a truth value, not {True: 'x'}"),
+        ({"labels": [False, True]}, "YAML reads an unquoted true or false as a truth value, not [False, True]"),
         (
             {"labels": [{0: "bad"}, {1: "good"}]},
             ".labels: an entry of the list is no label name; a mapping is written without dashes, {0: bad, 1: good}, "

@@ -208,7 +208,7 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
 
 def test_the_command_merges_the_tasks_scout_over_distill(scored: Path, teacher: Path, tmp_path: Path) -> None:
     own = {"layers": 1, "snapshots": 2, "optimiser": {"epochs": 1}}
-    params = {"distill": STUDENT, "scouts": {"tiny": own}, "runtime": world.RUNTIME}
+    params = {"distill": STUDENT, "scout": own, "tasks": {"tiny": {"aim": "scout"}}, "runtime": world.RUNTIME}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     places = {"scores": scored, "teacher": teacher, "params": tmp_path / "params.yaml", "out": tmp_path / "out"}
     options = [text for flag, path in places.items() for text in (f"--{flag}", str(path))]
@@ -220,16 +220,18 @@ def test_the_command_merges_the_tasks_scout_over_distill(scored: Path, teacher: 
     assert f"{tmp_path / 'out'}: 2 snapshots, dev {facts['dev']:.4f} at the end" in result.output
 
 
-def test_the_command_explains_itself_and_refuses_a_task_without_a_scout(scored: Path, teacher: Path, tmp_path: Path) -> None:
+def test_the_command_explains_itself_and_trains_none_for_a_task_that_asks_for_none(
+    scored: Path, teacher: Path, tmp_path: Path
+) -> None:
     shown = CliRunner().invoke(main, ["--help"])
     assert shown.exit_code == 0
     assert "keep snapshots along its training" in shown.output
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"distill": STUDENT, "scouts": {"other": {"snapshots": 2}}}))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"tasks": {"tiny": {"aim": "teacher"}}}))
     places = {"scores": scored, "teacher": teacher, "params": tmp_path / "params.yaml", "out": tmp_path / "out"}
     options = [text for flag, path in places.items() for text in (f"--{flag}", str(path))]
     result = CliRunner().invoke(main, ["--task", "tiny", *options])
-    assert result.exit_code == 1
-    assert "scouts.tiny is missing" in result.output
+    assert (result.exit_code, result.output) == (0, f"{tmp_path / 'out'}: no scout, since the task has aim: teacher\n")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [SCOUT_FILE]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
