@@ -46,7 +46,7 @@ def words_in(folder: Path) -> WordsFacts:
 def load_masked_lm(source: str | Path) -> PreTrainedModel:
     """A masked language model all of whose weights were saved with it."""
     refuse_maskless(config_of(source, "masked language model"), source)
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=False)
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True)
     if fresh:
         raise PipelineError(
             f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "

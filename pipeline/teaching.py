@@ -27,6 +27,7 @@ from pipeline.models.hashes import check_saving
 from pipeline.models.pretrained import (
     answers_values,
     check_classifier,
+    check_classifier_type,
     config_of,
     load_classifier,
     load_tokenizer,
@@ -133,6 +134,10 @@ def teacher_faults(
         labels: its label names in their order; none for a regression, None where they are not known yet.
         pair: whether its inputs are pairs of texts.
     """
+    try:
+        check_classifier_type(model)
+    except PipelineError as fault:  # of which everything else would say the same
+        return [str(fault)]
     checks: list[Callable[[], object]] = [lambda: check_classifier(model, new_head=settings.fine_tune)]
     if not settings.fine_tune and kind == "regression":
         checks += [lambda: check_values(model)]
@@ -141,7 +146,7 @@ def teacher_faults(
     try:
         tokenizer = load_tokenizer(model)
     except PipelineError as fault:
-        return list(dict.fromkeys([*refusals(*checks), str(fault)]))
+        return [*refusals(*checks), str(fault)]
     checks += [
         lambda: _check_longest(model, settings, tokenizer),
         lambda: check_vocabulary(model, tokenizer),
@@ -154,7 +159,7 @@ def teacher_faults(
 def _check_longest(model: str, settings: TeacherSettings, tokenizer: PreTrainedTokenizerBase) -> None:
     longest = longest_input(model, tokenizer)
     if settings.max_length > longest:
-        raise PipelineError(f"teacher.max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
+        raise PipelineError(f"max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
 
 
 def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
@@ -169,6 +174,8 @@ def _fine_tuned(
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
     model = load_classifier(settings.model, task)
+    if model.config.pad_token_id is None:  # so that what is served of a decoder may come in batches
+        model.config.pad_token_id = train.pad_token_id
     scale = Scale.of(train.labels, model) if task.kind == "regression" else None
     if scale is not None:
         train = replace(train, labels=scale.reduced(train.labels))

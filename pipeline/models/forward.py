@@ -170,7 +170,8 @@ def _read_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
     named = config.pad_token_id
 
     def these_alone(_: torch.nn.Module, hidden: tuple[Tensor]) -> tuple[Tensor]:
-        return (hidden[0][torch.arange(len(places), device=places.device), places].unsqueeze(1),)
+        rows = torch.arange(places.shape[0], device=places.device)
+        return (hidden[0][rows, places].unsqueeze(1),)
 
     config.pad_token_id = 0 if named is None else named
     try:

@@ -273,7 +273,6 @@ def check_classifier(source: str | Path, new_head: bool) -> None:
     Raises:
         PipelineError: it lacks weights, or has some that its type does not read.
     """
-    check_classifier_type(source)
     _, fresh = load_pretrained(AutoModelForSequenceClassification, source, "classifier", new_head, device_map="meta")
     _refuse_fresh(source, fresh, new_head)
 

@@ -212,7 +212,10 @@ GENERIC_WAY_OUT = (
         ),
         (("LABEL_0", "LABEL_1"), GENERIC_WAY_OUT),
         (("bad", "fine"), 'if they mean the same, say which of the table\'s is which: corpus.labels: {…: "bad", …: "fine"}'),
-        (("bad", "good", "fine"), "a classifier of as many labels is needed, or teacher.fine_tune: true"),
+        (
+            ("bad", "good", "fine"),
+            'a table may lack some of them: list all of the classifier\'s, in its order: corpus.labels: ["bad", "good", "fine"]',
+        ),
     ],
 )
 def test_a_checkpoint_of_other_label_names_order_or_number_is_not_adopted(
@@ -262,7 +265,7 @@ def test_a_greatest_length_over_the_tokenizers_is_refused(
     teach_at = settings_of(teacher, fine_tune, MAX_LENGTH + 1)
     with pytest.raises(PipelineError) as refusal:
         teach(prepared, teach_at, OPTIMISER, tmp_path / "out")
-    assert str(refusal.value) == f"teacher.max_length is 25, but {teacher} takes at most 24 tokens"
+    assert str(refusal.value) == f"max_length is 25, but {teacher} takes at most 24 tokens"
     assert not (tmp_path / "out").exists()
 
 
@@ -273,7 +276,7 @@ def test_a_greatest_length_over_the_models_is_refused_where_the_tokenizer_states
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = int(1e30)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(PipelineError, match=rf"teacher.max_length is 25, but {folder} takes at most 24 tokens"):
+    with pytest.raises(PipelineError, match=rf"max_length is 25, but {folder} takes at most 24 tokens"):
         teach(prepared, settings_of(folder, False, MAX_LENGTH + 1), OPTIMISER, tmp_path / "out")
     teach(prepared, settings_of(folder, False, MAX_LENGTH), OPTIMISER, tmp_path / "out")
 

@@ -43,7 +43,7 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
         ({f"{MOVIES}.aim": "student"}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not 'student'"),
         ({f"{MOVIES}.aim": ["scout"]}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not ['scout']"),
         (SCOUTED | {"scout": None}, "scout is missing"),
-        (SCOUTED | {"scout": {}}, "scout.snapshots is missing"),
+        (SCOUTED | {"scout": {}}, "distill.snapshots is missing (or scout.snapshots)"),
         ({"scout": ["movies"]}, "scout: must be a mapping of names to settings, not ['movies']"),
         ({"scout.snapshots": 0}, "scout.snapshots: input should be greater than or equal to 1"),
         (SCOUTED | {"scout.layer": 2}, "scout.layer is not a setting known here (value: 2)"),
