@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.tables import Table, read_file, read_hub
+from pipeline.corpus.files import read_file
+from pipeline.corpus.tables import Table
 
 EXACT = [
     "NA",
