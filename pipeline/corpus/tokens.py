@@ -51,11 +51,12 @@ def check_tokens(examples: Mapping[Split, Mapping[str, Row]], reader: Reader, fo
         PipelineError: ``max_length`` does not hold the special tokens, or the tokenizer does not keep to it.
     """
     notes, unknown = Counter[str](), _unknown_id(reader.tokenizer)
-    special = [number for number in reader.tokenizer.all_special_ids if number != unknown]
+    special = np.zeros(max(reader.tokenizer.get_vocab().values()) + 1, dtype=bool)
+    special[[number for number in reader.tokenizer.all_special_ids if number != unknown]] = True
     ordinary_tokens = unknown_tokens = 0
     for split, part in examples.items():
         for row, ids in _encoded(list(part.values()), reader):
-            ordinary = ids[~np.isin(ids, special)]
+            ordinary = ids[~special[ids]]
             ordinary_tokens += len(ordinary)
             unknown_tokens += int((ordinary == unknown).sum())
             _check_ids(row, ids, reader, found)
