@@ -121,11 +121,13 @@ def _unread(config: Any) -> str | None:
 
 
 def _fetched(hub: str, files: Sequence[str], found: FoundFaults) -> list[Path] | None:
-    """The files on this machine; those of the hub are downloaded."""
+    """The files on this machine, those of a folder named as the folder is; those of the hub are downloaded."""
     import datasets
 
     if all(Path(file).is_file() for file in files):
-        return list(map(Path, files))
+        folder = Path(hub).resolve()
+        paths = map(Path, files)
+        return [Path(hub) / path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
     try:
         return list(map(Path, datasets.DownloadManager().download(list(files))))
     except Exception as error:  # its own, those of the network

@@ -83,6 +83,12 @@ def test_a_hub_set_that_cannot_be_loaded_is_one_sentence(hub: Path, tmp_path: Pa
     assert faults(written(tmp_path / "x.csv", "text\n")) == ["x.csv: it is a file; name it as files, in place of hub"]
 
 
+def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "ds/data/train.csv", "text\na\n")
+    assert read(Path("ds"), "text")["train"].name == "ds/data/train.csv"
+
+
 def test_several_files_of_a_split_are_one_table_whose_rows_keep_their_file_and_number(tmp_path: Path) -> None:
     for part in (0, 1):
         written(tmp_path / f"ds/data/train-0000{part}-of-00002.csv", f'label,text\nNA,text {part}\n\n007," last"\n')
