@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import PipelineError
+
 Batch = dict[str, Tensor]
 """What a model takes: input_ids, attention_mask and, where it has them, token_type_ids, each [rows, tokens]."""
 
@@ -43,13 +45,19 @@ class Encoded:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
-    """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts."""
+    """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts.
+
+    Raises:
+        PipelineError: the tokenizer does not keep to ``max_length``, as many do not where it cannot hold their special tokens.
+    """
     input_ids: list[Ids] = []
     types: list[Types] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     truncated = 0
     for start in range(0, len(first), TEXTS_AT_ONCE):
         texts = [None if column is None else column[start : start + TEXTS_AT_ONCE] for column in (first, second)]
         cut = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+        if (longest := max(map(len, cut["input_ids"]))) > max_length:
+            raise PipelineError(f"the tokenizer leaves {longest} tokens where max_length is {max_length}; raise max_length")
         input_ids += [np.array(ids, dtype=np.int32) for ids in cut["input_ids"]]
         if types is not None:
             types += [np.array(kinds, dtype=np.int8) for kinds in cut["token_type_ids"]]
@@ -59,6 +67,22 @@ def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[st
             whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
             truncated += sum(len(ids) > max_length for ids in whole)
     return Encoded(input_ids, types, truncated)
+
+
+def check_length(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int, source: str) -> None:
+    """Refuse a greatest length that does not hold the special tokens and a token of each text.
+
+    Raises:
+        PipelineError: ``source`` is what the tokenizer is called.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair)
+    least = special + (2 if pair else 1)
+    if max_length < least:
+        what = "pair" if pair else "text"
+        raise PipelineError(
+            f"max_length is {max_length}, but the tokenizer of {source} adds {special} special tokens to a {what}, "
+            f"and each text needs a token of its own; set it to at least {least}"
+        )
 
 
 def length_buckets(lengths: Integers, rows: int) -> list[Integers]:

@@ -10,11 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
+from huggingface_hub import try_to_load_from_cache
+from transformers.utils import CONFIG_NAME
 
 from pipeline import config
-from pipeline.corpus.preparation import prepare
+from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.tokens import Reader, check_tokens
 from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
+from pipeline.models.pretrained import config_of, is_hub_id, load_tokenizer, on_hub
 from pipeline.tasks import TASK_FILE, Kind, Metric, Split, Task
 from stages.command import note_unseen, out_option, params_option, stage
 
@@ -47,13 +52,15 @@ def main(task: str, params: Path, out: Path) -> None:
     """Read, check and split the raw data of one task.
 
     The corpus is what tasks.<task>.corpus names: files (csv, tsv, jsonl, parquet) or a set of the hub. Every fault in
-    it is listed with file and row before anything is written. Splits that the corpus lacks are taken from its train
-    rows by a hash of the text: equal texts stay together, and rows added later move no other row.
+    it is listed with file and row before anything is written; last those that show in the tokens of the teacher, where
+    it can be loaded. Splits that the corpus lacks are taken from its train rows by a hash of the text: equal texts stay
+    together, and rows added later move no other row.
     """
     config.task_in(params, task)
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
     checkpoint = checkpoint_of_scout(config.read_params(params), task)
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
+    notes = prepared.notes | notes_on_tokens(prepared, settings.teacher)
     with folder_written_whole(out) as folder:
         prepared.save(folder)
         write_json(folder / START_FILE, start_of(settings.teacher))
@@ -61,10 +68,40 @@ def main(task: str, params: Path, out: Path) -> None:
         write_json(folder / "scout_start.json", start_of({"model": checkpoint}))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
-    for reason, count in prepared.notes.items():
+    for reason, count in notes.items():
         click.echo(f"note: {count} {reason}")
     models = [settings.teacher.get("model"), (settings.words or {}).get("model"), checkpoint]
     note_unseen(*(settings.corpus.files or {}).values(), settings.corpus.hub, *models)
+
+
+def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str, int]:
+    """What looks like a mistake once the texts are the teacher's tokens; nothing where it cannot be loaded.
+
+    Raises:
+        Faults: rows that the teacher cannot read.
+        PipelineError: its ``max_length`` is too small.
+    """
+    model, max_length = str(teacher.get("model")), teacher.get("max_length")
+    folder = folder_here(model)
+    if folder is None or not isinstance(max_length, int):
+        return {}
+    try:
+        reader = Reader(model, load_tokenizer(folder), max_length, int(config_of(folder).get_text_config().vocab_size))
+    except Exception:  # `check` and `teach` say what is wrong with a model
+        return {}
+    found = FoundFaults()
+    notes = check_tokens(prepared.examples, reader, found)
+    found.raise_any(f"task {prepared.task.name}")
+    return notes
+
+
+def folder_here(model: str) -> Path | None:
+    """The folder of a model on this machine: its own, or that of a hub's model in the cache; the hub is not asked."""
+    if Path(model).is_dir() or not is_hub_id(model):
+        return Path(model) if Path(model).is_dir() else None
+    name, revision = on_hub(model)
+    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row, check_known, is_integer, names_in
+from pipeline.corpus.rows import Row, check_known, is_integer, label_name, names_in
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts
 from pipeline.corpus.tables import OwnSplits
@@ -14,8 +14,10 @@ from pipeline.tasks import SPLITS
 
 NOT_OF_TWO = "it is the F1 of the second of two labels, and there are {}; choose macro_f1"
 
-WHOLE = re.compile(r"-?\d+(\.0)?", re.ASCII)
-"""A whole number, with or without the decimal that a column with gaps gets."""
+WHOLE = re.compile(r"-?\d+(\.0+)?", re.ASCII)
+"""A whole number, with or without decimals such as a column with gaps gets."""
+
+TRUTH_VALUES = ("true", "false")
 
 
 def without_decimals(rows: Parts, settings: CorpusSettings) -> Parts:
@@ -24,10 +26,26 @@ def without_decimals(rows: Parts, settings: CorpusSettings) -> Parts:
     Names that the settings spell with their decimals are left.
     """
     found = {row.label for part in rows.values() for row in part if isinstance(row.label, str)}
-    whole = {name: name.removesuffix(".0") for name in found if name.endswith(".0")}
+    whole = {name: name.partition(".")[0] for name in found if "." in name}
     if not all(map(WHOLE.fullmatch, found)) or whole.keys() & set(settings.labels or ()):
         return rows
     return _renamed(rows, whole) if whole else rows
+
+
+def with_truth_values(tables: OwnSplits, rows: Parts, settings: CorpusSettings) -> Parts:
+    """Texts such as True and TRUE as the truth values that they spell, where a corpus has some.
+
+    Names that the settings spell otherwise are spelled so.
+    """
+    values = (value for table in tables.values() if table is not None for value in table.columns.get(settings.label, ()))
+    if not any(isinstance(value, bool) for value in values):
+        return rows
+    listed = settings.labels or {}
+    spelled = {name.lower(): name for name in listed}
+    found = {row.label for part in rows.values() for row in part if isinstance(row.label, str)}
+    return _renamed(
+        rows, {name: spelled.get(name.lower(), name.lower()) for name in found - set(listed) if name.lower() in TRUTH_VALUES}
+    )
 
 
 def label_names(tables: OwnSplits, rows: Parts, settings: CorpusSettings, found: FoundFaults) -> tuple[str, ...]:
@@ -36,7 +54,7 @@ def label_names(tables: OwnSplits, rows: Parts, settings: CorpusSettings, found:
     names = _declared(tables, settings) or next(filter(None, occurring), ())
     for split in SPLITS if names else ():
         check_known(rows.get(split, ()), tuple(settings.labels or names), found)
-    told = any(table is not None and found.about(table.name) for table in tables.values())
+    told = any(table is not None and table.faulty(found) for table in tables.values())
     if len(names) < 2 and not told and not any(row.label for row in rows.get("train", ())) and len(rows) == len(tables) > 0:
         found.whole("corpus.labels", "the rows have no labels that would tell the label names; list them here")
     return names
@@ -45,7 +63,7 @@ def label_names(tables: OwnSplits, rows: Parts, settings: CorpusSettings, found:
 def _declared(tables: OwnSplits, settings: CorpusSettings) -> tuple[str, ...]:
     """The label names in an order that somebody has chosen; none where they must be found in the rows."""
     declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table is not None)
-    return tuple(dict.fromkeys((settings.labels or {}).values())) or next(filter(None, declared), ())
+    return tuple(dict.fromkeys((settings.labels or {}).values())) or tuple(map(label_name, next(filter(None, declared), ())))
 
 
 def called(rows: Parts, settings: CorpusSettings) -> Parts:

@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.faults import NAMED, FoundFaults
-from pipeline.corpus.labels import called, check_f1, label_names, without_decimals
+from pipeline.corpus.files import ending_of, read_file
+from pipeline.corpus.hub import SplitReader, open_hub
+from pipeline.corpus.labels import called, check_f1, label_names, with_truth_values, without_decimals
 from pipeline.corpus.rows import Row, check_labelled, check_varied, has_columns, rows_of
 from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
-from pipeline.corpus.tables import OwnSplits, Table, read_file, read_hub
+from pipeline.corpus.tables import OwnSplits
 from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
@@ -46,6 +48,8 @@ class Prepared:
     """Columns id, text_a, text_b (pairs only), label (int32 index or float32 value; null where there is none)."""
     notes: dict[str, int]
     """What was left out: reason to number of rows; and what is allowed but looks like a mistake."""
+    examples: Examples
+    """The rows of the tables, by example id, with the places they came from."""
 
     def save(self, folder: Path) -> None:
         """Write ``<split>.parquet`` of every split, and the task."""
@@ -64,6 +68,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     _check_task(task_name, kind, metric, settings, found)
     tables = _read(settings, found)
     rows = without_decimals(_checked_rows(tables, kind, settings, found), settings)
+    rows = with_truth_values(tables, rows, settings) if kind == "classification" else rows
     names = label_names(tables, rows, settings, found) if kind == "classification" else ()
     rows = called(rows, settings)
     if metric == "f1":
@@ -76,7 +81,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if kind == "classification":
         notes.update(_oddities(examples, names))
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
-    return Prepared(task, {split: _arrow(examples[split], task) for split in SPLITS}, dict(+notes))
+    return Prepared(task, {split: _arrow(examples[split], task) for split in SPLITS}, dict(+notes), examples)
 
 
 def _check_task(name: str, kind: Kind, metric: Metric, settings: CorpusSettings, found: FoundFaults) -> None:
@@ -93,17 +98,21 @@ def _read(settings: CorpusSettings, found: FoundFaults) -> OwnSplits:
     if settings.files is not None:
         return {split: read_file(Path(path), wanted, found) for split, path in settings.files.items()}
     assert settings.hub is not None
-    theirs = read_hub(settings.hub, settings.config, settings.revision, wanted, found)
-    return _matched(settings.hub, settings.splits or _usual_names(theirs), theirs, found) if theirs else {}
+    theirs = open_hub(settings.hub, settings.config, settings.revision, found)
+    splits = (settings.splits or _usual_names(theirs)) if theirs else {}
+    readers = _matched(settings.hub, splits, theirs, found)
+    return {split: None if reader is None else reader(wanted, found) for split, reader in readers.items()}
 
 
-def _usual_names(theirs: Mapping[str, Table]) -> dict[Split, str]:
+def _usual_names(theirs: Mapping[str, SplitReader]) -> dict[Split, str]:
     """The first usual name that the set has; train even where it is missing, so that this is noted."""
     present = {split: [name for name in names if name in theirs] for split, names in THEIR_NAMES.items()}
     return {split: (names or ["train"])[0] for split, names in present.items() if names or split == "train"}
 
 
-def _matched(hub: str, splits: Mapping[Split, str], theirs: Mapping[str, Table], found: FoundFaults) -> OwnSplits:
+def _matched(
+    hub: str, splits: Mapping[Split, str], theirs: Mapping[str, SplitReader], found: FoundFaults
+) -> dict[Split, SplitReader | None]:
     for name in splits.values():
         if name not in theirs:
             found.whole(hub, f"there is no split {name!r}; it has: {', '.join(theirs)}; say with splits which is which")
@@ -155,7 +164,7 @@ def _examples(parts: Parts, tables: OwnSplits, settings: CorpusSettings, notes: 
         examples[split] = capped(named(rows), limits.get(split))
         notes[f"{LEFT_OUT.format(split)}above the most rows"] = len(rows) - len(examples[split])
         source = tables.get(split) or tables["train"]
-        if not rows and not (source and found.about(source.name)):
+        if not rows and not (source and source.faulty(found)):
             found.whole(f"{split} split", _nothing_left(split, notes))
     if "train" in examples:
         check_varied(list(examples["train"].values()), "train split", found)
@@ -182,7 +191,7 @@ def _repetitions(examples: Examples) -> dict[str, int]:
 
 def _quotes(examples: Examples) -> dict[str, int]:
     """How many rows of a tsv have a text that was written with the quotes of a csv, which are read as they stand."""
-    rows = (row for part in examples.values() for row in part.values() if row.table.lower().endswith(".tsv"))
+    rows = (row for part in examples.values() for row in part.values() if ending_of(Path(row.table)) == ".tsv")
     quoted = sum(any(QUOTED_AS_IN_CSV.fullmatch(text) for text in row.texts) for row in rows)
     return {
         "row(s) of a tsv have a text in quotes with doubled quotes within, which stay in it; write such a table as csv": quoted
@@ -204,11 +213,19 @@ def _oddities(examples: Examples, names: tuple[str, ...]) -> dict[str, int]:
     for split, found in measured.items():
         if unseen := [name for name in names if in_train[name] and name not in found]:
             oddities[f"label(s) without a {split} row, of which nothing is measured there: {_first(unseen)}"] = len(unseen)
+    if alike := _alike(names):
+        oddities[f"label(s) that differ from another by letter case alone: {_first(alike)}"] = len(alike)
     if rare:
         oddities[f"label(s) with a single train row: {_first(rare)}; if they are quantities, the kind is regression"] = len(
             rare
         )
     return oddities
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """The names that only letter case tells from another one."""
+    spelled = Counter(name.casefold() for name in names)
+    return [name for name in names if spelled[name.casefold()] > 1]
 
 
 def _first(names: Sequence[str]) -> str:

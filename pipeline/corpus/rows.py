@@ -1,12 +1,27 @@
 """Checked rows of a corpus: texts that say something, labels that can be learnt. Knows no files and no splits.
 
-A label is compared as text without surrounding space; an empty cell, a null, a NaN and a missing key are no label. Texts are
-kept as they are; two rows have the same text if they agree after ``strip()``.
+What a label is, whatever kind of table it comes from:
+
+- An empty or blank cell, a null, a NaN that is a number and a missing key are no label. ``None``, ``NA``, ``nan`` and ``null``
+  as texts are names like others.
+- The names of a classification, in tables, settings and declared classes, are compared as text without surrounding space and
+  in Unicode's form NFC (``label_name``). A number that is whole is named by its digits, so 2.0 and the decimal 2.00 are 2;
+  other numbers, dates, bytes and lists name nothing. If all labels of a corpus are whole numbers, the texts 2.0 and 2 are one
+  name too.
+- Truth values are named ``true`` and ``false``. Where a corpus has some, its texts True, TRUE and the like are these names;
+  otherwise names that differ by letter case alone are different names, which is noted.
+- The value of a regression is a number, or a text in ordinary decimal notation such as -1.5, .5 or 2e-3, that is finite as
+  float32.
+
+Texts are kept as they are; two rows have the same text if they agree without surrounding space and in form NFC.
 """
 
-import math
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +31,9 @@ from pipeline.corpus.tables import Table, separated_otherwise
 from pipeline.tasks import Kind
 
 LONGEST_SHOWN = 40
+
+ORDINARY_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""Python's float takes more: 3_5, nan, the digits of other scripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class Row:
     @property
     def key(self) -> tuple[str, ...]:
         """What decides the row's split: equal texts have equal keys."""
-        return tuple(text.strip() for text in self.texts)
+        return tuple(unicodedata.normalize("NFC", text.strip()) for text in self.texts)
 
 
 def has_columns(table: Table, needed: Sequence[str], found: FoundFaults) -> bool:
@@ -51,15 +69,16 @@ def rows_of(table: Table, texts: Sequence[str], label: str, kind: Kind, found: F
     rows = []
     for place, number in enumerate(table.numbers):
         values = [table.columns[name][place] for name in texts]
-        checked = _texts(table.name, number, dict(zip(texts, values, strict=True)), found)
+        source = table.source(place)
+        checked = _texts(source, number, dict(zip(texts, values, strict=True)), found)
         try:
             value = _label(labels[place], kind)
         except (TypeError, ValueError, OverflowError):
             wanted = "a name or a whole number" if kind == "classification" else "a finite number"
-            found.row(table.name, number, f"the label must be {wanted}", shown(labels[place]))
+            found.row(source, number, f"the label must be {wanted}", shown(labels[place]))
             continue
         if checked is not None:
-            rows.append(Row(checked, value, table.name, number))
+            rows.append(Row(checked, value, source, number))
     return rows
 
 
@@ -73,6 +92,8 @@ def _texts(table: str, number: int, values: dict[str, Any], found: FoundFaults) 
 def _text_fault(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return "holds no text; fill or remove these rows"
+    if isinstance(value, bytes):
+        return "holds bytes; write the column as text"
     if not isinstance(value, str):
         return "holds something other than text"
     try:
@@ -83,31 +104,47 @@ def _text_fault(value: Any) -> str | None:
 
 
 def _label(value: Any, kind: Kind) -> str | float | None:
-    if value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, str) and not value.strip()) or (_is_number(value) and value != value):
         return None
     return _class_name(value) if kind == "classification" else _finite(value)
 
 
 def _class_name(value: Any) -> str:
-    """Label names compare as text, truth values as JSON spells them; 1.0 is 1, as a column of integers with gaps is stored."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if _is_number(value) and value == int(value):
         value = int(value)
     if not isinstance(value, str | int):
         raise TypeError(value)
-    return str(value).strip()
+    return label_name(str(value))
+
+
+def label_name(written: str) -> str:
+    """A label name as it is compared.
+
+    Raises:
+        UnicodeEncodeError: it holds half a surrogate pair.
+    """
+    name = unicodedata.normalize("NFC", written.strip())
+    name.encode()
+    return name
 
 
 def _finite(value: Any) -> float:
     """A number that float32 holds as one."""
-    if isinstance(value, bool):
+    if not isinstance(value, str) and not _is_number(value):
         raise TypeError(value)
+    if isinstance(value, str) and not ORDINARY_NUMBER.fullmatch(value.strip()):
+        raise ValueError(value)
     with np.errstate(over="ignore"):
         number = float(np.float32(float(value)))
     if not np.isfinite(number):
         raise ValueError(value)
     return number
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | Decimal) and not isinstance(value, bool)
 
 
 def check_labelled(rows: Sequence[Row], table: str, split: str, found: FoundFaults) -> None:
@@ -118,7 +155,7 @@ def check_labelled(rows: Sequence[Row], table: str, split: str, found: FoundFaul
         return
     for row in rows:
         if row.label is None:
-            found.row(table, row.number, f"the label is empty, but {split} needs one for every row")
+            found.row(row.table, row.number, f"the label is empty, but {split} needs one for every row")
 
 
 def check_known(rows: Iterable[Row], names: Sequence[str], found: FoundFaults) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config import Settings
+from pipeline.corpus.rows import label_name
 from pipeline.tasks import Split
 
 
@@ -25,7 +26,8 @@ def _names(value: Any) -> Any:
     if isinstance(value, list):
         if not all(isinstance(name, str | int) for name in value):
             raise ValueError("an entry of the list is no label name; a mapping is written without dashes, {0: bad, 1: good}")
-        if any(value.count(name) > 1 for name in value):
+        names = [_name(name) for name in value]
+        if len(set(names)) < len(names):
             raise ValueError("each label name must be listed once")
         value = list(zip(value, value, strict=True))
     elif isinstance(value, dict):
@@ -42,7 +44,7 @@ def _names(value: Any) -> Any:
 
 
 def _name(value: Any) -> Any:
-    return str(value).strip() if isinstance(value, str | int) else value
+    return label_name(str(value)) if isinstance(value, str | int) else value
 
 
 def _has_train(value: dict[Split, str]) -> dict[Split, str]:
@@ -74,9 +76,9 @@ class CorpusSettings(Settings):
     """Where the raw data of a task is and how it is read; exactly one of ``files`` and ``hub`` is given."""
 
     files: Tables | None = None
-    """One table, or a table for each split; csv, tsv, jsonl or parquet."""
+    """One table, or a table for each split; csv, tsv, jsonl (these three may be gzipped) or parquet."""
     hub: str | None = Field(default=None, validate_default=True)
-    """A hub id, or a local folder in hub layout."""
+    """A hub id, a local folder in hub layout, or one that ``datasets`` wrote with ``save_to_disk``."""
     config: str | None = None
     revision: str | None = None
     splits: Annotated[dict[Split, str], AfterValidator(_has_train)] | None = None

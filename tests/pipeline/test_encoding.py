@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import encoding
-from pipeline.encoding import EVEN_ROWS, collate, encode, length_buckets, model_inputs, ordinary_tokens
+from pipeline.encoding import EVEN_ROWS, check_length, collate, encode, length_buckets, model_inputs, ordinary_tokens
+from pipeline.errors import PipelineError
 from tests.world import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -56,6 +57,26 @@ def test_texts_are_encoded_in_parts_and_counted_all_the_same(fast: bool, monkeyp
     assert whole.truncated == sum(
         len((first + " " + second).split()) + 3 > 14 for first, second in zip(texts, texts[::-1], strict=True)
     )
+
+
+@pytest.mark.parametrize(("pair", "special", "least"), [(False, 2, 3), (True, 3, 5)])
+def test_a_greatest_length_holds_the_special_tokens_and_one_of_each_text(pair: bool, special: int, least: int) -> None:
+    check_length(TOKENIZER, pair, least, "my/teacher")
+    with pytest.raises(PipelineError) as caught:
+        check_length(TOKENIZER, pair, least - 1, "my/teacher")
+    assert str(caught.value) == (
+        f"max_length is {least - 1}, but the tokenizer of my/teacher adds {special} special tokens to a "
+        f"{'pair' if pair else 'text'}, and each text needs a token of its own; set it to at least {least}"
+    )
+    both = ["word1 word2 word3"], ["word4 word5"] if pair else None
+    (ids,) = encode(TOKENIZER, *both, least).input_ids
+    assert len(ids) == least
+    assert all(word in TOKENIZER.decode(ids) for word in (["word1", "word4"] if pair else ["word1"]))
+
+
+def test_a_row_that_its_tokenizer_does_not_cut_is_an_error() -> None:
+    with pytest.raises(PipelineError, match=r"the tokenizer leaves \d+ tokens where max_length is 2; raise max_length"):
+        encode(make_tokenizer(), ["word1", "word2 word3"], ["word4", "word5"], 2)
 
 
 def test_a_pair_loses_the_end_of_its_longer_text() -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from pipeline.tasks import Task
 from stages.command import RAW
 from stages.prepare import checkpoint_of_scout, main
+from tests.world import make_task, save_teacher
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
@@ -26,7 +27,9 @@ def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
     path.write_text("".join(f"{text},{label}\n" for text, label in [("text", "label"), *rows]), encoding="utf-8")
 
 
-def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **corpus: Any) -> Result:
+def run(
+    folder: Path, kind: str = "classification", metric: str = "accuracy", teacher: dict[str, Any] | None = None, **corpus: Any
+) -> Result:
     keys = {
         "files": f"{RAW}/x.csv",
         "text": "text",
@@ -41,7 +44,7 @@ def run(folder: Path, kind: str = "classification", metric: str = "accuracy", **
                 "kind": kind,
                 "metric": metric,
                 "corpus": keys,
-                "teacher": {"model": "weights"},
+                "teacher": teacher or {"model": "weights"},
                 "words": {"model": "words"},
                 "aim": "scout",
                 "augment": {"steps": 1},
@@ -227,3 +230,51 @@ def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_o
         name: [dep for dep in deps[name] if dep in ("data/prepared/${key}", f"data/prepared/${{key}}/{noted}")] for name in deps
     }
     assert [name for name in deps if mentioned[name]] == [stage]
+
+
+def test_texts_that_the_teacher_does_not_know_are_a_fault_and_nothing_is_written(folder: Path) -> None:
+    save_teacher(folder / "clf", make_task())
+    table(folder / RAW / "x.csv", ROWS)
+    result = run(folder, teacher={"model": "clf", "max_length": 8})
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: task movies: 1 fault, nothing was written\n"
+        "  - the tokenizer of clf: it knows none of the texts, all their tokens are unknown; "
+        "take a teacher whose tokenizer was made for this language\n",
+    )
+    assert not (folder / "out").exists()
+
+
+def test_what_looks_like_a_mistake_in_the_tokens_is_noted(folder: Path) -> None:
+    save_teacher(folder / "clf", make_task())
+    table(folder / RAW / "x.csv", [(f"strange word{number} thing", label) for number, (_, label) in enumerate(ROWS)])
+    result = run(folder, teacher={"model": "clf", "max_length": 8})
+    assert result.exit_code == 0, result.output
+    assert "note: 67 % of the tokens of all texts are unknown to the tokenizer of clf\n" in result.output
+
+
+def test_a_max_length_that_holds_no_text_is_refused(folder: Path) -> None:
+    save_teacher(folder / "clf", make_task())
+    table(folder / RAW / "x.csv", [(f"word{number}", label) for number, (_, label) in enumerate(ROWS)])
+    assert run(folder, teacher={"model": "clf", "max_length": 2}).output == (
+        "Error: max_length is 2, but the tokenizer of clf adds 2 special tokens to a text, and each text needs a token of "
+        "its own; set it to at least 3\n"
+    )
+    assert run(folder, teacher={"model": "clf", "max_length": 3}).exit_code == 0
+
+
+@pytest.mark.parametrize("spoilt", [None, "tokenizer.json", "config.json"])
+def test_a_teacher_that_cannot_be_loaded_is_left_to_the_stages_that_need_it(folder: Path, spoilt: str | None) -> None:
+    table(folder / RAW / "x.csv", ROWS)
+    if spoilt:
+        save_teacher(folder / "clf", make_task())
+        (folder / "clf" / spoilt).write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    assert run(folder, teacher={"model": "clf", "max_length": 8}).exit_code == 0
+
+
+def test_a_teacher_of_the_hub_is_read_where_it_lies_in_the_cache_and_the_hub_is_not_asked(folder: Path, hub: Path) -> None:
+    table(folder / RAW / "x.csv", ROWS)
+    assert (
+        "the tokenizer of org/teacher: it knows none" in run(folder, teacher={"model": "org/teacher", "max_length": 8}).output
+    )
+    assert run(folder, teacher={"model": "org/other", "max_length": 8}).exit_code == 0

@@ -2,10 +2,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.labels import called, without_decimals
+from pipeline.corpus.labels import called, with_truth_values, without_decimals
 from pipeline.corpus.rows import Row
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts
+from pipeline.corpus.tables import Table
 from pipeline.tasks import Split
 
 
@@ -51,3 +52,22 @@ def test_integers_with_gaps_as_a_text_table_holds_them_are_integers_and_those_of
 )
 def test_other_labels_and_names_that_the_settings_spell_with_decimals_are_left(labels: list[Any], declared: Any) -> None:
     assert labels_of(without_decimals(parts(train=labels), settings(declared))) == [labels]
+
+
+def test_decimals_of_any_number_of_digits_are_left_out() -> None:
+    assert labels_of(without_decimals(parts(train=["1.00", "2.0", "3"]), settings())) == [["1", "2", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("read", "declared", "expected"),
+    [
+        ([True, "x"], None, ["true", "true", "false", "x", None]),
+        (["True", "x"], None, ["true", "True", "FALSE", "x", None]),
+        ([False], ["True", "False"], ["True", "True", "False", "x", None]),
+        ([False], ["true", "True", "x"], ["true", "True", "false", "x", None]),
+    ],
+)
+def test_texts_are_truth_values_only_where_a_corpus_has_some(read: list[Any], declared: Any, expected: list[Any]) -> None:
+    tables: dict[Split, Table | None] = {"train": None, "test": Table("x", ("label",), {"label": read}, [1])}
+    rows = parts(train=["true", "True", "FALSE", "x", None])
+    assert labels_of(with_truth_values(tables, rows, settings(declared))) == [expected]

@@ -1,7 +1,11 @@
+import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -284,6 +288,125 @@ def test_labels_that_contradict_each_other_or_are_rare_are_counted(tmp_path: Pat
     }
 
 
+def test_labels_that_differ_by_letter_case_alone_are_noted_and_kept(tmp_path: Path, files: dict[str, str]) -> None:
+    files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, ("a", "Good"), ("b", "Good")])
+    result = prepared(files=files)
+    assert result.task.labels == ("Good", "bad", "good")
+    assert result.notes["label(s) that differ from another by letter case alone: Good, good"] == 2
+
+
+def test_a_listed_label_in_another_form_of_unicode_is_that_of_the_table(tmp_path: Path) -> None:
+    forms = ("caf\u00e9", "cafe\u0301", "th\u00e9", "the\u0301")
+    path = tsv(tmp_path / "x.tsv", [(f"text {number}", forms[number % 4]) for number in range(60)])
+    assert prepared(files=path, dev=0.2, test=0.2).task.labels == ("caf\u00e9", "th\u00e9")
+    assert prepared(files=path, dev=0.2, test=0.2, labels=["the\u0301", "caf\u00e9"]).task.labels == ("th\u00e9", "caf\u00e9")
+
+
+def test_truth_values_and_texts_that_spell_them_are_two_classes_and_not_four(tmp_path: Path) -> None:
+    path, values = tmp_path / "x.jsonl", (True, "True", False, "FALSE")
+    lines = [json.dumps({"text": f"text {number}", "label": values[number % 4]}) for number in range(60)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert prepared(files=str(path), dev=0.2, test=0.2).task.labels == ("false", "true")
+
+
+Rows = list[tuple[str, Any]]
+
+
+def as_dataset(rows: Rows) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+
+
+def as_csv(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+
+
+def as_parquet(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": [text for text, _ in rows], "label": [label for _, label in rows]}), path)
+
+
+def as_jsonl(path: Path, rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(json.dumps({"text": text, "label": label}) for text, label in rows), encoding="utf-8")
+
+
+def two_parts(folder: Path, rows: Rows) -> None:
+    as_csv(folder / "train-00000-of-00002.csv", rows[:30])
+    as_csv(folder / "train-00001-of-00002.csv", rows[30:])
+
+
+FORMS: dict[str, tuple[str, str, Callable[[Path, Rows], object]]] = {
+    "csv": ("files", "x.csv", as_csv),
+    "upper case": ("files", "X.CSV", as_csv),
+    "byte-order mark": ("files", "x.csv", lambda path, rows: (as_csv(path, rows), marked(path))),
+    "tsv": ("files", "x.tsv", lambda path, rows: tsv(path, [(text, "" if label is None else label) for text, label in rows])),
+    "jsonl": ("files", "x.jsonl", as_jsonl),
+    "parquet": ("files", "x.parquet", as_parquet),
+    "hub csv": ("hub", "ds", lambda folder, rows: as_csv(folder / "train.csv", rows)),
+    "hub csv, byte-order mark": (
+        "hub",
+        "ds",
+        lambda folder, rows: (as_csv(folder / "train.csv", rows), marked(folder / "train.csv")),
+    ),
+    "hub csv in parts": ("hub", "ds", two_parts),
+    "hub jsonl": ("hub", "ds", lambda folder, rows: as_jsonl(folder / "data/train.jsonl", rows)),
+    "hub parquet": ("hub", "ds", lambda folder, rows: as_parquet(folder / "data/train-00000-of-00001.parquet", rows)),
+    "dataset": ("hub", "ds", lambda folder, rows: as_dataset(rows).save_to_disk(folder)),
+    "datasets": ("hub", "ds", lambda folder, rows: datasets.DatasetDict(train=as_dataset(rows)).save_to_disk(folder)),
+}
+"""How a table may be given: the setting, its value, and what writes it."""
+
+
+def marked(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+
+NAMES = ["None", "NA", "N/A", "nan", "null", "007", "True", "true", "caf\u00e9", "cafe\u0301"]
+TEXTS = ["007", "N/A", "NA", "nan", "1e5", "2020-01-01", "True", " leading", '"quoted"', "a, b"]
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "csv"])
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("classification", [None if number % 13 == 0 else NAMES[number % 10] for number in range(400)]),
+        ("classification", [number % 3 for number in range(400)]),
+        ("regression", [None if number % 13 == 0 else number / 4 for number in range(400)]),
+    ],
+)
+def test_a_table_means_the_same_in_every_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: Kind, labels: list[Any]
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    texts = TEXTS + [f"{text} {number}" for number in range(39) for text in TEXTS]
+    rows, found = list(zip(texts, labels, strict=True)), []
+    for name in ("csv", form):
+        setting, place, write = FORMS[name]
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / place, rows)
+        metric: Metric = "accuracy" if kind == "classification" else "pearson"
+        found.append(prepared(kind, metric, **{setting: str(tmp_path / name / place)}, dev=0.2, test=0.3))
+    first, second = found
+    assert {split: table.to_pylist() for split, table in second.tables.items()} == {
+        split: table.to_pylist() for split, table in first.tables.items()
+    }
+    assert (second.task, second.notes) == (first.task, first.notes)
+    texts_read = {text for table in first.tables.values() for text in table["text_a"].to_pylist()}
+    assert texts_read == set(texts)
+    if labels[1] == "NA":
+        assert first.task.labels == ("007", "N/A", "NA", "None", "True", "caf\u00e9", "nan", "null", "true")
+
+
+def test_splits_of_a_hub_set_that_nobody_asked_for_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    as_csv(tmp_path / "ds/train.csv", TRAIN)
+    (tmp_path / "ds/test.csv").write_text("text,label\none field\n", encoding="utf-8")
+    assert prepared(hub=str(tmp_path / "ds"), dev=0.2, test=0.2, splits={"train": "train"}).notes == {}
+    assert faults(hub=str(tmp_path / "ds"), dev=0.2)[0].endswith("test.csv, row 2 (1 field here): the header has 2 fields")
+
+
 def test_a_tsv_that_was_written_with_the_quotes_of_a_csv_is_noted(tmp_path: Path, files: dict[str, str]) -> None:
     quoted = [('"He said ""so"" twice"', "good"), ('"This film"', "bad"), ('a ""b"" c', "bad")]
     files["train"] = tsv(tmp_path / "train.tsv", [*TRAIN, *quoted])
@@ -356,7 +479,7 @@ def test_a_hub_set_brings_splits_and_label_names(glue: dict[str, Any]) -> None:
 
 def test_secret_test_labels_are_a_fault_with_the_way_out(glue: dict[str, Any]) -> None:
     assert faults(**glue) == [
-        f"{glue['hub']} (test): no row has a label, so nothing can be measured on this test split; "
+        f"{glue['hub']}/rte/test-0.parquet: no row has a label, so nothing can be measured on this test split; "
         "leave it out and give test as a share of train, or take another table"
     ]
 

@@ -1,3 +1,5 @@
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,24 @@ def test_an_empty_cell_a_blank_one_and_a_null_are_no_label() -> None:
     assert labelled(["", "  ", None], "regression") == ([None, None, None], [])
 
 
+def test_a_label_name_has_one_form_of_unicode_and_whole_decimals_are_their_digits() -> None:
+    assert labelled(["caf\u00e9", " cafe\u0301"]) == (["caf\u00e9"] * 2, [])
+    numbers = [Decimal("2.00"), np.float32(2), np.int64(2), Decimal("NaN"), np.float32("nan")]
+    assert labelled(numbers) == (["2", "2", "2", None, None], [])
+
+
+def test_names_that_look_as_if_nothing_stood_there_are_names() -> None:
+    names = ["None", "NA", "N/A", "nan", "NaN", "null", "NULL", "007", "#N/A", "-"]
+    assert labelled(names) == (names, [])
+
+
+@pytest.mark.parametrize("label", [1.5, [1], {"a": 1}, b"a", date(2020, 1, 1), Decimal("1.5"), Decimal("Infinity"), "\ud83d"])
+def test_what_can_name_nothing_and_is_no_number_is_refused_without_a_traceback(label: Any) -> None:
+    (line,) = labelled([label])[1]
+    assert line.startswith("x.csv, row 2 (")
+    assert line.endswith("): the label must be a name or a whole number")
+
+
 def test_what_cannot_be_a_label_name_is_shown() -> None:
     assert labelled([1.5, [1]])[1] == ["x.csv, rows 2 (1.5), 3 ([1]): the label must be a name or a whole number"]
 
@@ -44,12 +64,23 @@ def test_a_truth_value_is_called_as_json_spells_it_and_what_is_not_a_number_is_n
     assert labelled([1.0, float("nan")], "regression") == ([1.0, None], [])
 
 
+REFUSED = [
+    *("four", "nan", "inf", "infinity", "3_5", "\uff13.\uff15", "3,5", "0x1", "1e400", "."),
+    *(1e39, True, [1], 10**39, b"3.5", date(2020, 1, 1), Decimal("Infinity")),
+]
+
+
+def test_numbers_in_ordinary_decimal_notation_are_values_of_a_regression() -> None:
+    written = ["-1.5", "2e-3", ".5", "+4", "5.", "1E2", Decimal("2.50"), np.float32(1.5)]
+    assert labelled(written, "regression") == ([-1.5, float(np.float32(2e-3)), 0.5, 4.0, 5.0, 100.0, 2.5, 1.5], [])
+
+
 def test_regression_labels_are_what_float32_holds() -> None:
     values, lines = labelled(["4.2", 3, " -1e-3 "], "regression")
     assert (values, lines) == ([float(np.float32(4.2)), 3.0, float(np.float32(-1e-3))], [])
 
 
-@pytest.mark.parametrize("label", ["four", "nan", "inf", 1e39, True, [1], 10**39])
+@pytest.mark.parametrize("label", REFUSED)
 def test_a_regression_label_that_is_no_finite_number_is_shown(label: Any) -> None:
     assert labelled([label, 10**400], "regression")[0] == []
     assert labelled([label], "regression")[1] == [f"x.csv, row 2 ({label!r}): the label must be a finite number"]
@@ -62,6 +93,7 @@ def test_a_regression_label_that_is_no_finite_number_is_shown(label: Any) -> Non
         (" \t\n", "row 2: column 'b' holds no text; fill or remove these rows"),
         (None, "row 2: column 'b' holds no text; fill or remove these rows"),
         (7, "row 2 (7): column 'b' holds something other than text"),
+        (b"seven", "row 2: column 'b' holds bytes; write the column as text"),
         ("\ud83d", "row 2: column 'b' holds half a surrogate pair, which is not a character"),
     ],
 )
@@ -75,6 +107,15 @@ def test_texts_that_say_nothing_are_named_with_their_column(text: Any, fault: st
 def test_texts_keep_their_spaces_and_their_key_does_not() -> None:
     (row,) = rows_of(Table("x", ("t",), {"t": [" a\u00a0"]}, [1]), ["t"], None, "classification", FoundFaults())
     assert (row.texts, row.key) == ((" a\u00a0",), ("a",))
+    assert Row(("cafe\u0301",), None, "x", 1).key == Row(("caf\u00e9 ",), None, "x", 2).key == ("caf\u00e9",)
+
+
+def test_rows_of_several_files_keep_their_file() -> None:
+    table = Table("ds (train)", ("t",), {"t": ["a", ""]}, [2, 2], sources=["0.csv", "1.csv"])
+    found = FoundFaults()
+    assert [row.table for row in rows_of(table, ["t"], "", "classification", found)] == ["0.csv"]
+    assert found.lines() == ["1.csv, row 2: column 't' holds no text; fill or remove these rows"]
+    assert table.faulty(found)
 
 
 def test_missing_columns_are_named_with_those_there_are() -> None:

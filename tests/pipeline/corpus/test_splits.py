@@ -29,6 +29,16 @@ def test_adding_rows_never_moves_a_row_to_another_split(few: list[str], more: li
         assert after[split][: len(kept)] == kept
 
 
+def test_texts_of_two_forms_of_unicode_are_one_text_and_plain_ones_keep_their_place() -> None:
+    composed, decomposed = rows("caf\u00e9", "cafe\u0301")
+    assert [len(part) for part in carve([composed, decomposed], {"dev": 0.5}).values()] in ([2, 0], [0, 2])
+    parts = {"train": [composed], "dev": [decomposed], "test": []}
+    found = FoundFaults()
+    refuse_repeated(parts, found)
+    assert len(found.lines()) == 1
+    assert {split: len(part) for split, part in drop_repeated(parts).items()} == {"train": 0, "dev": 1, "test": 0}
+
+
 @given(texts)
 def test_equal_texts_never_straddle_splits_and_no_row_is_lost(found: list[str]) -> None:
     doubled = rows(*found, *(f" {text}\n" for text in found))

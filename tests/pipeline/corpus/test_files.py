@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.tables import Table, read_file, read_hub
+from pipeline.corpus.files import read_file
+from pipeline.corpus.tables import Table
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 EXACT = [
     "NA",
     "null",
@@ -121,7 +124,7 @@ def test_a_text_longer_than_the_csv_modules_own_limit_is_read(tmp_path: Path) ->
 
 def test_a_header_that_names_a_wanted_column_twice_is_refused_and_what_nobody_reads_is_not(tmp_path: Path) -> None:
     path = written(tmp_path / "x.csv", "text,text,label\na,b,c\n")
-    assert faults(path, "text") == ["x.csv: the header names a column twice: text"]
+    assert faults(path, "text") == ["x.csv: it has a column twice: text"]
     assert read(path, "label").columns == {"label": ["c"]}
     assert read(written(tmp_path / "y.csv", "text,label,,\na,b,,\n"), "text", "label").columns == {
         "text": ["a"],
@@ -133,7 +136,7 @@ def test_an_empty_file_and_a_missing_one_and_an_unknown_ending_are_told_apart(tm
     assert faults(written(tmp_path / "x.csv", ""), "text") == ["x.csv: the file is empty; its first line must name the columns"]
     assert faults(tmp_path / "y.csv", "text") == ["y.csv: there is no such file"]
     assert faults(written(tmp_path / "z.xlsx", "x"), "text") == [
-        "z.xlsx: a table's name must end in .csv, .tsv, .jsonl, .parquet"
+        "z.xlsx: a table's name must end in .csv, .tsv, .jsonl, .ndjson, .json, .parquet; save other tables as csv"
     ]
 
 
@@ -170,47 +173,70 @@ def test_a_file_that_only_claims_to_be_parquet_is_refused(tmp_path: Path) -> Non
     assert fault.startswith("x.parquet: not readable as parquet (")
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in hub layout: two configurations, one of them with declared label names."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "hub"
-    features = datasets.Features(
-        {
-            "premise": datasets.Value("string"),
-            "hypothesis": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["entailment", "neutral"]),
-        }
-    )
-    for split, labels in {"train": [0, 1], "validation_matched": [1, 0], "test": [-1, -1]}.items():
-        rows = {"premise": ["p 1", "p 2"], "hypothesis": ["h 1", "h 2"], "label": labels}
-        (folder / "mnli").mkdir(parents=True, exist_ok=True)
-        datasets.Dataset.from_dict(rows, features).to_parquet(folder / "mnli" / f"{split}-0.parquet")
-    written(folder / "plain.csv", "text,label\nfine,1\n")
-    splits = "".join(
-        f"  - split: {split}\n    path: mnli/{split}-*.parquet\n" for split in ("train", "validation_matched", "test")
-    )
-    configs = f"- config_name: mnli\n  data_files:\n{splits}- config_name: plain\n  data_files: plain.csv\n"
-    written(folder / "README.md", f"---\nconfigs:\n{configs}---\n")
-    return folder
+@pytest.mark.parametrize("name", ["x.csv.gz", "X.CSV.GZ", "x.tsv.gz", "x.jsonl.gz"])
+def test_gzipped_tables_are_read_as_those_within(tmp_path: Path, name: str) -> None:
+    content = {".csv": "text\nNA\n", ".tsv": "text\nNA\n", ".jsonl": '{"text": "NA"}\n'}[Path(name.lower()).stem[1:]]
+    assert read(written(tmp_path / name, gzip.compress(content.encode())), "text").columns == {"text": ["NA"]}
 
 
-def test_a_hub_set_gives_its_splits_with_label_names_and_secret_labels_as_none(hub: Path) -> None:
-    found = FoundFaults()
-    tables = read_hub(str(hub), "mnli", None, ["premise", "hypothesis", "label"], found)
-    assert found.lines() == []
-    assert {split: table.columns["label"] for split, table in tables.items()} == {
-        "train": ["entailment", "neutral"],
-        "validation_matched": ["neutral", "entailment"],
-        "test": [None, None],
-    }
-    assert tables["train"].class_names == {"label": ("entailment", "neutral")}
-    assert tables["test"].name == f"{hub} (test)"
-    assert list(tables["test"].numbers) == [1, 2]
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("x.csv", LFS, "it is a pointer of git-lfs, not the table; fetch that with git lfs pull"),
+        ("x.parquet", LFS, "it is a pointer of git-lfs, not the table; fetch that with git lfs pull"),
+        ("x.xlsx", b"PK\x03\x04", "it is an Excel file or a zip archive; save the table as csv"),
+        ("x.csv", b"PK\x03\x04", "it is an Excel file or a zip archive; save the table as csv"),
+        ("x.csv", "text\nno mark\n".encode("utf-16-le"), "the file is UTF-16; save it as UTF-8"),
+        ("x.csv.gz", gzip.compress(b"text\n" * 100)[:-9], "not readable as gzip ("),
+        ("x.json", b'[{"text": "a"}]', "the file is one JSON array; write one object a line, without brackets"),
+        ("x.parquet", b"", "not readable as parquet ("),
+    ],
+)
+def test_what_is_no_table_is_said_in_one_sentence(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
+    (line,) = faults(written(tmp_path / name, content), "text")
+    assert line.startswith(f"{name}: {fault}")
 
 
-def test_a_hub_set_that_cannot_be_loaded_is_one_sentence(hub: Path) -> None:
-    found = FoundFaults()
-    assert read_hub(str(hub), "mnil", None, ["premise"], found) == {}
-    (fault,) = found.lines()
-    assert fault.startswith(f"{hub}: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])")
+def test_a_folder_is_no_file_and_the_way_out_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    way_out = "and files takes files; name the folder as hub, in place of files"
+    assert faults(tmp_path / "x.parquet") == [f"x.parquet: it is a folder, {way_out}"]
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    assert faults(tmp_path / "saved") == [f"saved: it is a folder that datasets saved (save_to_disk), {way_out}"]
+
+
+def test_a_nul_in_a_csv_is_a_character_like_others(tmp_path: Path) -> None:
+    assert read(written(tmp_path / "x.csv", b"text,label\na\0b,1\n"), "text").columns["text"] == ["a\0b"]
+
+
+def test_a_wanted_column_that_is_twice_in_a_parquet_is_refused_and_another_is_not(tmp_path: Path) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["b"])]
+    pa.parquet.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "x.parquet")
+    assert faults(tmp_path / "x.parquet", "text", "label") == ["x.parquet: it has a column twice: label"]
+    assert read(tmp_path / "x.parquet", "text").columns == {"text": ["a"]}
+
+
+def test_a_wanted_key_that_is_twice_in_a_json_object_is_refused_with_its_row_and_another_is_not(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "more": 1, "more": 2}', '{"text": "b", "text": "c"}', '{"text": {"x": 1, "x": 2}}']
+    path = written(tmp_path / "x.jsonl", "\n".join(lines))
+    assert faults(path, "text") == ["x.jsonl, row 2: it has a column twice: text"]
+
+
+def test_an_empty_parquet_and_one_without_columns_are_tables_without_rows(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "x.parquet")
+    pa.parquet.write_table(pa.table({}), tmp_path / "y.parquet")
+    assert list(read(tmp_path / "x.parquet", "text").numbers) == []
+    assert read(tmp_path / "y.parquet", "text").available == ()
+
+
+def test_categories_and_long_strings_of_a_parquet_are_texts(tmp_path: Path) -> None:
+    columns = {"text": pa.array(["NA", None], pa.large_string()), "label": pa.array(["b", "a"]).dictionary_encode()}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet", "text", "label").columns == {"text": ["NA", None], "label": ["b", "a"]}
+
+
+def test_a_parquet_of_datasets_brings_its_class_names(tmp_path: Path) -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
+    datasets.Dataset.from_dict({"label": [1, 0, -1, None]}, features).to_parquet(tmp_path / "x.parquet")
+    table = read(tmp_path / "x.parquet", "label")
+    assert (table.columns, table.class_names) == ({"label": ["good", "bad", None, None]}, {"label": ("bad", "good")})

@@ -1,0 +1,173 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+
+from pipeline.corpus.faults import FoundFaults
+from pipeline.corpus.hub import open_hub
+from pipeline.corpus.tables import Table
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What datasets prepares is written beside the test, and no hub is asked."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(folder: Path, *wanted: str, config: str | None = None) -> dict[str, Table]:
+    found = FoundFaults()
+    tables = {split: reader(wanted, found) for split, reader in open_hub(str(folder), config, None, found).items()}
+    assert found.lines() == []
+    return {split: table for split, table in tables.items() if table is not None}
+
+
+def faults(place: Path, *wanted: str, config: str | None = None) -> list[str]:
+    found = FoundFaults()
+    for reader in open_hub(str(place), config, None, found).values():
+        reader(wanted, found)
+    return [line.replace(str(place), place.name) for line in found.lines()]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A folder in hub layout: two configurations, one of them with declared label names."""
+    folder = tmp_path / "hub"
+    features = datasets.Features(
+        {
+            "premise": datasets.Value("string"),
+            "hypothesis": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["entailment", "neutral"]),
+        }
+    )
+    for split, labels in {"train": [0, 1], "validation_matched": [1, 0], "test": [-1, -1]}.items():
+        rows = {"premise": ["p 1", "p 2"], "hypothesis": ["h 1", "h 2"], "label": labels}
+        (folder / "mnli").mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows, features).to_parquet(folder / "mnli" / f"{split}-0.parquet")
+    written(folder / "plain.csv", "text,label\nfine,1\n")
+    splits = "".join(
+        f"  - split: {split}\n    path: mnli/{split}-*.parquet\n" for split in ("train", "validation_matched", "test")
+    )
+    configs = f"- config_name: mnli\n  data_files:\n{splits}- config_name: plain\n  data_files: plain.csv\n"
+    written(folder / "README.md", f"---\nconfigs:\n{configs}---\n")
+    return folder
+
+
+def test_a_hub_set_gives_its_splits_with_label_names_and_secret_labels_as_none(hub: Path) -> None:
+    tables = read(hub, "premise", "hypothesis", "label", config="mnli")
+    assert {split: table.columns["label"] for split, table in tables.items()} == {
+        "train": ["entailment", "neutral"],
+        "validation_matched": ["neutral", "entailment"],
+        "test": [None, None],
+    }
+    assert tables["train"].class_names == {"label": ("entailment", "neutral")}
+    assert tables["test"].name == str(hub / "mnli/test-0.parquet")
+    assert list(tables["test"].numbers) == [1, 2]
+
+
+def test_a_hub_set_that_cannot_be_loaded_is_one_sentence(hub: Path, tmp_path: Path) -> None:
+    (fault,) = faults(hub, "premise", config="mnil")
+    assert fault.startswith("hub: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])")
+    assert fault.endswith("; name its tables as files, in place of hub")
+    (tmp_path / "empty").mkdir()
+    assert faults(tmp_path / "empty")[0].startswith("empty: datasets cannot load it (")
+    assert faults(written(tmp_path / "x.csv", "text\n")) == ["x.csv: it is a file; name it as files, in place of hub"]
+
+
+def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "ds/data/train.csv", "text\na\n")
+    assert read(Path("ds"), "text")["train"].name == "ds/data/train.csv"
+
+
+def test_several_files_of_a_split_are_one_table_whose_rows_keep_their_file_and_number(tmp_path: Path) -> None:
+    for part in (0, 1):
+        written(tmp_path / f"ds/data/train-0000{part}-of-00002.csv", f'label,text\nNA,text {part}\n\n007," last"\n')
+    table = read(tmp_path / "ds", "text", "label")["train"]
+    assert table.columns == {"text": ["text 0", " last", "text 1", " last"], "label": ["NA", "007"] * 2}
+    places = [(Path(table.source(place)).name[:11], number) for place, number in enumerate(table.numbers)]
+    assert places == [("train-00000", 2), ("train-00000", 4), ("train-00001", 2), ("train-00001", 4)]
+
+
+def test_a_column_that_a_file_of_a_split_lacks_is_named_with_the_file(tmp_path: Path) -> None:
+    written(tmp_path / "ds/train-0.csv", "text,label\na,b\n")
+    written(tmp_path / "ds/train-1.csv", "text\na\n")
+    assert faults(tmp_path / "ds", "text", "label") == [
+        "ds/train-1.csv: there is no column label, which other files of its split have"
+    ]
+
+
+@pytest.mark.parametrize(("content", "values"), [("0\n1\n-1\n", ["neg", "pos", None]), ("neg\n1.0\n5\n", ["neg", "pos", 5])])
+def test_class_names_that_a_readme_declares_name_the_indices_of_a_csv(tmp_path: Path, content: str, values: list[Any]) -> None:
+    written(tmp_path / "ds/train.csv", "label\n" + content)
+    names = "".join(f"        '{place}': {name}\n" for place, name in enumerate(("neg", "pos")))
+    feature = f"  - name: label\n    dtype:\n      class_label:\n        names:\n{names.replace('        ', ' ' * 10)}"
+    written(tmp_path / "ds/README.md", f"---\ndataset_info:\n  features:\n{feature}---\n")
+    table = read(tmp_path / "ds", "label")["train"]
+    assert (table.columns["label"], table.class_names) == (values, {"label": ("neg", "pos")})
+
+
+def configured(folder: Path, options: str) -> None:
+    written(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {options}\n---\n")
+
+
+def test_a_separator_that_a_readme_names_is_followed_and_other_options_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "ds/train.csv", 'text;label\n"a; b";NA\n')
+    configured(tmp_path / "ds", 'sep: ";"')
+    assert read(tmp_path / "ds", "text", "label")["train"].columns == {"text": ["a; b"], "label": ["NA"]}
+    configured(tmp_path / "ds", "skiprows: 1")
+    assert faults(tmp_path / "ds", "text") == [
+        "ds: its README.md asks for csv to be read with skiprows, which is not followed here; "
+        "write its tables with commas, double quotes and a header, in UTF-8"
+    ]
+
+
+def test_a_json_array_arrow_and_text_are_loaded_by_datasets(tmp_path: Path) -> None:
+    written(tmp_path / "array/train.json", '[{"text": "a"}, {"text": "b"}]')
+    assert read(tmp_path / "array", "text")["train"].columns == {"text": ["a", "b"]}
+    written(tmp_path / "lines/train.json", '{"text": "2020-01-01T00:00:00"}\n')
+    assert read(tmp_path / "lines", "text")["train"].columns == {"text": ["2020-01-01T00:00:00"]}
+    written(tmp_path / "text/train.txt", "a\nb\n")
+    table = read(tmp_path / "text", "text", "label")["train"]
+    assert (table.columns, table.name) == ({"text": ["a", "b"]}, f"{tmp_path / 'text'} (train)")
+
+
+@pytest.mark.parametrize(
+    ("save", "splits"),
+    [
+        (lambda data, folder: data.save_to_disk(folder), ["train"]),
+        (lambda data, folder: datasets.DatasetDict(train=data, validation=data).save_to_disk(folder), ["train", "validation"]),
+    ],
+)
+def test_what_save_to_disk_wrote_is_read(tmp_path: Path, save: Callable[[Any, Path], None], splits: list[str]) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    data = datasets.Dataset.from_dict({"text": ["NA", "b", "c"], "label": [0, 1, -1]}, features)
+    save(data.select([2, 1, 0]), tmp_path / "saved")
+    tables = read(tmp_path / "saved", "text", "label", "absent")
+    assert list(tables) == splits
+    assert tables["train"].columns == {"text": ["c", "b", "NA"], "label": [None, "pos", "neg"]}
+    assert tables["train"].class_names == {"label": ("neg", "pos")}
+    assert faults(tmp_path / "saved", config="some") == [
+        "saved: it was saved by datasets (save_to_disk) and has no some; leave config and revision out"
+    ]
+
+
+def test_csv_of_the_hub_is_fetched_and_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = written(tmp_path / "snapshot/train.csv", "text,label\nN/A,None\n")
+    config = datasets.load_dataset_builder("csv", data_files=str(fetched)).config
+    config.data_files = {"train": ["hf://datasets/org/set@main/train.csv"]}
+    builder = SimpleNamespace(name="csv", config=config, info=SimpleNamespace(features=None))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
+    monkeypatch.setattr(datasets.DownloadManager, "download", lambda _, files: [str(fetched)] * len(files))
+    assert read(Path("org/set"), "text", "label")["train"].columns == {"text": ["N/A"], "label": ["None"]}
+    monkeypatch.setattr(datasets.DownloadManager, "download", lambda *_: 1 / 0)
+    assert faults(Path("org/set"), "text") == ["org/set: datasets cannot download it (division by zero)".replace("org/", "")]
