@@ -1,5 +1,6 @@
 """Task kinds, label names and metrics. Knows what a prediction is worth, not where it came from."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,11 @@ class Task(Settings):
     def read(cls, folder: Path) -> "Task":
         """Read ``task.json``; a folder without one was not made by ``prepare``."""
         return read_facts(cls, folder / TASK_FILE, f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro")
+
+
+def label_name(written: str) -> str:
+    """A label name as names compare, in tables, settings and models: without surrounding space, in Unicode NFC."""
+    return unicodedata.normalize("NFC", written.strip())
 
 
 def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:

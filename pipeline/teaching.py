@@ -1,7 +1,6 @@
 """The teacher: fine-tuned on the task, or adopted after a check that it answers it. Knows texts and one model."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.conduct import NO_STATES, Conduct
 from pipeline.config import Settings
-from pipeline.encoding import Batch, Ids, Integers, Types, collate, encode, length_buckets
+from pipeline.encoding import Batch, Ids, Integers, Types, check_length, collate, encode, length_buckets
 from pipeline.errors import Faults, PipelineError, refusals
 from pipeline.files import folder_written_whole
 from pipeline.finetuning import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
@@ -35,15 +34,12 @@ from pipeline.models.pretrained import (
     saved_labels,
 )
 from pipeline.models.scale import Scale
-from pipeline.models.soundness import check_label_names, check_token_types, check_values, check_vocabulary
+from pipeline.models.soundness import GENERIC, check_label_names, check_token_types, check_values, check_vocabulary
 from pipeline.order import Piece
 from pipeline.tasks import Floats, Kind, Split, Task, measure, one_answer
 
 ROWS_OF_A_BATCH = 64
 """When an adopted teacher answers dev."""
-
-GENERIC = re.compile(r"LABEL_\d+")
-"""What transformers calls a label that nobody has named."""
 
 WAY_OUT = "lower teach.learning_rate where it is above 5.0e-5, else train longer"
 """What to do about a fine-tuned teacher that has learnt nothing."""
@@ -149,6 +145,7 @@ def teacher_faults(
         return [*refusals(*checks), str(fault)]
     checks += [
         lambda: _check_longest(model, settings, tokenizer),
+        lambda: check_length(tokenizer, pair, settings.max_length, model),
         lambda: check_vocabulary(model, tokenizer),
         lambda: check_token_types(model, tokenizer, pair),
         lambda: check_saving(model, tokenizer),

@@ -10,16 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from huggingface_hub import try_to_load_from_cache
-from transformers.utils import CONFIG_NAME
 
 from pipeline import config
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.tokens import Reader, check_tokens
+from pipeline.errors import PipelineError
 from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
-from pipeline.models.pretrained import config_of, is_hub_id, load_tokenizer, on_hub
+from pipeline.models.pretrained import config_of, folder_at_hand, load_tokenizer
 from pipeline.tasks import TASK_FILE, Kind, Metric, Split, Task
 from stages.command import note_unseen, out_option, params_option, stage
 
@@ -82,26 +81,17 @@ def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str,
         PipelineError: its ``max_length`` is too small.
     """
     model, max_length = str(teacher.get("model")), teacher.get("max_length")
-    folder = folder_here(model)
+    folder = folder_at_hand(model)
     if folder is None or not isinstance(max_length, int):
         return {}
     try:
         reader = Reader(model, load_tokenizer(folder), max_length, int(config_of(folder).get_text_config().vocab_size))
-    except Exception:  # `check` and `teach` say what is wrong with a model
+    except PipelineError:  # `check` and `teach` say what is wrong with a model
         return {}
     found = FoundFaults()
     notes = check_tokens(prepared.examples, reader, found)
     found.raise_any(f"task {prepared.task.name}")
     return notes
-
-
-def folder_here(model: str) -> Path | None:
-    """The folder of a model on this machine: its own, or that of a hub's model in the cache; the hub is not asked."""
-    if Path(model).is_dir() or not is_hub_id(model):
-        return Path(model) if Path(model).is_dir() else None
-    name, revision = on_hub(model)
-    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
-    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
 from transformers.utils import CONFIG_NAME
 
 from pipeline import config
@@ -17,13 +16,10 @@ from pipeline.distill.student import Checkpoint, check_size
 from pipeline.distill.uses import check_use
 from pipeline.errors import PipelineError, refusals
 from pipeline.finetuning import check_services
-from pipeline.models.pretrained import check_folder, check_place, depth_of, is_hub_id, load_tokenizer, on_hub
+from pipeline.models.pretrained import check_folder, check_place, depth_of, folder_at_hand, load_tokenizer
 from pipeline.tasks import SPLITS
 from pipeline.teaching import teacher_faults
 from pipeline.wording import check_words
-
-PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
-"""Of each of these a model of the hub must have one in the cache to be asked: weights, though .bin is refused; a tokenizer."""
 
 
 def use_faults(sections: Sections, to_come: Path) -> list[str]:
@@ -61,19 +57,7 @@ def unasked(sections: Sections, to_come: Path) -> list[str]:
     models += [task.words.model for task in sections.tasks.values() if task.words is not None]
     models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
     hubs = [model for model in dict.fromkeys(models) if not refusals(lambda: check_place(model, "model"))]  # noqa: B023
-    return [model for model in hubs if Path(model) != to_come and _at_hand(model) is None]
-
-
-def _at_hand(model: str) -> Path | None:
-    """The folder of a model that can be asked: its own, or that of a hub's model in the cache."""
-    if Path(model).is_dir():
-        return Path(model)
-    if not is_hub_id(model):
-        return None
-    name, revision = on_hub(model)
-    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
-    folder = Path(cached).parent if isinstance(cached, str) else None
-    return folder if folder and all(any(any(folder.glob(name)) for name in part) for part in PARTS) else None
+    return [model for model in hubs if Path(model) != to_come and folder_at_hand(model) is None]
 
 
 def _check_there(model: str, what: str, to_come: Path) -> None:
@@ -97,7 +81,7 @@ def _by_name(fault: PipelineError | str, *models: str) -> str:
     """A fault that calls models of the hub by their ids, not by their folders in the cache."""
     told = str(fault)
     for model in models:
-        if not Path(model).is_dir() and (folder := _at_hand(model)) is not None:
+        if not Path(model).is_dir() and (folder := folder_at_hand(model)) is not None:
             told = told.replace(str(folder), model)
     return told
 
@@ -118,7 +102,7 @@ def _teacher_faults(name: str, task: TaskSettings, sections: Sections, to_come: 
     teacher, model, labels = task.teacher, task.teacher.model, task.corpus.labels
     try:
         _check_there(model, "model", to_come)
-        if (folder := _at_hand(model)) is None:
+        if (folder := folder_at_hand(model)) is None:
             return []
         check_folder(folder, "model" if teacher.fine_tune else "classifier")
     except PipelineError as fault:
@@ -151,7 +135,7 @@ def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
         return []
     try:
         _check_there(words.model, "masked language model", to_come)
-        own, theirs = _at_hand(words.model), _at_hand(teacher.model)
+        own, theirs = folder_at_hand(words.model), folder_at_hand(teacher.model)
         if own and theirs and all((folder / CONFIG_NAME).is_file() for folder in (own, theirs)):
             check_words(words.model_copy(update={"model": str(own)}), str(theirs), teacher.max_length)
     except PipelineError as fault:
@@ -167,7 +151,7 @@ def _size_faults(place: str, student: StudentSettings, teacher: str, faulty: Col
             _check_there(start, "checkpoint", to_come)
     except PipelineError as fault:
         return [f"{place}: {fault}"]
-    folder = _at_hand(start)
+    folder = folder_at_hand(start)
     if start in faulty or folder is None or not (folder / CONFIG_NAME).is_file():
         return []
     return [f"{place}, cut from {start}: {fault}" for fault in refusals(lambda: check_size(folder, student))]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row, check_known, is_integer, label_name, names_in
+from pipeline.corpus.rows import Row, check_known, is_integer, names_in
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts
 from pipeline.corpus.tables import OwnSplits
-from pipeline.tasks import SPLITS
+from pipeline.tasks import SPLITS, label_name
 
 NOT_OF_TWO = "it is the F1 of the second of two labels, and there are {}; choose macro_f1"
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.tables import Table, separated_otherwise
-from pipeline.tasks import Kind
+from pipeline.tasks import Kind, label_name
 
 LONGEST_SHOWN = 40
 
@@ -116,17 +116,8 @@ def _class_name(value: Any) -> str:
         value = int(value)
     if not isinstance(value, str | int):
         raise TypeError(value)
-    return label_name(str(value))
-
-
-def label_name(written: str) -> str:
-    """A label name as it is compared.
-
-    Raises:
-        UnicodeEncodeError: it holds half a surrogate pair.
-    """
-    name = unicodedata.normalize("NFC", written.strip())
-    name.encode()
+    name = label_name(str(value))
+    name.encode()  # half a surrogate pair is refused
     return name
 
 

@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config import Settings
-from pipeline.corpus.rows import label_name
-from pipeline.tasks import Split
+from pipeline.tasks import Split, label_name
 
 
 def _files(value: Any) -> Any:

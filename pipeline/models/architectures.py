@@ -4,14 +4,13 @@ Knows how transformers' architectures differ; must not load one.
 """
 
 import math
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from pipeline.errors import PipelineError
-from pipeline.tasks import Task
+from pipeline.tasks import Task, label_name
 
 ENCODERS = (
     "albert", "bert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert", "mpnet", "roberta", "xlm-roberta",
@@ -68,9 +67,9 @@ def head_settings(task: Task) -> dict[str, Any]:
 
 
 def labels_of(model_or_config: Any) -> tuple[str, ...]:
-    """Label names in the order of the logits, as label names compare: without surrounding space, in Unicode NFC."""
+    """Label names in the order of the logits."""
     names = getattr(model_or_config, "config", model_or_config).id2label
-    return tuple(unicodedata.normalize("NFC", str(names[index])).strip() for index in sorted(names))
+    return tuple(label_name(str(names[index])) for index in sorted(names))
 
 
 IDENTITY = "torch.nn.modules.linear.Identity"

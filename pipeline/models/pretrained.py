@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError, safe_open
@@ -37,6 +37,9 @@ from pipeline.models.architectures import (
 )
 from pipeline.models.forward import word_embeddings
 from pipeline.tasks import Task
+
+PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
+"""Of each of these a model of the hub must have one in the cache to be asked: weights, though .bin is refused; a tokenizer."""
 
 FORMS: Mapping[str, tuple[type, str]] = {
     "id2label": (dict, 'a mapping such as {"0": "negative", "1": "positive"}'),
@@ -95,6 +98,18 @@ def on_hub(source: str) -> tuple[str, str | None]:
     """Of ``org/name@revision`` the model and the branch, tag or commit of it; the hub's newest where none is named."""
     name, at, revision = source.partition("@")
     return name, revision if at else None
+
+
+def folder_at_hand(model: str) -> Path | None:
+    """The folder of a model on this machine: its own, or that of a hub's model that is whole in the cache; no hub is asked."""
+    if Path(model).is_dir():
+        return Path(model)
+    if not is_hub_id(model):
+        return None
+    name, revision = on_hub(model)
+    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+    folder = Path(cached).parent if isinstance(cached, str) else None
+    return folder if folder and all(any(any(folder.glob(name)) for name in part) for part in PARTS) else None
 
 
 def _place(source: str | Path) -> dict[str, Any]:

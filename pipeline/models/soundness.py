@@ -1,6 +1,7 @@
 """Whether a saved model fits its tokenizer and says what its answers mean. Reads configurations and tokenizers, no weight."""
 
 import json
+import re
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -9,6 +10,10 @@ from pipeline.errors import PipelineError
 from pipeline.models.architectures import IDENTITY, activation_of, labels_of
 from pipeline.models.hashes import ROLES
 from pipeline.models.pretrained import config_of
+from pipeline.tasks import label_name
+
+GENERIC = re.compile(r"LABEL_\d+")
+"""What transformers calls a label that nobody has named."""
 
 NAMED = 3
 """Tokens or labels that a sentence names."""
@@ -67,21 +72,29 @@ def check_label_names(source: str | Path) -> None:
     """
     config = config_of(source, "classifier")
     names, numbers = config.id2label or {}, config.label2id or {}
-    shown = json.dumps(names, ensure_ascii=False)
-    if sorted(names) != list(range(len(names))) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+    shown = json.dumps(names)
+    if sorted(names) != list(range(len(names))) or not all(map(_is_name, names.values())):
         raise PipelineError(
             f"{source} does not name its labels: id2label in its config.json is {shown}; it must map each number from 0 to a "
             'name in text, such as {"0": "negative", "1": "positive"}'
         )
     if len({*labels_of(config)}) < len(names):
         raise PipelineError(f"{source} gives two labels one name: id2label in its config.json is {shown}")
-    inverse = {str(name).strip(): number for name, number in numbers.items()}
-    wrong = [name for number, name in names.items() if str(inverse.get(name.strip(), number)) != str(number)]
-    if wrong:
+    inverse = {label_name(name): str(number) for number, name in names.items()}
+    said = {label_name(str(name)): str(number) for name, number in numbers.items()}
+    if said != inverse and not all(map(GENERIC.fullmatch, said)):
         raise PipelineError(
             f"{source} contradicts itself in its config.json: id2label is {shown}, but label2id is "
-            f"{json.dumps(numbers, ensure_ascii=False)}; make one the inverse of the other"
+            f"{json.dumps(numbers)}; make one the inverse of the other"
         )
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value names a label: a text that says something and can be written, as half a surrogate pair cannot."""
+    try:
+        return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def check_values(source: str | Path) -> None:

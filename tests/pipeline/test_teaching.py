@@ -214,7 +214,8 @@ GENERIC_WAY_OUT = (
         (("bad", "fine"), 'if they mean the same, say which of the table\'s is which: corpus.labels: {…: "bad", …: "fine"}'),
         (
             ("bad", "good", "fine"),
-            'a table may lack some of them: list all of the classifier\'s, in its order: corpus.labels: ["bad", "good", "fine"]',
+            "a table may lack some of them: list all of the classifier's, in its order: corpus.labels: "
+            '["bad", "good", "fine"]',
         ),
     ],
 )
