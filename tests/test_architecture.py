@@ -41,6 +41,7 @@ ORDER = [
     "pipeline.models.forward",
     "pipeline.models.pretrained",
     "pipeline.models.hashes",
+    "pipeline.models.soundness",
     "pipeline.models.scale",
     "pipeline.scouting",
     "pipeline.proposing",
