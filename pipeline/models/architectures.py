@@ -82,13 +82,17 @@ def activation_of(config: Any) -> str:
     """
     named = getattr(config, "sentence_transformers", None)
     default = "" if named is None or config.num_labels > 1 else "Sigmoid"
-    found = (named or {}).get("activation_fn") or getattr(config, "sbert_ce_default_activation_function", None) or default
+    found = (
+        (named.get("activation_fn") if isinstance(named, dict) else None)
+        or getattr(config, "sbert_ce_default_activation_function", None)
+        or default
+    )
     return "" if str(found) == IDENTITY else str(found).rpartition(".")[2]
 
 
 def forget_activation(config: Any) -> None:
     """Make a configuration say that the head's output is the answer, which is so of a head that was fitted here."""
-    if getattr(config, "sentence_transformers", None) is not None:
+    if isinstance(getattr(config, "sentence_transformers", None), dict):
         config.sentence_transformers = {**config.sentence_transformers, "activation_fn": IDENTITY}
     if getattr(config, "sbert_ce_default_activation_function", None) is not None:
         config.sbert_ce_default_activation_function = IDENTITY

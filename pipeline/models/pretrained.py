@@ -4,6 +4,7 @@ Knows how transformers loads; must not know what a model is used for.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,6 +237,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(**_place(source), trust_remote_code=False))
     for name in FORGOTTEN:
         tokenizer.init_kwargs.pop(name, None)
+    most = tokenizer.model_max_length
+    if not isinstance(most, int | float) or not math.isfinite(most):
+        raise PipelineError(f"the tokenizer of {source} has model_max_length: {most!r}; it must be a whole number")
     if (named := _padding_of_decoder(source)) is not None and named in tokenizer.added_tokens_decoder:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
@@ -386,8 +390,8 @@ def _refuse_fresh(source: str | Path, fresh: list[str], new_head: bool) -> None:
 
 def _told(error: BaseException) -> str:
     """The first line that an error says, and the next where the first only names the place."""
-    first, *others = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{first} {others[0]}" if first.endswith(":") and others else first
 
 
 def saved_labels(folder: str | Path) -> tuple[str, ...]:

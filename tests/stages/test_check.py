@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
 from pipeline import runtime
 from pipeline.config import lookup, read_params
 from tests.parameters import ROOT, changed, check
+from tests.world import make_task, make_tokenizer, rewrite, save_teacher
 
 
 @pytest.mark.parametrize("name", ["tickets", "movie_scores"])
@@ -155,3 +157,85 @@ def test_what_only_a_gpu_can_is_noted_where_there_is_none(write: Callable[[str, 
     status, text = check(write("params.yaml", changed({"teach.precision": "float16"})))
     assert "note: teach.precision: float16 needs a GPU, and this machine has none; bfloat16 and float32 need none\n" in text
     assert status == 0
+
+
+def test_ten_models_with_a_fault_each_are_ten_sentences_in_one_answer(
+    write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """Foreign and damaged files, odd labels and odd configurations: none hides another, and none ends in a traceback."""
+    content = yaml.safe_load(changed({"students": {"half": {"layers": 2}}, "augment.recipes": [["mask"]]}))
+    task = content["tasks"].pop("movies")
+    for number, (name, (harm, _)) in enumerate(FAULTS.items()):
+        folder = save_teacher(tmp_path / name, make_task(), seed=number)
+        harm(folder)
+        teacher = {"model": str(folder), "max_length": 16, "fine_tune": False}
+        corpus = task["corpus"] | {"text": ["one", "other"], "labels": ["bad", "good"]}
+        content["tasks"][name] = task | {"teacher": teacher, "corpus": corpus}
+    status, text = check(write("params.yaml", yaml.safe_dump(content, sort_keys=False)))
+    assert status == 1
+    lines = [line for line in text.splitlines() if line.startswith("  - ")]
+    assert len(lines) == len(FAULTS), text
+    for line, (name, (_, sentence)) in zip(lines, FAULTS.items(), strict=True):
+        assert line.startswith(f"  - tasks.{name}.teacher: "), line
+        assert sentence in line, line
+
+
+def without_mask(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def with_added_tokens(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<url>"])
+    tokenizer.save_pretrained(folder)
+
+
+def of_fewer_layers(folder: Path) -> None:
+    rewrite(folder / "config.json", num_hidden_layers=3)
+
+
+def needs_a_package(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword")
+    rewrite(folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="mecab")
+
+
+def one_token_type(folder: Path) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["bert.embeddings.token_type_embeddings.weight"] = weights["bert.embeddings.token_type_embeddings.weight"][
+        :1
+    ].clone()
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    rewrite(folder / "config.json", type_vocab_size=1)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "layers": (of_fewer_layers, "that transformers does not load (bert.encoder.layer.3."),
+    "tokens": (with_added_tokens, "that have none (<url>)"),
+    "types": (one_token_type, "has type_vocab_size: 1, but its tokenizer gives a pair the token type 1"),
+    "package": (needs_a_package, "You need to install fugashi"),
+    "quantised": (
+        lambda folder: rewrite(folder / "config.json", quantization_config={"quant_method": "awq"}),
+        "is quantised (awq)",
+    ),
+    "numbers": (
+        lambda folder: rewrite(folder / "config.json", id2label={"0": 0, "1": 1}, label2id={}),
+        "does not name its labels: id2label in its config.json is",
+    ),
+    "listed": (
+        lambda folder: rewrite(folder / "config.json", id2label=["bad", "good"]),
+        "id2label in its config.json must be a mapping such as",
+    ),
+    "contradicting": (
+        lambda folder: rewrite(folder / "config.json", label2id={"bad": 1, "good": 0}),
+        "contradicts itself in its config.json",
+    ),
+    "pointer": (
+        lambda folder: (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "tokenizer.json is a Git LFS pointer",
+    ),
+    "maskless": (without_mask, "this teacher's tokenizer has no mask token, so there is no mask"),
+}
+"""By task, what is done to its model and what is said of it."""

@@ -257,6 +257,13 @@ def test_a_tokenizer_that_cannot_be_loaded_is_one_sentence(harm: Callable[[Path]
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("most", [{}, "long", float("nan")])
+def test_a_tokenizers_greatest_length_that_is_none_is_one_sentence(most: Any, folder: Path) -> None:
+    rewrite(folder / "tokenizer_config.json", model_max_length=most)
+    with pytest.raises(PipelineError, match=rf"the tokenizer of {folder} has model_max_length: .*; it must be a whole number"):
+        load_tokenizer(folder)
+
+
 @pytest.mark.parametrize(
     "quantised", [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "gptq", "bits": 4}]
 )
