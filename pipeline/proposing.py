@@ -4,6 +4,7 @@ The stage words writes it, the augment half reads it. Knows files and loading; n
 """
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,10 +44,10 @@ def words_in(folder: Path) -> WordsFacts:
     return read_facts(WordsFacts, folder / WORDS_FILE, f"{folder} has no {WORDS_FILE}; the stage words writes it")
 
 
-def load_masked_lm(source: str | Path) -> PreTrainedModel:
-    """A masked language model all of whose weights were saved with it."""
+def load_masked_lm(source: str | Path, **settings: Any) -> PreTrainedModel:
+    """A masked language model all of whose weights were saved with it; ``settings`` are given to transformers."""
     refuse_maskless(config_of(source, "masked language model"), source)
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True)
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True, **settings)
     if fresh:
         raise PipelineError(
             f"{source} is not a finished masked language model: it lacks weights that its configuration asks for, or has them "

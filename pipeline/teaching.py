@@ -204,7 +204,6 @@ def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) ->
         PipelineError: it answers classes where a value is wanted, several labels a row, or others than these.
     """
     config = config_of(model, "classifier")
-    check_label_names(model)
     if kind == "regression":
         if config.num_labels != 1:
             raise PipelineError(f"{model} answers {config.num_labels} classes, but {task} is a regression")
@@ -214,6 +213,7 @@ def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) ->
             f"{model} gives each label an answer of its own (problem_type: multi_label_classification), "
             f"but {task} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
         )
+    check_label_names(model)
     found = saved_labels(model)
     if found != labels:
         raise PipelineError(

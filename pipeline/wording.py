@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,8 @@ def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
     """Refuse a masked language model that cannot serve a teacher; no weight is read.
 
     Raises:
-        PipelineError: it is not there, of another type, has another tokenizer, too few positions or too small a vocabulary.
+        PipelineError: it is not there or not whole, of another type, has another tokenizer, too few positions or too small a
+            vocabulary.
     """
     config, tokenizer = config_of(words.model, "masked language model"), load_tokenizer(words.model)
     check_tokenizer(words.model, tokenizer, load_tokenizer(teacher))
@@ -102,6 +104,10 @@ def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
             "fill masks, or fit this one: tasks.<task>.words.fit: true"
         )
     check_vocabulary(words.model, tokenizer)
+    if words.fit:
+        _encoder(words.model, device_map="meta")
+    else:
+        load_masked_lm(words.model, device_map="meta")
 
 
 def _fitted(
@@ -136,14 +142,20 @@ def _with_head(source: str) -> PreTrainedModel:
     Square layers of it that were not saved begin as the identity: where, as in BERT, one layer comes before a projection to the
     word embeddings, the head begins by asking which word the output is like.
     """
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True)
-    if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
-        raise PipelineError(
-            f"{source} is not a finished encoder: it lacks weights that its configuration asks for, or has them in another "
-            f"shape ({', '.join(body[:3])}); name a checkpoint of this architecture"
-        )
+    model, fresh = _encoder(source)
     with torch.no_grad():
         for weight in (model.get_parameter(name) for name in fresh):
             if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:
                 torch.nn.init.eye_(weight)
     return model
+
+
+def _encoder(source: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """An encoder as a masked language model, and the names of the weights of its head that are made up here."""
+    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True, **settings)
+    if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
+        raise PipelineError(
+            f"{source} is not a finished encoder: it lacks weights that its configuration asks for, or has them in another "
+            f"shape ({', '.join(body[:3])}); name a checkpoint of this architecture"
+        )
+    return model, fresh

@@ -12,7 +12,7 @@ from pipeline.corpus.labels import NOT_OF_TWO
 from pipeline.corpus.settings import MISSING_SHARE
 from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import StudentSettings
-from pipeline.distill.student import Checkpoint, check_size
+from pipeline.distill.student import Checkpoint, check_size, check_start
 from pipeline.distill.uses import check_use
 from pipeline.errors import PipelineError, refusals
 from pipeline.finetuning import check_services
@@ -40,12 +40,12 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
         faulty |= {task.teacher.model} if found else set()
         faults += found or _words_faults(name, task, to_come)
         if task.aim == "scout" and sections.scout is not None:
-            faults += _size_faults("scout", sections.scout, task.teacher.model, faulty, to_come)
+            faults += _size_faults("scout", sections.scout, task, faulty, to_come)
     for name, student in sections.students.items():
         if student.objective.hidden and sections.score and not sections.score.hidden:
             faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
         for task_name, task in sections.tasks.items():
-            faults += _size_faults(f"students.{name}", student, task.teacher.model, faulty, to_come)
+            faults += _size_faults(f"students.{name}", student, task, faulty, to_come)
             faults += _learning_faults(name, student, task_name, sections)
     return faults
 
@@ -143,18 +143,21 @@ def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
     return []
 
 
-def _size_faults(place: str, student: StudentSettings, teacher: str, faulty: Collection[str], to_come: Path) -> list[str]:
-    """What of a student's size the model that it is cut from does not have, where that is there to ask and no faulty one."""
-    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else teacher
+def _size_faults(place: str, student: StudentSettings, task: TaskSettings, faulty: Collection[str], to_come: Path) -> list[str]:
+    """Why a student cannot be cut from its model, where that is there to ask and no faulty one."""
+    teacher, start = task.teacher, student.start.checkpoint if isinstance(student.start, Checkpoint) else task.teacher.model
     try:
         if isinstance(student.start, Checkpoint):
             _check_there(start, "checkpoint", to_come)
     except PipelineError as fault:
         return [f"{place}: {fault}"]
-    folder = folder_at_hand(start)
-    if start in faulty or folder is None or not (folder / CONFIG_NAME).is_file():
+    folder, theirs = folder_at_hand(start), folder_at_hand(teacher.model)
+    if {start, teacher.model} & {*faulty} or folder is None or not (folder / CONFIG_NAME).is_file():
         return []
-    return [f"{place}, cut from {start}: {fault}" for fault in refusals(lambda: check_size(folder, student))]
+    found = refusals(lambda: check_size(folder, student))
+    if isinstance(student.start, Checkpoint) and theirs is not None:
+        found += refusals(lambda: check_start(str(folder), load_tokenizer(theirs), teacher.max_length))
+    return [f"{place}, cut from {start}: {fault.replace(str(folder), start)}" for fault in found]
 
 
 def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:

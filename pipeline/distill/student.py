@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from pipeline.config import Settings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
@@ -20,7 +26,14 @@ from pipeline.errors import PipelineError
 from pipeline.models.architectures import FIRST_LAYER_APART
 from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import answers_values, config_of, load_classifier, load_tokenizer, longest_input
+from pipeline.models.pretrained import (
+    answers_values,
+    check_classifier,
+    config_of,
+    load_classifier,
+    load_tokenizer,
+    longest_input,
+)
 from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None
@@ -117,19 +130,35 @@ def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> 
     """The model whose weights a student starts from, its head one of the teacher's labels."""
     if not isinstance(start, Checkpoint):
         return teacher
-    tokenizer, theirs = load_tokenizer(folder), load_tokenizer(start.checkpoint)
+    tokenizer = load_tokenizer(folder)
+    check_start(start.checkpoint, tokenizer, tokenizer.model_max_length)
+    return load_classifier(start.checkpoint, Task.read(folder))
+
+
+def check_start(checkpoint: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse a model to start from that cannot read what a teacher stored; no weight is read.
+
+    Args:
+        checkpoint: where the model lies.
+        tokenizer: the teacher's.
+        max_length: the most tokens of a stored row.
+
+    Raises:
+        PipelineError: it has another tokenizer, takes fewer tokens, or is not whole.
+    """
+    theirs = load_tokenizer(checkpoint)
     if tokenizer_hash(tokenizer) != tokenizer_hash(theirs):
         raise PipelineError(
-            f"{start.checkpoint} has another tokenizer ({tokenizer_hash(theirs)[:12]}) than the teacher "
+            f"{checkpoint} has another tokenizer ({tokenizer_hash(theirs)[:12]}) than the teacher "
             f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read what is stored; start from a checkpoint that shares it"
         )
-    longest = longest_input(start.checkpoint, theirs)
-    if longest < tokenizer.model_max_length:
+    longest = longest_input(checkpoint, theirs)
+    if longest < max_length:
         raise PipelineError(
-            f"{start.checkpoint} takes at most {longest} tokens, stored rows have up to {tokenizer.model_max_length}; "
+            f"{checkpoint} takes at most {longest} tokens, stored rows have up to {max_length}; "
             f"start from another checkpoint, or set teacher.max_length to {longest} or less"
         )
-    return load_classifier(start.checkpoint, Task.read(folder))
+    check_classifier(checkpoint, new_head=True)
 
 
 def check_size(model: Path, size: SizeSettings) -> None:

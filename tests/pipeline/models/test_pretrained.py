@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.models.forward import (
 )
 from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import (
+    check_classifier,
     check_folder,
     config_of,
     embedding_width,
@@ -61,8 +63,11 @@ def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_ta
     assert torch.equal(logits_from_ids(load_classifier(tmp_path / "whole"), batch), logits_from_ids(model, batch))
     body = AutoModel.from_config(CONFIGURATIONS[kind])
     body.save_pretrained(tmp_path / "body")
-    with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
-        load_classifier(tmp_path / "body")
+    for refused in (load_classifier, partial(check_classifier, new_head=False)):
+        with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
+            refused(tmp_path / "body")
+    check_classifier(tmp_path / "whole", new_head=False)
+    check_classifier(tmp_path / "body", new_head=True)
     headed = load_classifier(tmp_path / "body", make_task())
     assert torch.equal(headed.get_input_embeddings().weight, body.get_input_embeddings().weight)
     assert logits_from_ids(headed, batch).shape == (len(LENGTHS), 2)
