@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 import yaml
 
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
-from tests.world import make_task, save_on_hub, save_teacher
+from tests.world import make_task, make_tokenizer, save_on_hub, save_teacher
 
 HIDDEN = {"distill.objective.hidden": 1.0}
 REGRESSION = {
@@ -293,3 +295,34 @@ def test_what_can_be_no_name_of_the_hub_is_a_fault_beside_the_others(write: Call
 def test_a_scout_that_its_teacher_is_too_small_for_is_a_fault(write: Callable[[str, str], Path], hub: Path) -> None:
     _, text = check(write("params.yaml", changed(SCOUTED | {"scout.layers": 99} | of_hub("org/teacher"))))
     assert "scout, cut from org/teacher: layers: 99 cannot be taken" in text
+
+
+def test_a_model_that_is_not_whole_is_told_of_students_and_words_too(write: Callable[[str, str], Path], tmp_path: Path) -> None:
+    teacher, other = save_teacher(tmp_path / "teacher", make_task()), save_teacher(tmp_path / "other", make_task(), seed=1)
+    weights = safetensors.torch.load_file(other / "model.safetensors") | {
+        "bert.encoder.layer.9.output.dense.bias": torch.ones(32)
+    }
+    safetensors.torch.save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    at = {
+        f"{MOVIES}.teacher": {"model": str(teacher), "max_length": 16, "fine_tune": True},
+        f"{MOVIES}.words": {"model": str(other), "fit": True},
+        "augment.recipes": [["masked_lm"]],
+        "students": {"half": {"layers": 2, "start": {"checkpoint": str(other)}}},
+    }
+    _, text = check(write("params.yaml", changed(at)))
+    lost = f"{other} holds 1 weight that transformers does not load (bert.encoder.layer.9.output.dense.bias)"
+    assert f"  - tasks.movies.words: {lost}" in text, text
+    assert f"  - students.half, cut from {other}: {lost}" in text, text
+
+
+def test_a_checkpoint_with_another_tokenizer_than_the_teachers_is_told_before_any_stage_runs(
+    write: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    teacher, other = save_teacher(tmp_path / "teacher", make_task()), save_teacher(tmp_path / "other", make_task())
+    make_tokenizer(types=False).save_pretrained(other)
+    at = {
+        f"{MOVIES}.teacher": {"model": str(teacher), "max_length": 16, "fine_tune": True},
+        "students": {"half": {"layers": 2, "start": {"checkpoint": str(other)}}},
+    }
+    _, text = check(write("params.yaml", changed(at)))
+    assert f"  - students.half, cut from {other}: {other} has another tokenizer (" in text, text
