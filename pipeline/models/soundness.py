@@ -104,14 +104,17 @@ def check_values(source: str | Path) -> None:
         PipelineError: something comes behind the head, or transformers would serve the logit's sigmoid.
     """
     config = config_of(source, "classifier")
-    way_out = "else set teacher.fine_tune: true, which fits the head to the labels"
-    if activation := activation_of(config):
-        raise PipelineError(
-            f"{source} is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits; if the "
-            f'labels are logits, write "activation_fn": "{IDENTITY}" into its config.json, {way_out}'
-        )
-    if config.problem_type != "regression":
-        raise PipelineError(
-            f"{source} has one output and does not say problem_type: regression, so transformers.pipeline serves the sigmoid "
-            f'of its logit; if the labels are logits, write "problem_type": "regression" into its config.json, {way_out}'
-        )
+    activation, said = activation_of(config), config.problem_type == "regression"
+    if not activation and said:
+        return
+    reason = (
+        f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
+        if activation
+        else "has one output and does not say problem_type: regression, so transformers.pipeline serves the sigmoid of its logit"
+    )
+    missing = [f'"activation_fn": "{IDENTITY}"'] if activation else []
+    missing += [] if said else ['"problem_type": "regression"']
+    raise PipelineError(
+        f"{source} {reason}; if the labels are logits, write {' and '.join(missing)} into its config.json, else set "
+        "teacher.fine_tune: true, which fits the head to the labels"
+    )

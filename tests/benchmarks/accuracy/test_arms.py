@@ -46,7 +46,7 @@ def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: s
         path,
         Needs,
         student=("distill", f"students.{STUDENT}"),
-        scout=("distill", "scouts.trec"),
+        scout=("distill", "scout"),
         **{name: name for name in ("teach", "score", "augment", "evaluate", "runtime")},
     )
     assert needs.student.optimiser.epochs == run.all_epochs
