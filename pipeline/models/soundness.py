@@ -110,7 +110,7 @@ def check_values(source: str | Path) -> None:
     reason = (
         f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
         if activation
-        else "has one output and does not say problem_type: regression, so transformers.pipeline serves the sigmoid of its logit"
+        else "has one output and does not say problem_type: regression, so transformers.pipeline serves its sigmoid"
     )
     missing = [f'"activation_fn": "{IDENTITY}"'] if activation else []
     missing += [] if said else ['"problem_type": "regression"']

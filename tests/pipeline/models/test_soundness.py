@@ -186,7 +186,7 @@ def regression(tmp_path: Path) -> Path:
         ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, "that applies a Sigmoid to its"),
         ({"sentence_transformers": {"version": "5.0"}}, "that applies a Sigmoid to its logit"),
         ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh"}, "that applies a Tanh to its logit"),
-        ({"problem_type": None}, "does not say problem_type: regression, so transformers.pipeline serves the sigmoid"),
+        ({"problem_type": None}, "does not say problem_type: regression, so transformers.pipeline serves its sigmoid"),
     ],
 )
 def test_a_regression_whose_logit_is_not_its_answer_is_refused(
