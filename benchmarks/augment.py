@@ -28,10 +28,10 @@ from pipeline.augment.plans import Augmentation
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.encoding import Batch, encode, length_buckets, ordinary_tokens
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.perturbation import divergence, radius_of
-from pipeline.runtime import RuntimeSettings
+from pipeline.perturbation.search import divergence, radius_of
 from pipeline.shards.codec import CODECS, CodecName, dequantise
 from pipeline.shards.store import ShardStore
 from stages.command import stage

@@ -37,16 +37,16 @@ from benchmarks.trainings import (
     varied_batches,
     with_teacher,
 )
+from pipeline.corpus.encoding import Batch
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.encoding import Batch
 from pipeline.models.forward import word_embeddings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.order import Piece
 from pipeline.shards.reader import Shards
+from pipeline.training.order import Piece
 from stages.command import params_option, stage
 
 STEPS = 3

@@ -25,10 +25,10 @@ from pipeline.augment.jobs import VariantWork
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
 from pipeline.augment.variants import Making, Scored, make_variant
+from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import pick_device
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Task
 from stages.command import stage
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -14,8 +14,8 @@ from benchmarks.timing import Figure
 from benchmarks.worlds import BATCH_ROWS, first_rows, runtime_of, settings_of, small_teacher
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import ScoreSettings
+from pipeline.corpus.task import Task
 from pipeline.shards.reader import Shards
-from pipeline.tasks import Task
 from stages.command import stage
 
 ROOT = Path(__file__).parent.parent

@@ -25,19 +25,19 @@ from transformers import AutoConfig
 from benchmarks.random_shards import random_shards
 from benchmarks.streaming import own_batches, streamed, streamed_batches
 from benchmarks.timing import Figure, medians, print_table
-from pipeline.conduct import Conduct, EpochTurns
-from pipeline.config import read_params
+from pipeline.config.params import read_params
+from pipeline.corpus.encoding import Batch
 from pipeline.distill.examples import Examples, Variants
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
 from pipeline.distill.uses import Use
-from pipeline.encoding import Batch
-from pipeline.finetuning import Fit
-from pipeline.loading import Ready, piece_loader
-from pipeline.order import EpochOrder, Sharing
 from pipeline.shards.reader import Shards
+from pipeline.training.callbacks import Conduct, EpochTurns
+from pipeline.training.loading import Ready, piece_loader
+from pipeline.training.order import EpochOrder, Sharing
+from pipeline.training.trainer import Fit
 from stages.command import params_option, stage
 
 BATCH_ROWS = 32

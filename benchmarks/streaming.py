@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from datasets import load_dataset
 
-from pipeline.encoding import Batch
+from pipeline.corpus.encoding import Batch
+from pipeline.perturbation.inputs import mixing_batch
 from pipeline.shards.batches import CODES, SCALES, matrix_at, variant_at
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Shards
-from pipeline.views import mixing_batch
 
 
 def own_batches(shards: Shards, batch_rows: int) -> Iterator[Batch]:

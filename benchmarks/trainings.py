@@ -19,28 +19,28 @@ from transformers import PreTrainedModel, get_scheduler
 
 from benchmarks.timing import timed
 from benchmarks.worlds import RADIUS, first_rows, runtime_of
-from pipeline import config
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.conduct import Checkpoints, Conduct
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
+from pipeline.corpus.task import Kind
 from pipeline.distill.examples import VARIANT, Examples, Variants
 from pipeline.distill.objective import imitation_loss, untouched_loss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
-from pipeline.encoding import Batch, model_inputs, ordinary_tokens
-from pipeline.errors import PipelineError
-from pipeline.finetuning import Loss, OptimiserSettings
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
-from pipeline.order import EpochOrder, Piece, Sharing
-from pipeline.perturbation import Answer, perturb, radius_of
+from pipeline.perturbation.inputs import carried
+from pipeline.perturbation.search import Answer, perturb, radius_of
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
-from pipeline.tasks import Kind
-from pipeline.views import carried
+from pipeline.training.callbacks import Checkpoints, Conduct
+from pipeline.training.order import EpochOrder, Piece, Sharing
+from pipeline.training.trainer import Loss, OptimiserSettings
 
 VARIANTS = 3
 

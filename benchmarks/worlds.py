@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from pipeline.augment.recipes import AugmentSettings
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.runtime import RuntimeSettings
-from pipeline.tasks import Task
 
 BATCH_ROWS = 32
 RADIUS = 0.05

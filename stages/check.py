@@ -6,11 +6,11 @@ import click
 
 from pipeline.checking.sections import Sections, read_sections
 from pipeline.checking.uses import unasked, use_faults
-from pipeline.config import Places, existing
-from pipeline.errors import Faults
+from pipeline.config.errors import Faults
+from pipeline.config.params import Places, existing
+from pipeline.config.runtime import asking_for, note_slow_precision
 from pipeline.models.forward import pick_device
 from pipeline.models.pretrained import on_hub
-from pipeline.runtime import asking_for, note_slow_precision
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
 

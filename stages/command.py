@@ -11,8 +11,8 @@ from typing import Any
 import click
 from safetensors import SafetensorError
 
-from pipeline.errors import PipelineError, last_line
-from pipeline.files import check_replaceable
+from pipeline.config.errors import PipelineError, last_line
+from pipeline.store.files import check_replaceable
 
 RAW = Path("data/raw")
 """What dvc.yaml names as that which the pipeline is fed from."""

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from pipeline import config
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.errors import Faults
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.errors import Faults
-from pipeline.runtime import RuntimeSettings, note_slow_precision
 from pipeline.shards.lineage import LINEAGE_FILE
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import click
 
-from pipeline.errors import PipelineError
-from pipeline.files import folder_written_whole, sha256_of, written_whole
+from pipeline.config.errors import PipelineError
+from pipeline.store.files import folder_written_whole, sha256_of, written_whole
 from stages.command import folder_option, stage
 
 

@@ -7,8 +7,8 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import Settings, load
-from pipeline.evaluation import (
+from pipeline.config.params import Settings, load
+from pipeline.evaluation.quality import (
     PREDICTIONS_FILE,
     QUALITY_FILE,
     SPEED_FILE,
@@ -21,12 +21,12 @@ from pipeline.evaluation import (
     quality,
     speeds,
 )
-from pipeline.files import folder_written_whole, write_json
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.pretrained import load_classifier
 from pipeline.shards.lineage import check_trained_from, lineage
 from pipeline.shards.manifest import check_agreement
 from pipeline.shards.reader import Shards
+from pipeline.store.files import folder_written_whole, write_json
 from stages.command import folder_option, out_option, params_option, stage
 
 

@@ -7,9 +7,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import Settings, load
-from pipeline.evaluation import EvaluationSettings, Speed
-from pipeline.export.folder import FACTS_FILE, Facts, export
+from pipeline.config.params import Settings, load
+from pipeline.evaluation.export import FACTS_FILE, Facts, export
+from pipeline.evaluation.quality import EvaluationSettings, Speed
 from stages.command import folder_option, out_option, params_option, stage
 
 WIDTH = 200

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
 
-from pipeline import config
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.task import TASK_FILE, Kind, Metric, Split, Task
 from pipeline.corpus.tokens import Reader, check_tokens
-from pipeline.errors import PipelineError
-from pipeline.files import canonical_json, folder_written_whole, sha256_of, write_json
 from pipeline.models.pretrained import config_of, folder_at_hand, load_tokenizer
-from pipeline.tasks import TASK_FILE, Kind, Metric, Split, Task
+from pipeline.store.files import canonical_json, folder_written_whole, sha256_of, write_json
 from stages.command import note_unseen, out_option, params_option, stage
 
 START_FILE = "start.json"

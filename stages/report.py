@@ -7,9 +7,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import load
-from pipeline.report.facts import PARETO_LINE, Result, gather
-from pipeline.report.page import PAGE_FILE, ReportSettings, duration, read_results, write_report
+from pipeline.config.params import load
+from pipeline.evaluation.facts import PARETO_LINE, Result, gather
+from pipeline.evaluation.page import PAGE_FILE, ReportSettings, duration, read_results, write_report
 from stages.command import folder_option, params_option, stage
 
 WIDTH = 200

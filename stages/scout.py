@@ -4,17 +4,17 @@ from pathlib import Path
 
 import click
 
-from pipeline import config
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.files import folder_written_whole, write_json
 from pipeline.models.hashes import source_hash
-from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings, note_slow_precision
-from pipeline.scouting import SCOUT_FILE
+from pipeline.perturbation.surrogate import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, training_hash
+from pipeline.store.files import folder_written_whole, write_json
+from pipeline.training.resuming import deciding, resumable
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 

@@ -9,12 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import config
+from pipeline.augment.progress import Counter
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
 from pipeline.distill import kept
 from pipeline.distill.jobs import StudentStore
 from pipeline.distill.kept import KeptStudent, StudentUses
-from pipeline.errors import PipelineError
-from pipeline.progress import Counter
 from pipeline.shards import upkeep
 from pipeline.shards.store import Contents, ShardStore
 from pipeline.shards.upkeep import Finding, Garbage, ShardSet

@@ -5,13 +5,13 @@ from pathlib import Path
 import click
 from transformers.utils import CONFIG_NAME
 
-from pipeline import config
-from pipeline.config import Settings
-from pipeline.finetuning import OptimiserSettings
-from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings, note_slow_precision
-from pipeline.tasks import TASK_FILE, Task
-from pipeline.teaching import TeacherSettings, teach
+from pipeline.config import params as config
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.corpus.task import TASK_FILE, Task
+from pipeline.training.resuming import deciding, resumable
+from pipeline.training.teacher import TeacherSettings, teach
+from pipeline.training.trainer import OptimiserSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 

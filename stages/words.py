@@ -5,17 +5,17 @@ from pathlib import Path
 
 import click
 
-from pipeline import config
-from pipeline.conduct import NO_STATES, Conduct
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
-from pipeline.masking import FitSettings
-from pipeline.proposing import WORDS_FILE
-from pipeline.resuming import deciding, resumable
-from pipeline.runtime import RuntimeSettings, note_slow_precision
-from pipeline.tasks import Task
-from pipeline.teaching import TeacherSettings
-from pipeline.wording import WordsSettings, prepare_words
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.corpus.task import Task
+from pipeline.training.callbacks import NO_STATES, Conduct
+from pipeline.training.masked_lm import WordsSettings, prepare_words
+from pipeline.training.masking import FitSettings
+from pipeline.training.proposing import WORDS_FILE
+from pipeline.training.resuming import deciding, resumable
+from pipeline.training.teacher import TeacherSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 

@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.encoding import Batch, collate
+from pipeline.corpus.encoding import Batch, collate
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, logits_from_ids
 
 VOCABULARY, PAD, UNUSED = 40, 1, 39

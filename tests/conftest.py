@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.tasks import Task
+from pipeline.corpus.task import Task
 from tests.world import make_shards, make_task, save_on_hub, save_prepared, save_teacher
 
 torch.set_num_threads(1)

@@ -10,12 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.evaluation import PREDICTIONS_FILE, QUALITY_FILE, SPEED_FILE, Qualities, Quality, Speed, Speeds, agreement
-from pipeline.files import write_json
+from pipeline.corpus.task import Floats, Split, Task, measure
+from pipeline.evaluation.quality import PREDICTIONS_FILE, QUALITY_FILE, SPEED_FILE, Qualities, Quality, Speed, Speeds, agreement
 from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Floats, Split, Task, measure
+from pipeline.store.files import write_json
 
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
 SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)

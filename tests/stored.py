@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from pipeline.corpus.task import Task
 from pipeline.distill.jobs import COST_FILE, OUTCOME_FILE, Called, StudentStore
 from pipeline.distill.training import LINEAGE_FILE, Outcome
-from pipeline.files import write_json
-from pipeline.finetuning import HISTORY_FILE
 from pipeline.shards.manifest import Key, Manifest, ShardEntry, key_hash
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
 from pipeline.shards.store import ShardStore
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Task
+from pipeline.store.files import write_json
+from pipeline.training.trainer import HISTORY_FILE
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 SCORES: Key = {"content": "scores", "teacher": "ab" * 32, "batch_rows": 8}

@@ -21,20 +21,20 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from pipeline.augment.passes import augment, score
+from pipeline.corpus.encoding import collate, encode
+from pipeline.corpus.task import Floats
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.encoding import collate, encode
-from pipeline.evaluation import logits_of
-from pipeline.export.checking import logits_in_mixed_batches
-from pipeline.export.graph import open_graph, write_graph
-from pipeline.finetuning import OptimiserSettings
+from pipeline.evaluation.export_check import logits_in_mixed_batches
+from pipeline.evaluation.onnx_graph import open_graph, write_graph
+from pipeline.evaluation.quality import logits_of
 from pipeline.models.architectures import DECODERS, head_settings
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Rows, Shards
-from pipeline.tasks import Floats
-from pipeline.teaching import TeacherSettings, teach
+from pipeline.training.teacher import TeacherSettings, teach
+from pipeline.training.trainer import OptimiserSettings
 from tests.architectures import CONFIGURATIONS, VOCABULARY, of_type
 from tests.world import OPTIMISER, SCORE_SETTINGS, augment_settings, make_task, runtime_at, student_settings
 

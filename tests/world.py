@@ -29,14 +29,14 @@ from pipeline.augment.inputs import Inputs
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import Label
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.corpus.task import Split, Task
 from pipeline.distill.settings import StudentSettings
-from pipeline.files import write_json
 from pipeline.models.architectures import head_settings
-from pipeline.proposing import WORDS_FILE, WordsFacts
-from pipeline.runtime import RuntimeSettings
-from pipeline.scouting import ScoutFacts, ScoutFolder
+from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import Key
-from pipeline.tasks import Split, Task
+from pipeline.store.files import write_json
+from pipeline.training.proposing import WORDS_FILE, WordsFacts
 
 WORDS = [f"word{number}" for number in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -17,8 +17,8 @@ from benchmarks.accuracy.masked_lm import train_masked_lm
 from benchmarks.accuracy.page import filled_in
 from benchmarks.accuracy.results import add_result, finished, read_results, timed_again
 from benchmarks.accuracy.studies import runs_of
-from pipeline.errors import PipelineError
-from pipeline.files import written_whole
+from pipeline.config.errors import PipelineError
+from pipeline.store.files import written_whole
 from stages.command import folder_option, stage
 
 RESULTS = Path("benchmarks/results/accuracy.csv")

@@ -10,8 +10,8 @@ import pandas as pd
 import scipy.stats
 
 from benchmarks.accuracy.results import IDENTITY
-from pipeline.seeding import seed_of
-from pipeline.tasks import Floats
+from pipeline.corpus.task import Floats
+from pipeline.store.seeding import seed_of
 
 CASE = ["task", "rows", "seed"]
 PAIR = [*CASE, "student", "epochs", "teacher"]

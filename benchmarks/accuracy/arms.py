@@ -9,11 +9,11 @@ from pydantic import Field
 
 from benchmarks.accuracy.corpora import DEV_ROWS, TEST_ROWS, Case, Corpus
 from benchmarks.accuracy.online import Aim
-from pipeline import config
-from pipeline.config import Settings, overlaid
-from pipeline.errors import PipelineError
-from pipeline.files import canonical_json, hash_of
-from pipeline.runtime import slow_bfloat16
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings, overlaid
+from pipeline.config.runtime import slow_bfloat16
+from pipeline.store.files import canonical_json, hash_of
 
 HERE = Path(__file__).parent
 STUDENT = "student"

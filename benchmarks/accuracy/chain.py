@@ -20,19 +20,19 @@ from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
 from benchmarks.accuracy.tinybert import train_layers
-from pipeline import config
 from pipeline.augment.recipes import AugmentSettings
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.training import Sources
-from pipeline.errors import PipelineError
-from pipeline.evaluation import QUALITY_FILE, Qualities
-from pipeline.files import canonical_json, hash_of, write_json
-from pipeline.finetuning import HISTORY_FILE, OptimiserSettings
+from pipeline.evaluation.quality import QUALITY_FILE, Qualities
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD
+from pipeline.store.files import canonical_json, hash_of, write_json
+from pipeline.store.sources import BUILD
+from pipeline.training.trainer import HISTORY_FILE, OptimiserSettings
 from stages import augment, distill, evaluate, prepare, score, scout, teach, words
 
 COST, LAYERS_COST = "cost.json", "layers_cost.json"

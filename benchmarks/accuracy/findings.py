@@ -12,7 +12,7 @@ from benchmarks.accuracy.arms import PRECISION, Precision, Run, all_arms
 from benchmarks.accuracy.pictures import curves, differences, schedules
 from benchmarks.accuracy.results import curves_of, read_results
 from benchmarks.accuracy.studies import all_studies, runs_of
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 
 CONTROLS = ("ft", "kd", "twice", "kd_long")
 """Arms that see untouched inputs alone, which stand in every table and picture."""

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
-from pipeline.masking import FitSettings
-from pipeline.proposing import WordsFacts
-from pipeline.tasks import Task
-from pipeline.wording import WordsSettings, prepare_words
+from pipeline.corpus.task import Task
+from pipeline.training.masked_lm import WordsSettings, prepare_words
+from pipeline.training.masking import FitSettings
+from pipeline.training.proposing import WordsFacts
 
 MAX_LENGTH = 48
 MASKED = 0.15

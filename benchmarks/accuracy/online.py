@@ -13,22 +13,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.conduct import Conduct
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
+from pipeline.corpus.task import measure
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.objective import imitation_loss, untouched_loss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, write_lineage, write_student
-from pipeline.encoding import Batch, model_inputs, ordinary_tokens
-from pipeline.errors import PipelineError
-from pipeline.files import write_json
-from pipeline.finetuning import fine_tune
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.perturbation import Answer, Effect, PerturbationSettings, perturb, radius_of
-from pipeline.tasks import measure
-from pipeline.views import carried
+from pipeline.perturbation.inputs import carried
+from pipeline.perturbation.search import Answer, Effect, PerturbationSettings, perturb, radius_of
+from pipeline.store.files import write_json
+from pipeline.training.callbacks import Conduct
+from pipeline.training.trainer import fine_tune
 
 Aim = Literal["student", "teacher"]
 """Whose gradient is followed; the teacher labels the perturbed input in either case."""

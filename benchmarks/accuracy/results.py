@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
-from pipeline.files import hash_of
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.store.files import hash_of
 
 
 class Result(Settings):

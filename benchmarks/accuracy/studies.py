@@ -7,9 +7,9 @@ from pydantic import Field
 
 from benchmarks.accuracy.arms import HERE, PRECISION, Precision, Run
 from benchmarks.accuracy.corpora import Case
-from pipeline import config
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
 
 
 class Block(Settings):

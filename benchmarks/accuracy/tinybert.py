@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.conduct import Conduct
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.examples import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
-from pipeline.encoding import Batch, model_inputs
-from pipeline.errors import PipelineError
-from pipeline.finetuning import OptimiserSettings, fine_tune
 from pipeline.models.forward import bare, freeze, pick_device
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.order import Lengths, Piece
 from pipeline.shards.batches import variant_at
 from pipeline.shards.reader import Rows, Shards
+from pipeline.training.callbacks import Conduct
+from pipeline.training.order import Lengths, Piece
+from pipeline.training.trainer import OptimiserSettings, fine_tune
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from pipeline.augment.inputs import Inputs
-from pipeline.encoding import EVEN_ROWS, Integers, length_buckets
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import EVEN_ROWS, Integers, length_buckets
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a RuntimeError says of it: of CUDA itself, of this machine, of cuBLAS's workspace."""

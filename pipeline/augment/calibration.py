@@ -12,10 +12,10 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelSet
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.errors import PipelineError
-from pipeline.perturbation import Effect
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Kind
+from pipeline.perturbation.search import Effect
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Kind
 
 SMALLEST, LARGEST = 2e-3, 2.0
 """Where a radius is looked for, as fractions of the mean word-embedding length."""

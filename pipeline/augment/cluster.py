@@ -27,13 +27,13 @@ from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.teacher import Precision
 from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
 from pipeline.augment.workers import AnyJob, failure, landmark
-from pipeline.errors import PipelineError, last_line
-from pipeline.files import sha256_of, written_whole
-from pipeline.ray_session import join_ray
-from pipeline.runtime import RuntimeSettings, cores
+from pipeline.config.errors import PipelineError, last_line
+from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD, refused
+from pipeline.store.files import sha256_of, written_whole
+from pipeline.store.sources import BUILD, refused
+from pipeline.training.ray_session import join_ray
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
 """How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""

@@ -11,9 +11,9 @@ import pyarrow as pa
 from pipeline.augment.inputs import Inputs, Packed, Partner, packed, unpacked
 from pipeline.augment.masked_lm import RowCandidates
 from pipeline.augment.variants import Made
+from pipeline.corpus.task import Floats
 from pipeline.shards.reader import Rows
 from pipeline.shards.schema import candidates_schema
-from pipeline.tasks import Floats
 
 Columns = dict[str, list[Any]]
 """By the names of a shard's schema, each as long as the rows."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.augment.jobs import ShardJob
+from pipeline.augment.progress import Counter
 from pipeline.augment.workers import Workers
-from pipeline.errors import PipelineError
-from pipeline.files import folder_written_whole
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.progress import Counter
 from pipeline.shards.manifest import Coding, Key, Manifest, Receipt, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Task
+from pipeline.store.files import folder_written_whole
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import SHORTENINGS, Making, Scored, make_variant
-from pipeline.encoding import Integers
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.config.runtime import RuntimeSettings, cores
+from pipeline.corpus.encoding import Integers
+from pipeline.corpus.task import Task
 from pipeline.models.pretrained import embedding_width
-from pipeline.perturbation import Effect
-from pipeline.runtime import RuntimeSettings, cores
+from pipeline.perturbation.search import Effect
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Task
 
 TIMED_ROWS = 64
 TIMED_TEXTS = 4

@@ -5,8 +5,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.text_edits import OPERATIONS, runs, special_ids
-from pipeline.perturbation import CONTROLS, Effect
-from pipeline.tasks import Kind
+from pipeline.corpus.task import Kind
+from pipeline.perturbation.search import CONTROLS, Effect
 
 
 def aim_faults(settings: AugmentSettings, scout: bool) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.encoding import Batch, Ids, Integers, Types
-from pipeline.views import mixing_batch
+from pipeline.corpus.encoding import Batch, Ids, Integers, Types
+from pipeline.perturbation.inputs import mixing_batch
 
 Packed = tuple[Integers, Integers]
 """Rows of different lengths one behind the other, and their lengths."""

@@ -23,14 +23,14 @@ from pipeline.augment.model_set import ModelSet
 from pipeline.augment.partition import Partition, Place
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.encoding import encode
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import encode
+from pipeline.corpus.task import Split
 from pipeline.shards.manifest import Key, Receipt, ShardEntry
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.store import ShardStore
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Split
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.augment.batches import half, out_of_memory
 from pipeline.augment.text_edits import Positions, Share
 from pipeline.augment.words import Booleans, Pieces
-from pipeline.config import Settings
-from pipeline.encoding import Ids, Types, collate, length_buckets
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Ids, Types, collate, length_buckets
 from pipeline.models.architectures import positions_of
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.proposing import check_tokenizer, load_masked_lm
+from pipeline.training.proposing import check_tokenizer, load_masked_lm
 
 
 class MaskedLMSettings(Settings):

@@ -11,9 +11,9 @@ from pathlib import Path
 from pipeline.augment.batches import Batches
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.models.hashes import model_hash
-from pipeline.scouting import ScoutFolder
+from pipeline.perturbation.surrogate import ScoutFolder
 
 CHANGED = "{} was changed while this run was going; start it again"
 

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.files import hash_of
-from pipeline.seeding import seed_of
-from pipeline.tasks import Split
+from pipeline.corpus.task import Split
+from pipeline.store.files import hash_of
+from pipeline.store.seeding import seed_of
 
 ROWS_A_READ = 4096
 """So many rows of a table are in memory at once while it is cut."""

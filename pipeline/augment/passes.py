@@ -13,14 +13,14 @@ from pipeline.augment.plans import Augmentation, no_radius, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import Precision
 from pipeline.augment.workers import ThisProcess, Workers
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.corpus.task import Kind, Task
 from pipeline.models.pretrained import embedding_width
-from pipeline.perturbation import Effect
-from pipeline.proposing import words_in
-from pipeline.runtime import RuntimeSettings
+from pipeline.perturbation.search import Effect
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
 from pipeline.shards.store import ShardStore
-from pipeline.tasks import Kind, Task
+from pipeline.training.proposing import words_in
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:

@@ -12,7 +12,6 @@ from types import ModuleType
 
 import numpy as np
 
-from pipeline import encoding, perturbation, proposing, scouting, seeding, views
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
 from pipeline.augment import columns as columns_code
@@ -31,14 +30,16 @@ from pipeline.augment.partition import places
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
 from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import Making, Scored
-from pipeline.errors import PipelineError
-from pipeline.files import hash_of
+from pipeline.config.errors import PipelineError
+from pipeline.corpus import encoding
+from pipeline.corpus.task import SPLITS, Task
 from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
-from pipeline.proposing import words_in
-from pipeline.sampling import sample
-from pipeline.scouting import ScoutFolder
+from pipeline.perturbation import inputs as views
+from pipeline.perturbation import search as perturbation
+from pipeline.perturbation import surrogate as scouting
+from pipeline.perturbation.surrogate import ScoutFolder
 from pipeline.shards import codec as codec_code
 from pipeline.shards import reader as reader_code
 from pipeline.shards import writer as writer_code
@@ -47,8 +48,12 @@ from pipeline.shards.manifest import Key, ShardEntry, check_agreement
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD
-from pipeline.tasks import SPLITS, Task
+from pipeline.store import seeding
+from pipeline.store.files import hash_of
+from pipeline.store.sampling import sample
+from pipeline.store.sources import BUILD
+from pipeline.training import proposing
+from pipeline.training.proposing import words_in
 
 SCORING_CODE = (
     architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained,

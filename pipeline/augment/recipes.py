@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.teacher import Precision
 from pipeline.augment.text_edits import OPERATIONS, TextEditSettings
-from pipeline.config import Settings
-from pipeline.perturbation import CONTROLS, Effect, PerturbationSettings
-from pipeline.scouting import Aims, aims_of
+from pipeline.config.params import Settings
+from pipeline.perturbation.search import CONTROLS, Effect, PerturbationSettings
+from pipeline.perturbation.surrogate import Aims, aims_of
 from pipeline.shards.codec import CodecName
 from pipeline.shards.manifest import Key
 

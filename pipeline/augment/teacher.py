@@ -15,13 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.augment.batches import Batches
 from pipeline.augment.inputs import Inputs
-from pipeline.encoding import Batch, Integers
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, Integers
+from pipeline.corpus.task import Task
 from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.scouting import ScoutFolder
-from pipeline.tasks import Task
-from pipeline.views import carried, view_embeddings
+from pipeline.perturbation.inputs import carried, view_embeddings
+from pipeline.perturbation.surrogate import ScoutFolder
 
 Precision = Literal["float32", "bfloat16"]
 """Of the encoder's products; the classification head, norms and gradients stay in float32."""

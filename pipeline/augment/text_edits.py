@@ -12,9 +12,9 @@ import numpy.typing as npt
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config import Settings
-from pipeline.encoding import Ids, Types
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Ids, Types
 
 Operation = Literal["mask", "delete", "swap", "ngram", "span"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)

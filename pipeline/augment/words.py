@@ -12,8 +12,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.text_edits import runs, special_ids
-from pipeline.encoding import Ids
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Ids
 
 Booleans = npt.NDArray[np.bool_]
 

@@ -14,10 +14,10 @@ import torch
 from pipeline.augment.jobs import Done, Work
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
-from pipeline.files import sha256_of
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD, Build
+from pipeline.store.files import sha256_of
+from pipeline.store.sources import BUILD, Build
 
 PIECE_BYTES = 8 * 2**20
 """Files travel in pieces of this size, one at a time."""

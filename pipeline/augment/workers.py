@@ -14,9 +14,9 @@ import torch
 from pipeline.augment.jobs import Done, Job
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
-from pipeline.errors import PipelineError, last_line
-from pipeline.files import PARTIAL
+from pipeline.config.errors import PipelineError, last_line
 from pipeline.shards.store import ShardStore
+from pipeline.store.files import PARTIAL
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.errors import Faults
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.preparation import TASK_NAME
 from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.task import Kind, Metric, fitting_metrics
 from pipeline.distill.settings import ScoutSettings, StudentSettings
-from pipeline.errors import Faults
-from pipeline.evaluation import EvaluationSettings
-from pipeline.finetuning import OptimiserSettings
-from pipeline.masking import FitSettings
-from pipeline.runtime import RuntimeSettings
-from pipeline.tasks import Kind, Metric, fitting_metrics
-from pipeline.teaching import TeacherSettings
-from pipeline.wording import WordsSettings
+from pipeline.evaluation.quality import EvaluationSettings
+from pipeline.training.masked_lm import WordsSettings
+from pipeline.training.masking import FitSettings
+from pipeline.training.teacher import TeacherSettings
+from pipeline.training.trainer import OptimiserSettings
 
 
 class TaskSettings(Settings):

@@ -5,21 +5,21 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from pipeline import config
 from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.checking.sections import Sections, TaskSettings
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError, refusals
 from pipeline.corpus.labels import NOT_OF_TWO
 from pipeline.corpus.settings import MISSING_SHARE
+from pipeline.corpus.task import SPLITS
 from pipeline.distill.adversary import check_search
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint, check_size, check_start
 from pipeline.distill.uses import check_use
-from pipeline.errors import PipelineError, refusals
-from pipeline.finetuning import check_services
 from pipeline.models.pretrained import check_folder, check_place, depth_of, folder_at_hand, load_tokenizer
-from pipeline.tasks import SPLITS
-from pipeline.teaching import teacher_faults
-from pipeline.wording import check_words
+from pipeline.training.masked_lm import check_words
+from pipeline.training.teacher import teacher_faults
+from pipeline.training.trainer import check_services
 
 
 def use_faults(sections: Sections, to_come: Path) -> list[str]:

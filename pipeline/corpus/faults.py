@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import Faults
+from pipeline.config.errors import Faults
 
 NAMED = 5
 """Rows named per file and kind of fault; the rest are counted."""

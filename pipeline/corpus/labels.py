@@ -10,7 +10,7 @@ from pipeline.corpus.rows import Row, check_known, is_integer, names_in
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts
 from pipeline.corpus.tables import OwnSplits
-from pipeline.tasks import SPLITS, label_name
+from pipeline.corpus.task import SPLITS, label_name
 
 NOT_OF_TWO = "it is the F1 of the second of two labels, and there are {}; choose macro_f1"
 

@@ -17,7 +17,7 @@ from pipeline.corpus.rows import Row, check_labelled, check_varied, has_columns,
 from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.corpus.splits import Parts, capped, carve, drop_repeated, measurable, named, refuse_repeated
 from pipeline.corpus.tables import OwnSplits
-from pipeline.tasks import SPLITS, Kind, Metric, Split, Task, fitting_metrics
+from pipeline.corpus.task import SPLITS, Kind, Metric, Split, Task, fitting_metrics
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
 THEIR_NAMES: dict[Split, tuple[str, ...]] = {

@@ -28,7 +28,7 @@ import numpy as np
 
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.tables import Table, separated_otherwise
-from pipeline.tasks import Kind, label_name
+from pipeline.corpus.task import Kind, label_name
 
 LONGEST_SHOWN = 40
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
-from pipeline.config import Settings
-from pipeline.tasks import Split, label_name
+from pipeline.config.params import Settings
+from pipeline.corpus.task import Split, label_name
 
 
 def _files(value: Any) -> Any:

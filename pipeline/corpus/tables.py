@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.corpus.faults import FoundFaults
-from pipeline.tasks import Split
+from pipeline.corpus.task import Split
 
 OTHER_SEPARATORS = (";", "\t", "|", ",")
 """Found in the name of a table's only column, they say that it is separated by something else than its kind is."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.corpus.encoding import Ids, check_length, encode
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.rows import Row, shown
-from pipeline.encoding import Ids, check_length, encode
-from pipeline.tasks import Split
+from pipeline.corpus.task import Split
 
 ROWS_AT_ONCE = 10_000
 """So that memory does not grow with the corpus."""

@@ -11,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.encoding import Batch, ordinary_tokens
-from pipeline.errors import PipelineError
-from pipeline.perturbation import (
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, ordinary_tokens
+from pipeline.corpus.task import Kind
+from pipeline.perturbation.search import (
     CONTROLS,
     Answer,
     Effect,
@@ -25,7 +26,6 @@ from pipeline.perturbation import (
     raised,
     random_start,
 )
-from pipeline.tasks import Kind
 
 Forward = Callable[[Tensor], Tensor]
 """From word embeddings [rows, tokens, width] to the student's logits [rows, outputs]."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from pipeline.perturbation import CONTROLS
+from pipeline.corpus.task import Task
+from pipeline.distill.shares import effective
+from pipeline.perturbation.search import CONTROLS
 from pipeline.shards.manifest import Manifest
-from pipeline.shares import effective
-from pipeline.tasks import Task
 
 CARD = """---
 {{ card_data }}

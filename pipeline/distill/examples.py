@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Floats, Split
 from pipeline.distill.uses import Use, aims_in, chosen, snapshots_of
-from pipeline.encoding import Batch
 from pipeline.models.scale import Scale
-from pipeline.order import Lengths, Piece
-from pipeline.seeding import seed_of
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.reader import Positions, Rows, Shards, join
-from pipeline.tasks import Floats, Split
+from pipeline.store.seeding import seed_of
+from pipeline.training.order import Lengths, Piece
 
 VARIANT = "variant_"
 """Before the names of a batch's entries that belong to the variants."""

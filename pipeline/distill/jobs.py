@@ -18,35 +18,30 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipeline import (
-    checkpoints,
-    conduct,
-    encoding,
-    finetuning,
-    loading,
-    order,
-    perturbation,
-    scouting,
-    seeding,
-    shares,
-    tasks,
-    views,
-)
-from pipeline.conduct import Conduct
-from pipeline.distill import adversary, examples, narrowing, objective, settings, step, student, training, uses
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.corpus import encoding
+from pipeline.corpus import task as tasks
+from pipeline.distill import adversary, examples, narrowing, objective, settings, shares, step, student, training, uses
 from pipeline.distill.card import write_card
 from pipeline.distill.settings import StudentSettings
+from pipeline.distill.shares import effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
-from pipeline.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.models import architectures, forward, pretrained, scale
 from pipeline.models.hashes import source_hash
-from pipeline.runtime import RuntimeSettings
+from pipeline.perturbation import inputs as views
+from pipeline.perturbation import search as perturbation
+from pipeline.perturbation import surrogate as scouting
 from pipeline.shards import batches, codec, manifest, reader
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Key, Manifest, key_hash, training_hash
-from pipeline.shares import effective
-from pipeline.sources import BUILD, TRAINING_LIBRARIES
+from pipeline.store import seeding
+from pipeline.store.files import folder_written_whole, hash_of, sha256_of, write_json
+from pipeline.store.sources import BUILD, TRAINING_LIBRARIES
+from pipeline.training import callbacks as conduct
+from pipeline.training import checkpoints, loading, order
+from pipeline.training import trainer as finetuning
+from pipeline.training.callbacks import Conduct
 
 CODE: tuple[ModuleType, ...] = (
     adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,

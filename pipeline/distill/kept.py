@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.distill.jobs import CONTENTS_FILE, KEPT_AS, STATES, Called, StudentStore
-from pipeline.files import PARTIAL, sha256_of
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import Key, key_hash
 from pipeline.shards.upkeep import SECONDS_UNFINISHED
 from pipeline.shards.usage import folders_with
+from pipeline.store.files import PARTIAL, sha256_of
 
 FOLDER = re.compile(rf"({re.escape(PARTIAL)}[0-9a-f]+-)?([0-9a-f]{{32}})({re.escape(STATES)})?")
 """Names of the folders of the store; nothing here sees others."""

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from pipeline.config.errors import PipelineError, last_line
+from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.distill.jobs import StudentJob, StudentStore, train_into
-from pipeline.errors import PipelineError, last_line
-from pipeline.runtime import RuntimeSettings, cores
 from pipeline.shards.manifest import Key, key_hash
-from pipeline.sources import BUILD, Build, refused
+from pipeline.store.sources import BUILD, Build, refused
 
 RESTARTS = 3
 """How often processes that train one student together are started again after one of them died."""
@@ -64,7 +64,7 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     """
     import ray
 
-    from pipeline.ray_session import join_ray
+    from pipeline.training.ray_session import join_ray
 
     store = StudentStore.of(runtime)
     lacking = [(key_hash(key), job) for job in jobs if not store.has(key := job.key())]
@@ -111,7 +111,7 @@ def _train_together(store: StudentStore, job: StudentJob, runtime: RuntimeSettin
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from pipeline.ray_session import join_ray
+    from pipeline.training.ray_session import join_ray
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else it says every line twice
     join_ray(runtime, runtime.trainers)

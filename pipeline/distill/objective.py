@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import Settings
-from pipeline.finetuning import label_loss
-from pipeline.tasks import Kind
+from pipeline.config.params import Settings
+from pipeline.corpus.task import Kind
+from pipeline.training.trainer import label_loss
 
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(gt=0)]

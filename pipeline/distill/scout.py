@@ -4,15 +4,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.conduct import NO_STATES, Conduct
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train, units_of
-from pipeline.files import folder_written_whole
-from pipeline.finetuning import write_history
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.models.scale import Scale
-from pipeline.scouting import ScoutFacts, ScoutFolder
+from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import manifest_hash
+from pipeline.store.files import folder_written_whole
+from pipeline.training.callbacks import NO_STATES, Conduct
+from pipeline.training.trainer import write_history
 
 
 def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path, conduct: Conduct = NO_STATES) -> ScoutFacts:

@@ -4,13 +4,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config import Settings
+from pipeline.config.params import Settings
 from pipeline.distill.objective import ObjectiveSettings, Weight
+from pipeline.distill.shares import NAMED
 from pipeline.distill.student import SizeSettings
 from pipeline.distill.uses import Use
-from pipeline.finetuning import OptimiserSettings
-from pipeline.perturbation import PerturbationSettings
-from pipeline.shares import NAMED
+from pipeline.perturbation.search import PerturbationSettings
+from pipeline.training.trainer import OptimiserSettings
 
 
 class Shares(Settings):

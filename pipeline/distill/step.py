@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Kind
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import SEEDS, VARIANT
 from pipeline.distill.objective import ObjectiveSettings, hidden_loss, imitation_loss, untouched_loss
 from pipeline.distill.student import Student
 from pipeline.distill.uses import Use, WorstOf
-from pipeline.encoding import Batch
 from pipeline.models.forward import bare, embed, logits_and_states, logits_from_embeddings
-from pipeline.perturbation import divergence
+from pipeline.perturbation.inputs import carried, view_embeddings
+from pipeline.perturbation.search import divergence
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
-from pipeline.tasks import Kind
-from pipeline.views import carried, view_embeddings
 
 
 @dataclass(frozen=True)

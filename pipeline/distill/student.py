@@ -20,9 +20,10 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.config import Settings
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.task import Task
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
-from pipeline.errors import PipelineError
 from pipeline.models.architectures import FIRST_LAYER_APART
 from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.hashes import tokenizer_hash
@@ -34,7 +35,6 @@ from pipeline.models.pretrained import (
     load_tokenizer,
     longest_input,
 )
-from pipeline.tasks import Task
 
 Size = Annotated[int, Field(ge=1)] | None
 RESIDUAL = "perturbation_residual"

@@ -13,25 +13,25 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pipeline.conduct import Conduct
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task, measure
 from pipeline.distill.adversary import OwnAdversary, check_search
 from pipeline.distill.examples import Examples, Variants
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.uses import aims_in, check_use, snapshots_of
-from pipeline.errors import PipelineError
-from pipeline.files import write_json
-from pipeline.finetuning import Fit, best_epoch, fine_tune, write_history
 from pipeline.models.forward import freeze_unused, head_of, word_embeddings
 from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.models.scale import Scale
-from pipeline.order import Piece
-from pipeline.perturbation import Effect, PerturbationSettings
+from pipeline.perturbation.search import Effect, PerturbationSettings
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.tasks import Task, measure
+from pipeline.store.files import write_json
+from pipeline.training.callbacks import Conduct
+from pipeline.training.order import Piece
+from pipeline.training.trainer import Fit, best_epoch, fine_tune, write_history
 
 AGAIN = "Make them again for this teacher: dvc repro"
 

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
-from pipeline.scouting import Aims, aims_of
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.perturbation.surrogate import Aims, aims_of
 from pipeline.shards.manifest import Manifest
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from pipeline.errors import PipelineError
-from pipeline.tasks import Task, label_name
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task, label_name
 
 ENCODERS = (
     "albert", "bert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert", "mpnet", "roberta", "xlm-roberta",

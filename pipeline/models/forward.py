@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from pipeline.encoding import PARTNER_IDS, Batch, model_inputs
+from pipeline.corpus.encoding import PARTNER_IDS, Batch, model_inputs
 from pipeline.models.architectures import DECODERS, POSITIONS_FROM_IDS, uncounted_id
 
 

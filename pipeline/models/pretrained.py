@@ -27,7 +27,8 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.models.architectures import (
     DECODERS,
     forget_activation,
@@ -37,7 +38,6 @@ from pipeline.models.architectures import (
     refuse_unsupported,
 )
 from pipeline.models.forward import word_embeddings
-from pipeline.tasks import Task
 
 PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
 """Of each of these a model of the hub must have one in the cache to be asked: weights, though .bin is refused; a tokenizer."""

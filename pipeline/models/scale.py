@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.corpus.task import Floats
 from pipeline.models.forward import head_of
-from pipeline.tasks import Floats
 
 Values = TypeVar("Values", Floats, Tensor)
 

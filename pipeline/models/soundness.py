@@ -6,11 +6,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import label_name
 from pipeline.models.architectures import IDENTITY, activation_of, labels_of
 from pipeline.models.hashes import ROLES
 from pipeline.models.pretrained import config_of
-from pipeline.tasks import label_name
 
 GENERIC = re.compile(r"LABEL_\d+")
 """What transformers calls a label that nobody has named."""

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.encoding import PARTNER_IDS, Batch
+from pipeline.corpus.encoding import PARTNER_IDS, Batch
+from pipeline.perturbation.inputs import OWN_WEIGHT
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.reader import Lists, Positions, Rows
-from pipeline.views import OWN_WEIGHT
 
 CODES, SCALES = "codes", "scales"
 """Of a batch of perturbed rows: δ as it is coded, [rows, tokens, width] and [rows, tokens]."""

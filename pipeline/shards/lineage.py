@@ -6,12 +6,12 @@ And what a student's folder says of the scores that it was trained from.
 import json
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.models.hashes import model_hash, tokenizer_hash
 from pipeline.models.pretrained import load_tokenizer, saved_labels
 from pipeline.shards.manifest import Key, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.tasks import Task
 
 LINEAGE_FILE = "lineage.json"
 """In a student's folder: what it was made from, and how."""

@@ -6,12 +6,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config import Settings
-from pipeline.errors import PipelineError
-from pipeline.files import hash_of, sha256_of, write_json
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.task import Split, Task
 from pipeline.shards.codec import CodecName
 from pipeline.shards.schema import FORMAT_VERSION, Content
-from pipeline.tasks import Split, Task
+from pipeline.store.files import hash_of, sha256_of, write_json
 
 MANIFEST_FILE = "manifest.json"
 

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.files import sha256_of
+from pipeline.corpus.task import Floats, Split
 from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import Content, description_of, shard_schema
-from pipeline.tasks import Floats, Split
+from pipeline.store.files import sha256_of
 
 Positions = npt.NDArray[np.integer[Any]]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from pipeline.errors import PipelineError
-from pipeline.tasks import Kind
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Kind
 
 FORMAT_VERSION = 3
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.files import PARTIAL, hash_of, sha256_of, write_json, written_whole
 from pipeline.shards.manifest import Key, Receipt, key_hash
+from pipeline.store.files import PARTIAL, hash_of, sha256_of, write_json, written_whole
 
 SHARD, RECEIPT, NOTE = ".arrow", ".json", ".note.json"
 """What follows the key's hash in the name of a file of the store."""

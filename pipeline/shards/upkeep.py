@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from pipeline.errors import PipelineError
-from pipeline.files import hash_of, sha256_of
+from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import Key, differences
 from pipeline.shards.schema import Content, description_of
 from pipeline.shards.store import RECEIPT, SHARD, Contents, Entry, StoredFile, stored_file
 from pipeline.shards.usage import Uses, makers_of
+from pipeline.store.files import hash_of, sha256_of
 
 SECONDS_UNFINISHED = 3600.0
 """As long may a shard stand without its receipt, or a partial file, and still belong to a run in progress."""

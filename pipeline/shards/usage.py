@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import MANIFEST_FILE, Key, Manifest, ShardMismatch, key_hash
 from pipeline.shards.store import ShardStore
 

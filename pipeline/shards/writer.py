@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.files import sha256_of, written_whole
 from pipeline.shards.manifest import Key, Receipt
 from pipeline.shards.schema import ROWS_PER_BATCH, with_metadata
+from pipeline.store.files import sha256_of, written_whole
 
 
 def write_shard(

@@ -15,12 +15,12 @@ from benchmarks.cost import Costs, Pace
 from benchmarks.timing import Figure
 from benchmarks.trainings import VARIANTS, Needs, StageOne, World
 from benchmarks.worlds import RADIUS
-from pipeline.config import read_params
+from pipeline.config.params import read_params
+from pipeline.corpus.encoding import Batch
 from pipeline.distill import step
 from pipeline.distill.examples import VARIANT, Examples
 from pipeline.distill.student import make_student
-from pipeline.encoding import Batch
-from pipeline.order import Piece
+from pipeline.training.order import Piece
 from tests.world import SCORE_SETTINGS, augment_settings, student_settings
 
 PARAMS = Path(__file__).parent.parent.parent / "params.yaml"

@@ -11,15 +11,15 @@ from click.testing import CliRunner
 
 from benchmarks import random_shards, reader
 from benchmarks.timing import Figure
-from pipeline.conduct import EpochTurns
-from pipeline.config import read_params
+from pipeline.config.params import read_params
+from pipeline.corpus.encoding import Batch
 from pipeline.distill.examples import VARIANT, Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources
-from pipeline.encoding import Batch
-from pipeline.loading import Ready
-from pipeline.order import EpochOrder, Piece, steps_of
 from pipeline.shards.reader import Rows, Shards
+from pipeline.training.callbacks import EpochTurns
+from pipeline.training.loading import Ready
+from pipeline.training.order import EpochOrder, Piece, steps_of
 from tests.world import student_settings
 
 ROWS, BATCH_ROWS = 60, 8

@@ -12,12 +12,12 @@ from benchmarks import trainings
 from benchmarks.trainings import BareLoss, Loop, Needs, StageOne, TeacherInLoop, World
 from benchmarks.worlds import RADIUS
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.config import read_params
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import read_params
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Task
 from pipeline.distill.student import make_student
-from pipeline.encoding import Batch
-from pipeline.errors import PipelineError
 from pipeline.shards.reader import Shards
-from pipeline.tasks import Task
 from tests.world import SCORE_SETTINGS, augment_settings, save_teacher, student_settings
 
 PARAMS = Path(__file__).parent.parent.parent / "params.yaml"

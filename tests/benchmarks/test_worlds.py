@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.worlds import first_rows, settings_of, small_teacher
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.tasks import Task
+from pipeline.corpus.task import Task
 
 
 @pytest.mark.parametrize("rows", [7, 60, 150])

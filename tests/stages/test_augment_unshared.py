@@ -16,11 +16,11 @@ from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation
-from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
+from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import Receipt, key_hash
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
+from pipeline.store.files import sha256_of
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 

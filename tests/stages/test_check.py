@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 import yaml
 
-from pipeline import runtime
-from pipeline.config import lookup, read_params
+from pipeline.config import runtime
+from pipeline.config.params import lookup, read_params
 from tests.parameters import ROOT, changed, check
 from tests.world import make_task, make_tokenizer, rewrite, save_teacher
 

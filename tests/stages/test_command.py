@@ -15,9 +15,9 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
-from pipeline import runtime
-from pipeline.errors import Faults, PipelineError
-from pipeline.files import write_json
+from pipeline.config import runtime
+from pipeline.config.errors import Faults, PipelineError
+from pipeline.store.files import write_json
 from stages import augment, distill, evaluate, export, prepare, report, score, scout, teach, words
 from stages.command import folder_option, params_option, stage
 from tests.fake_run import params

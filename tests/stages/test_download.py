@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from stages import download, prepare
 
 RATED = (

@@ -8,12 +8,12 @@ import yaml
 from click.testing import CliRunner
 from transformers import BertConfig, BertForSequenceClassification
 
-from pipeline.evaluation import logits_of
-from pipeline.files import write_json
+from pipeline.evaluation.quality import logits_of
 from pipeline.models.pretrained import load_classifier
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.store.files import write_json
 from stages.evaluate import main
 from tests.fake_run import MOVIES, params, read, write_scores
 from tests.world import make_tokenizer

@@ -9,10 +9,10 @@ import yaml
 from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification
 
-from pipeline.files import write_json
+from pipeline.corpus.task import Task
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import manifest_hash
-from pipeline.tasks import Task
+from pipeline.store.files import write_json
 from stages.export import main
 from tests.fake_run import params
 from tests.world import save_teacher

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pipeline.tasks import Task
+from pipeline.corpus.task import Task
 from stages.command import RAW
 from stages.prepare import checkpoint_of_scout, main
 from tests.world import make_task, save_teacher

@@ -10,7 +10,7 @@ from benchmarks.accuracy.arms import PRECISION, Run
 from benchmarks.accuracy.chain import Place
 from benchmarks.accuracy.corpora import Case
 from benchmarks.accuracy.results import read_results
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from tests.benchmarks.accuracy.test_results import CURVE, result
 
 VALUES = {"kd": 0.8, "kd_hard": 0.82}

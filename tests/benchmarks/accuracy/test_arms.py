@@ -7,15 +7,15 @@ import yaml
 from benchmarks.accuracy import arms
 from benchmarks.accuracy.arms import LAYERS, PRECISION, SIZES, STUDENT, Models, Run, all_arms, base, usual_precision
 from benchmarks.accuracy.corpora import Case
-from pipeline import config
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.config import Settings
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.uses import check_use
-from pipeline.errors import PipelineError
-from pipeline.evaluation import EvaluationSettings
-from pipeline.finetuning import OptimiserSettings
-from pipeline.runtime import RuntimeSettings
+from pipeline.evaluation.quality import EvaluationSettings
+from pipeline.training.trainer import OptimiserSettings
 
 
 class Needs(Settings):

@@ -7,7 +7,7 @@ from benchmarks.accuracy import arms, chain, corpora
 from benchmarks.accuracy.arms import Models, Run, all_arms
 from benchmarks.accuracy.chain import Place, result_of, seconds_of
 from benchmarks.accuracy.corpora import CORPORA, Case
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
 from tests.world import FIT, MAX_LENGTH, make_task, save_masked_lm, save_teacher
 

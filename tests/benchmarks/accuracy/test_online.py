@@ -8,16 +8,16 @@ import torch
 from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
 from pipeline.augment.passes import score
 from pipeline.augment.teacher import FrozenTeacher
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import Student, make_student
-from pipeline.encoding import Batch, model_inputs
-from pipeline.errors import PipelineError
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.order import Piece
-from pipeline.perturbation import divergence
+from pipeline.perturbation.search import divergence
 from pipeline.shards.reader import Shards
+from pipeline.training.order import Piece
 from tests.world import SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 

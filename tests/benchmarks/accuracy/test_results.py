@@ -13,7 +13,7 @@ from benchmarks.accuracy.results import (
     finished,
     read_results,
 )
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 
 
 def result(**changed: Any) -> Result:

@@ -3,8 +3,8 @@ import pytest
 from benchmarks.accuracy.arms import HERE, SIZES, all_arms
 from benchmarks.accuracy.corpora import CORPORA
 from benchmarks.accuracy.studies import Studies, runs_of
-from pipeline import config
-from pipeline.errors import PipelineError
+from pipeline.config import params as config
+from pipeline.config.errors import PipelineError
 
 STUDIES = config.load(HERE / "studies.yaml", Studies, studies="studies").studies
 

@@ -8,15 +8,15 @@ from torch.nn.functional import mse_loss
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from benchmarks.accuracy.tinybert import Copies, LayersLoss, held_by, train_layers
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
-from pipeline.encoding import Batch, model_inputs
-from pipeline.errors import PipelineError
 from pipeline.models.forward import freeze
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.order import Piece
 from pipeline.shards.reader import Shards
+from pipeline.training.order import Piece
 from tests.world import student_settings
 
 

@@ -13,8 +13,8 @@ from pipeline.augment.inputs import Inputs
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.recipes import Recipe
 from pipeline.augment.variants import Made, Making, Scored, make_variant
-from pipeline.encoding import EVEN_ROWS, Integers
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import EVEN_ROWS, Integers
 from tests.world import augment_settings, make_inputs
 
 ERRORS = [

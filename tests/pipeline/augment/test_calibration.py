@@ -14,7 +14,7 @@ from pipeline.augment.inputs import Inputs
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.store import ShardStore
 from tests.world import SPECIAL, WORDS, augment_settings, save_scout
 

@@ -16,11 +16,11 @@ from pipeline.augment import cluster
 from pipeline.augment.cluster import Cluster, Sight, Worker
 from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
-from pipeline.errors import PipelineError
-from pipeline.files import sha256_of
-from pipeline.runtime import RuntimeSettings, cores
+from pipeline.config.errors import PipelineError
+from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.shards.store import ShardStore
-from pipeline.sources import BUILD, Build
+from pipeline.store.files import sha256_of
+from pipeline.store.sources import BUILD, Build
 from tests.world import RUNTIME
 
 GUESTS = 1
@@ -180,8 +180,8 @@ def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, monk
     with cluster_at(teacher, runtime(1)) as other, pytest.raises(PipelineError) as error:
         list(other.run([Failing()]))
     assert str(error.value).startswith(
-        "a worker computes with other sources or libraries than this process: pipeline.encoding, pipeline.files, "
-        "pipeline.models.forward, pipeline.seeding, pipeline.tasks and 2 more; what it made would"
+        "a worker computes with other sources or libraries than this process: pipeline.corpus.encoding, pipeline.store.files, "
+        "pipeline.models.forward, pipeline.store.seeding, pipeline.corpus.task and 2 more; what it made would"
     )
 
 

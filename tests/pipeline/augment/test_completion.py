@@ -16,7 +16,7 @@ from pipeline.augment.model_set import ModelSet
 from pipeline.augment.passes import augment
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.workers import ThisProcess
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import Manifest, Receipt, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore

@@ -13,7 +13,7 @@ from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.reader import Shards
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared

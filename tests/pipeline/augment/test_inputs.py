@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.augment.inputs import Inputs, Partner
-from pipeline.encoding import Ids, Types
-from pipeline.views import OWN_WEIGHT, PARTNER_IDS
+from pipeline.corpus.encoding import Ids, Types
+from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS
 
 PAD = 7
 

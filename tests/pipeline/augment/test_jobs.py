@@ -18,11 +18,11 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.variants import Scored
-from pipeline.errors import PipelineError
-from pipeline.files import hash_of
+from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
 from pipeline.shards.store import ShardStore
+from pipeline.store.files import hash_of
 from tests.world import (
     SCORE_SETTINGS,
     WORDS,

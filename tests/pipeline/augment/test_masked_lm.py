@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates, replace
-from pipeline.encoding import Ids, Types, encode
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Ids, Types, encode
 from tests import vocabularies
 
 K = 5

@@ -22,8 +22,8 @@ from pipeline.augment.passes import augment, open_workers, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
-from pipeline.errors import PipelineError
-from pipeline.runtime import RuntimeSettings
+from pipeline.config.errors import PipelineError
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore

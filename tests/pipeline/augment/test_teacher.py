@@ -12,7 +12,7 @@ from pipeline.augment.inputs import Inputs
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.augment.variants import Label, Making, Scored, make_variant
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from tests.world import (
     MAX_LENGTH,
     WIDTH,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.augment.text_edits import OPERATIONS, Operation, TextEditSettings, edit, runs
-from pipeline.encoding import Ids, Types
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Ids, Types
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, 4, 1
 SPECIAL = frozenset({0, CLS, SEP, MASK})

@@ -13,7 +13,7 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.recipes import Step
 from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import SHORTENINGS, Label, Made, Making, Scored, make_variant
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.codec import CodecName
 from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_inputs, make_task, save_teacher, spoil
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.augment.text_edits import special_ids
 from pipeline.augment.words import Pieces
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from tests import vocabularies
 from tests.vocabularies import BERT_SPECIALS, ROBERTA_SPECIALS, with_frame
 

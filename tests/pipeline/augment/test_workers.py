@@ -11,7 +11,7 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.workers import ThisProcess, failure, landmark
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.store import ShardStore
 from tests.world import SCORE_SETTINGS, augment_settings, runtime_at
 

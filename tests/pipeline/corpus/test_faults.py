@@ -1,7 +1,7 @@
 import pytest
 
+from pipeline.config.errors import Faults
 from pipeline.corpus.faults import FoundFaults
-from pipeline.errors import Faults
 
 
 def test_rows_with_the_same_fault_are_one_line_that_names_five_and_counts_the_rest() -> None:

@@ -7,7 +7,7 @@ from pipeline.corpus.rows import Row
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.splits import Parts
 from pipeline.corpus.tables import Table
-from pipeline.tasks import Split
+from pipeline.corpus.task import Split
 
 
 def parts(**labels: list[str | float | None]) -> Parts:

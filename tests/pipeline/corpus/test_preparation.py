@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config.errors import Faults
 from pipeline.corpus.preparation import ROWS_A_GROUP, Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.errors import Faults
-from pipeline.tasks import Kind, Metric, Task
+from pipeline.corpus.task import Kind, Metric, Task
 
 TRAIN = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(40)]
 DEV = [("dev text 1", "good"), ("dev text 2", "bad")]

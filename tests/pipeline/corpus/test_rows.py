@@ -8,7 +8,7 @@ import pytest
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, names_in, rows_of
 from pipeline.corpus.tables import Table
-from pipeline.tasks import Kind
+from pipeline.corpus.task import Kind
 
 
 def labelled(labels: list[Any], kind: Kind = "classification") -> tuple[list[Any], list[str]]:

@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import config
+from pipeline.config import params as config
+from pipeline.config.errors import Faults
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.errors import Faults
 
 
 class Section(config.Settings):

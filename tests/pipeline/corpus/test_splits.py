@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.rows import Row
 from pipeline.corpus.splits import capped, carve, drop_repeated, measurable, named, refuse_repeated
-from pipeline.tasks import Split
+from pipeline.corpus.task import Split
 
 SHARES: dict[Split, float] = {"dev": 0.2, "test": 0.3}
 texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=4), max_size=40)

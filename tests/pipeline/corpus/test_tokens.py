@@ -3,11 +3,11 @@ from collections.abc import Sequence
 import pytest
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from pipeline.config.errors import PipelineError
 from pipeline.corpus import tokens
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.rows import Row
 from pipeline.corpus.tokens import Reader, check_tokens
-from pipeline.errors import PipelineError
 from tests.world import SPECIAL, WORDS, make_tokenizer
 
 VOCABULARY = len(SPECIAL + WORDS)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.distill.adversary import GAIN, OwnAdversary
 from pipeline.distill.examples import SEEDS, Examples
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.order import Piece
-from pipeline.perturbation import Effect, PerturbationSettings, divergence, radius_of
+from pipeline.perturbation.search import Effect, PerturbationSettings, divergence, radius_of
 from pipeline.shards.reader import Shards
+from pipeline.training.order import Piece
 from tests.world import student_settings
 
 Folders = tuple[Path, Path]

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from pipeline.corpus.task import Task
 from pipeline.distill.card import write_card
 from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.tasks import Task
 from tests.world import AUGMENT, STUDENT, make_task, student_settings
 
 

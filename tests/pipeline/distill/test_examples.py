@@ -8,16 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Split, Task
 from pipeline.distill.examples import SEEDS, VARIANT, Examples, Variants
 from pipeline.distill.uses import Use, WorstOf, aims_in, chosen
-from pipeline.encoding import Batch
-from pipeline.order import EpochOrder, Piece, Sharing
 from pipeline.shards import writer
 from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Split, Task
+from pipeline.training.order import EpochOrder, Piece, Sharing
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.corpus.task import Task
 from pipeline.distill import jobs
 from pipeline.distill.jobs import COST_FILE, StudentJob, StudentStore, train_into
 from pipeline.distill.launch import obtain
-from pipeline.files import write_json
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
-from pipeline.tasks import Task
+from pipeline.store.files import write_json
 from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
 
 Folders = tuple[Path, Path]

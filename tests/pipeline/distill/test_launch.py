@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.distill import launch
 from pipeline.distill.jobs import StudentJob, StudentStore
 from pipeline.distill.launch import obtain, train_all
-from pipeline.errors import PipelineError
-from pipeline.evaluation import logits_of
+from pipeline.evaluation.quality import logits_of
 from pipeline.models.pretrained import load_classifier
 from pipeline.shards.reader import Shards
-from pipeline.sources import BUILD, Build
-from pipeline.tasks import Task
+from pipeline.store.sources import BUILD, Build
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 Folders = tuple[Path, Path]

@@ -3,8 +3,8 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional
 
+from pipeline.corpus.task import Kind
 from pipeline.distill.objective import ObjectiveSettings, hidden_loss, imitation_loss, soft_loss, untouched_loss
-from pipeline.tasks import Kind
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -0.7]])
 TEACHER = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 2.0, 0.1]])

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from pipeline.augment.passes import augment, score
-from pipeline.conduct import NO_STATES
+from pipeline.config.errors import PipelineError
 from pipeline.distill import scout as scout_code
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
@@ -19,15 +19,15 @@ from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
-from pipeline.errors import PipelineError
-from pipeline.finetuning import Fit
 from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.models.scale import Scale
-from pipeline.scouting import MAP_FILE, SCOUT_FILE, ScoutFolder
+from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.training.callbacks import NO_STATES
+from pipeline.training.trainer import Fit
 from stages.scout import main
 from tests import world
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_prepared, save_teacher

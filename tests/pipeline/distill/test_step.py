@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from pipeline.augment.passes import augment, score
+from pipeline.corpus.encoding import Batch, model_inputs
+from pipeline.corpus.task import Split, Task
 from pipeline.distill import step
 from pipeline.distill.examples import VARIANT, Examples, Variants
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
-from pipeline.encoding import Batch, model_inputs
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_classifier
-from pipeline.order import Piece
-from pipeline.perturbation import divergence
+from pipeline.perturbation.search import divergence
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Row, Shards
-from pipeline.tasks import Split, Task
+from pipeline.training.order import Piece
 from tests.world import (
     SCORE_SETTINGS,
     augment_settings,

@@ -11,15 +11,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
 from pipeline.augment.passes import score
-from pipeline.conduct import NO_STATES
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Split
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student
 from pipeline.distill.training import Sources, train
-from pipeline.errors import PipelineError
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
-from pipeline.tasks import Split
+from pipeline.training.callbacks import NO_STATES
 from tests.world import (
     AUGMENT_SETTINGS,
     SCORE_SETTINGS,

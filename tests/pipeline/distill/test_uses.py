@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config.errors import PipelineError
 from pipeline.distill.uses import Use, check_use, chosen
-from pipeline.errors import PipelineError
-from pipeline.scouting import aims_of
+from pipeline.perturbation.surrogate import aims_of
 
 USE: TypeAdapter[Use] = TypeAdapter(Use)
 

@@ -11,7 +11,7 @@ from transformers import (
     XLNetConfig,
 )
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import SUPPORTED, positions_of
 from pipeline.models.pretrained import (
     load_classifier,

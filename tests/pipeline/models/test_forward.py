@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.encoding import collate, encode
+from pipeline.corpus.encoding import collate, encode
 from pipeline.models.architectures import DECODERS
 from pipeline.models.forward import (
     embed,

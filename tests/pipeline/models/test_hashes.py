@@ -11,7 +11,7 @@ from transformers import (
     BertweetTokenizer,
 )
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.models.hashes import check_saving, model_hash, source_hash, tokenizer_hash
 from pipeline.models.pretrained import (
     load_classifier,

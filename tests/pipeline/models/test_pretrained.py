@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import labels_of
 from pipeline.models.forward import (
     logits_from_ids,

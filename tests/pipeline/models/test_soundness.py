@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.models.pretrained import check_classifier, check_folder, config_of, load_classifier, load_tokenizer
 from pipeline.models.soundness import check_label_names, check_token_types, check_values, check_vocabulary
 from tests.architectures import of_type

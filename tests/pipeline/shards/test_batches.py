@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.encoding import Batch, collate
+from pipeline.corpus.encoding import Batch, collate
+from pipeline.corpus.task import Task
+from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS, mixing_batch
 from pipeline.shards import writer
 from pipeline.shards.batches import CODES, SCALES, inputs_at, matrix_at, variant_at
 from pipeline.shards.codec import CODECS, CodecName
@@ -17,8 +19,6 @@ from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry
 from pipeline.shards.reader import Positions, Row, Rows, Shards
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.tasks import Task
-from pipeline.views import OWN_WEIGHT, PARTNER_IDS, mixing_batch
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("a", "b", "c"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}

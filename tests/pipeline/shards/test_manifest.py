@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipeline.corpus.task import Split, Task
 from pipeline.shards.manifest import (
     MANIFEST_FILE,
     Coding,
@@ -22,7 +23,6 @@ from pipeline.shards.manifest import (
     training_hash,
 )
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.tasks import Split, Task
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()

@@ -4,9 +4,9 @@ from typing import get_args
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Kind
 from pipeline.shards.schema import METADATA, Content, candidates_schema, description_of, shard_schema, with_metadata
-from pipeline.tasks import Kind
 
 COMMON = {"example_id", "variant", "input_ids", "label", "teacher_logits"}
 LABELLED = {"perturbed_logits", "divergence", "flipped"}

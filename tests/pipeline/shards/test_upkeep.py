@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.files import sha256_of
 from pipeline.shards import upkeep
 from pipeline.shards.manifest import Key
 from pipeline.shards.store import ShardStore
 from pipeline.shards.upkeep import Finding, Plan
 from pipeline.shards.usage import look_for_uses
+from pipeline.store.files import sha256_of
 from tests import stored
 from tests.stored import DAY, HOUR, PERTURBED, SCORES, STRONGER, add, age, key_of, publish, unfinished
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.config.errors import PipelineError
 from pipeline.shards.store import ShardStore
 from pipeline.shards.usage import Uses, check_known, look_for_uses
 from tests import stored

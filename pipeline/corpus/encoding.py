@@ -1,0 +1,151 @@
+"""Texts to token ids, rows to batches. Knows tokenizers and lengths, not models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.config.errors import PipelineError
+
+Batch = dict[str, Tensor]
+"""What a model takes: input_ids, attention_mask and, where it has them, token_type_ids, each [rows, tokens]."""
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+PARTNER_IDS = "partner_ids"
+"""Of a batch of mixed rows: the token ids of what is mixed into each, [rows, tokens]."""
+
+TEXTS_AT_ONCE = 1_000
+"""What a tokenizer says of a text beside its ids takes many times their memory; no more of it is held than of so many."""
+
+EVEN_ROWS = 8
+"""Batches of a multiple of so many rows give the same bits as larger ones, whatever their size."""
+
+Integers = npt.NDArray[np.integer[Any]]
+
+Ids = npt.NDArray[np.int32]
+"""Token ids of one row [tokens], special tokens included, not padded."""
+Types = npt.NDArray[np.int8]
+"""Which text each token of a row is of, [tokens]."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of the examples, special tokens included, cut to the greatest length, not padded."""
+
+    input_ids: list[Ids]
+    token_type_ids: list[Types] | None
+    truncated: int
+    """How many examples were longer than the greatest length."""
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
+    """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts.
+
+    Raises:
+        PipelineError: the tokenizer does not keep to ``max_length``, as many do not where it cannot hold their special tokens.
+    """
+    input_ids: list[Ids] = []
+    types: list[Types] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
+    truncated = 0
+    for start in range(0, len(first), TEXTS_AT_ONCE):
+        texts = [None if column is None else column[start : start + TEXTS_AT_ONCE] for column in (first, second)]
+        cut = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
+        if (longest := max(map(len, cut["input_ids"]))) > max_length:
+            raise PipelineError(f"the tokenizer leaves {longest} tokens where max_length is {max_length}; raise max_length")
+        input_ids += [np.array(ids, dtype=np.int32) for ids in cut["input_ids"]]
+        if types is not None:
+            types += [np.array(kinds, dtype=np.int8) for kinds in cut["token_type_ids"]]
+        if tokenizer.is_fast:
+            truncated += sum(bool(encoding.overflowing) for encoding in cut.encodings)
+        else:
+            whole = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
+            truncated += sum(len(ids) > max_length for ids in whole)
+    return Encoded(input_ids, types, truncated)
+
+
+def check_length(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int, source: str) -> None:
+    """Refuse a greatest length that does not hold the special tokens and a token of each text.
+
+    Raises:
+        PipelineError: ``source`` is what the tokenizer is called.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair)
+    least = special + (2 if pair else 1)
+    if max_length < least:
+        what = "pair" if pair else "text"
+        raise PipelineError(
+            f"max_length is {max_length}, but the tokenizer of {source} adds {special} special tokens to a {what}, "
+            f"and each text needs a token of its own; set it to at least {least}"
+        )
+
+
+def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
+    """Positions 0..n-1 in batches of at most ``rows``, rows of like length together; a function of the arguments alone.
+
+    Batches are cut so that padding and their number together cost least: a batch more counts as much as a tenth of the
+    tokens of a full one. All but the last, the shortest rows, have a multiple of ``EVEN_ROWS`` rows where ``rows`` is one.
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    unit = EVEN_ROWS if rows % EVEN_ROWS == 0 else rows
+    longest = np.asarray(lengths)[order][::unit].astype(np.float64)
+    if not len(longest):
+        return []
+    ends = _cheapest_ends(longest * unit, most=rows // unit, batch_cost=rows * float(np.mean(lengths)) / 10)
+    return np.split(order, [end * unit for end in ends[:-1]])
+
+
+def _cheapest_ends(unit_costs: npt.NDArray[np.float64], most: int, batch_cost: float) -> list[int]:
+    """Where to end batches of 1..most units when a batch costs its number of units times the cost of its first unit.
+
+    By dynamic programming over the ends: the cheapest way to the end of each unit is that to an earlier end and one batch more.
+    """
+    costs, before = np.zeros(len(unit_costs) + 1), np.zeros(len(unit_costs) + 1, dtype=np.int64)
+    for end in range(1, len(unit_costs) + 1):
+        starts = np.arange(max(0, end - most), end)
+        ways = costs[starts] + (end - starts) * unit_costs[starts] + batch_cost
+        cheapest = int(ways.argmin())
+        costs[end], before[end] = ways[cheapest], starts[cheapest]
+    ends = [len(unit_costs)]
+    while before[ends[0]]:
+        ends.insert(0, int(before[ends[0]]))
+    return ends
+
+
+def collate(
+    input_ids: Sequence[Sequence[int] | Integers],
+    token_type_ids: Sequence[Sequence[int] | Integers] | None,
+    pad_token_id: int,
+    tokens: int = 0,
+) -> Batch:
+    """Pad rows on the right to the longest of them, at least to ``tokens``."""
+    batch = {
+        "input_ids": _padded(input_ids, pad_token_id, tokens),
+        "attention_mask": _padded([np.ones(len(ids), dtype=np.int64) for ids in input_ids], 0, tokens),
+    }
+    if token_type_ids is not None:
+        batch["token_type_ids"] = _padded(token_type_ids, 0, tokens)
+    return batch
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What of a batch is the model's, without labels and whatever else a loss needs."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
+def ordinary_tokens(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Where a token is neither padding nor special, as booleans [rows, tokens]; an unknown word is ordinary."""
+    special = [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id]
+    return (batch["attention_mask"] == 1) & ~torch.isin(batch["input_ids"], torch.tensor(special).to(batch["input_ids"]))
+
+
+def _padded(rows: Sequence[Sequence[int] | Integers], value: int, tokens: int) -> Tensor:
+    padded = np.full((len(rows), max(tokens, *map(len, rows))), value, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)

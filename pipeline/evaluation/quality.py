@@ -1,0 +1,249 @@
+"""What a model is worth on the test split and what it costs to run.
+
+Knows models and rows of shards, not how either was made.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Batch, Integers, length_buckets
+from pipeline.corpus.task import Floats, Task, measure, predictions
+from pipeline.distill.shares import NAMED, effective
+from pipeline.models.architectures import labels_of
+from pipeline.models.forward import logits_from_ids, parameter_count
+from pipeline.shards.batches import inputs_at
+from pipeline.shards.reader import Rows
+from pipeline.store.seeding import seed_of
+
+PREDICTIONS_FILE = "predictions.parquet"
+QUALITY_FILE = "quality.json"
+SPEED_FILE = "speed.json"
+
+LATENCY_ROWS = 1
+THROUGHPUT_ROWS = 32
+"""Rows of a batch when latency and throughput are timed; what the two columns of the result table mean."""
+
+CONFIDENCE = 0.95
+
+Answer = Callable[[Batch], object]
+"""Whatever answers rows padded on the right; what it answers is not looked at."""
+
+
+class EvaluationSettings(Settings):
+    """Section ``evaluate`` of params.yaml."""
+
+    batch_rows: int = Field(ge=1)
+    """Rows of a batch when the test split is answered."""
+    bootstrap_resamples: int = Field(ge=100)
+    timed_rows: int = Field(ge=1)
+    """Test rows that are timed, spread evenly over the split."""
+    timed_rounds: int = Field(ge=1)
+
+
+class Quality(Settings):
+    """What one model is worth and how large it is."""
+
+    value: float
+    """The task's metric on the test split."""
+    retained: float | None
+    """Share of the teacher's value; None where that is not positive."""
+    agreement: float
+    """Share of the teacher's answers given too; for regression the Pearson correlation with the teacher's."""
+    parameters: int
+    bytes: int
+    """Size of the weights on disk."""
+
+
+class Qualities(Settings):
+    """``quality.json``: a student beside its teacher; the same bytes on every run."""
+
+    rows: int
+    teacher: Quality
+    student: Quality
+
+
+class Speed(Settings):
+    """How fast one model answers on one thread of the processor, tokenising apart."""
+
+    latency_ms: float
+    """Median time of one row alone."""
+    rows_per_s: float
+    """Rows a second in batches of THROUGHPUT_ROWS."""
+
+
+class Speeds(Settings):
+    """``speed.json``: a student beside its teacher, timed in turns; varies from run to run."""
+
+    teacher: Speed
+    student: Speed
+
+
+def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int) -> Floats:
+    """The model's logits [rows, outputs] in the order of ``rows``, computed where the model lies."""
+    found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
+    with torch.inference_mode():
+        for positions in length_buckets(rows.lengths(), batch_rows):
+            batch = {name: tensor.to(model.device) for name, tensor in inputs_at(rows, positions, pad_token_id).items()}
+            found[positions] = logits_from_ids(model, batch).float().cpu().numpy()
+    return found
+
+
+def quality(
+    model: PreTrainedModel,
+    folder: Path,
+    task: Task,
+    labels: Floats,
+    logits: Floats,
+    teacher: Floats,
+) -> Quality:
+    """What the model saved in ``folder`` is worth; ``labels`` [rows], ``logits`` and ``teacher``'s [rows, outputs]."""
+    value, teacher_value = measure(task, labels, logits), measure(task, labels, teacher)
+    return Quality(
+        value=value,
+        retained=value / teacher_value if teacher_value > 0 else None,
+        agreement=agreement(task, logits, teacher),
+        parameters=parameter_count(model),
+        bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+    )
+
+
+def agreement(task: Task, logits: Floats, teacher: Floats) -> float:
+    """Share of equal answers, or their Pearson correlation for regression; both logits are [rows, outputs]."""
+    metric = "pearson" if task.kind == "regression" else "accuracy"
+    return measure(task.model_copy(update={"metric": metric}), predictions(task, teacher), logits)
+
+
+def check_labelled(task: Task, rows: Rows) -> None:
+    """Refuse a test split without rows or with rows that have no label."""
+    missing = int(np.isnan(rows.labels()).sum()) if len(rows) else 0
+    if missing or not len(rows):
+        fault = f"{missing} of {len(rows)} test rows have no label" if len(rows) else "its test split is empty"
+        raise PipelineError(f"task {task.name} cannot be evaluated: {fault}; give its corpus a labelled test split")
+
+
+def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a classifier of ``folder`` whose labels are not the task's, in the task's order."""
+    if task.kind == "classification" and labels_of(model) != task.labels:
+        found, wanted = ", ".join(labels_of(model)), ", ".join(task.labels)
+        raise PipelineError(
+            f"{folder} answers with {found}; task {task.name} wants {wanted}, in this order. Make it again: dvc repro"
+        )
+
+
+def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The student that shows what the perturbations of student ``name`` did, or None.
+
+    It is the student that this one would be if nobody perturbed.
+    ``settings`` holds those of all students of a task by name, in the order in which a control is looked for.
+    """
+    wanted = effective({**settings[name], "adversary": NAMED["none"]})
+    plain = (other for other, found in settings.items() if other != name and effective(found) == wanted)
+    return next(plain, None) if settings[name]["adversary"] != NAMED["none"] else None
+
+
+def difference_interval(
+    task: Task, labels: Floats, student: Floats, control: Floats, resamples: int, names: Sequence[str]
+) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of the metric's difference, student minus control.
+
+    Rows are drawn once for both, so what makes a row hard for both cancels.
+    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed.
+    """
+
+    def difference(chosen: Integers) -> float:
+        return measure(task, labels[chosen], student[chosen]) - measure(task, labels[chosen], control[chosen])
+
+    return _over_rows(difference, len(labels), resamples, names)
+
+
+def value_interval(task: Task, labels: Floats, logits: Floats, resamples: int, names: Sequence[str]) -> tuple[float, float]:
+    """The 95 % percentile bootstrap interval of a model's metric.
+
+    That of a difference is narrower than two of these suggest. ``labels`` is [rows], ``logits`` [rows, outputs]; ``names``
+    decide the seed.
+    """
+
+    def value(chosen: Integers) -> float:
+        return measure(task, labels[chosen], logits[chosen])
+
+    return _over_rows(value, len(labels), resamples, names)
+
+
+def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int, names: Sequence[str]) -> tuple[float, float]:
+    """Interval of what is computed from drawn rows; of a single row nothing can be drawn, so what it gives is both ends.
+
+    Percentile rather than BCa: the latter is undefined where all draws give the same, which must be both ends too.
+    """
+    if rows == 1:
+        alone = statistic(np.zeros(1, dtype=np.int64))
+        return alone, alone
+    found = scipy.stats.bootstrap(
+        (np.arange(rows),),
+        statistic,
+        vectorized=False,
+        method="percentile",
+        n_resamples=resamples,
+        batch=100,
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(seed_of("bootstrap", *names)),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def speeds(answers: Sequence[Answer], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
+    """How fast each answers the same test rows; they take turns, so that noise of the machine hits all.
+
+    Rows keep the order of the split and are padded within their batch, as requests would be.
+    """
+    chosen = np.unique(np.linspace(0, len(rows) - 1, timed_rows).astype(int))
+    singles = _batches(rows, chosen, LATENCY_ROWS, pad_token_id)
+    groups = _batches(rows, chosen, THROUGHPUT_ROWS, pad_token_id)
+    with one_thread(), torch.inference_mode():
+        for answer in answers:
+            _seconds(answer, [*singles[:THROUGHPUT_ROWS], *groups])
+        turns = [[(_seconds(answer, singles), _seconds(answer, groups)) for answer in answers] for _ in range(rounds)]
+    timed = sum(len(group["input_ids"]) for group in groups)
+    return [_speed([turn[number] for turn in turns], timed) for number in range(len(answers))]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _speed(turns: Sequence[tuple[list[float], list[float]]], timed: int) -> Speed:
+    singles = [seconds for single, _ in turns for seconds in single]
+    group = float(np.median([sum(seconds) for _, seconds in turns]))
+    return Speed(latency_ms=float(np.median(singles)) * 1000, rows_per_s=timed / group)
+
+
+def _seconds(answer: Answer, batches: Sequence[Batch]) -> list[float]:
+    ticks = [time.perf_counter()]
+    for batch in batches:
+        answer(batch)
+        ticks.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(ticks)]
+
+
+def _batches(rows: Rows, chosen: Integers, size: int, pad_token_id: int) -> list[Batch]:
+    """Full batches only, unless there is no full one: a short batch would blur what a batch of ``size`` costs."""
+    whole = max(len(chosen) // size * size, min(len(chosen), size))
+    return [inputs_at(rows, chosen[start : start + size], pad_token_id) for start in range(0, whole, size)]

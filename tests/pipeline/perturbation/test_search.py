@@ -1,0 +1,374 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.corpus.task import Kind
+from pipeline.perturbation.search import (
+    Answer,
+    Effect,
+    Norm,
+    PerturbationSettings,
+    Perturbed,
+    divergence,
+    flipped,
+    perturb,
+    project,
+    radius_of,
+    random_start,
+    steepest,
+)
+from tests.world import augment_settings
+
+NORMS: tuple[Norm, ...] = ("l2", "linf")
+ROWS, TOKENS, WIDTH, OUTPUTS = 32, 6, 8, 3
+RADIUS = 0.3
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+class SmallModel:
+    """Random weights that mix the tokens of a row, never the rows; it notes every δ that it is given."""
+
+    def __init__(self, seed: int = 0, outputs: int = OUTPUTS, rows: int = ROWS) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.words, self.noise = torch.randn(2, rows, TOKENS, WIDTH, generator=generator)
+        self.mixing = torch.randn(TOKENS, TOKENS, generator=generator) / TOKENS**0.5
+        self.hidden = torch.randn(WIDTH, 16, generator=generator)
+        self.out = torch.randn(16, outputs, generator=generator)
+        self.free = torch.arange(TOKENS) < torch.randint(1, TOKENS + 1, (rows, 1), generator=generator)
+        self.free[:, 0], self.free[:, 1] = False, True
+        self.labels = torch.randint(outputs, (rows,), generator=generator).float()  # known of every other row
+        self.labels[::2] = float("nan")
+        self.seen: list[Tensor] = []
+
+    def __call__(self, delta: Tensor) -> Tensor:
+        self.seen.append(delta.detach().clone())
+        return self.of_rows(delta, slice(None))
+
+    def of_rows(self, delta: Tensor, rows: slice) -> Tensor:
+        mixed = torch.einsum("st,rtw->rsw", self.mixing, self.words[rows] + delta)
+        return (mixed @ self.hidden).tanh().mean(dim=1) @ self.out
+
+    @property
+    def clean(self) -> Tensor:
+        return self.of_rows(torch.zeros_like(self.words), slice(None))
+
+    def perturbed(self, kind: Kind = "classification", radius: float = RADIUS, by: Any = None, **changed: Any) -> Perturbed:
+        """What is found, aimed at this model or ``by`` another."""
+        answer = Answer(self.clean, self.labels)
+        return perturb(by or self, answer, self.noise, self.free, radius, settings_of(**changed), kind)
+
+
+def settings_of(**changed: Any) -> PerturbationSettings:
+    return augment_settings(perturbation=changed).perturbation
+
+
+def lengths_of(delta: Tensor, norm: Norm) -> Tensor:
+    return delta.norm(dim=-1) if norm == "l2" else delta.abs().amax(dim=-1)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 30.0]), st.integers(2, 5))
+@settings(deadline=None, max_examples=40)
+def test_divergence_is_the_kl_of_the_perturbed_from_the_clean_output(seed: int, size: float, outputs: int) -> None:
+    clean, perturbed = size * torch.randn(2, 7, outputs, generator=torch.Generator().manual_seed(seed))
+    reference = functional.kl_div(perturbed.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(divergence(clean, perturbed, "classification"), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_and_flips_of_a_regression_are_the_squared_error_and_none() -> None:
+    clean, after = torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [-2.5]])
+    assert divergence(clean, after, "regression").tolist() == [4.0, 0.25]
+    assert not flipped(clean, after, "regression").any()
+
+
+def test_a_row_is_flipped_where_its_greatest_logit_is_another() -> None:
+    clean, after = torch.tensor([[1.0, 2.0], [3.0, 2.0], [0.0, 5.0]]), torch.tensor([[2.0, 1.0], [9.0, 2.0], [0.0, 0.1]])
+    assert flipped(clean, after, "classification").tolist() == [True, False, False]
+
+
+def test_a_radius_is_a_fraction_of_the_mean_length_of_a_word_and_a_corner_reaches_as_far() -> None:
+    table = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 15.0]])
+    assert radius_of(0.1, "l2", table) == pytest.approx(1.0)
+    assert torch.full((4,), radius_of(0.1, "linf", table)).norm().item() == pytest.approx(1.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS), st.sampled_from([0.01, 1.0, 5.0]))
+@settings(deadline=None, max_examples=40)
+def test_projection_gives_the_nearest_point_of_the_ball(seed: int, norm: Norm, radius: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    delta = 2 * torch.randn(5, 3, WIDTH, generator=generator)
+    nearest = project(delta, radius, norm)
+    assert (lengths_of(nearest, norm) <= radius * (1 + 1e-6)).all()
+    inside = lengths_of(delta, norm) <= radius
+    assert torch.equal(nearest[inside], delta[inside])
+    others = torch.randn(500, 5, 3, WIDTH, generator=generator)
+    others = others / lengths_of(others, norm).unsqueeze(-1) * radius * torch.rand(500, 5, 3, 1, generator=generator)
+    beside = project(nearest + 0.05 * radius * torch.randn(500, 5, 3, WIDTH, generator=generator), radius, norm)
+    for candidates in (others, beside):
+        assert ((delta - candidates).norm(dim=-1) >= (delta - nearest).norm(dim=-1) - 1e-5).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS))
+@settings(deadline=None, max_examples=40)
+def test_no_direction_in_the_unit_ball_rises_faster_than_the_steepest(seed: int, norm: Norm) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(4, WIDTH, generator=generator)
+    best = steepest(gradient, norm)
+    torch.testing.assert_close(lengths_of(best, norm), torch.ones(4))
+    others = torch.randn(500, 4, WIDTH, generator=generator)
+    others = others / lengths_of(others, norm).unsqueeze(-1)
+    assert ((gradient * best).sum(-1) >= (gradient * others).sum(-1) - 1e-5).all()
+
+
+@norms
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-12, 1.0, 1e30])
+def test_gradients_of_any_size_give_unit_directions(norm: Norm, size: float) -> None:
+    gradient = torch.tensor([[3.0, -4.0, 0.0], [2.0, -1.0, 2.0]]) * size
+    units = steepest(gradient, norm)
+    torch.testing.assert_close(lengths_of(units, norm), torch.ones(2))
+    if norm == "l2":
+        torch.testing.assert_close(units, torch.tensor([[0.6, -0.8, 0.0], [2 / 3, -1 / 3, 2 / 3]]))
+
+
+@norms
+def test_a_token_at_zero_is_projected_to_zero_and_one_without_a_gradient_has_no_direction(norm: Norm) -> None:
+    nothing = torch.zeros(2, 3, WIDTH)
+    assert torch.equal(project(nothing, 0.1, norm), nothing)
+    assert torch.equal(steepest(nothing, norm), nothing)
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 12), st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_the_random_start_of_a_row_depends_on_its_names_alone(lengths: list[int], width: int, first: int) -> None:
+    names: list[tuple[str | int, ...]] = [(first, f"example {number}", 1) for number in range(len(lengths))]
+    together = random_start(names, lengths, width, max(lengths))
+    assert torch.equal(together, random_start(names[::-1], lengths[::-1], width, max(lengths)).flip(0))
+    for row, length in enumerate(lengths):
+        assert torch.equal(together[row, :length], random_start([names[row]], [length], width, length + 3)[0, :length])
+        assert together[row, length:].eq(0).all()
+
+
+def test_every_name_changes_the_random_start() -> None:
+    names: list[tuple[str | int, ...]] = [(1, "a", 1), (2, "a", 1), (1, "b", 1), (1, "a", 2)]
+    starts = random_start(names, [50] * 4, 40, 50).flatten(1)
+    assert (starts.corrcoef() - torch.eye(4)).abs().max() < 0.1
+
+
+def test_the_random_start_is_of_signs_both_equally_likely_at_every_place() -> None:
+    values = random_start([(1, "a"), (1, "b")], [4000, 4000], 12, 4000)
+    assert values.dtype == torch.float32
+    assert values.unique().tolist() == [-1.0, 1.0], "so no element is 0"
+    counts = (values > 0).sum(dim=(0, 1))
+    assert min(scipy.stats.binomtest(int(count), 8000).pvalue for count in counts) > 1e-4
+    assert (values.flatten(0, 1).T.corrcoef() - torch.eye(12)).abs().max() < 0.06, "places are drawn apart"
+
+
+OBJECTIVES = ("divergence", "label", "gold_label", "gap")
+KINDS: tuple[tuple[Kind, int], ...] = (("classification", OUTPUTS), ("classification", 150), ("regression", 1))
+objectives = pytest.mark.parametrize("objective", OBJECTIVES)
+kinds = pytest.mark.parametrize(("kind", "outputs"), KINDS)
+
+
+def raised(model: SmallModel, logits: Tensor, objective: str, kind: Kind, rows: slice = slice(None)) -> Tensor:
+    """The objective of each row by torch's own losses."""
+    clean, labels = model.clean[rows], model.labels[rows]
+    own = clean[:, 0] if kind == "regression" else clean.argmax(-1).float()
+    known = labels.where(~labels.isnan(), own) if objective == "gold_label" else own
+    if kind == "regression":
+        return functional.mse_loss(logits[:, 0], known, reduction="none")
+    if objective in ("label", "gold_label"):
+        return functional.cross_entropy(logits, known.long(), reduction="none")
+    return functional.kl_div(logits.log_softmax(-1), clean.softmax(-1), reduction="none").sum(-1)
+
+
+@norms
+@objectives
+@kinds
+def test_ascent_raises_the_objective_of_every_row_and_one_step_more_than_noise_of_the_same_radius(
+    norm: Norm, objective: str, kind: Kind, outputs: int
+) -> None:
+    model = SmallModel(outputs=outputs)
+
+    def effect(**search: Any) -> Tensor:
+        delta = model.perturbed(kind, norm=norm, **search).delta
+        assert lengths_of(delta, norm).max() <= RADIUS * 1.000001
+        return raised(model, model(delta), objective, kind) - raised(model, model.clean, objective, kind)
+
+    stepped, more = effect(objective=objective), effect(objective=objective, steps=8, step_size=0.5)
+    assert stepped.mean() > 2 * effect(objective="noise").mean().abs()
+    assert more.mean() > stepped.mean()
+    assert (more > 0).all()
+
+
+@kinds
+def test_the_gold_label_is_the_answer_where_there_is_none_and_counts_where_there_is(kind: Kind, outputs: int) -> None:
+    model = SmallModel(outputs=outputs)
+    gold, own = (model.perturbed(kind, objective=objective).delta for objective in ("gold_label", "label"))
+    other = ~model.labels.isnan() & (model.labels != Answer(model.clean, model.labels).own(kind))
+    assert other.sum() >= 8
+    assert torch.equal((gold != own).flatten(1).any(dim=1), other)
+
+
+def test_the_gap_is_measured_from_the_teachers_answer_along_the_gradient_of_the_model_that_aims() -> None:
+    teacher, scout = SmallModel(0), SmallModel(1)
+
+    def gap(delta: Tensor) -> Tensor:
+        return divergence(teacher.clean, scout(delta), "classification").mean()
+
+    aimed = teacher.perturbed(by=scout, objective="gap").delta
+    assert gap(aimed) - gap(torch.zeros_like(aimed)) > 3 * (gap(teacher.perturbed().delta) - gap(torch.zeros_like(aimed))).abs()
+
+
+@norms
+@objectives
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_search_is_plain_projected_ascent_of_each_row_alone(norm: Norm, objective: str, kind: Kind) -> None:
+    model = SmallModel(outputs=1 if kind == "regression" else OUTPUTS, rows=5)
+    found = model.perturbed(kind, norm=norm, objective=objective, steps=3, step_size=0.4, start=0.7)
+    for row in range(5):
+        reference = plain_ascent(model, row, norm, objective, kind)
+        np.testing.assert_allclose(found.delta[row].numpy(), reference, atol=2e-4 * RADIUS)
+
+
+def plain_ascent(model: SmallModel, row: int, norm: Norm, objective: str, kind: Kind) -> npt.NDArray[np.float64]:
+    """Three steps of 0.4 from a start of 0.7, in numpy, token by token."""
+    one = slice(row, row + 1)
+
+    def gradient(delta: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        asked = torch.tensor(delta[None], dtype=torch.float32, requires_grad=True)
+        (slope,) = torch.autograd.grad(raised(model, model.of_rows(asked, one), objective, kind, one).sum(), asked)
+        return slope[0].double().numpy()
+
+    def unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return vector / np.linalg.norm(vector) if norm == "l2" else np.sign(vector)
+
+    delta = np.zeros((TOKENS, WIDTH))
+    for token in np.flatnonzero(model.free[row].numpy()):
+        delta[token] = 0.7 * RADIUS * unit(model.noise[row, token].double().numpy())
+    for _ in range(3):
+        slope = gradient(delta)
+        for token in np.flatnonzero(model.free[row].numpy()):
+            moved = delta[token] + 0.4 * RADIUS * unit(slope[token])
+            nearest = moved * min(1.0, RADIUS / np.linalg.norm(moved))
+            delta[token] = nearest if norm == "l2" else np.clip(moved, -RADIUS, RADIUS)
+    return delta
+
+
+SEARCHES = st.fixed_dictionaries(
+    {
+        "norm": st.sampled_from(NORMS),
+        "objective": st.sampled_from([*OBJECTIVES, "noise"]),
+        "steps": st.integers(1, 4),
+        "step_size": st.floats(0.01, 3.0),
+        "start": st.floats(0.01, 1.0),
+    }
+)
+
+
+@given(st.integers(0, 1000), SEARCHES, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+@settings(deadline=None, max_examples=60)
+def test_delta_lies_within_the_radius_and_only_on_free_tokens(seed: int, search: Any, radius: float, share: float) -> None:
+    model = SmallModel(seed)
+    model.free = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(seed)) < share
+    found = model.perturbed(radius=radius, **search)
+    for delta in (*model.seen, found.delta):
+        assert delta[~model.free].eq(0).all()
+        assert (lengths_of(delta, search["norm"]) <= radius * (1 + 1e-6)).all()
+    first = model.seen[0] if model.seen else found.delta  # a later step may lead back to zero, of all places
+    assert (lengths_of(first, search["norm"])[model.free] > 0).all()
+
+
+def test_none_gives_zeros_and_does_not_ask_the_model() -> None:
+    model = SmallModel()
+    found = model.perturbed(objective="none")
+    assert torch.equal(found.delta, torch.zeros_like(model.noise))
+    assert not found.vanished.any()
+    assert not model.seen
+
+
+@norms
+def test_noise_lies_on_the_edge_in_its_own_direction_and_does_not_ask_the_model(norm: Norm) -> None:
+    model = SmallModel()
+    found = model.perturbed(objective="noise", norm=norm, start=0.01)
+    torch.testing.assert_close(lengths_of(found.delta, norm), model.free * RADIUS)
+    assert torch.equal(found.delta.sign(), model.noise.sign() * model.free.unsqueeze(-1))
+    assert not found.vanished.any()
+    assert not model.seen
+
+
+def constant(rows: slice, steps: slice) -> Callable[[Tensor], Tensor]:
+    """A model that is constant for some rows in some steps and random otherwise."""
+    model, calls, keep = SmallModel(), iter(range(100)), torch.ones(ROWS, 1)
+    keep[rows] = 0
+    return lambda delta: model(delta) * (keep if next(calls) in range(100)[steps] else 1)
+
+
+@norms
+@objectives
+def test_a_constant_model_leaves_the_start_and_every_row_is_counted(norm: Norm, objective: str) -> None:
+    model = SmallModel()
+    found = model.perturbed(by=constant(slice(None), slice(None)), norm=norm, objective=objective, steps=2)
+    assert found.vanished.all()
+    torch.testing.assert_close(lengths_of(found.delta, norm), model.free * 0.5 * RADIUS)
+
+
+@pytest.mark.parametrize("steps", [slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)])
+def test_a_row_is_counted_once_its_gradient_vanished_in_any_step_and_no_other_row(steps: slice) -> None:
+    found = SmallModel().perturbed(by=constant(slice(3, 5), steps), steps=3)
+    assert found.vanished.nonzero().flatten().tolist() == [3, 4]
+
+
+@pytest.mark.parametrize(("token", "vanished"), [(1, False), (0, True)])
+def test_one_token_with_a_gradient_is_enough_if_it_may_be_touched(token: int, vanished: bool) -> None:
+    model, only = SmallModel(), torch.zeros(TOKENS, 1)
+    only[token] = 1
+    assert model.perturbed(by=lambda delta: model(delta * only)).vanished.eq(vanished).all()
+
+
+def test_a_confident_models_tiny_gradients_still_lead_uphill() -> None:
+    model, direction = SmallModel(), torch.randn(ROWS, TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
+    model.labels = torch.zeros(ROWS)
+
+    def faint(delta: Tensor) -> Tensor:
+        return (delta * direction).sum((1, 2))[:, None] * torch.tensor([-1e-30, 1e-30, 0])
+
+    found = model.perturbed(by=faint, objective="gold_label", step_size=2.0)
+    assert not found.vanished.any()
+    torch.testing.assert_close(lengths_of(found.delta, "l2"), model.free * RADIUS)
+    assert ((found.delta * direction).sum(-1)[model.free] > 0).all()
+
+
+def test_a_row_that_breaks_does_not_break_the_others() -> None:
+    model, broken, others = SmallModel(), SmallModel(), torch.arange(ROWS) != 7
+    broken.words[7] = float("nan")
+    assert torch.equal(model.perturbed(by=broken).delta[others], model.perturbed().delta[others])
+
+
+def test_the_search_works_where_gradients_are_off_and_leaves_none_behind() -> None:
+    with torch.no_grad():
+        found = SmallModel().perturbed(steps=2).delta
+    assert torch.equal(found, SmallModel().perturbed(steps=2).delta)
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("effect", [{}, {"flips": 0.1, "divergence": 0.1}])
+def test_an_effect_states_exactly_one_figure(effect: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="state one effect, flips or divergence"):
+        Effect.model_validate(effect)
+
+
+SENSELESS = [{"start": 0.0}, {"start": 1.5}, {"radius": 0.0}, {"steps": 0}, {"step_size": 0.0}, {"norm": "l1"}]
+
+
+@pytest.mark.parametrize("changed", [*SENSELESS, {"radius": {"flips": 1.0}}])
+def test_settings_that_make_no_perturbation_are_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        settings_of(**changed)

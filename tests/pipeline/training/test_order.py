@@ -1,0 +1,128 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.errors import PipelineError
+from pipeline.training.order import EpochOrder, Lengths, Piece, Sharing, steps_of
+
+some_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda lengths: np.array(lengths, dtype=np.int64))
+
+
+def pieces_of(lengths: Lengths, batch_size: int, epoch: int, sharing: Sharing, epochs: int = 9) -> list[Piece]:
+    order = EpochOrder(lengths, batch_size, epochs, 0, sharing)
+    order.set_epoch(epoch)
+    found = list(order)
+    assert len(found) == len(order)
+    return found
+
+
+@given(some_lengths, st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_holds_every_row_once_in_steps_of_nearly_one_size(lengths: Lengths, batch_size: int, epoch: int) -> None:
+    steps = steps_of(lengths, batch_size, 0, epoch)
+    assert sorted(int(row) for rows in steps for row in rows) == list(range(len(lengths)))
+    sizes = {len(rows) for rows in steps}
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+    assert len(steps) == -(-len(lengths) // batch_size)
+
+
+@given(some_lengths, st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
+def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_turns(
+    lengths: Lengths, batch_size: int, processes: int, turns: int, epoch: int
+) -> None:
+    steps = steps_of(lengths, batch_size, 0, epoch)
+    if min(map(len, steps)) < processes * turns:
+        with pytest.raises(PipelineError, match=rf"cannot be shared by {processes} processes × {turns} turns"):
+            EpochOrder(lengths, batch_size, 9, 0, Sharing(processes, 0, turns))
+        return
+    taken = [pieces_of(lengths, batch_size, epoch, Sharing(processes, number, turns)) for number in range(processes)]
+    assert {len(pieces) for pieces in taken} == {len(steps) * turns}, "as many steps for every process"
+    for number, rows in enumerate(steps):
+        of_step = [piece for pieces in taken for piece in pieces[number * turns : (number + 1) * turns]]
+        assert sorted(int(row) for piece in of_step for row in piece.rows) == sorted(rows.tolist())
+        assert sum(piece.weight for piece in of_step) == pytest.approx(processes * turns)
+        assert {piece.progress for piece in of_step} == {(epoch + number / len(steps)) / 9}
+        values = {int(row): float(row) for row in rows}
+        mean = sum(piece.weight * np.mean([values[int(row)] for row in piece.rows]) for piece in of_step) / (processes * turns)
+        assert mean == pytest.approx(np.mean(list(values.values()))), "weighted, the mean of means is the mean over the step"
+
+
+@given(some_lengths, st.integers(2, 5), st.integers(0, 4), st.integers(1, 3), st.integers(1, 3))
+def test_a_training_that_goes_on_with_other_processes_loses_and_repeats_no_row(
+    lengths: Lengths, batch_size: int, done: int, before: int, after: int
+) -> None:
+    steps = steps_of(lengths, batch_size, 0, 0)
+    done = min(done, len(steps))
+    if min(map(len, steps)) < max(before, after):
+        return
+    first = [pieces_of(lengths, batch_size, 0, Sharing(before, number))[:done] for number in range(before)]
+    rest = [pieces_of(lengths, batch_size, 0, Sharing(after, number))[done:] for number in range(after)]
+    seen = sorted(int(row) for pieces in first + rest for piece in pieces for row in piece.rows)
+    assert seen == list(range(len(lengths)))
+
+
+@given(some_lengths, st.integers(-(2**63), 2**63), st.lists(st.integers(0, 5), max_size=4))
+def test_an_epochs_order_is_decided_by_seed_and_epoch_whatever_came_before(
+    lengths: Lengths, seed: int, epochs: list[int]
+) -> None:
+    def rows_of(pieces: Any) -> list[list[int]]:
+        return [piece.rows.tolist() for piece in pieces]
+
+    order = EpochOrder(lengths, 4, 9, seed, Sharing())
+    for epoch in epochs:
+        order.set_epoch(epoch)
+        np.random.default_rng(0).random(3)
+        torch.rand(3)
+        next(iter(order))
+        assert rows_of(order) == rows_of(order) == [rows.tolist() for rows in steps_of(lengths, 4, seed, epoch)]
+
+
+def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+    lengths = np.random.default_rng(0).integers(1, 64, 200)
+    orders = [
+        tuple(int(row) for rows in steps_of(lengths, 4, seed, epoch) for row in rows) for seed in range(4) for epoch in range(4)
+    ]
+    assert len(set(orders)) == len(orders)
+
+
+def realistic_lengths(rows: int) -> Lengths:
+    """Lengths of short texts: log-normal about 22 tokens, cut at 64."""
+    drawn = np.random.default_rng(0).lognormal(np.log(22), 0.6, rows)
+    return np.clip(drawn, 3, 64).astype(np.int64)
+
+
+@pytest.mark.parametrize("batch_size", [16, 32])
+def test_little_of_a_step_is_padding(batch_size: int) -> None:
+    lengths = realistic_lengths(5000)
+    padded = sum(lengths[rows].max() * len(rows) for rows in steps_of(lengths, batch_size, 0, 0))
+    assert padded / lengths.sum() <= 1.10
+    unsorted = sum(lengths[start : start + batch_size].max() * batch_size for start in range(0, 5000, batch_size))
+    assert unsorted / lengths.sum() > 1.5, "the distribution is one on which bucketing matters"
+
+
+def test_the_pieces_of_a_step_are_alike_in_length() -> None:
+    lengths = realistic_lengths(5000)
+    taken = [pieces_of(lengths, 32, 0, Sharing(4, number)) for number in range(4)]
+    for pieces in zip(*taken, strict=True):
+        longest = [int(lengths[piece.rows].max()) for piece in pieces]
+        assert max(longest) - min(longest) <= 40
+    waiting = np.mean([max(w := [lengths[p.rows].sum() for p in pieces]) / np.mean(w) for pieces in zip(*taken, strict=True)])
+    assert waiting < 1.05, "no process waits long for the one with the longest rows"
+
+
+def test_steps_do_not_come_by_length_nor_rows_by_position() -> None:
+    lengths = realistic_lengths(5000)
+    steps = steps_of(lengths, 16, 0, 0)
+    for of_step in ([lengths[rows].mean() for rows in steps], [rows.mean() for rows in steps]):
+        assert abs(np.corrcoef(of_step, np.arange(len(steps)))[0, 1]) < 0.2
+        assert abs(np.corrcoef(of_step[1:], of_step[:-1])[0, 1]) < 0.2
+
+
+def test_rows_that_share_a_step_are_others_in_the_next_epoch_even_if_no_two_rows_are_equally_long() -> None:
+    lengths = np.random.default_rng(0).permutation(5000) + 1
+    together = [{frozenset(rows.tolist()) for rows in steps_of(lengths, 8, 0, epoch)} for epoch in (0, 1)]
+    assert len(together[0] & together[1]) <= 2
