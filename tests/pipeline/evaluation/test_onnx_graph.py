@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Floats
+from pipeline.evaluation import onnx_graph as graph
 from pipeline.evaluation.onnx_graph import OPSET, check_installed, open_graph, write_graph, write_int8
-from pipeline.evaluation.quality import onnx_graph as graph
 from pipeline.models.forward import logits_from_ids
 from tests.architectures import CONFIGURATIONS, WITH_TOKEN_TYPES, of_type, rows_of
 
