@@ -16,10 +16,10 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Integers, collate
 from pipeline.corpus.task import Floats, Task, measure
 from pipeline.evaluation import export as folder
+from pipeline.evaluation import export_check as checking
 from pipeline.evaluation.export import export
 from pipeline.evaluation.export_check import mixed_groups
 from pipeline.evaluation.quality import EvaluationSettings, Speed
-from pipeline.evaluation.quality import export_check as checking
 from pipeline.models.hashes import model_hash
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import manifest_hash
