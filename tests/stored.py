@@ -10,9 +10,10 @@ import pytest
 from pipeline.corpus.task import Task
 from pipeline.distill.jobs import COST_FILE, OUTCOME_FILE, Called, StudentStore
 from pipeline.distill.training import LINEAGE_FILE, Outcome
-from pipeline.shards.manifest import Key, Manifest, ShardEntry, key_hash
+from pipeline.store.hashing import Key, key_hash
+from pipeline.shards.manifest import Manifest, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
 from pipeline.training.trainer import HISTORY_FILE
@@ -38,16 +39,16 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(data: Path) -> ShardStore:
+def store(data: Path) -> Store:
     """An empty store among them."""
-    return ShardStore(data / "store")
+    return Store(data / "store")
 
 
 def key_of(shared: Key, number: int = 0, variant: int = 1) -> Key:
     return shared | {"examples": f"{number:064d}", "variant": variant}
 
 
-def unfinished(store: ShardStore, key: Key, held: Key | None = None) -> Any:
+def unfinished(store: Store, key: Key, held: Key | None = None) -> Any:
     """A shard before its receipt is written; its metadata holds its key, or another."""
     columns: dict[str, Any] = {
         "example_id": ["a", "b"],
@@ -61,14 +62,14 @@ def unfinished(store: ShardStore, key: Key, held: Key | None = None) -> Any:
     return receipt.model_copy(update={"key": key})
 
 
-def add(store: ShardStore, shared: Key, count: int = 2) -> list[Key]:
+def add(store: Store, shared: Key, count: int = 2) -> list[Key]:
     keys = [key_of(shared, number) for number in range(count)]
     for key in keys:
         store.finish(unfinished(store, key))
     return keys
 
 
-def publish(folder: Path, store: ShardStore, keys: list[Key]) -> Path:
+def publish(folder: Path, store: Store, keys: list[Key]) -> Path:
     """A complete set in an output folder, hard-linked as the stages leave it."""
     folder.mkdir(parents=True)
     entries = []
@@ -92,7 +93,7 @@ def publish(folder: Path, store: ShardStore, keys: list[Key]) -> Path:
     return folder
 
 
-def age(store: ShardStore, seconds: float, key: Key | None = None) -> None:
+def age(store: Store, seconds: float, key: Key | None = None) -> None:
     """Everything in the store, or what one key has there, was last touched so long ago."""
     then = time.time() - seconds
     for path in [store.shard_path(key), store.receipt_path(key)] if key else store.folder.iterdir():

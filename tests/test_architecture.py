@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.distill.jobs import CODE
-from pipeline.store.sources import TRAINING_LIBRARIES
+from pipeline.store.code import TRAINING_LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from stages import augment, score
 from tests.running import Stage, scored, undisturbed
 from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared, save_teacher
@@ -172,7 +172,7 @@ def test_a_flipped_bit_and_a_cut_shard_are_found_reported_and_computed_again(
     stage = Stage(folder, teacher)
     shutil.copytree(source / "undisturbed" / "store", stage.store)
     flipped, whole, shortened = wanted.shards[1], wanted.shards[2], wanted.shards[5]
-    kept = ShardStore(stage.store)
+    kept = Store(stage.store)
     before = kept.shard_path(whole.receipt.key).stat().st_ino
     flip(kept.shard_path(flipped.receipt.key))
     cut(kept.shard_path(shortened.receipt.key))

@@ -17,10 +17,11 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import Receipt, key_hash
+from pipeline.shards.manifest import Receipt
+from pipeline.store.hashing import key_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import sha256_of
+from pipeline.store.store import Store
+from pipeline.store.hashing import sha256_of
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
@@ -37,7 +38,7 @@ class Looking(Itself):
 
     name: str = "looking"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
         return Done((folder, {path.name: sha256_of(path) for path in folder.iterdir()}, models.teacher.width))
 
@@ -54,7 +55,7 @@ class Writing(Itself):
     def name(self) -> str:
         return f"writing {self.number}"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
         key = {"content": "scores", "number": self.number}
         path = store.shard_path(key)
@@ -67,7 +68,7 @@ class Writing(Itself):
 
 
 @contextmanager
-def seen_by_nobody(store: ShardStore) -> Iterator[Path]:
+def seen_by_nobody(store: Store) -> Iterator[Path]:
     """A landmark that no worker finds, as if it had another disk."""
     yield store.folder / "landmark of another machine"
 
@@ -92,7 +93,7 @@ def guest(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 def unshared(teacher: Path, folder: Path, places: int = 1) -> Cluster:
-    return Cluster(ModelFolders(teacher), "float32", ShardStore(folder / "store"), runtime_at(folder, workers=places))
+    return Cluster(ModelFolders(teacher), "float32", Store(folder / "store"), runtime_at(folder, workers=places))
 
 
 def own_folder(done: Done) -> Path:
@@ -101,9 +102,9 @@ def own_folder(done: Done) -> Path:
 
 
 @pytest.fixture
-def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
+def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of the driver, new for every test."""
-    monkeypatch.setattr(guest, "_store", ShardStore(tmp_path / "store"))
+    monkeypatch.setattr(guest, "_store", Store(tmp_path / "store"))
     return guest._store
 
 
@@ -117,7 +118,7 @@ def another(guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
-    guest: Cluster, store: ShardStore, made: tuple[Path, Path], teacher: Path
+    guest: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
 ) -> None:
     jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
     receipts = {key_hash(job.key): done.result.sha256 for job, done in guest.run(jobs)}
@@ -128,7 +129,7 @@ def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
 
 
 def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker(
-    guest: Cluster, store: ShardStore, monkeypatch: pytest.MonkeyPatch
+    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
     get = ray.get
@@ -160,7 +161,7 @@ def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster
 
 
 def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
-    guest: Cluster, store: ShardStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ((_, lost),) = guest.run([Looking()])
     losses = iter([ObjectLostError("00", b"", "")])

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipeline.distill.jobs import Called, StudentStore
-from pipeline.shards.manifest import Key, key_hash
+from pipeline.store.hashing import Key, key_hash
 from pipeline.shards.reader import Shards
 from stages.store import main
 from tests.stored import DAY, age_students, begin_training, describe, keep_student

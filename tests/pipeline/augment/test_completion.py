@@ -19,7 +19,7 @@ from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import Manifest, Receipt, ShardMismatch
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from tests.world import augment_settings, runtime_at
 
 
@@ -49,8 +49,8 @@ def run_in(folder: Path, scores: Path, teacher: Path, **changed: Any) -> Manifes
     return augment(scores, teacher, None, augment_settings(**changed), runtime_at(folder), folder / "shards")
 
 
-def jobs_in(folder: Path, scores: Path, teacher: Path) -> tuple[list[VariantJob], ShardStore]:
-    store = ShardStore(folder / "store")
+def jobs_in(folder: Path, scores: Path, teacher: Path) -> tuple[list[VariantJob], Store]:
+    store = Store(folder / "store")
     return Augmentation.of(scores, teacher, None, augment_settings()).jobs(0.2, store), store
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_and_the_store_keeps_all(
     file.write_text("mine")
     out = file / "shards" if place == "below a file" else file
     with pytest.raises(PipelineError, match=rf"^{out} cannot be written: .+; all shards are kept in the store$"):
-        publish(out, ShardStore(tmp_path / "store"), manifest)
+        publish(out, Store(tmp_path / "store"), manifest)
     assert file.read_text() == "mine"
     assert left_over(tmp_path) == []
     assert take_stock(*jobs_in(tmp_path, scores, teacher)).missing == []
@@ -235,7 +235,7 @@ def test_a_failure_leaves_the_published_set_as_it_was_and_keeps_what_was_finishe
     manifest = run_in(tmp_path, scores, teacher)
     before, run = hashes(tmp_path / "shards"), VariantWork.run
 
-    def stumble(work: VariantWork, models: ModelSet, store: ShardStore) -> Done:
+    def stumble(work: VariantWork, models: ModelSet, store: Store) -> Done:
         if len(computed) == 3:
             raise PipelineError("stumbled")
         return run(work, models, store)
@@ -268,7 +268,7 @@ def test_a_full_store_is_a_sentence_that_names_the_shard_and_the_next_run_goes_o
 
     with monkeypatch.context() as patch:
         if moment == "receipt":
-            patch.setattr(ShardStore, "finish", full)
+            patch.setattr(Store, "finish", full)
         else:
             patch.setattr(jobs_code, "write_shard", full if moment == "before" else full_at_the_end)
         sentence = rf"^variant 1, partition 0 failed: the store {tmp_path}/store does not take it: No space left on device$"

@@ -14,7 +14,8 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
-from pipeline.shards.codec import CODECS, CodecName
+from pipeline.shards.codec import CODECS
+from pipeline.shards.schema import CodecName
 from pipeline.shards.reader import Shards
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared
 

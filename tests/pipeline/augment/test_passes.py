@@ -26,7 +26,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from tests.world import RUNTIME, augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 ROWS = {"train": 60, "dev": 20, "test": 20}
@@ -338,7 +338,7 @@ def test_pairs_and_regressions_go_through_both_passes(tmp_path: Path, world: Wor
 
 
 def test_no_workers_are_this_process_and_any_other_number_is_ray(teacher: Path, tmp_path: Path) -> None:
-    store = ShardStore(tmp_path / "store")
+    store = Store(tmp_path / "store")
     for workers, kind in ((0, ThisProcess), (1, Cluster), (None, Cluster)):
         runtime = RuntimeSettings.model_validate(RUNTIME | {"workers": workers, "store": str(store.folder)})
         assert type(open_workers(ModelFolders(teacher), "float32", store, runtime)) is kind

@@ -9,7 +9,7 @@ import pytest
 from pipeline.distill import kept
 from pipeline.distill.jobs import CONTENTS_FILE, Called, StudentStore
 from pipeline.distill.kept import KeptStudent
-from pipeline.shards.manifest import Key, key_hash
+from pipeline.store.hashing import Key, key_hash
 from pipeline.store.files import write_json
 from tests.stored import DAY, HOUR, age_students, begin_training, describe, keep_student, student_key
 

@@ -23,7 +23,7 @@ from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
-from pipeline.shards.lineage import lineage
+from pipeline.shards.manifest import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import NO_STATES

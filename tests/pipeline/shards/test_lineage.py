@@ -1,7 +1,7 @@
 import shutil
 from pathlib import Path
 
-from pipeline.shards.lineage import lineage
+from pipeline.shards.manifest import lineage
 from tests.world import make_task, save_teacher
 
 

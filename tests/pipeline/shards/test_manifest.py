@@ -9,19 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.corpus.task import Split, Task
-from pipeline.shards.manifest import (
-    MANIFEST_FILE,
-    Coding,
-    Manifest,
-    Receipt,
-    ShardEntry,
-    ShardMismatch,
-    check_agreement,
-    differences,
-    key_hash,
-    manifest_hash,
-    training_hash,
-)
+from pipeline.shards.manifest import Coding, MANIFEST_FILE, Manifest, Receipt, ShardEntry, ShardMismatch, check_agreement, manifest_hash, training_hash
+from pipeline.store.hashing import differences, key_hash
 from pipeline.shards.schema import FORMAT_VERSION
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)

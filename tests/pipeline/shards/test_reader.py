@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pipeline.corpus.task import Split, Task
 from pipeline.shards import writer
 from pipeline.shards.codec import CODECS
-from pipeline.shards.manifest import MANIFEST_FILE, Coding, Key, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.manifest import Coding, MANIFEST_FILE, Manifest, ShardEntry, ShardMismatch
+from pipeline.store.hashing import Key
 from pipeline.shards.reader import Lists, Positions, Row, Rows, Shards, join
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard

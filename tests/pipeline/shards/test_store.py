@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.shards.manifest import Key, Receipt
+from pipeline.store.hashing import Key
+from pipeline.shards.manifest import Receipt
 from pipeline.shards.schema import shard_schema
-from pipeline.shards.store import ShardStore, stored_file
+from pipeline.store.store import Store
+from pipeline.shards.store import stored_file
 from pipeline.shards.writer import write_shard
 
 KEY: Key = {"teacher": "ab" * 32, "variant": 1, "examples": "cd" * 32}
@@ -15,11 +17,11 @@ OTHER: Key = KEY | {"variant": 2}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ShardStore:
-    return ShardStore(tmp_path / "store")
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
 
 
-def computed(store: ShardStore, key: Key) -> Receipt:
+def computed(store: Store, key: Key) -> Receipt:
     """A shard as a job leaves it before its receipt is written."""
     columns: dict[str, Any] = {
         "example_id": ["a", "b"],
@@ -31,49 +33,49 @@ def computed(store: ShardStore, key: Key) -> Receipt:
     return write_shard(store.shard_path(key), shard_schema("scores", "classification", False), columns, key, {}, {"mean": 0.5})
 
 
-def finished(store: ShardStore, key: Key = KEY) -> Receipt:
+def finished(store: Store, key: Key = KEY) -> Receipt:
     receipt = computed(store, key)
     store.finish(receipt)
     return receipt
 
 
-def test_a_finished_shard_is_found_with_the_receipt_it_was_finished_with(store: ShardStore) -> None:
+def test_a_finished_shard_is_found_with_the_receipt_it_was_finished_with(store: Store) -> None:
     receipt = finished(store)
     assert store.find(KEY) == receipt
     assert receipt.statistics == {"mean": 0.5}
 
 
-def test_the_order_in_which_a_key_was_built_does_not_hide_its_shard(store: ShardStore) -> None:
+def test_the_order_in_which_a_key_was_built_does_not_hide_its_shard(store: Store) -> None:
     assert finished(store) == store.find(dict(reversed(KEY.items())))
 
 
-def test_a_store_that_was_never_written_to_has_nothing(store: ShardStore) -> None:
+def test_a_store_that_was_never_written_to_has_nothing(store: Store) -> None:
     assert store.find(KEY) is None
     assert not store.has_receipt(KEY)
     assert store.recall(KEY) is None
 
 
-def test_a_shard_without_its_receipt_is_not_there(store: ShardStore) -> None:
+def test_a_shard_without_its_receipt_is_not_there(store: Store) -> None:
     computed(store, KEY)
     assert store.find(KEY) is None
     assert not store.has_receipt(KEY)
 
 
-def test_a_receipt_without_its_shard_is_not_enough(store: ShardStore) -> None:
+def test_a_receipt_without_its_shard_is_not_enough(store: Store) -> None:
     finished(store)
     store.shard_path(KEY).unlink()
     assert store.find(KEY) is None
     assert store.has_receipt(KEY)
 
 
-def test_one_key_never_finds_the_shard_of_another(store: ShardStore) -> None:
+def test_one_key_never_finds_the_shard_of_another(store: Store) -> None:
     receipts = [finished(store, key) for key in (KEY, OTHER)]
     assert [store.find(key) for key in (KEY, OTHER)] == receipts
     assert store.find(KEY | {"variant": 3}) is None
     assert store.find(KEY | {"variant": "1"}) is None
 
 
-def test_any_flipped_bit_makes_a_shard_not_there(store: ShardStore) -> None:
+def test_any_flipped_bit_makes_a_shard_not_there(store: Store) -> None:
     finished(store)
     path = store.shard_path(KEY)
     whole = path.read_bytes()
@@ -85,7 +87,7 @@ def test_any_flipped_bit_makes_a_shard_not_there(store: ShardStore) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda whole: whole[:-1], lambda whole: whole + b"\0", lambda whole: b""])
-def test_a_shard_of_another_size_is_not_there(store: ShardStore, change: Any) -> None:
+def test_a_shard_of_another_size_is_not_there(store: Store, change: Any) -> None:
     finished(store)
     path = store.shard_path(KEY)
     path.write_bytes(change(path.read_bytes()))
@@ -93,7 +95,7 @@ def test_a_shard_of_another_size_is_not_there(store: ShardStore, change: Any) ->
     assert store.has_receipt(KEY)
 
 
-def test_another_key_under_the_same_name_is_not_there(store: ShardStore) -> None:
+def test_another_key_under_the_same_name_is_not_there(store: Store) -> None:
     finished(store, OTHER)
     store.shard_path(OTHER).replace(store.shard_path(KEY))
     store.receipt_path(OTHER).replace(store.receipt_path(KEY))
@@ -101,19 +103,19 @@ def test_another_key_under_the_same_name_is_not_there(store: ShardStore) -> None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"rows": 2}'])
-def test_a_damaged_receipt_makes_a_shard_not_there(store: ShardStore, content: bytes) -> None:
+def test_a_damaged_receipt_makes_a_shard_not_there(store: Store, content: bytes) -> None:
     finished(store)
     store.receipt_path(KEY).write_bytes(content)
     assert store.find(KEY) is None
 
 
-def test_a_damaged_shard_that_is_computed_again_replaces_itself(store: ShardStore) -> None:
+def test_a_damaged_shard_that_is_computed_again_replaces_itself(store: Store) -> None:
     receipt = finished(store)
     store.shard_path(KEY).write_bytes(b"damaged")
     assert finished(store) == receipt == store.find(KEY)
 
 
-def test_the_store_holds_shard_and_receipt_and_nothing_else(store: ShardStore) -> None:
+def test_the_store_holds_shard_and_receipt_and_nothing_else(store: Store) -> None:
     finished(store)
     assert {path.name for path in store.folder.iterdir()} == {store.shard_path(KEY).name, store.receipt_path(KEY).name}
 
@@ -129,7 +131,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(request.param)
 
 
-def test_a_placed_shard_has_the_bytes_of_the_stored_one(store: ShardStore, tmp_path: Path, way: str) -> None:
+def test_a_placed_shard_has_the_bytes_of_the_stored_one(store: Store, tmp_path: Path, way: str) -> None:
     finished(store)
     out = tmp_path / "out"
     out.mkdir()
@@ -140,7 +142,7 @@ def test_a_placed_shard_has_the_bytes_of_the_stored_one(store: ShardStore, tmp_p
 
 
 def test_placing_over_another_shard_replaces_it_and_leaves_the_stored_one_alone(
-    store: ShardStore, tmp_path: Path, way: str
+    store: Store, tmp_path: Path, way: str
 ) -> None:
     receipts = [finished(store, key) for key in (KEY, OTHER)]
     store.place(KEY, tmp_path / "train.arrow")
@@ -149,14 +151,14 @@ def test_placing_over_another_shard_replaces_it_and_leaves_the_stored_one_alone(
     assert [store.find(key) for key in (KEY, OTHER)] == receipts
 
 
-def test_a_placed_shard_outlives_the_store_and_the_store_outlives_it(store: ShardStore, tmp_path: Path, way: str) -> None:
+def test_a_placed_shard_outlives_the_store_and_the_store_outlives_it(store: Store, tmp_path: Path, way: str) -> None:
     receipt = finished(store)
     store.place(KEY, tmp_path / "train.arrow")
     (tmp_path / "train.arrow").unlink()
     assert store.find(KEY) == receipt
 
 
-def test_placing_what_is_not_stored_fails_and_leaves_nothing(store: ShardStore, tmp_path: Path, way: str) -> None:
+def test_placing_what_is_not_stored_fails_and_leaves_nothing(store: Store, tmp_path: Path, way: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(FileNotFoundError):
@@ -164,13 +166,13 @@ def test_placing_what_is_not_stored_fails_and_leaves_nothing(store: ShardStore, 
     assert list(out.iterdir()) == []
 
 
-def test_what_is_remembered_is_recalled_under_its_key_alone(store: ShardStore) -> None:
+def test_what_is_remembered_is_recalled_under_its_key_alone(store: Store) -> None:
     store.remember(KEY, {"radius": 0.1 + 0.2, "rows": 3})
     assert store.recall(KEY) == {"radius": 0.1 + 0.2, "rows": 3}
     assert store.recall(OTHER) is None
 
 
-def test_a_note_is_no_shard_and_a_shard_no_note(store: ShardStore) -> None:
+def test_a_note_is_no_shard_and_a_shard_no_note(store: Store) -> None:
     store.remember(KEY, {"radius": 0.3})
     assert store.find(KEY) is None
     assert not store.has_receipt(KEY)
@@ -178,7 +180,7 @@ def test_a_note_is_no_shard_and_a_shard_no_note(store: ShardStore) -> None:
     assert store.recall(KEY) == {"radius": 0.3}
 
 
-def test_a_note_cut_short_anywhere_is_forgotten(store: ShardStore) -> None:
+def test_a_note_cut_short_anywhere_is_forgotten(store: Store) -> None:
     store.remember(KEY, {"radius": 0.3})
     (note,) = store.folder.iterdir()
     whole = note.read_bytes().rstrip()
@@ -187,7 +189,7 @@ def test_a_note_cut_short_anywhere_is_forgotten(store: ShardStore) -> None:
         assert store.recall(KEY) is None
 
 
-def test_a_note_under_the_name_of_another_key_is_forgotten(store: ShardStore) -> None:
+def test_a_note_under_the_name_of_another_key_is_forgotten(store: Store) -> None:
     store.remember(KEY, {"radius": 0.3})
     (note,) = store.folder.iterdir()
     store.remember(OTHER, {"radius": 0.4})
@@ -201,7 +203,7 @@ def made_old(path: Path) -> float:
     return path.stat().st_mtime
 
 
-def test_a_receipt_tells_when_its_shard_was_last_found(store: ShardStore) -> None:
+def test_a_receipt_tells_when_its_shard_was_last_found(store: Store) -> None:
     finished(store)
     before = made_old(store.receipt_path(KEY))
     shard_before = made_old(store.shard_path(KEY))
@@ -212,7 +214,7 @@ def test_a_receipt_tells_when_its_shard_was_last_found(store: ShardStore) -> Non
     assert store.shard_path(KEY).stat().st_mtime == shard_before, "a hard link in an output folder must not seem changed"
 
 
-def test_a_note_tells_when_it_was_last_recalled(store: ShardStore) -> None:
+def test_a_note_tells_when_it_was_last_recalled(store: Store) -> None:
     store.remember(KEY, {"radius": 0.3})
     before = made_old(store.note_path(KEY))
     assert store.recall(OTHER) is None
@@ -221,7 +223,7 @@ def test_a_note_tells_when_it_was_last_recalled(store: ShardStore) -> None:
     assert store.note_path(KEY).stat().st_mtime > before
 
 
-def test_a_store_that_may_only_be_read_still_finds_and_recalls(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_may_only_be_read_still_finds_and_recalls(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     receipt = finished(store)
     store.remember(KEY, {"radius": 0.3})
     monkeypatch.setattr(os, "utime", refuse)
@@ -229,7 +231,7 @@ def test_a_store_that_may_only_be_read_still_finds_and_recalls(store: ShardStore
     assert store.recall(KEY) == {"radius": 0.3}
 
 
-def test_stock_is_taken_of_shards_receipts_notes_and_what_is_half_written(store: ShardStore) -> None:
+def test_stock_is_taken_of_shards_receipts_notes_and_what_is_half_written(store: Store) -> None:
     receipt = finished(store)
     computed(store, OTHER)
     store.remember(KEY, {"radius": 0.3})
@@ -249,7 +251,7 @@ def test_stock_is_taken_of_shards_receipts_notes_and_what_is_half_written(store:
 @pytest.mark.parametrize(
     "name", ["train.arrow", "manifest.json", ".partial-0123456789ab-movies", "AB" * 16 + ".arrow", "ab" * 15 + ".json", "notes"]
 )
-def test_files_and_folders_that_are_not_the_stores_are_not_seen(store: ShardStore, name: str) -> None:
+def test_files_and_folders_that_are_not_the_stores_are_not_seen(store: Store, name: str) -> None:
     store.folder.mkdir()
     (store.folder / name).touch()
     (store.folder / ("cd" * 16 + ".arrow")).mkdir()
@@ -257,7 +259,7 @@ def test_files_and_folders_that_are_not_the_stores_are_not_seen(store: ShardStor
     assert (found.entries, found.notes, found.partials) == ((), (), ())
 
 
-def test_the_key_of_a_receipt_of_another_version_is_known_but_not_its_receipt(store: ShardStore) -> None:
+def test_the_key_of_a_receipt_of_another_version_is_known_but_not_its_receipt(store: Store) -> None:
     finished(store)
     content = json.loads(store.receipt_path(KEY).read_text()) | {"compressed": True}
     store.receipt_path(KEY).write_text(json.dumps(content))
@@ -268,7 +270,7 @@ def test_the_key_of_a_receipt_of_another_version_is_known_but_not_its_receipt(st
     assert entry.key is None, "the key of another name is not this shard's"
 
 
-def test_a_file_that_was_replaced_touched_or_linked_is_another(store: ShardStore, tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_touched_or_linked_is_another(store: Store, tmp_path: Path) -> None:
     finished(store)
     path = store.shard_path(KEY)
     seen = stored_file(path)

@@ -3,7 +3,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.sampling import sample
+from pipeline.corpus.seeding import sample
 
 
 @given(st.lists(st.text(max_size=4), unique=True, max_size=30), st.integers(0, 30), st.randoms())

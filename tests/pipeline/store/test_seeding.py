@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.seeding import seed_of
+from pipeline.corpus.seeding import seed_of
 
 names = st.lists(st.text() | st.integers(), max_size=5)
 

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.corpus import encoding
 from pipeline.perturbation import search as perturbation
-from pipeline.store.sources import BUILD, LIBRARIES, TRAINING_LIBRARIES, Build
+from pipeline.store.code import BUILD, Build, LIBRARIES, TRAINING_LIBRARIES
 
 
 def package(folder: Path, **sources: str) -> Path:
