@@ -28,6 +28,7 @@ from pipeline.augment.passes import open_workers, score
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
+from pipeline.augment.variant_jobs import read_scored
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
@@ -62,7 +63,7 @@ class World:
     def scored(self) -> list[Scored]:
         """The rows of each partition."""
         plan = Augmentation.of(self.scores, self.teacher, None, settings_of())
-        return [job.scores.read()[0] for job in plan.jobs(RADIUS, Store(self.folder))]
+        return [read_scored(job.scores)[0] for job in plan.jobs(RADIUS, Store(self.folder))]
 
 
 def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BATCH_ROWS) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, key_hash
 from pipeline.store.store import STORED_AS, Store
@@ -27,6 +28,22 @@ def store(data: Path) -> Store:
     found = Store(data / "store")
     found.folder.mkdir(parents=True)
     return found
+
+
+def shard_path(store: Store, key: Key) -> Path:
+    """Where the store has the shard of a key."""
+    return store.folder_of(key) / SHARD_FILE
+
+
+def found(store: Store, key: Key) -> Receipt | None:
+    """The receipt of a shard that the store has and that is intact."""
+    entry = store.get(key)
+    return None if entry is None else Receipt.of(entry)
+
+
+def shards_in(store: Path) -> list[Path]:
+    """All shards of a store, sorted."""
+    return sorted(store.glob(f"*/{SHARD_FILE}"))
 
 
 def add(store: Store, content: str = "scores", number: int = 0, **facts: Any) -> Key:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import resource
 import shutil
@@ -17,11 +18,11 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import Receipt
-from pipeline.store.hashing import key_hash
+from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards
+from pipeline.store.hashing import key_hash, sha256_of
 from pipeline.store.store import Store
-from pipeline.store.hashing import sha256_of
+from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
@@ -58,12 +59,11 @@ class Writing(Itself):
     def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
         key = {"content": "scores", "number": self.number}
-        path = store.shard_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(self.bytes))
-        sha256 = "0" * 64 if self.wrong_hash else sha256_of(path)
+        content = os.urandom(self.bytes)
+        sha256 = "0" * 64 if self.wrong_hash else hashlib.sha256(content).hexdigest()
         receipt = Receipt(key=key, rows=1, tokens=1, bytes=self.bytes, sha256=sha256, statistics={})
-        store.finish(receipt)
+        with store.put(key, receipt.facts()) as folder:
+            (folder / SHARD_FILE).write_bytes(content)
         return Done(receipt, (str(store.folder), *left))
 
 
@@ -123,9 +123,9 @@ def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
     jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
     receipts = {key_hash(job.key): done.result.sha256 for job, done in guest.run(jobs)}
     assert receipts == {key_hash(entry.receipt.key): entry.receipt.sha256 for entry in Shards(made[1]).manifest.shards}
-    assert {path.stem: sha256_of(path) for path in store.folder.glob("*.arrow")} == receipts
-    assert all(store.find(job.key) for job in jobs)
-    assert not [path for path in store.folder.iterdir() if path.suffix not in (".arrow", ".json")]
+    assert {path.parent.name: sha256_of(path) for path in shards_in(store.folder)} == receipts
+    assert all(found(store, job.key) for job in jobs)
+    assert {path.name for path in store.folder.iterdir()} == receipts.keys()
 
 
 def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker(
@@ -148,7 +148,7 @@ def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker
     assert Path(lair) != store.folder
     assert left == [], "of the first shard nothing remained when the second was made"
     for written in done:
-        assert store.find(written.result.key) == written.result
+        assert found(store, written.result.key) == written.result
 
 
 def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster) -> None:
@@ -177,7 +177,7 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     monkeypatch.setattr(cluster.ray, "get", losing)
     ((_, done),) = guest.run([Writing(3, 100)])
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
-    assert store.find(done.result.key) == done.result
+    assert found(store, done.result.key) == done.result
     monkeypatch.undo()
     test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest)
     shutil.rmtree(own_folder(lost))
@@ -195,7 +195,7 @@ def test_a_full_disk_here_is_named_with_the_job_whose_shard_it_does_not_take(ano
     with files_of_at_most(10_000), pytest.raises(PipelineError) as error:
         list(another.run([Writing(2, 20_000)]))
     assert str(error.value) == f"writing 2 failed: the store {store} does not take it: File too large"
-    assert len(list(store.iterdir())) == 2, "nothing is left of the second"
+    assert len(list(store.iterdir())) == 1, "nothing is left of the second"
     another.__exit__(None, None, None)
     assert not Path(done.notes[0]).parent.exists(), "also a worker whose job failed tidied up when it left"
 

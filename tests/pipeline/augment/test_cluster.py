@@ -18,9 +18,9 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings, cores
-from pipeline.store.store import Store
-from pipeline.store.hashing import sha256_of
 from pipeline.store.code import BUILD, Build
+from pipeline.store.hashing import sha256_of
+from pipeline.store.store import Store
 from tests.world import RUNTIME
 
 GUESTS = 1
@@ -174,14 +174,18 @@ def test_workers_that_cannot_start_are_given_up_with_the_cause(
 
 @pytest.mark.usefixtures("beside")
 def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {f"pipeline.{name}": "changed" for name in ("encoding", "files", "models.forward", "seeding", "tasks", "views")}
+    changed = {
+        f"pipeline.{name}": "changed"
+        for name in ("corpus.encoding", "corpus.seeding", "corpus.task", "models.forward", "perturbation.inputs", "store.files")
+    }
     here = Build({**BUILD.sources, **changed}, {**BUILD.libraries, "torch": "2.0.0"})
     monkeypatch.setattr(cluster, "BUILD", here)
     with cluster_at(teacher, runtime(1)) as other, pytest.raises(PipelineError) as error:
         list(other.run([Failing()]))
     assert str(error.value).startswith(
-        "a worker computes with other sources or libraries than this process: pipeline.corpus.encoding, pipeline.store.files, "
-        "pipeline.models.forward, pipeline.store.seeding, pipeline.corpus.task and 2 more; what it made would"
+        "a worker computes with other sources or libraries than this process: pipeline.corpus.encoding, "
+        "pipeline.corpus.seeding, pipeline.corpus.task, pipeline.models.forward, pipeline.perturbation.inputs and 2 more; "
+        "what it made would"
     )
 
 

@@ -12,17 +12,20 @@ import safetensors.torch
 
 from pipeline.augment.columns import read_candidates
 from pipeline.augment.inputs import Inputs
-from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept
+from pipeline.augment.jobs import kept
 from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
+from pipeline.augment.scoring import CandidatesJob, ScoreShard, ScoreWork
+from pipeline.augment.variant_jobs import VariantWork
 from pipeline.augment.variants import Scored
 from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
-from pipeline.store.store import Store
 from pipeline.store.hashing import hash_of
+from pipeline.store.store import Store
+from tests.stored import found, shard_path
 from tests.world import (
     SCORE_SETTINGS,
     WORDS,
@@ -219,7 +222,7 @@ def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(st
         kept(store, {}, lambda path: fail(OSError("said otherwise")))
     with pytest.raises(ValueError, match="columns"):
         kept(store, {}, lambda path: fail(ValueError("columns")))
-    assert not store.has_receipt({})
+    assert list(store.folder.iterdir()) == []
 
 
 PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
@@ -230,24 +233,22 @@ def words(tmp_path: Path) -> Path:
     return save_masked_lm(tmp_path / "words")
 
 
-def test_candidates_come_back_from_the_store_as_they_were_found(
-    scores: Path, teacher: Path, store: Store, words: Path
-) -> None:
+def test_candidates_come_back_from_the_store_as_they_were_found(scores: Path, teacher: Path, store: Store, words: Path) -> None:
     shards = Shards(scores)
     job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
     models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
     receipt = job.work().run(models, store).result
-    assert store.find(job.key) == receipt
-    inputs = job.scores.read()[0].inputs
-    found, read = (
+    assert found(store, job.key) == receipt
+    inputs = job.scores.inputs()
+    proposed, read = (
         models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
-        read_candidates(store.shard_path(job.key)),
+        read_candidates(shard_path(store, job.key)),
     )
-    assert len(read) == len(found) == receipt.rows
-    for here, there in zip(found, read, strict=True):
+    assert len(read) == len(proposed) == receipt.rows
+    for here, there in zip(proposed, read, strict=True):
         for name in ("starts", "stops", "ids"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name), strict=True)
-    assert pa.ipc.open_file(store.shard_path(job.key)).schema.equals(candidates_schema())
+    assert pa.ipc.open_file(shard_path(store, job.key)).schema.equals(candidates_schema())
 
 
 def test_a_text_without_words_has_no_candidates_and_goes_through(

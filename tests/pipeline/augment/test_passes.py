@@ -206,7 +206,7 @@ def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(
 
 def test_a_radius_that_the_store_does_not_take_is_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.score()
-    monkeypatch.setattr("pipeline.shards.store.write_json", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr("pipeline.store.store.write_json", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(PipelineError, match=r"^the radius found: the store .*/store does not take it: No space left$"):
         world.augment()
 

@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,21 +10,20 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.augment import plans
-from pipeline.augment.jobs import CandidatesJob
 from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
 from pipeline.distill.uses import aims_in
 from pipeline.models.hashes import model_hash
-from pipeline.shards.manifest import lineage
-from pipeline.shards.manifest import Manifest, ShardMismatch
+from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
-from pipeline.store.store import Store
-from pipeline.store.hashing import hash_of
 from pipeline.store.files import write_json
+from pipeline.store.hashing import hash_of
+from pipeline.store.store import Store
 from pipeline.training.proposing import WORDS_FILE, WordsFacts
 from tests.world import (
     SCORE_SETTINGS,
@@ -272,42 +270,6 @@ def test_a_masked_language_model_is_hashed_once_however_many_jobs_there_are(
     needed: list[CandidatesJob] = plan.candidates(jobs[1:3])
     assert (hashed, plan.masked_lm_hash) == ([folder], "hash")
     assert [job.partition for job in needed] == sorted({job.partition for job in jobs[1:3]})
-
-
-def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, teacher: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    def naming(*modules: ModuleType) -> list[str]:
-        return sorted({module.__name__.rsplit(".", 1)[1] for module in modules})
-
-    monkeypatch.setattr(plans, "BUILD", SimpleNamespace(naming=naming))
-    recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
-    settings = augment_settings(variants=5, recipes=recipes, masked_lm={"replace": 0.4, "candidates": 5, "batch_rows": 16})
-    plan = Augmentation.of(scores, teacher, None, settings, save_masked_lm(tmp_path / "words"))
-    jobs = plan.jobs(0.2, Store(tmp_path))
-    code = {job.variant: set(job.key["computed_by"]) for job in jobs}
-    models = {"architectures", "forward", "model_set", "pretrained", "reader", "writer"}
-    everywhere = models | {
-        "batches",
-        "columns",
-        "encoding",
-        "inputs",
-        "jobs",
-        "perturbation",
-        "seeding",
-        "teacher",
-        "variants",
-        "views",
-    }
-    edits, search, proposals = {"text_edits"}, {"codec", "scouting"}, {"masked_lm", "proposing", "words"}
-    assert code == {
-        1: everywhere | search,
-        2: everywhere | edits,
-        3: everywhere,
-        4: everywhere | edits | search,
-        5: everywhere | edits | proposals,
-    }
-    for job in plan.candidates([job for job in jobs if job.variant == 5]):
-        assert set(job.key["computed_by"]) == models | proposals | {"batches", "encoding", "text_edits"}
 
 
 def test_the_calibration_sample_is_the_same_rows_however_the_corpus_is_cut_into_shards(

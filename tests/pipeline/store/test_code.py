@@ -107,7 +107,7 @@ def test_what_only_runs_the_work_is_in_no_key(kind: str) -> None:
 
 def test_imports_anywhere_count_in_whatever_form(tmp_path: Path) -> None:
     sources = {
-        "a/entry": "from .near import x\nfrom ..b import member\ndef f():\n    import parts.b.late\n    from parts.b import deep",
+        "a/entry": "from .near import x\nfrom ..b import member\ndef f():\n  import parts.b.late\n  from parts.b import deep",
         "a/near": "from parts.a.further import y, z",
         "a/further": "import os, json",
         "b/member": "",
