@@ -4,6 +4,7 @@ python -m benchmarks.augment [--json FILE]
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -27,13 +28,15 @@ from pipeline.augment.passes import open_workers, score
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision
+from pipeline.augment.variant_jobs import read_scored
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
 from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.search import divergence, radius_of
-from pipeline.shards.codec import CODECS, CodecName, dequantise
-from pipeline.shards.store import ShardStore
+from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.schema import CodecName
+from pipeline.store.store import Store
 from stages.command import stage
 
 TINYBERT_COPIES = 20
@@ -60,7 +63,7 @@ class World:
     def scored(self) -> list[Scored]:
         """The rows of each partition."""
         plan = Augmentation.of(self.scores, self.teacher, None, settings_of())
-        return [job.scores.read()[0] for job in plan.jobs(RADIUS, ShardStore(self.folder))]
+        return [read_scored(job.scores)[0] for job in plan.jobs(RADIUS, Store(self.folder))]
 
 
 def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BATCH_ROWS) -> None:
@@ -125,7 +128,7 @@ def stage_seconds(world: World, workers: int) -> float:
     """Seconds of a row in the stage, start-up apart: all shards but each worker's first, written and published."""
     settings, runtime = settings_of(), world.runtime(workers)
     plan = Augmentation.of(world.scores, world.teacher, None, settings)
-    store = ShardStore(Path(runtime.store))
+    store = Store(Path(runtime.store))
     jobs = plan.jobs(RADIUS, store)
     with open_workers(ModelFolders(world.teacher), "float32", store, runtime) as opened:
         warm, rest = jobs[: max(workers, 1)], jobs[max(workers, 1) :]
@@ -158,8 +161,8 @@ def stage_figures(world: World, rounds: int) -> list[Figure]:
 def fresh(world: World, workers: int) -> None:
     """Forget what a number of workers has computed."""
     store = Path(world.runtime(workers).store)
-    for file in store.glob("*") if store.exists() else ():
-        file.unlink()
+    if store.exists():
+        shutil.rmtree(store)
 
 
 def padding_figures(world: World, prepared: Path) -> list[Figure]:

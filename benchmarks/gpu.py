@@ -21,14 +21,14 @@ from benchmarks.augment import bare_loop
 from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import RADIUS, settings_of
 from pipeline.augment.inputs import Inputs
-from pipeline.augment.jobs import VariantWork
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
+from pipeline.augment.variant_jobs import VariantWork
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import pick_device
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from stages.command import stage
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -99,7 +99,7 @@ def figures_of(folder: Path, size: str, precision: Precision, rows: int, tokens:
         {
             "loop": loop,
             "make": lambda: make_variant(models, scored, None, making),
-            "stage": lambda: work.run(models, ShardStore(folder / "store")),
+            "stage": lambda: work.run(models, Store(folder / "store")),
         },
         3,
     )

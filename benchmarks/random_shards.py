@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.corpus.task import Task
-from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry
+from pipeline.shards.manifest import Coding, Manifest, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key
 
 WIDTH = 384
 """Of the word embeddings whose δ they hold."""

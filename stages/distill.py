@@ -12,7 +12,7 @@ from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.shards.lineage import LINEAGE_FILE
+from pipeline.shards.manifest import LINEAGE_FILE
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 
 

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import click
 
 from pipeline.config.errors import PipelineError
-from pipeline.store.files import folder_written_whole, sha256_of, written_whole
+from pipeline.store.files import folder_written_whole, written_whole
+from pipeline.store.hashing import sha256_of
 from stages.command import folder_option, stage
 
 

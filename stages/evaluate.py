@@ -23,8 +23,7 @@ from pipeline.evaluation.quality import (
 )
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.pretrained import load_classifier
-from pipeline.shards.lineage import check_trained_from, lineage
-from pipeline.shards.manifest import check_agreement
+from pipeline.shards.manifest import check_agreement, check_trained_from, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import folder_written_whole, write_json
 from stages.command import folder_option, out_option, params_option, stage

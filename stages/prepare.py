@@ -19,7 +19,8 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.task import TASK_FILE, Kind, Metric, Split, Task
 from pipeline.corpus.tokens import Reader, check_tokens
 from pipeline.models.pretrained import config_of, folder_at_hand, load_tokenizer
-from pipeline.store.files import canonical_json, folder_written_whole, sha256_of, write_json
+from pipeline.store.files import folder_written_whole, write_json
+from pipeline.store.hashing import canonical_json, sha256_of
 from stages.command import note_unseen, out_option, params_option, stage
 
 START_FILE = "start.json"

@@ -9,12 +9,13 @@ from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
+from pipeline.distill.shares import effective
 from pipeline.distill.student import Checkpoint
 from pipeline.models.hashes import source_hash
 from pipeline.perturbation.surrogate import SCOUT_FILE
-from pipeline.shards.manifest import Manifest, training_hash
+from pipeline.shards.manifest import Manifest, lineage, training_hash
 from pipeline.store.files import folder_written_whole, write_json
-from pipeline.training.resuming import deciding, resumable
+from pipeline.training.resuming import fetch_or_train, training_key
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 
@@ -33,7 +34,8 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     """Train a scout for one task and keep snapshots along its training.
 
     A perturbation that moves the teacher need not move a student. With `aim: scout` variant i is searched by the gradient of
-    snapshot i, and labelled by the teacher. A training that was killed goes on where it was.
+    snapshot i, and labelled by the teacher. A training that was finished before is taken from the store; one that was killed
+    resumes.
     """
     check_task(task, scores, "scores", Manifest.read(scores).task.name)
     if config.task_in(params, task).get("aim") != "scout":
@@ -46,11 +48,23 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
     start = needs.scout.start
     if isinstance(start, Checkpoint):
         check_apart(out, "the model that it begins with", start.checkpoint)
-    decided_by = deciding([], str(teacher), needs) | {"scores": training_hash(scores)}
-    decided_by |= {"checkpoint": source_hash(start.checkpoint)} if isinstance(start, Checkpoint) else {}
-    with resumable(out, decided_by, needs.runtime) as conduct:
-        facts = train_scout(scores, teacher, needs.scout, out, conduct)
-    click.echo(f"{out}: {facts.snapshots} snapshots, dev {facts.dev:.4f} at the end")
+    own = effective(needs.scout.model_dump(mode="json"))
+    settings = own | ({"start": "checkpoint"} if isinstance(start, Checkpoint) else {})
+    key = training_key("surrogate", "pipeline.distill.scout", [], str(teacher), settings) | {
+        "lineage": lineage(teacher),
+        "scores": training_hash(scores),
+        "checkpoint": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else None,
+    }
+    facts = fetch_or_train(
+        key,
+        f"scout {task}",
+        out,
+        needs.runtime,
+        lambda folder, conduct: train_scout(scores, teacher, needs.scout, folder, conduct).model_dump(
+            include={"snapshots", "dev"}
+        ),
+    )
+    click.echo(f"{out}: {facts['snapshots']} snapshots, dev {facts['dev']:.4f} at the end")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.corpus.task import TASK_FILE, Task
-from pipeline.training.resuming import deciding, resumable
+from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import TeacherSettings, teach
 from pipeline.training.trainer import OptimiserSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
@@ -30,7 +30,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
 
     tasks.<task>.teacher names the model; with fine_tune: false its label names and the size of its head are checked and its
-    weights kept. The checkpoint with the best dev metric is the teacher. A training that was killed goes on where it was.
+    weights kept. The checkpoint with the best dev metric is the teacher. A fine-tuning that was finished before is taken from
+    the store; one that was killed resumes.
     """
     config.task_in(params, task)
     check_task(task, prepared, "corpus", Task.read(prepared).name)
@@ -38,9 +39,19 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     check_apart(out, "the model that it begins with", needs.teacher.model)
     if needs.teacher.fine_tune:
         note_slow_precision(params, "teach")
-    files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
-    with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:
-        value = teach(prepared, needs.teacher, needs.teach, out, conduct)
+    if not needs.teacher.fine_tune:  # an adopted teacher is not stored
+        value = teach(prepared, needs.teacher, needs.teach, out)
+    else:
+        files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
+        settings = {"max_length": needs.teacher.max_length, "teach": needs.teach.model_dump(mode="json")}
+        key = training_key("teacher", "pipeline.training.teacher", files, needs.teacher.model, settings)
+        value = fetch_or_train(
+            key,
+            f"teach {task}",
+            out,
+            needs.runtime,
+            lambda folder, conduct: {"dev": teach(prepared, needs.teacher, needs.teach, folder, conduct)},
+        )["dev"]
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 
 

@@ -1,6 +1,5 @@
 """words: the masked language model that proposes words for a task, fitted to its texts or adopted."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -10,11 +9,10 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.corpus.task import Task
-from pipeline.training.callbacks import NO_STATES, Conduct
-from pipeline.training.masked_lm import WordsSettings, prepare_words
+from pipeline.training.masked_lm import WordsSettings, check_words, prepare_words
 from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WORDS_FILE
-from pipeline.training.resuming import deciding, resumable
+from pipeline.training.proposing import WORDS_FILE, words_in
+from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import TeacherSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
@@ -38,7 +36,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fit a masked language model to the train texts of a task, or adopt a finished one.
 
     tasks.<task>.words names the model; with null there is none, and no recipe of the task may ask for masked_lm. Labels are not
-    read. The epoch in which masked words of dev are guessed best is kept. A fit that was killed goes on where it was.
+    read. The epoch in which masked words of dev are guessed best is kept. A fit that was finished before is taken from the
+    store; one that was killed resumes.
     """
     place = f"tasks.{task}"
     settings = config.task_in(params, task)
@@ -52,17 +51,23 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         if chosen.fit:
             note_slow_precision(params, "words")
     teacher, max_length = needs.teacher.model, needs.teacher.max_length
-    with _conduct(prepared, chosen, needs, out) as conduct:
-        facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out, conduct)
+    if chosen is None or not chosen.fit:  # an adopted model is not stored
+        facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out)
+    else:
+        check_words(chosen, teacher, max_length)
+        files = [prepared / name for name in ("train.parquet", "dev.parquet")]
+        fit = {"max_length": max_length, "words": needs.words.model_dump(mode="json")}
+        fetch_or_train(
+            training_key("masked_lm", "pipeline.training.masked_lm", files, chosen.model, fit),
+            f"words {task}",
+            out,
+            needs.runtime,
+            lambda folder, conduct: prepare_words(
+                prepared, teacher, max_length, chosen, needs.words, folder, conduct
+            ).model_dump(),
+        )
+        facts = words_in(out)
     click.echo(f"{out}: {facts.told()}")
-
-
-def _conduct(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Path) -> AbstractContextManager[Conduct]:
-    """How a fit is run; what is not fitted keeps no states."""
-    if chosen is None or not chosen.fit:
-        return nullcontext(NO_STATES)
-    files = [prepared / name for name in ("train.parquet", "dev.parquet")]
-    return resumable(out, deciding(files, chosen.model, needs), needs.runtime)
 
 
 if __name__ == "__main__":

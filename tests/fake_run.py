@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.task import Floats, Split, Task, measure
 from pipeline.evaluation.quality import PREDICTIONS_FILE, QUALITY_FILE, SPEED_FILE, Qualities, Quality, Speed, Speeds, agreement
-from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, manifest_hash
+from pipeline.shards.manifest import Coding, Manifest, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
+from pipeline.store.hashing import Key
 
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
 SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)

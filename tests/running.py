@@ -19,6 +19,8 @@ import stages.augment
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.shards.manifest import manifest_hash
+from pipeline.store.store import Store
+from tests.stored import shards_in
 from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared
 
 ROOT = Path(__file__).parents[1]
@@ -93,13 +95,12 @@ class Stage:
         return manifest_hash(self.out)
 
     def finished_shards(self) -> int:
-        return len([path for path in self.store.glob("*.json") if not path.name.endswith(".note.json")])
+        return len(shards_in(self.store))
 
     def unfinished(self) -> list[str]:
-        """What lies in the store and is neither a shard with its receipt nor a note."""
-        names = {path.name for path in self.store.iterdir()} if self.store.is_dir() else set()
-        pairs = {name for name in names if {Path(name).with_suffix(end).name for end in (".arrow", ".json")} <= names}
-        return sorted(name for name in names - pairs if not name.endswith(".note.json"))
+        """What the store holds that is no finished entry."""
+        names = [path.name for path in self.store.iterdir()] if self.store.is_dir() else []
+        return sorted(name for name in names if Store(self.store).named(name) is None)
 
     def family(self) -> list[psutil.Process]:
         """All processes of the run that were ever seen and live."""

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.distill.jobs import CODE
-from pipeline.store.sources import TRAINING_LIBRARIES
+from pipeline.store.code import TRAINING_LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,24 +105,6 @@ def test_the_two_halves_meet_only_in_the_shards(half: str, other: str) -> None:
 def test_ray_is_imported_where_processes_are_started_and_nowhere_else() -> None:
     users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
     assert users == RAY_MAY_BE_IMPORTED_BY
-
-
-DECIDES_NO_WEIGHT = {
-    f"pipeline.{name}"
-    for name in (
-        "config.errors",
-        "config.params",
-        "store.files",
-        "models.hashes",
-        "shards.schema",
-        "shards.lineage",
-    )
-}
-"""What a training runs, and yet a student's weights do not depend on; of schema and lineage the key holds what does."""
-
-
-def test_the_key_of_a_student_names_all_code_that_decides_its_weights() -> None:
-    assert {module.__name__ for module in CODE} == needed_by("pipeline.distill.training") - DECIDES_NO_WEIGHT
 
 
 def test_init_files_are_empty() -> None:

@@ -34,8 +34,8 @@ from pipeline.corpus.task import Split, Task
 from pipeline.distill.settings import StudentSettings
 from pipeline.models.architectures import head_settings
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
-from pipeline.shards.manifest import Key
 from pipeline.store.files import write_json
+from pipeline.store.hashing import Key
 from pipeline.training.proposing import WORDS_FILE, WordsFacts
 
 WORDS = [f"word{number}" for number in range(60)]

@@ -10,8 +10,8 @@ import pandas as pd
 import scipy.stats
 
 from benchmarks.accuracy.results import IDENTITY
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats
-from pipeline.store.seeding import seed_of
 
 CASE = ["task", "rows", "seed"]
 PAIR = [*CASE, "student", "epochs", "teacher"]

@@ -28,10 +28,11 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
 from pipeline.models.hashes import model_hash
-from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import canonical_json, hash_of, write_json
-from pipeline.store.sources import BUILD
+from pipeline.shards.manifest import SHARD_FILE, Manifest, manifest_hash
+from pipeline.store.code import BUILD
+from pipeline.store.files import write_json
+from pipeline.store.hashing import canonical_json, hash_of, key_hash
+from pipeline.store.store import Store
 from pipeline.training.trainer import HISTORY_FILE, OptimiserSettings
 from stages import augment, distill, evaluate, prepare, score, scout, teach, words
 
@@ -196,8 +197,8 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
     for made_here in ("scout", "words"):
         shutil.rmtree(folder / made_here, ignore_errors=True)
     keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
-    store = ShardStore(folder.parent / STORE)
-    made = {key_hash(key) for key in keys if store.shard_path(key).stat().st_mtime >= began}
+    store = Store(folder.parent / STORE)
+    made = {key_hash(key) for key in keys if (store.folder_of(key) / SHARD_FILE).stat().st_mtime >= began}
     return shards, seconds_of({*map(key_hash, keys)}, made, time.perf_counter() - clock, folder.parent / "seconds.json")
 
 

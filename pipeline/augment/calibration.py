@@ -15,7 +15,7 @@ from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Kind
 from pipeline.perturbation.search import Effect
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 
 SMALLEST, LARGEST = 2e-3, 2.0
 """Where a radius is looked for, as fractions of the mean word-embedding length."""
@@ -133,7 +133,7 @@ class CalibrationJob:
         """The rows travel with it."""
         return self
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         """Perturb the untouched rows once, whatever else the recipes do; the store is not touched."""
         alone = self.settings.model_copy(update={"recipes": [["perturb"]], "keep_label": False})
         labels = make_variant(models, self.scored, None, Making(1, alone, self.radius, self.snapshot)).labels

@@ -29,10 +29,10 @@ from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
 from pipeline.augment.workers import AnyJob, failure, landmark
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.runtime import RuntimeSettings, cores
-from pipeline.shards.manifest import Receipt
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import sha256_of, written_whole
-from pipeline.store.sources import BUILD, refused
+from pipeline.shards.manifest import SHARD_FILE, Receipt
+from pipeline.store.code import BUILD, refused
+from pipeline.store.hashing import sha256_of
+from pipeline.store.store import Store
 from pipeline.training.ray_session import join_ray
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
@@ -60,7 +60,7 @@ class Seat:
 class Cluster:
     """Workers of one set of models. Ray is started, or joined, when the first job comes and left with the ``with`` block."""
 
-    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore, runtime: RuntimeSettings) -> None:
+    def __init__(self, folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> None:
         self._folders = folders.at(Path.resolve)
         self._precision, self._store, self._runtime = precision, store, runtime
         self._idle: list[Seat] = []
@@ -180,9 +180,8 @@ class Cluster:
         if seat.home or not isinstance(receipt, Receipt):
             return
         try:
-            with written_whole(self._store.shard_path(receipt.key)) as partial:
-                self._fetch(seat, receipt, partial)
-            self._store.finish(receipt)
+            with self._store.put(receipt.key, receipt.facts()) as folder:
+                self._fetch(seat, receipt, folder / SHARD_FILE)
         except RayError:
             raise
         except OSError as cause:

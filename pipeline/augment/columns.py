@@ -1,16 +1,14 @@
-"""Rows as the columns of a shard, and back, and what is counted of them. Knows the schema's names, not keys or the store."""
+"""Rows as the columns of a shard, and back. Knows the schema's names, not keys or the store."""
 
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.augment.inputs import Inputs, Packed, Partner, packed, unpacked
+from pipeline.augment.inputs import Inputs, Packed, packed, unpacked
 from pipeline.augment.masked_lm import RowCandidates
-from pipeline.augment.variants import Made
 from pipeline.corpus.task import Floats
 from pipeline.shards.reader import Rows
 from pipeline.shards.schema import candidates_schema
@@ -21,25 +19,11 @@ Columns = dict[str, list[Any]]
 
 def scores_columns(inputs: Inputs, labels: list[float | int | None], logits: Floats, states: Floats | None) -> Columns:
     """Of the teacher's logits [rows, outputs] and, where they are kept, its hidden states [rows, layers × width]."""
-    return _shared(inputs, 0, labels, logits) | ({} if states is None else {"hidden": list(states)})
+    return shared_columns(inputs, 0, labels, logits) | ({} if states is None else {"hidden": list(states)})
 
 
-def perturbations_columns(made: Made, variant: int, labels: list[float | int | None], logits: Floats) -> Columns:
-    """Of one variant; ``logits`` [rows, outputs] are the teacher's on the untouched inputs."""
-    partners: Sequence[Partner | None] = made.inputs.partners or [None] * len(made.labels)
-    return _shared(made.inputs, variant, labels, logits) | {
-        "partner_id": [None if partner is None else partner.example_id for partner in partners],
-        "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
-        "own_weight": [None if partner is None else partner.own_weight for partner in partners],
-        "delta": [label.delta for label in made.labels],
-        "delta_scale": [label.delta_scale for label in made.labels],
-        "perturbed_logits": [label.logits for label in made.labels],
-        "divergence": [label.divergence for label in made.labels],
-        "flipped": [label.flipped for label in made.labels],
-    }
-
-
-def _shared(inputs: Inputs, variant: int, labels: list[float | int | None], logits: Floats) -> Columns:
+def shared_columns(inputs: Inputs, variant: int, labels: list[float | int | None], logits: Floats) -> Columns:
+    """The columns that all shards have; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
     types = {} if inputs.token_type_ids is None else {"token_type_ids": list(inputs.token_type_ids)}
     return {
         "example_id": list(inputs.example_ids),
@@ -48,16 +32,6 @@ def _shared(inputs: Inputs, variant: int, labels: list[float | int | None], logi
         **types,
         "label": labels,
         "teacher_logits": list(logits),
-    }
-
-
-def statistics_of(made: Made) -> dict[str, float]:
-    """What a variant's receipt says of its rows."""
-    return {
-        "divergence": float(np.mean([label.divergence for label in made.labels])),
-        "flipped": float(sum(label.flipped for label in made.labels)),
-        "vanished": float(sum(label.vanished for label in made.labels)),
-        "shortened": float(sum(label.shortened for label in made.labels)),
     }
 
 

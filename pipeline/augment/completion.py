@@ -13,10 +13,11 @@ from pipeline.augment.workers import Workers
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.shards.manifest import Coding, Key, Manifest, Receipt, ShardEntry
+from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.shards.store import ShardStore
 from pipeline.store.files import folder_written_whole
+from pipeline.store.hashing import Key
+from pipeline.store.store import Entry, Store, stored_as
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class Stocktaking:
         return [number for number, receipt in enumerate(self.receipts) if receipt is None]
 
 
-def take_stock(jobs: Sequence[ShardJob], store: ShardStore) -> Stocktaking:
+def take_stock(jobs: Sequence[ShardJob], store: Store) -> Stocktaking:
     """Look for the shard of every job; each is verified by its sha256."""
-    receipts = [store.find(job.key) for job in jobs]
-    pairs = zip(jobs, receipts, strict=True)
-    return Stocktaking(receipts, [job.name for job, receipt in pairs if receipt is None and store.has_receipt(job.key)])
+    entries = [store.get(job.key) for job in jobs]
+    receipts = [None if entry is None else Receipt.of(entry) for entry in entries]
+    pairs = zip(jobs, entries, strict=True)
+    return Stocktaking(receipts, [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()])
 
 
 def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Workers) -> list[Receipt]:
@@ -68,8 +70,9 @@ def manifest_of(
     details: dict[str, object],
     jobs: Sequence[ShardJob],
     receipts: Sequence[Receipt],
+    stored: Sequence[Key] = (),
 ) -> Manifest:
-    """The list of a complete set; ``key`` is what all its shards share."""
+    """The list of a complete set; ``key`` is what all its shards share, ``stored`` names by-products in the store."""
     tokenizer = load_tokenizer(teacher)
     entries = [
         ShardEntry(
@@ -92,10 +95,11 @@ def manifest_of(
         variants=variants,
         details=details,
         shards=tuple(entries),
+        stored_as=tuple(stored_as(*(job.key for job in jobs), *stored)),
     )
 
 
-def publish(out: Path, store: ShardStore, manifest: Manifest) -> Manifest:
+def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
     """Put exactly the shards of the manifest into ``out``, the manifest last.
 
     Raises:
@@ -104,7 +108,7 @@ def publish(out: Path, store: ShardStore, manifest: Manifest) -> Manifest:
     try:
         with folder_written_whole(out) as folder:
             for entry in manifest.shards:
-                store.place(entry.receipt.key, folder / entry.file)
+                store.place(Entry(store.folder_of(entry.receipt.key), entry.receipt.key), folder, {SHARD_FILE: entry.file})
             manifest.save(folder)
     except OSError as cause:
         raise PipelineError(f"{out} cannot be written: {cause.strerror or cause}; all shards are kept in the store") from cause

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.augment.jobs import ScoreJob, ScoreWork, VariantJob
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.scoring import ScoreJob, ScoreWork
+from pipeline.augment.variant_jobs import VariantJob
 from pipeline.augment.variants import SHORTENINGS, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings, cores
@@ -19,8 +20,9 @@ from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation.search import Effect
-from pipeline.shards.codec import CODECS, CodecName
-from pipeline.shards.store import ShardStore
+from pipeline.shards.codec import CODECS
+from pipeline.shards.schema import CodecName
+from pipeline.store.store import Store
 
 TIMED_ROWS = 64
 TIMED_TEXTS = 4
@@ -78,7 +80,7 @@ class Estimate:
 
 def score_estimate(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings) -> Estimate:
     """What ``score`` would cost."""
-    store = ShardStore(Path(runtime.store).resolve())
+    store = Store(Path(runtime.store).resolve())
     _, jobs = scoring(prepared, teacher, settings)
     missing = [job for job in jobs if store.peek(job.key) is None]
     rows = [job.place.stop - job.place.start for job in missing]
@@ -109,7 +111,7 @@ def augment_estimate(
 ) -> Estimate:
     """What ``augment`` would cost; where the radius is still to be found, no variant is in the store yet."""
     plan = Augmentation.of(scores, teacher, scout, settings, words)
-    store = ShardStore(Path(runtime.store).resolve())
+    store = Store(Path(runtime.store).resolve())
     known = known_radius(plan, store)
     radius, searched = UNKNOWN_RADIUS if known is None else known, _searched(plan, known)
     jobs = plan.jobs(radius, store)
@@ -133,7 +135,7 @@ def augment_estimate(
     )
 
 
-def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: ShardStore, most: int | None, width: int) -> None:
+def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: Store, most: int | None, width: int) -> None:
     """Refuse what would add more to the store than is allowed.
 
     Raises:
@@ -150,13 +152,13 @@ def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: ShardSt
         )
 
 
-def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore, width: int) -> dict[CodecName, int]:
+def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: Store, width: int) -> dict[CodecName, int]:
     """About how many bytes these jobs add to the store by each codec, words that are still to be looked up among them."""
     words = proposals_bytes(plan, jobs, store)
     return {codec: bytes_of(plan, jobs, codec, width) + words for codec in CODECS}
 
 
-def proposals_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: ShardStore) -> int:
+def proposals_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: Store) -> int:
     """At most so many bytes take the words that are looked up for these jobs: as if every token were a word."""
     unknown = [job.scores.entry.receipt for job in plan.candidates(jobs) if store.peek(job.key) is None]
     if not unknown or plan.settings.masked_lm is None:
@@ -188,12 +190,12 @@ def mixed_tokens(lengths: Integers) -> float:
     return float(np.sort(lengths) @ np.arange(1, 2 * rows, 2)) / rows
 
 
-def known_radius(plan: Augmentation, store: ShardStore) -> float | None:
+def known_radius(plan: Augmentation, store: Store) -> float | None:
     """The radius, unless it is still to be found; leaves no trace."""
     if not plan.settings.perturbs():
         return 0.0
-    known = store.peek_note(plan.calibration[0])
-    return None if known is None else float(known["radius"])
+    known = store.peek(plan.calibration[0])
+    return None if known is None else float(known.facts["radius"])
 
 
 def _searched(plan: Augmentation, radius: float | None) -> int:
@@ -218,7 +220,7 @@ def _passes(settings: AugmentSettings, job: VariantJob) -> tuple[int, int]:
 
 
 def _variant_seconds(
-    plan: Augmentation, missing: Sequence[VariantJob], radius: float, searched: int, store: ShardStore, models: ModelSet
+    plan: Augmentation, missing: Sequence[VariantJob], radius: float, searched: int, store: Store, models: ModelSet
 ) -> float:
     """Seconds of one worker for these jobs and ``searched`` perturbations before, by timing each recipe on a few rows."""
     if not missing:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Split
-from pipeline.store.files import hash_of
-from pipeline.store.seeding import seed_of
+from pipeline.store.hashing import hash_of
 
 ROWS_A_READ = 4096
 """So many rows of a table are in memory at once while it is cut."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from pipeline.augment.calibration import CalibrationJob, Found, joined
 from pipeline.augment.completion import finish, manifest_of, publish, take_stock
 from pipeline.augment.estimate import UNKNOWN_RADIUS, check_room, known_radius
-from pipeline.augment.jobs import VariantJob
 from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.plans import Augmentation, no_radius, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import Precision
+from pipeline.augment.variant_jobs import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
@@ -19,14 +19,14 @@ from pipeline.corpus.task import Kind, Task
 from pipeline.models.pretrained import embedding_width
 from pipeline.perturbation.search import Effect
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from pipeline.training.proposing import words_in
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Score the untouched inputs of every split and write shards and manifest to ``out``."""
     task = Task.read(prepared)
-    store = ShardStore(Path(runtime.store).resolve())
+    store = Store(Path(runtime.store).resolve())
     key, jobs = scoring(prepared, teacher, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
@@ -64,7 +64,7 @@ def augment(
         PipelineError: the objective and the aim do not fit, or a shard could not be made; names it and the cause.
     """
     plan = Augmentation.of(scores, teacher, scout, settings, words)
-    store = ShardStore(Path(runtime.store).resolve())
+    store = Store(Path(runtime.store).resolve())
     folders = ModelFolders(
         teacher,
         scout,
@@ -102,11 +102,11 @@ def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: 
         )
 
 
-def _missing(jobs: list[VariantJob], store: ShardStore) -> list[VariantJob]:
+def _missing(jobs: list[VariantJob], store: Store) -> list[VariantJob]:
     return [jobs[number] for number in take_stock(jobs, store).missing]
 
 
-def open_workers(folders: ModelFolders, precision: Precision, store: ShardStore, runtime: RuntimeSettings) -> Workers:
+def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
     """The workers that the settings ask for; nothing is started before there is a job."""
     if runtime.workers == 0:
         return ThisProcess(folders, precision, store)
@@ -115,17 +115,19 @@ def open_workers(folders: ModelFolders, precision: Precision, store: ShardStore,
     return Cluster(folders, precision, store, runtime)
 
 
-def radius_found(plan: Augmentation, store: ShardStore, workers: Workers) -> Found:
+def radius_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
     """The radius, and what it does to a sample; it is remembered in the store."""
     key, calibration = plan.calibration
-    known = store.recall(key)
+    entry = store.get(key)
+    known = None if entry is None else entry.facts
     kind = plan.source.manifest.task.kind
     if known is None:
         seeking = "seeking the radius" if isinstance(calibration.wanted, Effect) else "measuring the effect of the radius"
         print(f"{plan.name}: {seeking} on {calibration.rows} rows of the train split", flush=True)
         known = calibration.find(functools.partial(_effects, plan.name, kind, workers)).plain()
         try:
-            store.remember(key, known)
+            with store.put(key, known):
+                pass
         except OSError as cause:
             raise PipelineError(f"the radius found: the store {store.folder} does not take it: {cause.strerror}") from cause
     result = Found(**known)
@@ -145,7 +147,7 @@ def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[Calibratio
     return in_order
 
 
-def find_words(plan: Augmentation, missing: list[VariantJob], store: ShardStore, workers: Workers) -> None:
+def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, workers: Workers) -> None:
     """Have the candidates ready for every variant that is still to be made and replaces words."""
     if wanted := plan.candidates(missing):
         finish(f"{plan.name}, words", wanted, take_stock(wanted, store), workers)
@@ -165,4 +167,6 @@ def _manifest(
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
     coding = Coding(codec=settings.codec, width=embedding_width(teacher))
-    return manifest_of(plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts)
+    return manifest_of(
+        plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts, plan.stored(jobs)
+    )

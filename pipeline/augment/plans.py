@@ -8,58 +8,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
-from pipeline.augment import batches as batches_code
-from pipeline.augment import calibration as calibration_code
-from pipeline.augment import columns as columns_code
-from pipeline.augment import inputs as inputs_code
-from pipeline.augment import jobs as jobs_code
-from pipeline.augment import masked_lm as masked_lm_code
-from pipeline.augment import model_set as model_set_code
-from pipeline.augment import teacher as teacher_code
-from pipeline.augment import text_edits as text_edits_code
-from pipeline.augment import variants as variants_code
-from pipeline.augment import words as words_code
 from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
-from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
-from pipeline.augment.text_edits import OPERATIONS
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.scoring import CandidatesJob, ScoreJob, ScoreShard
+from pipeline.augment.variant_jobs import VariantJob, read_scored
 from pipeline.augment.variants import Making, Scored
 from pipeline.config.errors import PipelineError
-from pipeline.corpus import encoding
+from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import SPLITS, Task
-from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
-from pipeline.perturbation import inputs as views
-from pipeline.perturbation import search as perturbation
-from pipeline.perturbation import surrogate as scouting
 from pipeline.perturbation.surrogate import ScoutFolder
-from pipeline.shards import codec as codec_code
-from pipeline.shards import reader as reader_code
-from pipeline.shards import writer as writer_code
-from pipeline.shards.lineage import lineage
-from pipeline.shards.manifest import Key, ShardEntry, check_agreement
+from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.shards.store import ShardStore
-from pipeline.store import seeding
-from pipeline.store.files import hash_of
-from pipeline.store.sampling import sample
-from pipeline.store.sources import BUILD
-from pipeline.training import proposing
+from pipeline.store.code import computed_by
+from pipeline.store.hashing import Key, hash_of
+from pipeline.store.store import Store
 from pipeline.training.proposing import words_in
 
-SCORING_CODE = (
-    architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained,
-    reader_code, seeding, teacher_code, views, writer_code,
-)  # fmt: skip
-"""What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
+SCORING, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("scoring", "variant_jobs", "calibration"))
+"""The modules that compute each kind of result; their code stands in its key."""
 
 
 def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key, list[ScoreJob]]:
@@ -71,7 +45,7 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     _check_task(prepared, teacher)
     _check_layers(teacher, settings.hidden)
     decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
-    key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": BUILD.naming(*SCORING_CODE)}
+    key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": computed_by(SCORING)}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
         for split in SPLITS
@@ -168,14 +142,15 @@ class Augmentation:
         rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, labels, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
         note: Key = self.key | {
+            "content": "calibration",
             "calibration": decided,
             "scout": list(self.snapshots),
-            "computed_by": BUILD.naming(*_code_of(["perturb"]), calibration_code),
+            "computed_by": computed_by(CALIBRATION),
             "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
         }
         return note, Calibration(scored, self.settings, len(self.snapshots) or None)
 
-    def jobs(self, radius: float, store: ShardStore) -> list[VariantJob]:
+    def jobs(self, radius: float, store: Store) -> list[VariantJob]:
         """One for each variant and partition, variant by variant."""
         decided = {variant: self._deciding(variant, radius) for variant in range(1, self.settings.variants + 1)}
         return [
@@ -195,9 +170,16 @@ class Augmentation:
         needed = {job.partition for job in jobs if job.candidates is not None}
         return [self._candidates_job(entry) for entry in self.entries() if entry.partition in needed]
 
+    def stored(self, jobs: Sequence[VariantJob]) -> list[Key]:
+        """The keys of everything in the store behind these variants: shards, the radius found, word candidates."""
+        found = [self.calibration[0]] if self.settings.perturbs() else []
+        needed = {job.partition for job in jobs if job.candidates is not None}
+        candidates = [self._candidates_job(entry) for entry in self.entries() if entry.partition in needed]
+        return [*(job.key for job in jobs), *found, *(job.key for job in candidates)]
+
     def _deciding(self, variant: int, radius: float) -> Key:
         recipe = self.settings.recipe(variant)
-        key = self.settings.deciding(variant, radius) | {"computed_by": BUILD.naming(*_code_of(recipe))}
+        key = self.settings.deciding(variant, radius) | {"computed_by": computed_by(VARIANTS)}
         if "masked_lm" in recipe:
             key["masked_lm"] = key["masked_lm"] | self._candidates_key["masked_lm"]
         if (snapshot := self._snapshot(variant)) is not None:
@@ -224,29 +206,16 @@ class Augmentation:
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
             "precision": self.settings.precision,
-            "computed_by": BUILD.naming(
-                architectures,
-                batches_code,
-                encoding,
-                forward,
-                masked_lm_code,
-                model_set_code,
-                pretrained,
-                proposing,
-                reader_code,
-                text_edits_code,
-                words_code,
-                writer_code,
-            ),
+            "computed_by": computed_by(SCORING),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
         return CandidatesJob(ScoreShard(self.source, entry), self._candidates_key)
 
-    def _candidates_path(self, variant: int, entry: ShardEntry, store: ShardStore) -> Path | None:
+    def _candidates_path(self, variant: int, entry: ShardEntry, store: Store) -> Path | None:
         if "masked_lm" not in self.settings.recipe(variant):
             return None
-        return store.shard_path(self._candidates_job(entry).key)
+        return store.folder_of(self._candidates_job(entry).key) / SHARD_FILE
 
     def _sample(self) -> Scored:
         """The examples whose ids have the smallest hashes, in the order of the corpus."""
@@ -257,17 +226,9 @@ class Augmentation:
         rows = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
         begins = ends - [entry.receipt.rows for entry in entries]
         found = [(entry, inside - begin) for entry, inside, begin in zip(entries, rows, begins, strict=True) if len(inside)]
-        return Scored.joined([ScoreShard(self.source, entry).read()[0].take(inside) for entry, inside in found])
+        return Scored.joined([read_scored(ScoreShard(self.source, entry))[0].take(inside) for entry, inside in found])
 
 
 def no_radius() -> Found:
     """What stands for the radius where no variant is perturbed."""
     return Found(0.0, 0.0, 0.0, 0)
-
-
-def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
-    """The modules that decide the bytes of a variant; every row tells its divergence, which is defined beside the search."""
-    found = [*SCORING_CODE, variants_code, perturbation]
-    found += [codec_code, scouting] if "perturb" in recipe else []
-    found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
-    return found + ([masked_lm_code, proposing, words_code] if "masked_lm" in recipe else [])

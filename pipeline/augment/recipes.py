@@ -10,8 +10,8 @@ from pipeline.augment.text_edits import OPERATIONS, TextEditSettings
 from pipeline.config.params import Settings
 from pipeline.perturbation.search import CONTROLS, Effect, PerturbationSettings
 from pipeline.perturbation.surrogate import Aims, aims_of
-from pipeline.shards.codec import CodecName
-from pipeline.shards.manifest import Key
+from pipeline.shards.schema import CodecName
+from pipeline.store.hashing import Key
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 

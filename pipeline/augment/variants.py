@@ -18,11 +18,12 @@ from pipeline.augment.recipes import AugmentSettings, Recipe
 from pipeline.augment.teacher import Arriving, FrozenTeacher, check_finite
 from pipeline.augment.text_edits import OPERATIONS, edit, special_ids
 from pipeline.corpus.encoding import Batch, Integers, ordinary_tokens
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats
 from pipeline.perturbation.inputs import filled, view_embeddings
 from pipeline.perturbation.search import Answer, Perturbed, divergence, flipped, perturb, radius_of, random_start
-from pipeline.shards.codec import CODECS, CodecName, dequantise
-from pipeline.store.seeding import seed_of
+from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.schema import CodecName
 
 SHORTENINGS = (0.5, 0.25, 0.125, 0.0)
 """What is left of a δ that changed the teacher's answer, tried in turn; with 0 the answer is the untouched one."""

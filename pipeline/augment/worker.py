@@ -14,10 +14,10 @@ import torch
 from pipeline.augment.jobs import Done, Work
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
-from pipeline.shards.manifest import Receipt
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import sha256_of
-from pipeline.store.sources import BUILD, Build
+from pipeline.shards.manifest import SHARD_FILE, Receipt
+from pipeline.store.code import BUILD, Build
+from pipeline.store.hashing import key_hash, sha256_of
+from pipeline.store.store import Store
 
 PIECE_BYTES = 8 * 2**20
 """Files travel in pieces of this size, one at a time."""
@@ -36,7 +36,7 @@ class Sight:
 class Worker:
     """One process with the models on its device."""
 
-    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore) -> None:
+    def __init__(self, folders: ModelFolders, precision: Precision, store: Store) -> None:
         # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
         torch.set_num_threads(1)
         self._folders, self._precision, self._store = folders, precision, store
@@ -47,8 +47,8 @@ class Worker:
         models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
         store = Path(mark).exists()
         if not store:
-            self._store = ShardStore(self._own / "store")
-        return Sight(models, store, BUILD.strange_to(build))
+            self._store = Store(self._own / "store")
+        return Sight(models, store, BUILD.differs_from(build))
 
     def receive(self, path: str, piece: bytes) -> None:
         """Take the next piece of a file of the driver's."""
@@ -69,14 +69,13 @@ class Worker:
 
     def piece(self, receipt: Receipt, start: int) -> bytes:
         """A piece of a shard that waits in this worker's own folder."""
-        with self._store.shard_path(receipt.key).open("rb") as file:
+        with (self._store.folder_of(receipt.key) / SHARD_FILE).open("rb") as file:
             file.seek(start)
             return file.read(PIECE_BYTES)
 
     def forget(self, receipt: Receipt) -> None:
         """Delete a shard that was handed back."""
-        self._store.receipt_path(receipt.key).unlink()
-        self._store.shard_path(receipt.key).unlink()
+        self._store.remove(key_hash(receipt.key))
 
     def leave(self) -> None:
         """Delete what was received, if anything was."""

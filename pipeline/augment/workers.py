@@ -15,8 +15,8 @@ from pipeline.augment.jobs import Done, Job
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.teacher import Precision
 from pipeline.config.errors import PipelineError, last_line
-from pipeline.shards.store import ShardStore
 from pipeline.store.files import PARTIAL
+from pipeline.store.store import Store
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 
@@ -39,7 +39,7 @@ class Workers(Protocol):
 class ThisProcess:
     """Does jobs here, one after the other, in the order given."""
 
-    def __init__(self, folders: ModelFolders, precision: Precision, store: ShardStore) -> None:
+    def __init__(self, folders: ModelFolders, precision: Precision, store: Store) -> None:
         self._models = ModelSet(folders, precision)
         self._store = store
         self._threads = torch.get_num_threads()
@@ -71,7 +71,7 @@ def failure(name: str, cause: BaseException) -> PipelineError:
 
 
 @contextmanager
-def landmark(store: ShardStore) -> Iterator[Path]:
+def landmark(store: Store) -> Iterator[Path]:
     """A file in the store by which a worker sees that it has the same store.
 
     Raises:

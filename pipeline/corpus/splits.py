@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.rows import Row
+from pipeline.corpus.seeding import SEED_BITS, seed_of
 from pipeline.corpus.task import SPLITS, Split
-from pipeline.store.seeding import SEED_BITS, seed_of
 
 ID_DIGITS = 16
 TEXT_SEPARATOR = "\x1f"

@@ -18,9 +18,10 @@ import torch
 
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.runtime import RuntimeSettings, cores
-from pipeline.distill.jobs import StudentJob, StudentStore, train_into
-from pipeline.shards.manifest import Key, key_hash
-from pipeline.store.sources import BUILD, Build, refused
+from pipeline.distill.jobs import StudentJob, train_into
+from pipeline.store.code import BUILD, Build, refused
+from pipeline.store.hashing import key_hash
+from pipeline.store.store import Store
 
 RESTARTS = 3
 """How often processes that train one student together are started again after one of them died."""
@@ -35,25 +36,20 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     Raises:
         PipelineError: it cannot be trained; names what differs, or the cause.
     """
-    store, key = StudentStore.of(runtime), job.key()
-    if store.has(key) or not _trained(store, key, job, runtime):
-        print(f"{job.called.title}: finished before, taken from {store.place_of(key)}", flush=True)
+    store, key = Store(runtime.store_folder), job.key()
+    entry = store.obtain(key, job.title, lambda: _train(store, job, runtime))
     if job.key() != key:
-        raise PipelineError(f"{job.called.title}: teacher, scores or variants were made again meanwhile; run this once more")
-    return store.take(key, out, cost, job.describe)
+        raise PipelineError(f"{job.title}: teacher, scores or variants were made again meanwhile; run this once more")
+    return job.publish(store, entry, out, cost)
 
 
-def _trained(store: StudentStore, key: Key, job: StudentJob, runtime: RuntimeSettings) -> bool:
-    """Train a student into the store; false where another process has done so meanwhile."""
-    with store.alone(key, job.called):
-        if store.has(key):
-            return False
-        if runtime.trainers == 1:
-            train_into(store, job, runtime)
-        else:
-            job.sources()  # what does not belong together is refused before Ray is started
-            _train_together(store, job, runtime)
-        return True
+def _train(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
+    """Train a student into the store."""
+    if runtime.trainers == 1:
+        train_into(store, job, runtime)
+    else:
+        job.sources()  # rejects what does not belong together before Ray starts
+        _train_together(store, job, runtime)
 
 
 def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
@@ -66,8 +62,8 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
 
     from pipeline.training.ray_session import join_ray
 
-    store = StudentStore.of(runtime)
-    lacking = [(key_hash(key), job) for job in jobs if not store.has(key := job.key())]
+    store = Store(runtime.store_folder)
+    lacking = [(key_hash(key), job) for job in jobs if store.get(key := job.key()) is None]
     missing = list(dict(lacking).values())
     there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)
     told = f", {twins} the same as another" if twins else ""
@@ -96,16 +92,14 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
         raise PipelineError("\n  - ".join([f"{len(faults)} of {len(missing)} students were not trained:", *faults]))
 
 
-def _train_one(said: Any, store: StudentStore, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
+def _train_one(said: Any, store: Store, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
     """In a process of its own."""
     _settle(home, build)
-    key = job.key()
-    with redirect_stdout(_Teller(said)), store.alone(key, job.called):
-        if not store.has(key):
-            train_into(store, job, runtime)
+    with redirect_stdout(_Teller(said)):
+        store.obtain(job.key(), job.title, lambda: train_into(store, job, runtime))
 
 
-def _train_together(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -> None:
+def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
     """In several processes, each with its share of every step; torch.distributed averages their gradients."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -151,8 +145,8 @@ def _train_share(given: dict[str, Any]) -> None:
 
 def _settle(home: Path, build: Build) -> None:
     """Paths are relative to where the command was given; Ray starts its processes elsewhere, maybe with other packages."""
-    if strange := BUILD.strange_to(build):
-        raise PipelineError(refused(strange))
+    if differing := BUILD.differs_from(build):
+        raise PipelineError(refused(differing))
     if not home.is_dir():
         raise PipelineError(f"this node does not see {home}; to train students it needs the project's folder on a shared disk")
     os.chdir(home)

@@ -9,7 +9,7 @@ from pipeline.distill.training import Sources, train, units_of
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_STATES, Conduct
 from pipeline.training.trainer import write_history
@@ -35,8 +35,8 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
         shutil.rmtree(folder / "underway", ignore_errors=True)
         write_history(folder, fit.history)
         facts = ScoutFacts(
-            key=sources.scores.manifest.key,
-            scores=manifest_hash(scores),
+            key=lineage(teacher),
+            scores=training_hash(scores),
             snapshots=settings.snapshots,
             start=scout.facts,
             dev=fit.history[-1]["dev"],

@@ -25,10 +25,8 @@ from pipeline.models.forward import freeze_unused, head_of, word_embeddings
 from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.perturbation.search import Effect, PerturbationSettings
-from pipeline.shards.lineage import LINEAGE_FILE, lineage
-from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, manifest_hash
+from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.store.files import write_json
 from pipeline.training.callbacks import Conduct
 from pipeline.training.order import Piece
 from pipeline.training.trainer import Fit, best_epoch, fine_tune, write_history
@@ -176,32 +174,6 @@ def write_student(folder: Path, sources: Sources, student: Student, history: lis
         "best_epoch": best_epoch(history)["epoch"],
         "start": student.facts,
     }
-
-
-def write_lineage(
-    folder: Path, name: str, scores: Path, shards: Path | None, settings: StudentSettings, outcome: Outcome
-) -> dict[str, Any]:
-    """Write what a student was made from, and how, beside its weights; returns it.
-
-    Args:
-        folder: the student's.
-        name: what it is called.
-        scores: the folder of the scores that it learnt from.
-        shards: that of the variants; None where it sees none.
-        settings: all of its settings.
-        outcome: what came of its training.
-    """
-    manifest = Manifest.read(scores)
-    made_from = {
-        "task": manifest.task.name,
-        "student": name,
-        "settings": settings.model_dump(mode="json", exclude_none=True),
-        "teacher": manifest.key["teacher"],
-        "scores": manifest_hash(scores),
-        "shards": None if shards is None else manifest_hash(shards),
-    }
-    write_json(folder / LINEAGE_FILE, made_from | outcome)
-    return made_from | outcome
 
 
 def _labels_alone(settings: StudentSettings, variants: bool) -> bool:

@@ -35,8 +35,7 @@ from pipeline.evaluation.quality import (
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.hashes import model_hash, tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.shards.lineage import check_trained_from
-from pipeline.shards.manifest import Manifest, check_agreement
+from pipeline.shards.manifest import Manifest, check_agreement, check_trained_from
 from pipeline.shards.reader import Shards
 from pipeline.store.files import check_replaceable, folder_written_whole, write_json
 

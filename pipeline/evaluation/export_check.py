@@ -10,10 +10,10 @@ import numpy as np
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, Integers
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows
-from pipeline.store.seeding import seed_of
 
 LARGEST_DIFFERENCE = 1e-4
 """How far a logit of the float file may lie from torch's, as a share of the largest logit."""

@@ -30,8 +30,7 @@ from pipeline.evaluation.quality import (
     value_interval,
 )
 from pipeline.evaluation.variants import answers_to_variants, flips, histogram
-from pipeline.shards.lineage import LINEAGE_FILE
-from pipeline.shards.manifest import Manifest, manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 
 TEACHER = "teacher"

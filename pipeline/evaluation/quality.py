@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch, Integers, length_buckets
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure, predictions
 from pipeline.distill.shares import NAMED, effective
 from pipeline.models.architectures import labels_of
 from pipeline.models.forward import logits_from_ids, parameter_count
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows
-from pipeline.store.seeding import seed_of
 
 PREDICTIONS_FILE = "predictions.parquet"
 QUALITY_FILE = "quality.json"

@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME
 
 from pipeline.config.errors import PipelineError
 from pipeline.models.pretrained import check_folder, commit_of, load_tokenizer, on_hub
-from pipeline.store.files import hash_of, sha256_of
+from pipeline.store.hashing import hash_of, sha256_of
 
 ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
 """Of special tokens: an edit masks with one, a mixture is filled up with another."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config.params import Settings
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Kind
-from pipeline.store.seeding import seed_of
 
 Objective = Literal["divergence", "label", "gold_label", "gap", "noise", "none"]
 """What is raised; noise and none are the controls.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pipeline.config.params import Settings, read_facts
 from pipeline.models.hashes import model_hash
-from pipeline.store.files import hash_of, sha256_of, write_json
+from pipeline.store.files import write_json
+from pipeline.store.hashing import hash_of, sha256_of
 
 SCOUT_FILE = "scout.json"
 MAP_FILE = "map.safetensors"
@@ -24,9 +25,9 @@ class ScoutFacts(Settings):
     """``scout.json``, written last."""
 
     key: dict[str, Any]
-    """Of the scores it learnt from: teacher, tokenizer, label names."""
+    """Lineage of the scores it learnt from: teacher, tokenizer, label names."""
     scores: str
-    """Hash of the manifest of these scores."""
+    """Hash of what it read of these scores."""
     snapshots: int
     start: dict[str, Any]
     """How its first weights came about."""

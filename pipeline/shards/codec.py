@@ -6,14 +6,13 @@ the student, which reads it from disk, see the same numbers. Codes travel as byt
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-CodecName = Literal["float16", "int8", "sign"]
+from pipeline.shards.schema import CodecName
 
 
 @dataclass(frozen=True)

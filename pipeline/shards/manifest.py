@@ -1,4 +1,4 @@
-"""The manifest: the list that makes a set of shards complete, and the key that says what they were made from."""
+"""The manifest, which makes a set of shards complete; the lineage, which both halves compare; receipts of single shards."""
 
 import json
 from pathlib import Path
@@ -9,16 +9,22 @@ from pydantic import ValidationError
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.task import Split, Task
-from pipeline.shards.codec import CodecName
-from pipeline.shards.schema import FORMAT_VERSION, Content
-from pipeline.store.files import hash_of, sha256_of, write_json
+from pipeline.models.hashes import model_hash, tokenizer_hash
+from pipeline.models.pretrained import load_tokenizer, saved_labels
+from pipeline.shards.schema import FORMAT_VERSION, CodecName, Content
+from pipeline.store.files import write_json
+from pipeline.store.hashing import Key, differences, hash_of, sha256_of
+from pipeline.store.store import Entry
 
 MANIFEST_FILE = "manifest.json"
 
-NOT_COMPLETE = "{} does not exist, so the shards are not complete; make them with dvc repro"
+LINEAGE_FILE = "lineage.json"
+"""In a student's folder: what it was made from, and how."""
 
-Key = dict[str, Any]
-"""Named hashes and settings that decide a shard's bytes; printed, compared and diffed by name."""
+SHARD_FILE = "shard.arrow"
+"""The file of a shard's entry in the store."""
+
+NOT_COMPLETE = "{} does not exist, so the shards are not complete; make them with dvc repro"
 
 
 class ShardMismatch(PipelineError):
@@ -34,7 +40,7 @@ class Coding(Settings):
 
 
 class Receipt(Settings):
-    """What is known of one finished shard; written to the store after the shard itself."""
+    """What is known of one finished shard."""
 
     key: Key
     rows: int
@@ -42,6 +48,15 @@ class Receipt(Settings):
     bytes: int
     sha256: str
     statistics: dict[str, float]
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Receipt":
+        """The receipt of a shard in the store."""
+        return cls(key=entry.key, **entry.files[SHARD_FILE], **entry.facts)
+
+    def facts(self) -> dict[str, Any]:
+        """What the store keeps beside the key, size and hash."""
+        return self.model_dump(include={"rows", "tokens", "statistics"})
 
 
 class ShardEntry(Settings):
@@ -69,6 +84,8 @@ class Manifest(Settings):
     details: dict[str, Any]
     """What was found on the way and helps to read the figures: the radius, truncated texts."""
     shards: tuple[ShardEntry, ...]
+    stored_as: tuple[str, ...] = ()
+    """Names of all entries of the store behind the set, those of by-products included; garbage collection reads it."""
 
     @property
     def recipes(self) -> list[list[str]]:
@@ -145,21 +162,6 @@ def training_hash(folder: Path) -> str:
     return hash_of(facts | made | {"task": task, "hidden": manifest.hidden, "shards": sorted(read)})
 
 
-def key_hash(key: Key) -> str:
-    """The name under which the store keeps the shard of a key."""
-    return hash_of(key)[:32]
-
-
-def differences(wanted: Key, found: Key) -> list[str]:
-    """One line for each name whose value differs between two keys."""
-    names = sorted(wanted.keys() | found.keys())
-    return [
-        f"{name}: {_short(wanted.get(name))} wanted, {_short(found.get(name))} found"
-        for name in names
-        if wanted.get(name) != found.get(name)
-    ]
-
-
 def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None:
     """Refuse ``found`` where a name that ``wanted`` holds has another value.
 
@@ -171,6 +173,32 @@ def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None
         raise ShardMismatch(f"{subject} do not fit: " + "; ".join(lines) + f". {way_out}")
 
 
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text[:12] + "…" if isinstance(value, str) and len(text) > 24 else text
+def lineage(teacher: Path) -> Key:
+    """What decides every shard made with this teacher: named hashes of weights and tokenizer, label names, lengths."""
+    tokenizer = load_tokenizer(teacher)
+    task = Task.read(teacher)
+    return {
+        "format_version": FORMAT_VERSION,
+        "teacher": model_hash(teacher),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "kind": task.kind,
+        "labels": list(saved_labels(teacher)) if task.kind == "classification" else [],
+        "max_length": int(tokenizer.model_max_length),
+    }
+
+
+def check_trained_from(student: Path, scores: Path) -> None:
+    """Reject a student of other scores than these, since it may have learnt from their test rows.
+
+    Raises:
+        PipelineError: it was trained from others, or is no student of this pipeline.
+    """
+    try:
+        origin = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))["scores"]
+    except (OSError, ValueError, KeyError, TypeError) as cause:
+        raise PipelineError(f"{student} has no readable {LINEAGE_FILE}, so it is no student of this pipeline") from cause
+    if origin != manifest_hash(scores):
+        raise PipelineError(
+            f"{student} was trained from other scores than those in {scores}, so it may have learnt from their test rows; "
+            "make it again: dvc repro"
+        )

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.corpus.task import Floats, Split
 from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import Content, description_of, shard_schema
-from pipeline.store.files import sha256_of
+from pipeline.store.hashing import sha256_of
 
 Positions = npt.NDArray[np.integer[Any]]
 

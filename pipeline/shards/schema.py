@@ -12,10 +12,13 @@ import pyarrow as pa
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Kind
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 Content = Literal["scores", "perturbations"]
 """What a set of shards holds: untouched inputs (variant 0), or their perturbed variants 1..V: by δ, edited or mixed."""
+
+CodecName = Literal["float16", "int8", "sign"]
+"""How perturbations are stored, see codec.py."""
 
 METADATA = b"adversarial_shard"
 """Name of the schema metadata entry that holds the shard's key and how its perturbations are coded, as JSON."""

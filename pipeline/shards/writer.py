@@ -6,9 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.shards.manifest import Key, Receipt
+from pipeline.shards.manifest import Receipt
 from pipeline.shards.schema import ROWS_PER_BATCH, with_metadata
-from pipeline.store.files import sha256_of, written_whole
+from pipeline.store.files import written_whole
+from pipeline.store.hashing import Key, sha256_of
 
 
 def write_shard(

@@ -1,7 +1,6 @@
 """Files that are whole or absent: write under another name, sync, rename. Knows bytes and paths, not what they mean."""
 
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -21,27 +20,11 @@ PLACEHOLDERS = frozenset({".gitignore", ".gitkeep", ".DS_Store"})
 """What may lie in a folder that counts as empty; another hidden name, such as .git, may be all that somebody has."""
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spare space: equal values give equal bytes. NaN is refused with ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def hash_of(value: Any) -> str:
-    """The SHA-256 of a plain value's canonical JSON, in hexadecimal."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path to write to; rename it to ``path`` only if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial_name(path)
+    partial = partial_name(path)
     try:
         yield partial
         _sync(partial)
@@ -71,12 +54,11 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
-    partial = _partial_name(path)
+    partial = partial_name(path)
     partial.mkdir()
     try:
         yield partial
-        _share(partial)
-        sync_tree(partial)
+        complete(partial)
         _take_place(partial, path)
         _sync(path.parent)
     finally:
@@ -106,7 +88,7 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
 
 def _take_place(folder: Path, path: Path) -> None:
     """Rename a folder to ``path``; the one that is there is moved aside first, and back if that fails, then deleted."""
-    aside = _partial_name(path)
+    aside = partial_name(path)
     try:
         path.replace(aside)
     except FileNotFoundError:
@@ -127,15 +109,16 @@ def sync_tree(folder: Path) -> None:
     _sync(folder)
 
 
-def _share(folder: Path) -> None:
-    """Give the files of a new folder the mode that the process gives to new files; links to other files keep theirs."""
+def complete(folder: Path) -> None:
+    """Flush a new folder to disk; its files get the mode of newly created files, except hard links, which keep theirs."""
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_nlink == 1:
             path.chmod(mode)
+    sync_tree(folder)
 
 
-def _partial_name(path: Path) -> Path:
+def partial_name(path: Path) -> Path:
     """A name of its own for every writer, also for those of other machines on a shared disk."""
     return path.parent / f"{PARTIAL}{secrets.token_hex(6)}-{path.name}"
 

@@ -16,10 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, collate, encode
+from pipeline.corpus.seeding import sample, seed_of
 from pipeline.corpus.task import Split
 from pipeline.models.forward import logits_at
-from pipeline.store.sampling import sample
-from pipeline.store.seeding import seed_of
 from pipeline.training.order import Lengths, Piece
 from pipeline.training.trainer import OptimiserSettings
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from pipeline.config.errors import PipelineError
-from pipeline.store.seeding import seed_of
+from pipeline.corpus.seeding import seed_of
 
 Lengths = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]

@@ -1,69 +1,65 @@
-"""States of a training beside the folder that it makes, for when it is killed. Knows what decides one, not what it trains."""
+"""Trainings kept in the store: fetched if finished before, resumed if killed. Knows keys and folders, not what is trained."""
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.models.hashes import source_hash, tokenizer_hash
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.store.files import hash_of, sha256_of, write_json
-from pipeline.store.sources import BUILD
+from pipeline.store.code import TRAINING_LIBRARIES, computed_by
+from pipeline.store.files import folder_written_whole
+from pipeline.store.hashing import Key, sha256_of
+from pipeline.store.store import Facts, Store, write_stored_as
 from pipeline.training.callbacks import Conduct
 
-KEY_FILE = "key.json"
 
-
-@contextmanager
-def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings) -> Iterator[Conduct]:
-    """How to run the training that makes ``out``, so that the next run of the same goes on where this one is killed.
-
-    The states lie beside ``out`` until the block ends without an error, or with one before the first of them. Those of a
-    training that was decided by anything else, or ran other sources or libraries, are deleted.
+def training_key(content: str, module: str, files: Iterable[Path], model: str, settings: Mapping[str, Any]) -> Key:
+    """Everything that decides a training.
 
     Args:
-        out: the folder that is to be made.
-        decided_by: plain values, all that decides the training but the code.
-        runtime: how often states are kept.
-    """
-    states = out.with_name(f".{out.name}-training")
-    key = hash_of({"decided_by": decided_by, "sources": BUILD.sources, "libraries": BUILD.libraries})
-    if _key_of(states) != key:
-        shutil.rmtree(states, ignore_errors=True)
-        states.mkdir(parents=True)
-        write_json(states / KEY_FILE, {"key": key})
-    goes_on = True
-    try:
-        yield Conduct(states, runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
-        goes_on = False
-    finally:
-        if not goes_on or not any(states.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):
-            shutil.rmtree(states, ignore_errors=True)
-
-
-def deciding(files: Iterable[Path], model: str, settings: Settings) -> dict[str, Any]:
-    """What decides a training but the code.
-
-    Args:
+        content: what it makes.
+        module: that trains; its code stands in the key.
         files: those that it reads.
         model: what it begins with.
-        settings: those of its stage; a section ``runtime`` among them decides nothing.
+        settings: plain values.
     """
     return {
+        "content": content,
         "files": {file.name: sha256_of(file) for file in files},
         "model": source_hash(model),
         "tokenizer": tokenizer_hash(load_tokenizer(model)),
-        "settings": settings.model_dump(mode="json", exclude={"runtime"}),
+        "settings": dict(settings),
+        "computed_by": computed_by(module, TRAINING_LIBRARIES),
     }
 
 
-def _key_of(states: Path) -> str | None:
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((states / KEY_FILE).read_text(encoding="utf-8"))["key"])
-    return None
+def conduct_of(store: Store, key: Key, runtime: RuntimeSettings) -> Conduct:
+    """How to run the training of an entry, with checkpoints in the store until it is put."""
+    return Conduct(store.unfinished(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
+
+
+def fetch_or_train(
+    key: Key, title: str, out: Path, runtime: RuntimeSettings, train: Callable[[Path, Conduct], Facts]
+) -> dict[str, Any]:
+    """Place a finished training at ``out``, from the store or trained now; returns its facts.
+
+    Args:
+        key: decides the training.
+        title: what progress lines call it.
+        out: the folder; replaced as a whole.
+        runtime: where the store is, and how a training is run.
+        train: trains and writes into the folder it is given; returns plain facts.
+    """
+    store = Store(runtime.store_folder)
+
+    def make() -> None:
+        facts: Facts = {"title": title}
+        with store.put(key, facts) as folder:
+            facts |= train(folder, conduct_of(store, key, runtime))
+
+    entry = store.obtain(key, title, make)
+    with folder_written_whole(out) as folder:
+        store.place(entry, folder)
+        write_stored_as(folder, entry)
+    return entry.facts

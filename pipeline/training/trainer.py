@@ -25,10 +25,10 @@ from transformers.trainer_callback import PrinterCallback
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Kind
 from pipeline.models.forward import logits_from_ids
 from pipeline.store.files import written_whole
-from pipeline.store.seeding import seed_of
 from pipeline.training.callbacks import (
     NO_STATES,
     Checkpoints,

@@ -17,9 +17,10 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from stages import augment, score
 from tests.running import Stage, scored, undisturbed
+from tests.stored import shard_path
 from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared, save_teacher
 
 BATCH_OF_16: dict[str, Any] = AUGMENT | {"batch_rows": 16}
@@ -172,10 +173,10 @@ def test_a_flipped_bit_and_a_cut_shard_are_found_reported_and_computed_again(
     stage = Stage(folder, teacher)
     shutil.copytree(source / "undisturbed" / "store", stage.store)
     flipped, whole, shortened = wanted.shards[1], wanted.shards[2], wanted.shards[5]
-    kept = ShardStore(stage.store)
-    before = kept.shard_path(whole.receipt.key).stat().st_ino
-    flip(kept.shard_path(flipped.receipt.key))
-    cut(kept.shard_path(shortened.receipt.key))
+    kept = Store(stage.store)
+    before = shard_path(kept, whole.receipt.key).stat().st_ino
+    flip(shard_path(kept, flipped.receipt.key))
+    cut(shard_path(kept, shortened.receipt.key))
 
     assert stage.run() == 0, stage.said()
     names = ", ".join(f"variant {entry.variant}, partition {entry.partition}" for entry in (flipped, shortened))
@@ -183,7 +184,7 @@ def test_a_flipped_bit_and_a_cut_shard_are_found_reported_and_computed_again(
     assert f"augment tiny: {len(wanted.shards)} shards, {len(wanted.shards) - 2} in the store, 2 to compute" in stage.said()
     assert stage.hash() == wanted_hash
     Shards(stage.out)
-    assert kept.shard_path(whole.receipt.key).stat().st_ino == before, "what was whole stays as it was"
+    assert shard_path(kept, whole.receipt.key).stat().st_ino == before, "what was whole stays as it was"
     assert stage.unfinished() == []
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import os
 import resource
 import shutil
@@ -17,10 +18,11 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import Receipt, key_hash
+from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import sha256_of
+from pipeline.store.hashing import key_hash, sha256_of
+from pipeline.store.store import Store
+from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
@@ -37,7 +39,7 @@ class Looking(Itself):
 
     name: str = "looking"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
         return Done((folder, {path.name: sha256_of(path) for path in folder.iterdir()}, models.teacher.width))
 
@@ -54,20 +56,19 @@ class Writing(Itself):
     def name(self) -> str:
         return f"writing {self.number}"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
         key = {"content": "scores", "number": self.number}
-        path = store.shard_path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(self.bytes))
-        sha256 = "0" * 64 if self.wrong_hash else sha256_of(path)
+        content = os.urandom(self.bytes)
+        sha256 = "0" * 64 if self.wrong_hash else hashlib.sha256(content).hexdigest()
         receipt = Receipt(key=key, rows=1, tokens=1, bytes=self.bytes, sha256=sha256, statistics={})
-        store.finish(receipt)
+        with store.put(key, receipt.facts()) as folder:
+            (folder / SHARD_FILE).write_bytes(content)
         return Done(receipt, (str(store.folder), *left))
 
 
 @contextmanager
-def seen_by_nobody(store: ShardStore) -> Iterator[Path]:
+def seen_by_nobody(store: Store) -> Iterator[Path]:
     """A landmark that no worker finds, as if it had another disk."""
     yield store.folder / "landmark of another machine"
 
@@ -92,7 +93,7 @@ def guest(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 def unshared(teacher: Path, folder: Path, places: int = 1) -> Cluster:
-    return Cluster(ModelFolders(teacher), "float32", ShardStore(folder / "store"), runtime_at(folder, workers=places))
+    return Cluster(ModelFolders(teacher), "float32", Store(folder / "store"), runtime_at(folder, workers=places))
 
 
 def own_folder(done: Done) -> Path:
@@ -101,9 +102,9 @@ def own_folder(done: Done) -> Path:
 
 
 @pytest.fixture
-def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
+def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of the driver, new for every test."""
-    monkeypatch.setattr(guest, "_store", ShardStore(tmp_path / "store"))
+    monkeypatch.setattr(guest, "_store", Store(tmp_path / "store"))
     return guest._store
 
 
@@ -117,18 +118,18 @@ def another(guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
-    guest: Cluster, store: ShardStore, made: tuple[Path, Path], teacher: Path
+    guest: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
 ) -> None:
     jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
     receipts = {key_hash(job.key): done.result.sha256 for job, done in guest.run(jobs)}
     assert receipts == {key_hash(entry.receipt.key): entry.receipt.sha256 for entry in Shards(made[1]).manifest.shards}
-    assert {path.stem: sha256_of(path) for path in store.folder.glob("*.arrow")} == receipts
-    assert all(store.find(job.key) for job in jobs)
-    assert not [path for path in store.folder.iterdir() if path.suffix not in (".arrow", ".json")]
+    assert {path.parent.name: sha256_of(path) for path in shards_in(store.folder)} == receipts
+    assert all(found(store, job.key) for job in jobs)
+    assert {path.name for path in store.folder.iterdir()} == receipts.keys()
 
 
 def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker(
-    guest: Cluster, store: ShardStore, monkeypatch: pytest.MonkeyPatch
+    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
     get = ray.get
@@ -147,7 +148,7 @@ def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker
     assert Path(lair) != store.folder
     assert left == [], "of the first shard nothing remained when the second was made"
     for written in done:
-        assert store.find(written.result.key) == written.result
+        assert found(store, written.result.key) == written.result
 
 
 def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster) -> None:
@@ -160,7 +161,7 @@ def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster
 
 
 def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
-    guest: Cluster, store: ShardStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ((_, lost),) = guest.run([Looking()])
     losses = iter([ObjectLostError("00", b"", "")])
@@ -176,7 +177,7 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     monkeypatch.setattr(cluster.ray, "get", losing)
     ((_, done),) = guest.run([Writing(3, 100)])
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
-    assert store.find(done.result.key) == done.result
+    assert found(store, done.result.key) == done.result
     monkeypatch.undo()
     test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest)
     shutil.rmtree(own_folder(lost))
@@ -194,7 +195,7 @@ def test_a_full_disk_here_is_named_with_the_job_whose_shard_it_does_not_take(ano
     with files_of_at_most(10_000), pytest.raises(PipelineError) as error:
         list(another.run([Writing(2, 20_000)]))
     assert str(error.value) == f"writing 2 failed: the store {store} does not take it: File too large"
-    assert len(list(store.iterdir())) == 2, "nothing is left of the second"
+    assert len(list(store.iterdir())) == 1, "nothing is left of the second"
     another.__exit__(None, None, None)
     assert not Path(done.notes[0]).parent.exists(), "also a worker whose job failed tidied up when it left"
 

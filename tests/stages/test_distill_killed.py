@@ -58,7 +58,7 @@ class Distill:
 
     def states(self) -> list[Path]:
         """Whole and half-written states of the training."""
-        return list(self.store.glob("students/*-training/checkpoint-*"))
+        return list(self.store.glob(".unfinished-*/checkpoint-*"))
 
     def until_states(self, least: int) -> None:
         """Wait until a state after that step is there."""
@@ -122,7 +122,7 @@ def test_two_runs_at_once_train_one_student_once(made: Folders, teacher: Path, t
     first.send_signal(signal.SIGSTOP)
     second = distill.start()
     assert second.stdout
-    assert second.stdout.readline() == "distill tiny half: another process trains this student; waiting for it\n"
+    assert second.stdout.readline() == "distill tiny half: another process trains this; waiting for it\n"
     first.send_signal(signal.SIGCONT)
     for process in (first, second):
         said, _ = process.communicate(timeout=SECONDS)

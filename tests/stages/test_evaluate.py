@@ -10,8 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.pretrained import load_classifier
-from pipeline.shards.lineage import LINEAGE_FILE, lineage
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, lineage, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
 from stages.evaluate import main

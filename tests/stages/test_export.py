@@ -10,8 +10,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForSequenceClassification
 
 from pipeline.corpus.task import Task
-from pipeline.shards.lineage import LINEAGE_FILE
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from stages.export import main
 from tests.fake_run import params

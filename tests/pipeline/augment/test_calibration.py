@@ -15,7 +15,7 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from tests.world import SPECIAL, WORDS, augment_settings, save_scout
 
 ROWS = 128
@@ -70,7 +70,7 @@ def found_by(calibration: Calibration, models: ModelSet) -> Found:
 
 
 def done_by(job: CalibrationJob, models: ModelSet) -> Done:
-    done = job.work().run(models, ShardStore(Path("nowhere")))
+    done = job.work().run(models, Store(Path("nowhere")))
     assert isinstance(done.result, Found)
     return done
 

@@ -18,9 +18,9 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings, cores
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import sha256_of
-from pipeline.store.sources import BUILD, Build
+from pipeline.store.code import BUILD, Build
+from pipeline.store.hashing import sha256_of
+from pipeline.store.store import Store
 from tests.world import RUNTIME
 
 GUESTS = 1
@@ -32,7 +32,7 @@ def runtime(workers: int | None = 2, address: str | None = None) -> RuntimeSetti
 
 
 def cluster_at(folder: Path, settings: RuntimeSettings) -> Cluster:
-    return Cluster(ModelFolders(folder), "float32", ShardStore(folder.parent / "store"), settings)
+    return Cluster(ModelFolders(folder), "float32", Store(folder.parent / "store"), settings)
 
 
 class Itself:
@@ -53,7 +53,7 @@ class Telling(Itself):
     def name(self) -> str:
         return f"telling {self.number}"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         (self.meeting / str(os.getpid())).touch()
         while len(list(self.meeting.iterdir())) < 2:
             time.sleep(0.01)
@@ -71,7 +71,7 @@ class Deadly(Itself):
     def name(self) -> str:
         return f"deadly {self.lives}"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         taken = len(list(self.marks.iterdir()))
         if taken < self.lives:
             (self.marks / str(taken)).touch()
@@ -85,7 +85,7 @@ class Failing(Itself):
 
     name: str = "failing"
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         return Done(1 / 0)
 
 
@@ -146,7 +146,7 @@ def beside(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
 
 
-class Strange(ShardStore):
+class Strange(Store):
     """Cannot be unpacked on a node that lacks the package; leaves a mark."""
 
     def __reduce__(self) -> Any:
@@ -174,14 +174,18 @@ def test_workers_that_cannot_start_are_given_up_with_the_cause(
 
 @pytest.mark.usefixtures("beside")
 def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {f"pipeline.{name}": "changed" for name in ("encoding", "files", "models.forward", "seeding", "tasks", "views")}
+    changed = {
+        f"pipeline.{name}": "changed"
+        for name in ("corpus.encoding", "corpus.seeding", "corpus.task", "models.forward", "perturbation.inputs", "store.files")
+    }
     here = Build({**BUILD.sources, **changed}, {**BUILD.libraries, "torch": "2.0.0"})
     monkeypatch.setattr(cluster, "BUILD", here)
     with cluster_at(teacher, runtime(1)) as other, pytest.raises(PipelineError) as error:
         list(other.run([Failing()]))
     assert str(error.value).startswith(
-        "a worker computes with other sources or libraries than this process: pipeline.corpus.encoding, pipeline.store.files, "
-        "pipeline.models.forward, pipeline.store.seeding, pipeline.corpus.task and 2 more; what it made would"
+        "a worker computes with other sources or libraries than this process: pipeline.corpus.encoding, "
+        "pipeline.corpus.seeding, pipeline.corpus.task, pipeline.models.forward, pipeline.perturbation.inputs and 2 more; "
+        "what it made would"
     )
 
 
@@ -199,7 +203,7 @@ def test_a_cluster_without_a_free_place_is_not_waited_for_for_ever(teacher: Path
 def test_a_teacher_changed_at_the_worker_is_seen_and_what_was_sent_is_used(teacher: Path, tmp_path: Path) -> None:
     there = Path(shutil.copytree(teacher, tmp_path / "teacher"))
     hashes = {str(path): sha256_of(path) for path in there.iterdir()}
-    worker = Worker(ModelFolders(there), "float32", ShardStore(tmp_path / "store"))
+    worker = Worker(ModelFolders(there), "float32", Store(tmp_path / "store"))
     assert worker.look(hashes, str(there), BUILD) == Sight(models=True, store=True, strange=[])
     weights = there / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")

@@ -1,6 +1,5 @@
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -9,17 +8,20 @@ from typing import Any
 
 import pytest
 
-from pipeline.augment import jobs as jobs_code
+from pipeline.augment import variant_jobs as jobs_code
 from pipeline.augment.completion import finish, manifest_of, publish, take_stock
-from pipeline.augment.jobs import Done, VariantJob, VariantWork
+from pipeline.augment.jobs import Done
 from pipeline.augment.model_set import ModelSet
 from pipeline.augment.passes import augment
 from pipeline.augment.plans import Augmentation
+from pipeline.augment.variant_jobs import VariantJob, VariantWork
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import Manifest, Receipt, ShardMismatch
+from pipeline.shards.manifest import SHARD_FILE, Manifest, Receipt, ShardMismatch
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.hashing import Key, key_hash
+from pipeline.store.store import RECEIPT, Store
+from tests.stored import shard_path, shards_in
 from tests.world import augment_settings, runtime_at
 
 
@@ -49,8 +51,8 @@ def run_in(folder: Path, scores: Path, teacher: Path, **changed: Any) -> Manifes
     return augment(scores, teacher, None, augment_settings(**changed), runtime_at(folder), folder / "shards")
 
 
-def jobs_in(folder: Path, scores: Path, teacher: Path) -> tuple[list[VariantJob], ShardStore]:
-    store = ShardStore(folder / "store")
+def jobs_in(folder: Path, scores: Path, teacher: Path) -> tuple[list[VariantJob], Store]:
+    store = Store(folder / "store")
     return Augmentation.of(scores, teacher, None, augment_settings()).jobs(0.2, store), store
 
 
@@ -63,11 +65,8 @@ def left_over(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.startswith(".partial")]
 
 
-def damage_one(folder: Path, entry_sha256: str, damage: str) -> None:
-    (receipt,) = [
-        path for path in (folder / "store").glob("*.json") if json.loads(path.read_text()).get("sha256") == entry_sha256
-    ]
-    shard = receipt.with_suffix(".arrow")
+def damage_one(store: Store, key: Key, damage: str) -> None:
+    shard, receipt = shard_path(store, key), store.folder_of(key) / RECEIPT
     content = bytearray(shard.read_bytes())
     shard.unlink()  # the published file is the same one by hard link
     match damage:
@@ -90,14 +89,14 @@ def test_a_damaged_shard_is_computed_again_and_reported(
 ) -> None:
     manifest = run_in(tmp_path, scores, teacher)
     before, entry = hashes(tmp_path / "shards"), manifest.shards[-1]
-    damage_one(tmp_path, entry.receipt.sha256, damage)
+    damage_one(Store(tmp_path / "store"), entry.receipt.key, damage)
     computed.clear()
     capsys.readouterr()
     run_in(tmp_path, scores, teacher)
     name = f"variant {entry.variant}, partition {entry.partition}"
     assert computed == [name]
     lines = capsys.readouterr().out
-    assert (f"augment tiny: damaged in the store, computed again: {name}\n" in lines) == (damage != "no receipt")
+    assert f"augment tiny: damaged in the store, computed again: {name}\n" in lines
     count = len(manifest.shards)
     assert f"augment tiny: {count} shards, {count - 1} in the store, 1 to compute" in lines
     assert hashes(tmp_path / "shards") == before
@@ -106,8 +105,8 @@ def test_a_damaged_shard_is_computed_again_and_reported(
 def test_stock_tells_missing_from_damaged(scores: Path, teacher: Path, tmp_path: Path) -> None:
     manifest = run_in(tmp_path, scores, teacher)
     jobs, store = jobs_in(tmp_path, scores, teacher)
-    store.shard_path(jobs[1].key).unlink()
-    store.receipt_path(jobs[3].key).unlink()
+    shard_path(store, jobs[1].key).unlink()
+    store.remove(key_hash(jobs[3].key))
     stock = take_stock(jobs, store)
     assert (stock.missing, stock.damaged) == ([1, 3], [jobs[1].name])
     whole = [entry.receipt for entry in manifest.shards]
@@ -139,7 +138,7 @@ def test_receipts_stand_in_the_order_of_the_jobs_whoever_finishes_first(
     receipts = [entry.receipt for entry in run_in(tmp_path, scores, teacher).shards]
     jobs, store = jobs_in(tmp_path, scores, teacher)
     for number in (0, 2, 3):
-        store.receipt_path(jobs[number].key).unlink()
+        store.remove(key_hash(jobs[number].key))
     capsys.readouterr()
     workers = Backwards(receipts, jobs)
     assert finish("augment tiny", jobs, take_stock(jobs, store), workers) == receipts
@@ -198,7 +197,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence_and_the_store_keeps_all(
     file.write_text("mine")
     out = file / "shards" if place == "below a file" else file
     with pytest.raises(PipelineError, match=rf"^{out} cannot be written: .+; all shards are kept in the store$"):
-        publish(out, ShardStore(tmp_path / "store"), manifest)
+        publish(out, Store(tmp_path / "store"), manifest)
     assert file.read_text() == "mine"
     assert left_over(tmp_path) == []
     assert take_stock(*jobs_in(tmp_path, scores, teacher)).missing == []
@@ -235,7 +234,7 @@ def test_a_failure_leaves_the_published_set_as_it_was_and_keeps_what_was_finishe
     manifest = run_in(tmp_path, scores, teacher)
     before, run = hashes(tmp_path / "shards"), VariantWork.run
 
-    def stumble(work: VariantWork, models: ModelSet, store: ShardStore) -> Done:
+    def stumble(work: VariantWork, models: ModelSet, store: Store) -> Done:
         if len(computed) == 3:
             raise PipelineError("stumbled")
         return run(work, models, store)
@@ -268,14 +267,13 @@ def test_a_full_store_is_a_sentence_that_names_the_shard_and_the_next_run_goes_o
 
     with monkeypatch.context() as patch:
         if moment == "receipt":
-            patch.setattr(ShardStore, "finish", full)
+            patch.setattr("pipeline.store.store.complete", lambda folder: (folder / SHARD_FILE).exists() and full())
         else:
             patch.setattr(jobs_code, "write_shard", full if moment == "before" else full_at_the_end)
         sentence = rf"^variant 1, partition 0 failed: the store {tmp_path}/store does not take it: No space left on device$"
         with pytest.raises(PipelineError, match=sentence):
             run_in(tmp_path, scores, teacher)
     assert left_over(tmp_path) == []
-    assert [path.name for path in (tmp_path / "store").glob("*.json") if not path.name.endswith(".note.json")] == []
-    assert len(list((tmp_path / "store").glob("*.arrow"))) == (moment == "receipt"), "without its receipt it is not there"
+    assert shards_in(tmp_path / "store") == []
     assert not (tmp_path / "shards").exists()
     assert len(run_in(tmp_path, scores, teacher).shards) == len(computed)

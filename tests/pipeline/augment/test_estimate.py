@@ -14,8 +14,10 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
-from pipeline.shards.codec import CODECS, CodecName
+from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Shards
+from pipeline.shards.schema import CodecName
+from tests.stored import shards_in
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared
 
 ONE_SHARD = SCORE_SETTINGS.model_copy(update={"rows_per_shard": 300, "batch_rows": 32})
@@ -118,7 +120,7 @@ def test_shards_are_counted_before_half_way_and_after(
 
 def test_a_damaged_shard_is_missing(scores: Path, teacher: Path, tmp_path: Path) -> None:
     augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
-    for number, path in enumerate(sorted((tmp_path / "store").glob("*.arrow"))[:2]):
+    for number, path in enumerate(shards_in(tmp_path / "store")[:2]):
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content[:-1] if number else bytes([content[0] ^ 1]) + content[1:])
@@ -159,7 +161,7 @@ def test_words_that_are_looked_up_are_counted_once_and_never_too_low(many: Path,
     settings = augment_settings(variants=2, recipes=[["masked_lm"]], masked_lm=proposing)
     estimate = planned(many, teacher, tmp_path, settings, words).bytes["int8"]
     augment(many, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards", words)
-    added = sum(file.stat().st_size for file in (tmp_path / "store").glob("*.arrow"))
+    added = sum(file.stat().st_size for file in shards_in(tmp_path / "store"))
     assert added <= estimate < 1.3 * added
     more = settings.model_copy(update={"variants": 3})
     assert planned(many, teacher, tmp_path, more, words).bytes["int8"] < estimate / 3, "the words are there"

@@ -12,17 +12,20 @@ import safetensors.torch
 
 from pipeline.augment.columns import read_candidates
 from pipeline.augment.inputs import Inputs
-from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept
+from pipeline.augment.jobs import kept
 from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
+from pipeline.augment.scoring import CandidatesJob, ScoreShard, ScoreWork
+from pipeline.augment.variant_jobs import VariantWork
 from pipeline.augment.variants import Scored
 from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import hash_of
+from pipeline.store.hashing import hash_of
+from pipeline.store.store import Store
+from tests.stored import found, shard_path
 from tests.world import (
     SCORE_SETTINGS,
     WORDS,
@@ -36,9 +39,9 @@ from tests.world import (
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShardStore:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    return ShardStore(tmp_path / "store")
+    return Store(tmp_path / "store")
 
 
 def with_weights(teacher: Path, folder: Path, name: str, row: slice, value: float) -> Path:
@@ -61,7 +64,7 @@ def test_every_receipt_counts_what_its_rows_say(made: tuple[Path, Path]) -> None
         assert (entry.receipt.rows, entry.receipt.tokens) == (len(rows), rows.lengths().sum())
 
 
-def test_a_score_receipt_counts_the_texts_that_were_cut(prepared: Path, teacher: Path, store: ShardStore) -> None:
+def test_a_score_receipt_counts_the_texts_that_were_cut(prepared: Path, teacher: Path, store: Store) -> None:
     _, (job, *_) = scoring(prepared, teacher, SCORE_SETTINGS)
     work = job.work()
     shorter = ScoreWork(work.examples, job.key | {"max_length": 6}, 6, 8)
@@ -83,7 +86,7 @@ def test_a_corpus_that_changed_since_its_shards_were_planned_is_scored_under_no_
         job.work()
 
 
-def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
     constant = with_weights(teacher, tmp_path / "constant", "classifier.weight", slice(None), 0.0)
     score(prepared, constant, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
     settings = augment_settings(recipes=[["perturb"], ["mask"]])
@@ -93,7 +96,7 @@ def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_
 
 
 def test_rows_whose_perturbation_was_shortened_are_counted_and_none_flips(
-    scores: Path, teacher: Path, tmp_path: Path, store: ShardStore
+    scores: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
     counted = {}
     for keep_label in (False, True):
@@ -105,7 +108,7 @@ def test_rows_whose_perturbation_was_shortened_are_counted_and_none_flips(
     assert sum(counted[False][0]) > 0
 
 
-def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
     settings = augment_settings(variants=3, recipes=[["perturb"], ["mask"], ["mix"]])
     augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
     shards = Shards(tmp_path / "shards")
@@ -120,7 +123,7 @@ def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Pat
     assert present == {1: {"delta", "delta_scale"}, 2: set(), 3: {"partner_id", "partner_ids", "own_weight"}}
 
 
-def test_jobs_have_names_and_keys_of_their_own(scores: Path, prepared: Path, teacher: Path, store: ShardStore) -> None:
+def test_jobs_have_names_and_keys_of_their_own(scores: Path, prepared: Path, teacher: Path, store: Store) -> None:
     _, scored = scoring(prepared, teacher, SCORE_SETTINGS)
     variants = Augmentation.of(scores, teacher, None, augment_settings(variants=3, recipes=[["perturb"], ["mask"]])).jobs(
         0.2, store
@@ -148,7 +151,7 @@ def test_the_words_of_a_variant_arrive_in_another_process_as_they_were(scores: P
 
 
 def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
-    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+    prepared: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
     copied = Path(shutil.copytree(prepared, tmp_path / "prepared"))
     _, jobs = scoring(copied, teacher, SCORE_SETTINGS)
@@ -160,16 +163,16 @@ def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
         jobs[0].work()
 
 
-def test_work_that_travelled_gives_the_same_bytes(scores: Path, teacher: Path, tmp_path: Path, store: ShardStore) -> None:
+def test_work_that_travelled_gives_the_same_bytes(scores: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
     settings = augment_settings(variants=2, recipes=[["perturb"], ["mix"]])
     for job in Augmentation.of(scores, teacher, None, settings).jobs(0.2, store)[::4]:
         models = ModelSet(ModelFolders(teacher), "float32")
         here = job.work().run(models, store).result
-        there = pickle.loads(pickle.dumps(job.work())).run(models, ShardStore(tmp_path / "other")).result
+        there = pickle.loads(pickle.dumps(job.work())).run(models, Store(tmp_path / "other")).result
         assert here == there
 
 
-def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, store: ShardStore) -> None:
+def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, store: Store) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 20, "dev": 4, "test": 4})
     table = pq.read_table(prepared / "train.parquet")
     labels = pa.array([None if number % 2 else 1 for number in range(20)], pa.int32())
@@ -181,7 +184,7 @@ def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, stor
 
 
 def test_a_teacher_with_a_weight_that_is_no_number_is_named_with_shard_and_example_and_nothing_is_published(
-    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+    prepared: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
     broken = with_weights(teacher, tmp_path / "broken", "classifier.weight", slice(0, 1), float("nan"))
     sentence = (
@@ -195,7 +198,7 @@ def test_a_teacher_with_a_weight_that_is_no_number_is_named_with_shard_and_examp
 
 
 def test_a_variant_that_the_teacher_does_not_answer_is_named_with_its_example(
-    prepared: Path, teacher: Path, tmp_path: Path, store: ShardStore
+    prepared: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
     mask = slice(make_tokenizer().mask_token_id, make_tokenizer().mask_token_id + 1)
     broken = with_weights(teacher, tmp_path / "broken", "bert.embeddings.word_embeddings.weight", mask, float("nan"))
@@ -208,7 +211,7 @@ def test_a_variant_that_the_teacher_does_not_answer_is_named_with_its_example(
     assert not (tmp_path / "shards").exists()
 
 
-def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(store: ShardStore) -> None:
+def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(store: Store) -> None:
     def fail(error: Exception) -> Any:
         raise error
 
@@ -219,7 +222,7 @@ def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(st
         kept(store, {}, lambda path: fail(OSError("said otherwise")))
     with pytest.raises(ValueError, match="columns"):
         kept(store, {}, lambda path: fail(ValueError("columns")))
-    assert not store.has_receipt({})
+    assert list(store.folder.iterdir()) == []
 
 
 PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
@@ -230,28 +233,26 @@ def words(tmp_path: Path) -> Path:
     return save_masked_lm(tmp_path / "words")
 
 
-def test_candidates_come_back_from_the_store_as_they_were_found(
-    scores: Path, teacher: Path, store: ShardStore, words: Path
-) -> None:
+def test_candidates_come_back_from_the_store_as_they_were_found(scores: Path, teacher: Path, store: Store, words: Path) -> None:
     shards = Shards(scores)
     job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
     models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
     receipt = job.work().run(models, store).result
-    assert store.find(job.key) == receipt
-    inputs = job.scores.read()[0].inputs
-    found, read = (
+    assert found(store, job.key) == receipt
+    inputs = job.scores.inputs()
+    proposed, read = (
         models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
-        read_candidates(store.shard_path(job.key)),
+        read_candidates(shard_path(store, job.key)),
     )
-    assert len(read) == len(found) == receipt.rows
-    for here, there in zip(found, read, strict=True):
+    assert len(read) == len(proposed) == receipt.rows
+    for here, there in zip(proposed, read, strict=True):
         for name in ("starts", "stops", "ids"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name), strict=True)
-    assert pa.ipc.open_file(store.shard_path(job.key)).schema.equals(candidates_schema())
+    assert pa.ipc.open_file(shard_path(store, job.key)).schema.equals(candidates_schema())
 
 
 def test_a_text_without_words_has_no_candidates_and_goes_through(
-    tmp_path: Path, teacher: Path, store: ShardStore, words: Path
+    tmp_path: Path, teacher: Path, store: Store, words: Path
 ) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 3, "dev": 4, "test": 4})
     table = pq.read_table(prepared / "train.parquet")

@@ -26,7 +26,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from tests.world import RUNTIME, augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 ROWS = {"train": 60, "dev": 20, "test": 20}
@@ -206,7 +206,7 @@ def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(
 
 def test_a_radius_that_the_store_does_not_take_is_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.score()
-    monkeypatch.setattr("pipeline.shards.store.write_json", Mock(side_effect=OSError(28, "No space left")))
+    monkeypatch.setattr("pipeline.store.store.write_json", Mock(side_effect=OSError(28, "No space left")))
     with pytest.raises(PipelineError, match=r"^the radius found: the store .*/store does not take it: No space left$"):
         world.augment()
 
@@ -338,7 +338,7 @@ def test_pairs_and_regressions_go_through_both_passes(tmp_path: Path, world: Wor
 
 
 def test_no_workers_are_this_process_and_any_other_number_is_ray(teacher: Path, tmp_path: Path) -> None:
-    store = ShardStore(tmp_path / "store")
+    store = Store(tmp_path / "store")
     for workers, kind in ((0, ThisProcess), (1, Cluster), (None, Cluster)):
         runtime = RuntimeSettings.model_validate(RUNTIME | {"workers": workers, "store": str(store.folder)})
         assert type(open_workers(ModelFolders(teacher), "float32", store, runtime)) is kind

@@ -1,7 +1,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,20 +10,20 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.augment import plans
-from pipeline.augment.jobs import CandidatesJob
 from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
 from pipeline.distill.uses import aims_in
 from pipeline.models.hashes import model_hash
-from pipeline.shards.lineage import lineage
-from pipeline.shards.manifest import Manifest, ShardMismatch
+from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
-from pipeline.shards.store import ShardStore
-from pipeline.store.files import hash_of, write_json
+from pipeline.store.files import write_json
+from pipeline.store.hashing import hash_of
+from pipeline.store.store import Store
 from pipeline.training.proposing import WORDS_FILE, WordsFacts
 from tests.world import (
     SCORE_SETTINGS,
@@ -174,7 +173,7 @@ def test_flips_of_a_regression_are_refused_before_anything_is_computed(tmp_path:
 def test_a_shard_s_key_names_the_snapshot_it_is_aimed_at_in_turn(scores: Path, teacher: Path, tmp_path: Path) -> None:
     scout = scout_of(tmp_path / "scout", teacher, {})
     plan = Augmentation.of(scores, teacher, scout, augment_settings(AIMED, variants=4, recipes=[["perturb"]] * 3 + [["mask"]]))
-    named = {job.variant: (job.key.get("scout"), job.making.snapshot) for job in plan.jobs(0.2, ShardStore(tmp_path))}
+    named = {job.variant: (job.key.get("scout"), job.making.snapshot) for job in plan.jobs(0.2, Store(tmp_path))}
     one, two = (hash_of([model_hash(scout / f"snapshot-{number}"), None]) for number in (1, 2))
     assert one != two
     assert named == {1: (one, 1), 2: (two, 2), 3: (one, 1), 4: (None, None)}
@@ -267,46 +266,10 @@ def test_a_masked_language_model_is_hashed_once_however_many_jobs_there_are(
     words = {"replace": 0.4, "candidates": 5, "batch_rows": 16}
     settings = augment_settings(variants=4, recipes=[["masked_lm"]], masked_lm=words)
     plan = Augmentation.of(scores, teacher, None, settings, folder)
-    jobs = plan.jobs(0.0, ShardStore(tmp_path))
+    jobs = plan.jobs(0.0, Store(tmp_path))
     needed: list[CandidatesJob] = plan.candidates(jobs[1:3])
     assert (hashed, plan.masked_lm_hash) == ([folder], "hash")
     assert [job.partition for job in needed] == sorted({job.partition for job in jobs[1:3]})
-
-
-def test_the_key_names_the_code_that_makes_a_variant_and_no_other(scores: Path, teacher: Path, tmp_path: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    def naming(*modules: ModuleType) -> list[str]:
-        return sorted({module.__name__.rsplit(".", 1)[1] for module in modules})
-
-    monkeypatch.setattr(plans, "BUILD", SimpleNamespace(naming=naming))
-    recipes = [["perturb"], ["mask"], ["mix"], ["swap", "perturb"], ["masked_lm"]]
-    settings = augment_settings(variants=5, recipes=recipes, masked_lm={"replace": 0.4, "candidates": 5, "batch_rows": 16})
-    plan = Augmentation.of(scores, teacher, None, settings, save_masked_lm(tmp_path / "words"))
-    jobs = plan.jobs(0.2, ShardStore(tmp_path))
-    code = {job.variant: set(job.key["computed_by"]) for job in jobs}
-    models = {"architectures", "forward", "model_set", "pretrained", "reader", "writer"}
-    everywhere = models | {
-        "batches",
-        "columns",
-        "encoding",
-        "inputs",
-        "jobs",
-        "perturbation",
-        "seeding",
-        "teacher",
-        "variants",
-        "views",
-    }
-    edits, search, proposals = {"text_edits"}, {"codec", "scouting"}, {"masked_lm", "proposing", "words"}
-    assert code == {
-        1: everywhere | search,
-        2: everywhere | edits,
-        3: everywhere,
-        4: everywhere | edits | search,
-        5: everywhere | edits | proposals,
-    }
-    for job in plan.candidates([job for job in jobs if job.variant == 5]):
-        assert set(job.key["computed_by"]) == models | proposals | {"batches", "encoding", "text_edits"}
 
 
 def test_the_calibration_sample_is_the_same_rows_however_the_corpus_is_cut_into_shards(

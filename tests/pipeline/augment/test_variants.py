@@ -14,7 +14,7 @@ from pipeline.augment.recipes import Step
 from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import SHORTENINGS, Label, Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.shards.codec import CodecName
+from pipeline.shards.schema import CodecName
 from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_inputs, make_task, save_teacher, spoil
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")

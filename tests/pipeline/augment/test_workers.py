@@ -12,7 +12,7 @@ from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.workers import ThisProcess, failure, landmark
 from pipeline.config.errors import PipelineError
-from pipeline.shards.store import ShardStore
+from pipeline.store.store import Store
 from tests.world import SCORE_SETTINGS, augment_settings, runtime_at
 
 RECIPES = [["perturb"], ["mask", "perturb"], ["mix"]]
@@ -32,7 +32,7 @@ class Small:
     def work(self) -> "Small":
         return self
 
-    def run(self, models: ModelSet, store: ShardStore) -> Done:
+    def run(self, models: ModelSet, store: Store) -> Done:
         if self.error is not None:
             raise self.error
         return Done((self.number, torch.get_num_threads(), models.teacher.width))
@@ -47,12 +47,12 @@ class Unreadable(Small):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ShardStore:
-    return ShardStore(tmp_path / "store")
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
 
 
 @pytest.fixture
-def here(teacher: Path, store: ShardStore) -> ThisProcess:
+def here(teacher: Path, store: Store) -> ThisProcess:
     return ThisProcess(ModelFolders(teacher), "float32", store)
 
 
@@ -100,7 +100,7 @@ def test_one_and_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_n
 
 @pytest.mark.usefixtures("three_threads")
 def test_this_process_works_on_one_thread_in_the_order_given_and_then_has_its_threads_again(
-    teacher: Path, store: ShardStore
+    teacher: Path, store: Store
 ) -> None:
     jobs = [Small(number) for number in (4, 1, 3)]
     with ThisProcess(ModelFolders(teacher), "float32", store) as workers:
@@ -110,7 +110,7 @@ def test_this_process_works_on_one_thread_in_the_order_given_and_then_has_its_th
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_this_process_has_its_threads_again_after_an_error(teacher: Path, store: ShardStore) -> None:
+def test_this_process_has_its_threads_again_after_an_error(teacher: Path, store: Store) -> None:
     with (
         pytest.raises(PipelineError, match=r"^small 2 failed: stumbled$"),
         ThisProcess(ModelFolders(teacher), "float32", store) as workers,
@@ -137,7 +137,7 @@ def test_an_interruption_is_no_failure_of_a_job(here: ThisProcess) -> None:
         list(here.run([Small(1, KeyboardInterrupt())]))
 
 
-def test_a_teacher_that_cannot_be_loaded_fails_the_first_job_with_a_sentence(tmp_path: Path, store: ShardStore) -> None:
+def test_a_teacher_that_cannot_be_loaded_fails_the_first_job_with_a_sentence(tmp_path: Path, store: Store) -> None:
     workers = ThisProcess(ModelFolders(tmp_path / "nowhere"), "float32", store)
     with pytest.raises(PipelineError, match=r"^small 1 failed: .*nowhere"):
         list(workers.run([Small(1)]))
@@ -158,7 +158,7 @@ def test_an_unforeseen_error_is_shown_in_full_and_a_foreseen_one_is_its_sentence
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_landmark_lies_in_the_store_and_is_gone_afterwards_also_after_an_error(store: ShardStore) -> None:
+def test_a_landmark_lies_in_the_store_and_is_gone_afterwards_also_after_an_error(store: Store) -> None:
     with landmark(store) as mark:
         assert mark.parent == store.folder
         assert mark.exists()
@@ -170,12 +170,12 @@ def test_a_landmark_lies_in_the_store_and_is_gone_afterwards_also_after_an_error
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_landmark_that_somebody_cleared_away_is_no_error(store: ShardStore) -> None:
+def test_a_landmark_that_somebody_cleared_away_is_no_error(store: Store) -> None:
     with landmark(store) as mark:
         mark.unlink()
 
 
-def test_a_file_in_place_of_the_store_is_a_sentence_before_anything_is_computed(here: ThisProcess, store: ShardStore) -> None:
+def test_a_file_in_place_of_the_store_is_a_sentence_before_anything_is_computed(here: ThisProcess, store: Store) -> None:
     store.folder.write_text("mine")
     said = (
         rf"^the store {store.folder} cannot be written to: .+; make room or mend its rights, or set runtime\.store to another"
@@ -187,7 +187,7 @@ def test_a_file_in_place_of_the_store_is_a_sentence_before_anything_is_computed(
     assert store.folder.read_text() == "mine"
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_no_landmark(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_sentence_and_leaves_no_landmark(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path, content: bytes) -> int:
         path.touch()
         raise OSError(28, "No space left on device")

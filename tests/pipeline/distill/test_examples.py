@@ -13,10 +13,11 @@ from pipeline.corpus.task import Split, Task
 from pipeline.distill.examples import SEEDS, VARIANT, Examples, Variants
 from pipeline.distill.uses import Use, WorstOf, aims_in, chosen
 from pipeline.shards import writer
-from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key
 from pipeline.training.order import EpochOrder, Piece, Sharing
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)

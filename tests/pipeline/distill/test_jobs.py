@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.corpus.task import Task
 from pipeline.distill import jobs
-from pipeline.distill.jobs import COST_FILE, StudentJob, StudentStore, train_into
+from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.launch import obtain
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
-from pipeline.store.files import write_json
+from pipeline.store.store import Store
 from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
 
 Folders = tuple[Path, Path]
@@ -53,8 +53,7 @@ def test_a_finished_student_is_taken_from_the_store(
     cost = json.loads((tmp_path / "one.json").read_text())
     assert cost["steps"] == 16
     assert cost["seconds"] >= 0
-    assert not (tmp_path / "one" / COST_FILE).exists(), "what varies from run to run is no part of the student"
-    assert not list(StudentStore.of(runtime).folder.glob("*-training")), "states go when the student is finished"
+    assert not list(runtime.store_folder.glob(".*")), "checkpoints go when the student is finished"
 
 
 def test_other_test_rows_and_another_name_cost_no_training(
@@ -92,34 +91,20 @@ def test_a_student_that_another_user_has_trained_is_fetched_without_a_lock(
 ) -> None:
     runtime = runtime_at(tmp_path)
     obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
-    monkeypatch.setattr(StudentStore, "alone", lambda *_: pytest.fail("the lock is the other user's"))
+    monkeypatch.setattr(Store, "lock", lambda *_: pytest.fail("the lock is the other user's"))
     obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
 
 
-@pytest.mark.parametrize("fault", ["byte", "missing", "contents", "no mapping", "other key"])
-def test_a_damaged_student_is_not_there(job: StudentJob, tmp_path: Path, trained: list[str], fault: str) -> None:
+def test_a_damaged_student_is_trained_again(job: StudentJob, tmp_path: Path, trained: list[str]) -> None:
     runtime = runtime_at(tmp_path)
     obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
-    place = StudentStore.of(runtime).place_of(job.key())
-    weights = place / "model.safetensors"
-    match fault:
-        case "byte":
-            held = bytearray(weights.read_bytes())
-            held[len(held) // 2] ^= 1
-            weights.write_bytes(held)
-        case "missing":
-            weights.unlink()
-        case "contents":
-            (place / jobs.CONTENTS_FILE).write_text("{")
-        case "no mapping":
-            (place / jobs.CONTENTS_FILE).write_text("[]")
-        case "other key":
-            contents = json.loads((place / jobs.CONTENTS_FILE).read_text())
-            write_json(place / jobs.CONTENTS_FILE, contents | {"key": contents["key"] | {"teacher": "another"}})
+    before = files_of(tmp_path / "one")
+    weights = Store(runtime.store_folder).folder_of(job.key()) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
     assert len(trained) == 2
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert files_of(tmp_path / "two") == before
 
 
 def test_the_key_names_what_decides_a_student_and_nothing_else(
@@ -176,9 +161,9 @@ def test_what_fails_leaves_no_student_and_its_states(job: StudentJob, tmp_path: 
         raise OSError("no room")
 
     monkeypatch.setattr(jobs, "write_student", fail)
-    store = StudentStore.of(runtime_at(tmp_path))
+    store = Store(runtime_at(tmp_path).store_folder)
     with pytest.raises(OSError, match="no room"):
         train_into(store, job, runtime_at(tmp_path))
-    assert not store.has(job.key())
-    assert not store.place_of(job.key()).exists()
-    assert list(store.states_of(job.key()).glob("checkpoint-*")), "its states are kept: the next run has only to write it"
+    assert store.get(job.key()) is None
+    assert not store.folder_of(job.key()).exists()
+    assert list(store.unfinished(job.key()).glob("checkpoint-*")), "its states are kept: the next run has only to write it"

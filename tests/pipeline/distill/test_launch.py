@@ -9,12 +9,13 @@ import pytest
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
 from pipeline.distill import launch
-from pipeline.distill.jobs import StudentJob, StudentStore
+from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.pretrained import load_classifier
 from pipeline.shards.reader import Shards
-from pipeline.store.sources import BUILD, Build
+from pipeline.store.code import BUILD, Build
+from pipeline.store.store import Store
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 Folders = tuple[Path, Path]
@@ -94,7 +95,7 @@ def test_a_process_with_other_libraries_trains_no_student(
     job = StudentJob("half", *made, teacher, student_settings(layers=1))
     with pytest.raises(PipelineError, match=r"half \(scores\): .*a worker computes with other sources or libraries .*: torch "):
         train_all([job], runtime_at(tmp_path, workers=1))
-    assert not StudentStore.of(runtime_at(tmp_path)).has(job.key())
+    assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
 
 
 @pytest.mark.timeout(600)
@@ -108,9 +109,9 @@ def test_a_student_that_cannot_be_trained_is_named_and_the_others_are_finished(
         PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(scores\): .*the shards hold 2 variants"
     ):
         train_all([bad, good], runtime)
-    store = StudentStore.of(runtime)
-    assert store.has(good.key())
-    assert not store.has(bad.key())
+    store = Store(runtime.store_folder)
+    assert store.get(good.key())
+    assert not store.get(bad.key())
 
 
 def test_what_does_not_belong_together_is_refused_before_ray_is_started(

@@ -23,8 +23,7 @@ from pipeline.models.hashes import tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
-from pipeline.shards.lineage import lineage
-from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
+from pipeline.shards.manifest import Manifest, ShardMismatch, lineage, manifest_hash, training_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import NO_STATES
 from pipeline.training.trainer import Fit
@@ -89,10 +88,12 @@ def test_the_snapshots_differ_and_none_is_the_start(scout: ScoutFolder, size: di
     assert any(not torch.equal(first[name], value) for name, value in start.items())
 
 
-def test_its_facts_say_what_it_learnt_from_and_how_good_its_last_state_is(scout: ScoutFolder, scored: Path) -> None:
+def test_its_facts_say_what_it_learnt_from_and_how_good_its_last_state_is(
+    scout: ScoutFolder, scored: Path, teacher: Path
+) -> None:
     facts = scout.facts()
-    assert facts.key == Manifest.read(scored).key
-    assert facts.scores == manifest_hash(scored)
+    assert facts.key == lineage(teacher)
+    assert facts.scores == training_hash(scored)
     assert (facts.snapshots, facts.settings["snapshots"]) == (3, 3)
     last = (scout.folder / "history.csv").read_text().splitlines()[-1]
     assert last.startswith("3,12,")

@@ -21,8 +21,7 @@ from pipeline.evaluation.export import export
 from pipeline.evaluation.export_check import mixed_groups
 from pipeline.evaluation.quality import EvaluationSettings, Speed
 from pipeline.models.hashes import model_hash
-from pipeline.shards.lineage import LINEAGE_FILE
-from pipeline.shards.manifest import manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
 from tests.fake_run import read

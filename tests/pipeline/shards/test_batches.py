@@ -14,11 +14,12 @@ from pipeline.corpus.task import Task
 from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS, mixing_batch
 from pipeline.shards import writer
 from pipeline.shards.batches import CODES, SCALES, inputs_at, matrix_at, variant_at
-from pipeline.shards.codec import CODECS, CodecName
-from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry
+from pipeline.shards.codec import CODECS
+from pipeline.shards.manifest import Coding, Manifest, ShardEntry
 from pipeline.shards.reader import Positions, Row, Rows, Shards
-from pipeline.shards.schema import FORMAT_VERSION, shard_schema
+from pipeline.shards.schema import FORMAT_VERSION, CodecName, shard_schema
 from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("a", "b", "c"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}

@@ -1,10 +1,10 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -17,12 +17,12 @@ from pipeline.shards.manifest import (
     ShardEntry,
     ShardMismatch,
     check_agreement,
-    differences,
-    key_hash,
+    lineage,
     manifest_hash,
     training_hash,
 )
 from pipeline.shards.schema import FORMAT_VERSION
+from tests.world import make_task, save_teacher
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
@@ -169,7 +169,7 @@ def test_a_manifest_that_is_a_list_is_refused(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("field", [name for name in Manifest.model_fields if name != "format_version"])
+@pytest.mark.parametrize("field", [name for name in Manifest.model_fields if name not in ("format_version", "stored_as")])
 def test_a_field_that_is_not_there_is_named(tmp_path: Path, field: str) -> None:
     manifest().save(tmp_path)
     content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
@@ -208,34 +208,6 @@ def test_the_shards_of_a_split_come_variant_by_variant_in_partition_order_howeve
     assert manifest(shards=listed).of_split("test") == ()
 
 
-@given(keys, keys)
-def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
-    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-    assert (key_hash(one) == key_hash(other)) == same
-    assert key_hash(one) == key_hash(dict(reversed(one.items())))
-    assert len(key_hash(one)) == 32
-
-
-@given(keys, keys)
-def test_differences_name_each_field_that_differs_and_no_other(wanted: dict[str, Any], found: dict[str, Any]) -> None:
-    lines = differences(wanted, found)
-    names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
-    assert len(lines) == len(names)
-    assert all(line.startswith(f"{name}: ") for line, name in zip(lines, names, strict=True))
-    assert differences(wanted, wanted) == []
-
-
-def test_a_difference_shows_both_values_and_hashes_cut_short() -> None:
-    assert differences({"teacher": "a" * 64, "max_length": 64}, {"teacher": "b" * 64, "max_length": 32}) == [
-        "max_length: 64 wanted, 32 found",
-        f"teacher: {'a' * 12}… wanted, {'b' * 12}… found",
-    ]
-
-
-def test_a_name_on_one_side_only_is_a_difference() -> None:
-    assert differences({"a": 1}, {"b": "x"}) == ["a: 1 wanted, null found", "b: null wanted, x found"]
-
-
 def test_agreement_is_asked_of_the_names_wanted_and_of_no_other() -> None:
     check_agreement("these", {"a": 1}, {"a": 1, "variant": 3}, "Make them again.")
 
@@ -246,3 +218,12 @@ def test_disagreement_names_subject_fields_values_and_the_way_out() -> None:
     assert str(refusal.value) == (
         "scores and shards do not fit: b: [2] wanted, [5] found; c: 3 wanted, null found. Make them again."
     )
+
+
+def test_a_lineage_says_what_decides_every_shard_and_nothing_of_the_folder(teacher: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(teacher, tmp_path / "moved"))
+    found = lineage(moved)
+    assert found == lineage(teacher)
+    assert found["labels"] == ["bad", "good"]
+    other = lineage(save_teacher(tmp_path / "other", make_task(), seed=4))
+    assert {name for name in found if found[name] != other[name]} == {"teacher"}

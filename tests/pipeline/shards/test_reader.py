@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pipeline.corpus.task import Split, Task
 from pipeline.shards import writer
 from pipeline.shards.codec import CODECS
-from pipeline.shards.manifest import MANIFEST_FILE, Coding, Key, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.manifest import MANIFEST_FILE, Coding, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Lists, Positions, Row, Rows, Shards, join
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
+from pipeline.store.hashing import Key
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 VALUES = Task(name="tiny", kind="regression", metric="pearson", labels=(), pair=False)

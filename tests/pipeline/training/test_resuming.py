@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +6,12 @@ import click
 import pytest
 import yaml
 
-from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.store.hashing import differences
 from pipeline.training import callbacks as conduct_code
-from pipeline.training import resuming
 from pipeline.training.checkpoints import mark_whole
-from pipeline.training.resuming import KEY_FILE, deciding, resumable
+from pipeline.training.resuming import training_key
 from stages import scout, teach, words
-from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, make_tokenizer, runtime_at, save_teacher
+from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, make_tokenizer, save_masked_lm, save_teacher
 
 STAGES: dict[str, click.Command] = {"teach": teach.main, "words": words.main, "scout": scout.main}
 LONG: dict[str, Any] = {"epochs": 4, "batch_size": 16}
@@ -28,7 +25,7 @@ class Killed(BaseException):
 def run(tmp_path: Path, prepared: Path, teacher: Path, scores: Path) -> Callable[..., Path]:
     """Run one of the stages with states after every third step, and give what it made."""
 
-    def of(stage: str, out: Path, **optimiser: Any) -> Path:
+    def of(stage: str, out: Path, store: Path | None = None, task: dict[str, Any] | None = None, **optimiser: Any) -> Path:
         model = str(teacher)
         params = {
             "tasks": {
@@ -37,12 +34,13 @@ def run(tmp_path: Path, prepared: Path, teacher: Path, scores: Path) -> Callable
                     "words": {"model": model, "fit": True},
                     "aim": "scout",
                 }
+                | (task or {})
             },
             "teach": OPTIMISER | LONG | optimiser,
             "words": FIT | LONG | optimiser,
             "distill": STUDENT | {"optimiser": OPTIMISER | LONG | optimiser},
             "scout": {"layers": 1, "snapshots": 5},
-            "runtime": RUNTIME | {"checkpoint_steps": 3},
+            "runtime": RUNTIME | {"checkpoint_steps": 3, "store": str(store or tmp_path / "store")},
         }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         options = {"--task": "tiny", "--params": tmp_path / "params.yaml", "--out": out}
@@ -77,7 +75,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_killed_stage_goes_on_and_makes_the_same_bytes(
     stage: str, run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, out = run(stage, tmp_path / "whole"), tmp_path / "out" / "tiny"
+    whole, out = run(stage, tmp_path / "whole", tmp_path / "another store"), tmp_path / "out" / "tiny"
     for saves in (2, 1):
         killed_after(saves, monkeypatch, lambda: run(stage, out))
         assert not out.exists(), "nothing half-written"
@@ -85,7 +83,8 @@ def test_a_killed_stage_goes_on_and_makes_the_same_bytes(
     run(stage, out)
     assert f"{stage} tiny: goes on after step 6 of 16" in capsys.readouterr().out
     assert files(out) == files(whole)
-    assert [path.name for path in out.parent.iterdir()] == ["tiny"], "no states are left of what is finished"
+    assert [path.name for path in out.parent.iterdir()] == ["tiny"]
+    assert not list((tmp_path / "store").glob(".unfinished-*")), "no checkpoints are left of what is finished"
 
 
 def test_a_training_that_is_decided_by_something_else_begins_anew(
@@ -97,54 +96,33 @@ def test_a_training_that_is_decided_by_something_else_begins_anew(
     assert "goes on" not in capsys.readouterr().out
 
 
-def test_states_are_kept_for_the_same_training_by_the_same_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, runtime = tmp_path / "made", runtime_at(tmp_path)
-
-    def states_found(decided_by: dict[str, Any]) -> list[str]:
-        found: list[str] = []
-        with suppress(Killed), resumable(out, decided_by, runtime) as conduct:
-            assert conduct.checkpoints is not None
-            found += [path.name for path in conduct.checkpoints.iterdir() if path.name != KEY_FILE]
-            (conduct.checkpoints / "checkpoint-1").mkdir(exist_ok=True)
-            raise Killed
-        return found
-
-    assert states_found({"rate": 1}) == []
-    assert states_found({"rate": 1}) == ["checkpoint-1"]
-    assert states_found({"rate": 2}) == []
-    monkeypatch.setattr(resuming, "BUILD", resuming.BUILD.__class__(resuming.BUILD.sources, {"torch": "0"}))
-    assert states_found({"rate": 2}) == []
-    (tmp_path / ".made-training" / KEY_FILE).write_text("{")
-    assert states_found({"rate": 2}) == []
+def test_what_was_finished_before_is_fetched_with_the_same_bytes(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = {stage: files(run(stage, tmp_path / stage)) for stage in STAGES}
+    monkeypatch.setattr("pipeline.training.trainer.fine_tune", lambda *_, **__: pytest.fail("it was trained before"))
+    capsys.readouterr()
+    for stage in STAGES:
+        assert files(run(stage, tmp_path / f"{stage} again")) == first[stage]
+        assert f"{stage} tiny: finished before, taken from " in capsys.readouterr().out
 
 
-def test_a_run_that_fails_before_its_first_state_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Killed), resumable(tmp_path / "made", {}, runtime_at(tmp_path)):
-        raise Killed
-    assert list(tmp_path.iterdir()) == []
+def test_an_adopted_model_is_not_stored(run: Callable[..., Path], tmp_path: Path, teacher: Path) -> None:
+    run("teach", tmp_path / "tiny", task={"teacher": {"model": str(teacher), "fine_tune": False, "max_length": MAX_LENGTH}})
+    run("words", tmp_path / "words", task={"words": {"model": str(save_masked_lm(tmp_path / "masked")), "fit": False}})
+    assert not (tmp_path / "store").exists()
 
 
 def test_files_the_model_and_its_tokenizer_decide_and_their_place_does_not(prepared: Path, tmp_path: Path) -> None:
     one, same, other = (save_teacher(tmp_path / str(n), make_task(), seed) for n, seed in enumerate((1, 1, 2)))
     retold = save_teacher(tmp_path / "retold", make_task(), 1)
     make_tokenizer(types=False).save_pretrained(retold)
-    files, nothing = [prepared / "train.parquet"], Settings()
-    found = [deciding(files, str(model), nothing) for model in (one, same, other, retold)]
-    assert found[0] == found[1]
-    assert found[0] != found[2]
-    assert {name for name in found[0] if found[0][name] != found[3][name]} == {"tokenizer"}
-    assert deciding([prepared / "dev.parquet"], str(one), nothing)["files"] != found[0]["files"]
 
+    def key(model: Path, file: str = "train.parquet", **settings: Any) -> dict[str, Any]:
+        return training_key("teacher", "pipeline.training.teacher", [prepared / file], str(model), settings)
 
-def test_of_settings_all_but_the_runtime_decides(prepared: Path, tmp_path: Path) -> None:
-    class Needs(Settings):
-        rate: float
-        runtime: RuntimeSettings
-
-    teacher, runtime = str(save_teacher(tmp_path / "teacher", make_task())), runtime_at(tmp_path)
-    one, hurried, other = (
-        deciding([], teacher, Needs(rate=rate, runtime=runtime.model_copy(update={"readers": readers})))
-        for rate, readers in ((0.1, 0), (0.1, 2), (0.2, 0))
-    )
-    assert one == hurried
-    assert one != other
+    assert key(one) == key(same)
+    assert differences(key(one), key(other))[0].startswith("model: ")
+    assert [line.split(":")[0] for line in differences(key(one), key(retold))] == ["tokenizer"]
+    assert [line.split(":")[0] for line in differences(key(one), key(one, "dev.parquet"))] == ["files"]
+    assert [line.split(":")[0] for line in differences(key(one), key(one, rate=0.2))] == ["settings"]

@@ -1,0 +1,226 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.store.hashing import Key, key_hash
+from pipeline.store.store import RECEIPT, STORED_AS, STORED_AS_FILE, Entry, Store, write_stored_as
+from tests.running import ROOT
+
+KEY: Key = {"content": "scores", "teacher": "ab" * 32, "variant": 1}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "data" / "store")
+
+
+def put(store: Store, key: Key = KEY, content: bytes = b"rows", **facts: Any) -> Entry:
+    with store.put(key, facts) as folder:
+        (folder / "deep").mkdir()
+        (folder / "shard.arrow").write_bytes(content)
+        (folder / "deep" / "more.bin").write_bytes(b"more")
+    entry = store.get(key)
+    assert entry is not None
+    return entry
+
+
+def test_what_is_put_is_there_with_its_files_and_facts_and_nothing_else_is(store: Store) -> None:
+    assert store.get(KEY) is None
+    assert store.peek(KEY) is None
+    entry = put(store, rows=3)
+    assert entry.facts == {"rows": 3}
+    assert entry.path("shard.arrow").read_bytes() == b"rows"
+    assert sorted(entry.files) == ["deep/more.bin", "shard.arrow"]
+    assert store.peek(dict(reversed(KEY.items()))) == entry, "in whatever order a key was built"
+    assert store.get(KEY | {"variant": 2}) is None
+    assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
+
+
+def test_facts_need_no_file_and_may_be_completed_in_the_block(store: Store) -> None:
+    facts: dict[str, Any] = {}
+    with store.put(KEY, facts):
+        facts["radius"] = 0.1
+    entry = store.get(KEY)
+    assert entry is not None
+    assert (entry.facts, entry.files) == ({"radius": 0.1}, {})
+
+
+def test_an_error_leaves_no_entry_and_nothing_half_written(store: Store) -> None:
+    def fail() -> None:
+        with store.put(KEY) as folder:
+            (folder / "shard.arrow").write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert store.get(KEY) is None
+    assert list(store.folder.iterdir()) == []
+
+
+def flip(entry: Entry) -> None:
+    entry.path("shard.arrow").write_bytes(b"rowz")
+
+
+def cut(entry: Entry) -> None:
+    entry.path("shard.arrow").write_bytes(b"row")
+
+
+def lose(entry: Entry) -> None:
+    entry.path("shard.arrow").unlink()
+
+
+def lose_receipt(entry: Entry) -> None:
+    entry.path(RECEIPT).unlink()
+
+
+def garble(entry: Entry) -> None:
+    entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9])
+
+
+def forget_files(entry: Entry) -> None:
+    entry.path(RECEIPT).write_text(json.dumps({"key": entry.key, "files": {"shard.arrow": {}}, "facts": {}}))
+
+
+def list_instead(entry: Entry) -> None:
+    entry.path(RECEIPT).write_text("[]")
+
+
+def other_key(entry: Entry) -> None:
+    receipt = json.loads(entry.path(RECEIPT).read_text())
+    entry.path(RECEIPT).write_text(json.dumps(receipt | {"key": KEY | {"variant": 7}}))
+
+
+HARM = [flip, cut, lose, lose_receipt, garble, forget_files, list_instead, other_key]
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Store, harm: Callable[[Entry], None]) -> None:
+    harm(put(store))
+    assert store.get(KEY) is None
+    if harm is not flip:
+        assert store.peek(KEY) is None, "sizes and the receipt tell"
+    assert put(store).path("shard.arrow").read_bytes() == b"rows"
+    assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
+
+
+def test_of_an_intact_entry_the_first_stays(store: Store) -> None:
+    inode = put(store).path("shard.arrow").stat().st_ino
+    assert put(store).path("shard.arrow").stat().st_ino == inode
+
+
+def test_many_that_put_one_entry_at_once_leave_one_and_none_of_them_fails(store: Store) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        entries = list(threads.map(lambda _: put(store), range(16)))
+    assert {entry.path("shard.arrow").read_bytes() for entry in entries} == {b"rows"}
+    assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
+
+
+def test_asking_is_seen_in_the_time_of_the_receipt_and_peeking_is_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    receipt = put(store).path(RECEIPT)
+    then = time.time() - 9999
+    os.utime(receipt, (then, then))
+    store.peek(KEY)
+    assert receipt.stat().st_mtime == then
+    store.get(KEY)
+    assert receipt.stat().st_mtime > then + 9000
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert store.get(KEY) is not None, "a store that may only be read is read"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("no hard links here")
+
+    entry = put(store)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    out, one = tmp_path / "out", tmp_path / "one"
+    for folder in (out, one):
+        folder.mkdir()
+    store.place(entry, out)
+    store.place(entry, one, {"shard.arrow": "renamed.arrow"})
+    assert ((out / "shard.arrow").stat().st_nlink > 1) is links
+    shutil.rmtree(store.folder)
+    found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"out/shard.arrow": b"rows", "out/deep/more.bin": b"more", "one/renamed.arrow": b"rows"}
+
+
+def test_placing_what_is_gone_fails_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    entry = put(store)
+    store.remove(entry.name)
+    assert list(store.folder.iterdir()) == []
+    with pytest.raises(FileNotFoundError):
+        store.place(entry, tmp_path, {"shard.arrow": "shard.arrow"})
+    assert not (tmp_path / "shard.arrow").exists()
+
+
+def test_a_folder_made_from_one_entry_names_it(store: Store, tmp_path: Path) -> None:
+    write_stored_as(tmp_path, put(store))
+    assert json.loads((tmp_path / STORED_AS_FILE).read_text()) == {STORED_AS: key_hash(KEY)}
+
+
+def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    made: list[Path] = []
+
+    def make() -> None:
+        made.append(store.unfinished(KEY))
+        (made[-1] / "checkpoint-1").mkdir(exist_ok=True)
+        put(store)
+
+    assert store.obtain(KEY, "teach tiny", make) == store.obtain(KEY, "teach tiny", make)
+    assert len(made) == 1
+    assert not made[0].exists()
+    assert capsys.readouterr().out == f"teach tiny: finished before, taken from {store.folder_of(KEY)}\n"
+
+
+def test_a_training_that_fails_keeps_its_checkpoints(store: Store) -> None:
+    def fail() -> None:
+        (store.unfinished(KEY) / "checkpoint-1").mkdir()
+        with store.put(KEY):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.obtain(KEY, "teach tiny", fail)
+    assert (store.unfinished(KEY) / "checkpoint-1").exists()
+    assert not store.unfinished({"content": "another"}).joinpath("checkpoint-1").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.store.store import Store
+with Store(Path(sys.argv[1])).lock({"content": "scores", "teacher": "ab" * 32, "variant": 1}, "first"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_comes_second_waits_and_says_so_and_a_killed_process_holds_nothing(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = subprocess.Popen([sys.executable, "-c", HOLD, store.folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert first.stdout
+    assert first.stdout.readline() == "held\n"
+    with store.lock(KEY | {"variant": 2}, "other"):
+        pass
+    assert capsys.readouterr().out == "", "another entry is free"
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(lambda: (time.sleep(0.3), first.kill()))
+        with store.lock(KEY, "second"):
+            assert first.wait() < 0
+    first.stdout.close()
+    assert capsys.readouterr().out == "second: another process trains this; waiting for it\n"
