@@ -8,20 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.augment.columns import (
+from pipeline.augment.batches import Inputs, Packed
+from pipeline.augment.candidates import (
+    RowCandidates,
     candidates_columns,
     packed_candidates,
-    perturbations_columns,
     read_candidates,
-    scores_columns,
-    statistics_of,
     unpacked_candidates,
 )
-from pipeline.augment.inputs import Inputs, Packed
-from pipeline.augment.masked_lm import RowCandidates
-from pipeline.augment.model_set import ModelSet
 from pipeline.augment.partition import Partition, Place
-from pipeline.augment.teacher import FrozenTeacher
+from pipeline.augment.teacher import FrozenTeacher, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
@@ -129,7 +125,7 @@ class ScoreWork:
         inputs, truncated = self.encoded(models.teacher)
         layers: list[int] = self.key["hidden"]
         logits, states = models.teacher.answers(inputs, models.batches, self.batch_rows, layers)
-        columns = scores_columns(inputs, self.examples.labels, logits, states if layers else None)
+        columns = inputs.columns(0, self.examples.labels, logits) | ({"hidden": list(states)} if layers else {})
         schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None, bool(layers))
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
@@ -154,11 +150,11 @@ class ScoreShard:
         return str(self.entry.receipt.key["examples"])
 
     def read(self) -> tuple[Scored, list[float | int | None]]:
-        """The rows, and their labels as the schema wants them."""
+        """The rows, and their labels as the schema stores them."""
         shard = self.source.rows_of(self.entry)
         types = shard.lists("token_type_ids") if self.source.manifest.token_types else None
         inputs = Inputs(shard.column("example_id").to_pylist(), shard.lists("input_ids"), types)
-        return Scored(inputs, shard.labels(), shard.matrix("teacher_logits")), shard.column("label").to_pylist()
+        return Scored(inputs, shard.matrix("teacher_logits")), shard.column("label").to_pylist()
 
 
 @dataclass(frozen=True)
@@ -196,10 +192,10 @@ class CandidatesWork:
 
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the candidates; they serve every variant of these rows."""
-        found = models.masked_lm.candidates(self.inputs.input_ids, self.inputs.token_type_ids)
+        found = models.masked_lm.candidates(self.inputs)
         schema, columns = candidates_schema(), candidates_columns(self.inputs, found)
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, {}))
-        return Done(receipt)
+        return Done(receipt, tuple(models.masked_lm.batches.notes()))
 
 
 @dataclass(frozen=True)
@@ -254,11 +250,11 @@ class VariantWork:
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the shard of the variant."""
         made = make_variant(models, self.scored, self.candidates, self.making)
-        columns = perturbations_columns(made, self.making.variant, self.labels, self.scored.logits)
+        columns = made.columns(self.making.variant, self.labels, self.scored.logits)
         schema = shard_schema("perturbations", models.teacher.task.kind, made.inputs.token_type_ids is not None)
         coding = {"codec": self.making.settings.codec, "width": models.teacher.width}
         description = coding if self.making.moves else {}
-        statistics = statistics_of(made)
+        statistics = made.statistics()
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
         return Done(receipt, tuple(models.batches.notes()))
 

@@ -14,26 +14,29 @@ import numpy as np
 
 from pipeline.augment import batches as batches_code
 from pipeline.augment import calibration as calibration_code
-from pipeline.augment import columns as columns_code
-from pipeline.augment import inputs as inputs_code
+from pipeline.augment import candidates as candidates_code
 from pipeline.augment import jobs as jobs_code
-from pipeline.augment import masked_lm as masked_lm_code
-from pipeline.augment import model_set as model_set_code
 from pipeline.augment import teacher as teacher_code
 from pipeline.augment import text_edits as text_edits_code
 from pipeline.augment import variants as variants_code
-from pipeline.augment import words as words_code
 from pipeline.augment.calibration import Calibration, Found
-from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.augment.jobs import CandidatesJob, ScoreJob, ScoreShard, VariantJob
 from pipeline.augment.partition import places
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings, Step
+from pipeline.augment.recipes import (
+    AugmentSettings,
+    ScoreSettings,
+    Step,
+    aim_faults,
+    edit_faults,
+    kind_faults,
+    words_faults,
+)
 from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import Making, Scored
 from pipeline.config.errors import PipelineError
 from pipeline.corpus import encoding
 from pipeline.corpus.task import SPLITS, Task
-from pipeline.models import architectures, forward, pretrained
+from pipeline.models import architectures, forward, outputs, pretrained
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import depth_of, load_tokenizer
 from pipeline.perturbation import inputs as views
@@ -56,8 +59,8 @@ from pipeline.training import proposing
 from pipeline.training.proposing import words_in
 
 SCORING_CODE = (
-    architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained,
-    reader_code, seeding, teacher_code, views, writer_code,
+    architectures, batches_code, encoding, forward, jobs_code, pretrained, reader_code, seeding, teacher_code, views,
+    writer_code,
 )  # fmt: skip
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
 
@@ -128,7 +131,7 @@ class Augmentation:
         """
         source, wanted = Shards.holding("scores", scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
-        contrary = kind_faults(settings, source.manifest.task.kind, scout is not None)
+        contrary = kind_faults(settings, source.manifest.task.kind)
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
         proposes = None if words is None else words_in(words).model is not None
         missing = words_faults(settings, proposes)
@@ -164,14 +167,13 @@ class Augmentation:
     def calibration(self) -> tuple[Key, Calibration]:
         """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
         scored = self._sample()
-        labels = [None if np.isnan(label) else float(label) for label in scored.labels]
-        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, labels, strict=True)
+        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
         note: Key = self.key | {
             "calibration": decided,
             "scout": list(self.snapshots),
             "computed_by": BUILD.naming(*_code_of(["perturb"]), calibration_code),
-            "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
+            "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in rows]),
         }
         return note, Calibration(scored, self.settings, len(self.snapshots) or None)
 
@@ -227,15 +229,14 @@ class Augmentation:
             "computed_by": BUILD.naming(
                 architectures,
                 batches_code,
+                candidates_code,
                 encoding,
                 forward,
-                masked_lm_code,
-                model_set_code,
                 pretrained,
                 proposing,
                 reader_code,
+                teacher_code,
                 text_edits_code,
-                words_code,
                 writer_code,
             ),
         }
@@ -266,8 +267,8 @@ def no_radius() -> Found:
 
 
 def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
-    """The modules that decide the bytes of a variant; every row tells its divergence, which is defined beside the search."""
-    found = [*SCORING_CODE, variants_code, perturbation]
+    """The modules that decide the bytes of a variant; every row stores its divergence."""
+    found = [*SCORING_CODE, variants_code, outputs, perturbation]
     found += [codec_code, scouting] if "perturb" in recipe else []
     found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
-    return found + ([masked_lm_code, proposing, words_code] if "masked_lm" in recipe else [])
+    return found + ([candidates_code, proposing] if "masked_lm" in recipe else [])

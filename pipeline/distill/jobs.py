@@ -27,7 +27,7 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.shares import effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
-from pipeline.models import architectures, forward, pretrained, scale
+from pipeline.models import architectures, forward, outputs, pretrained
 from pipeline.models.hashes import source_hash
 from pipeline.perturbation import inputs as views
 from pipeline.perturbation import search as perturbation
@@ -45,7 +45,7 @@ from pipeline.training.callbacks import Conduct
 
 CODE: tuple[ModuleType, ...] = (
     adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,
-    narrowing, objective, order, perturbation, pretrained, reader, scale, scouting, seeding, settings, shares, step, student,
+    narrowing, objective, order, outputs, perturbation, pretrained, reader, scouting, seeding, settings, shares, step, student,
     tasks, training, uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""

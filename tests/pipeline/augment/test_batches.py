@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment.batches import Batches, half, out_of_memory
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.batches import Batches, Inputs, half, out_of_memory
 from pipeline.augment.recipes import Recipe
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import EVEN_ROWS, Integers

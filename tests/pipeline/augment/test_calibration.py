@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment.batches import Batches
+from pipeline.augment.batches import Batches, Inputs
 from pipeline.augment.calibration import LARGEST, SMALLEST, Calibration, CalibrationJob, Found, find_radius
-from pipeline.augment.inputs import Inputs
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.shards.store import ShardStore

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from pipeline.augment.columns import (
     candidates_columns,
     packed_candidates,
@@ -11,8 +10,9 @@ from pipeline.augment.columns import (
     scores_columns,
     unpacked_candidates,
 )
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.masked_lm import RowCandidates
+
+from pipeline.augment.batches import Inputs
+from pipeline.augment.candidates import RowCandidates
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.writer import write_shard
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from pipeline.augment.candidates import MaskedLM
 from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, score_estimate
-from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel

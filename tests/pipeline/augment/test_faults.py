@@ -1,7 +1,7 @@
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
+from pipeline.augment.recipes import aim_faults, edit_faults, kind_faults, words_faults
 from tests.world import (
     augment_settings,
     make_tokenizer,

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from pipeline.augment.inputs import Inputs, Partner
+from pipeline.augment.batches import Inputs, Partner
 from pipeline.corpus.encoding import Ids, Types
 from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS
 

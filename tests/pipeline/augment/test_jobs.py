@@ -9,14 +9,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
-
 from pipeline.augment.columns import read_candidates
-from pipeline.augment.inputs import Inputs
+
+from pipeline.augment.batches import Inputs
+from pipeline.augment.candidates import MaskedLMSettings, RowCandidates
 from pipeline.augment.jobs import CandidatesJob, ScoreShard, ScoreWork, VariantWork, kept
-from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
-from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import Scored
 from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards

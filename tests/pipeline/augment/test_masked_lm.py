@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates, replace
+from pipeline.augment.candidates import MaskedLM, MaskedLMSettings, RowCandidates, replace
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Ids, Types, encode
 from tests import vocabularies

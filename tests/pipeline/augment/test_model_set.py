@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.augment.masked_lm import MaskedLMSettings
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.candidates import MaskedLMSettings
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.models.hashes import model_hash
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder

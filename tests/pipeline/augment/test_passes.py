@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pipeline.augment.model_set import ModelFolders
 from torch import Tensor
 
 from pipeline.augment.calibration import CalibrationJob
 from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done, Job
-from pipeline.augment.model_set import ModelFolders
 from pipeline.augment.passes import augment, open_workers, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import FrozenModel

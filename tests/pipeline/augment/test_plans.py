@@ -11,8 +11,8 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.augment import plans
+from pipeline.augment.candidates import MaskedLM
 from pipeline.augment.jobs import CandidatesJob
-from pipeline.augment.masked_lm import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings

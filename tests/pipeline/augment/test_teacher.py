@@ -7,10 +7,8 @@ from torch import Tensor
 from transformers import RobertaConfig
 from transformers import RobertaForSequenceClassification as Roberta
 
-from pipeline.augment.batches import Batches
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.model_set import ModelFolders, ModelSet
-from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
+from pipeline.augment.batches import Batches, Inputs
+from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision, Scout
 from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from tests.world import (

@@ -6,11 +6,10 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from pipeline.augment.batches import Batches
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.masked_lm import RowCandidates
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.batches import Batches, Inputs
+from pipeline.augment.candidates import RowCandidates
 from pipeline.augment.recipes import Step
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.text_edits import OPERATIONS
 from pipeline.augment.variants import SHORTENINGS, Label, Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError

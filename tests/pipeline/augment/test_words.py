@@ -3,8 +3,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.augment.candidates import Pieces
 from pipeline.augment.text_edits import special_ids
-from pipeline.augment.words import Pieces
 from pipeline.config.errors import PipelineError
 from tests import vocabularies
 from tests.vocabularies import BERT_SPECIALS, ROBERTA_SPECIALS, with_frame

@@ -8,8 +8,8 @@ import torch
 
 from pipeline.augment import cluster
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.workers import ThisProcess, failure, landmark
 from pipeline.config.errors import PipelineError
 from pipeline.shards.store import ShardStore

@@ -20,8 +20,8 @@ from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
 from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.outputs import Scale
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash

@@ -14,7 +14,7 @@ from pipeline.augment.passes import augment, score
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.settings import StudentSettings
-from pipeline.models.scale import Scale
+from pipeline.models.outputs import Scale
 from tests.world import (
     AUGMENT,
     AUGMENT_SETTINGS,

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
+from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import ENCODERS
 from pipeline.models.hashes import model_hash

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.models.forward import logits_from_ids
-from pipeline.models.scale import Scale, head_of
+from pipeline.models.outputs import Scale, head_of
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 
 VALUES = np.array([380.0, 510.0, 720.0, 390.0])
