@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline.augment.model_set import ModelSet
 
 from pipeline.augment import jobs as jobs_code
 from pipeline.augment.jobs import Done, VariantJob, VariantWork
 from pipeline.augment.passes import augment, finish, manifest_of, publish, take_stock
 from pipeline.augment.plans import Augmentation
+from pipeline.augment.teacher import ModelSet
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import Manifest, Receipt, ShardMismatch
