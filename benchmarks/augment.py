@@ -21,19 +21,19 @@ from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
 from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, runtime_of, settings_of
-from pipeline.augment.masked_lm import MaskedLMSettings
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.candidates import MaskedLMSettings
 from pipeline.augment.partition import places
 from pipeline.augment.passes import open_workers, score
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.recipes import ScoreSettings
-from pipeline.augment.teacher import FrozenTeacher, Precision
+from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision
 from pipeline.augment.variant_jobs import read_scored
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
+from pipeline.models.outputs import divergence
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.perturbation.search import divergence, radius_of
+from pipeline.perturbation.search import radius_of
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.schema import CodecName
 from pipeline.store.store import Store
@@ -220,12 +220,12 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
         models = ModelSet(ModelFolders(world.teacher, None, Path(folder), words), "float32")
         part = world.scored()[0].take(np.arange(min(64, len(world.scored()[0].inputs))))
         inputs = part.inputs
-        candidates = models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids)
+        candidates = models.masked_lm.candidates(inputs)
         edits = settings_of(recipes=[["masked_lm"]], masked_lm=words.model_dump())
         work: dict[str, Callable[[], object]] = {
             "perturb": lambda: make_variant(models, part, None, Making(1, settings_of(), RADIUS, None)),
             "replace": lambda: make_variant(models, part, candidates, Making(1, edits, 0.0, None)),
-            "candidates": lambda: models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
+            "candidates": lambda: models.masked_lm.candidates(inputs),
         }
         seconds = medians(work, rounds)
     found = []

@@ -20,9 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from benchmarks.augment import bare_loop
 from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import RADIUS, settings_of
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.model_set import ModelFolders, ModelSet
-from pipeline.augment.teacher import Precision
+from pipeline.augment.batches import Inputs
+from pipeline.augment.teacher import ModelFolders, ModelSet, Precision
 from pipeline.augment.variant_jobs import VariantWork
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.corpus.task import Task
@@ -67,7 +66,7 @@ def random_rows(models: ModelSet, rows: int, tokens: int, vocabulary: int, batch
     ids = generator.integers(len(SPECIAL), vocabulary, (rows, tokens)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 2, 3
     inputs = Inputs([f"row{n}" for n in range(rows)], list(ids), list(np.zeros((rows, tokens), dtype=np.int8)))
-    return Scored(inputs, np.full(rows, np.nan), models.teacher.logits(inputs, models.batches, batch_rows))
+    return Scored(inputs, models.teacher.logits(inputs, models.batches, batch_rows))
 
 
 def flops_a_row(size: str, tokens: int) -> float:

@@ -34,7 +34,7 @@ from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
 from pipeline.perturbation.inputs import carried
-from pipeline.perturbation.search import Answer, perturb, radius_of
+from pipeline.perturbation.search import Search, perturb, radius_of
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
@@ -197,12 +197,10 @@ class TeacherInLoop:
         search = self.augment.perturbation
         return perturb(
             forward=lambda delta: self.teacher.logits_at(batch, words + delta),
-            answer=Answer(clean, batch["labels"]),
+            clean=clean,
             noise=torch.randn_like(words),
             free=ordinary_tokens(batch, self.teacher.tokenizer),
-            radius=self._radius,
-            settings=search,
-            kind=self.teacher.task.kind,
+            search=Search(search, self._radius, self.teacher.task.kind),
         ).delta
 
 

@@ -35,9 +35,7 @@ params_option = click.option(
 )
 
 
-plan_option = click.option(
-    "--plan", is_flag=True, help="Say what would be computed, how much disk and time it takes, and write nothing."
-)
+plan_option = click.option("--plan", is_flag=True, help="Say what would be computed and how much disk it takes; write nothing.")
 
 
 def folder_option(flag: str, meaning: str, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:

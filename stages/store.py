@@ -113,9 +113,7 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
     if shared := sum(item.shared for item in gone):
         click.echo(f"{shared:,} more bytes are hard links of another folder and are freed when it goes")
     if young:
-        click.echo(
-            f"kept although not in use: {young}, younger than --min-age-hours {min_age_hours:g} or being written"
-        )
+        click.echo(f"kept although not in use: {young}, younger than --min-age-hours {min_age_hours:g} or being written")
     if left := len(doomed) - len(gone):
         click.echo(f"kept: {left}, written, asked for or locked while this command ran")
 

@@ -24,7 +24,7 @@ SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(
 NOBODY, SHARDS = {"shards": 0.0, "student": 0.0}, {"shards": 1.0, "student": 0.0}
 OWN, BOTH = {"shards": 0.0, "student": 1.0}, {"shards": 0.5, "student": 0.5}
 OWN_PERTURBATION = {
-    "objective": "gap",
+    "objective": "divergence",
     "norm": "l2",
     "radius": {"divergence": 0.1},
     "steps": 1,
@@ -78,8 +78,7 @@ PERTURBATION = {
 }
 AUGMENT = {
     "perturbation": PERTURBATION,
-    "keep_label": False,
-    "text_edits": {"mask": 0.12, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3},
+    "text_edits": {"mask": 0.12, "delete": 0.1, "swap": 0.1, "span": 0.3},
     "masked_lm": None,
     "mixing": {"alpha": 0.4},
     "codec": "sign",

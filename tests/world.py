@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.augment.inputs import Inputs
+from pipeline.augment.batches import Inputs
 from pipeline.augment.passes import augment, score
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.variants import Label
@@ -185,8 +185,7 @@ AUGMENT: dict[str, Any] = {
         "start": 0.5,
         "special_tokens": False,
     },
-    "keep_label": False,
-    "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "ngram": 3, "span": 0.5},
+    "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5},
     "masked_lm": None,
     "mixing": {"alpha": 0.4},
     "codec": "int8",
@@ -208,7 +207,8 @@ STUDENT: dict[str, Any] = {
     "adversary": "shards",
     "variants": "rotate",
     "perturbation": {
-        "objective": "gap", "norm": "l2", "radius": 0.1, "steps": 1, "step_size": 1.0, "start": 0.0, "special_tokens": False,
+        "objective": "divergence", "norm": "l2", "radius": 0.1, "steps": 1, "step_size": 1.0, "start": 0.0,
+        "special_tokens": False,
     },
     "residual": False,
     "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},

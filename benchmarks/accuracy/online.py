@@ -25,7 +25,7 @@ from pipeline.distill.training import Sources, write_lineage, write_student
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.inputs import carried
-from pipeline.perturbation.search import Answer, Effect, PerturbationSettings, perturb, radius_of
+from pipeline.perturbation.search import Effect, PerturbationSettings, Search, perturb, radius_of
 from pipeline.store.files import write_json
 from pipeline.training.callbacks import Conduct
 from pipeline.training.trainer import fine_tune
@@ -67,12 +67,10 @@ class OnlineLoss:
         assert isinstance(radius, float), "arms with the teacher in the loop state a radius, not an effect"
         return perturb(
             forward=lambda delta: self.teacher.logits_at(batch, words + delta),
-            answer=Answer(batch["teacher_logits"], batch["labels"]),
+            clean=batch["teacher_logits"],
             noise=torch.randn_like(words),
             free=ordinary_tokens(batch, self.teacher.tokenizer),
-            radius=radius_of(radius, self.search.norm, self.teacher.table),
-            settings=self.search,
-            kind=self.teacher.task.kind,
+            search=Search(self.search, radius_of(radius, self.search.norm, self.teacher.table), self.teacher.task.kind),
         ).delta
 
 

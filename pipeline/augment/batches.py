@@ -1,30 +1,129 @@
-"""Rows through a model in batches that fit its memory. Knows lengths and what running out of memory looks like."""
+"""Rows as model inputs, and a model run over them in batches that fit into memory."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from pipeline.augment.inputs import Inputs
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import EVEN_ROWS, Integers, length_buckets
+from pipeline.corpus.encoding import EVEN_ROWS, Batch, Ids, Integers, Types, length_buckets
+from pipeline.perturbation.inputs import mixing_batch
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What a RuntimeError says of it: of CUDA itself, of this machine, of cuBLAS's workspace."""
+"""Parts of RuntimeErrors about memory: of CUDA, of this machine, of cuBLAS's workspace."""
 
-Result = TypeVar("Result", covariant=True)
+Columns = dict[str, list[Any]]
+"""By the names of a shard's schema, each as long as the rows."""
+
+Packed = tuple[Integers, Integers]
+"""Rows of different lengths concatenated, and their lengths."""
 
 
-class Compute(Protocol[Result]):
-    """From rows, their positions and the length they are padded to, to one result a row."""
+def packed(rows: Sequence[npt.NDArray[Any]]) -> Packed:
+    """Rows as two arrays, which pickle far faster than an array a row."""
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    return (np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int32)), lengths
 
-    def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> Sequence[Result]: ...
+
+def unpacked(rows: Packed) -> list[npt.NDArray[Any]]:
+    """The rows again, as views."""
+    values, lengths = rows
+    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
+@dataclass(frozen=True)
+class Partner:
+    """The example that is mixed into a row."""
+
+    example_id: str
+    input_ids: Ids
+    own_weight: float
+    """λ, the share of the row's own embeddings."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Token ids of rows, not padded."""
+
+    example_ids: Sequence[str]
+    input_ids: Sequence[Ids]
+    token_type_ids: Sequence[Types] | None
+    partners: Sequence[Partner] | None = None
+    """One a row if rows are mixed; as long as the row."""
+
+    def __len__(self) -> int:
+        return len(self.example_ids)
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Number of tokens of each row."""
+        return np.array([len(ids) for ids in self.input_ids])
+
+    def take(self, positions: Integers) -> "Inputs":
+        """The rows at these positions."""
+        return Inputs(
+            [self.example_ids[i] for i in positions],
+            [self.input_ids[i] for i in positions],
+            None if self.token_type_ids is None else [self.token_type_ids[i] for i in positions],
+            None if self.partners is None else [self.partners[i] for i in positions],
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        types = None if self.token_type_ids is None else packed(self.token_type_ids)
+        return _inputs, (list(self.example_ids), packed(self.input_ids), types, self.partners)
+
+    @staticmethod
+    def joined(parts: Sequence["Inputs"]) -> "Inputs":
+        """The rows of several parts in order; none of them is mixed."""
+        types = [kept for part in parts for kept in part.token_type_ids or ()]
+        ids = [kept for part in parts for kept in part.input_ids]
+        return Inputs([name for part in parts for name in part.example_ids], ids, types or None)
+
+    def padded(self, pad_token_id: int, tokens: int) -> Batch:
+        """One batch, padded on the right to ``tokens``."""
+        partners: Sequence[Partner | None] = self.partners or [None] * len(self)
+        return mixing_batch(
+            self.input_ids,
+            self.token_type_ids,
+            [partner.input_ids if partner else None for partner in partners],
+            [partner.own_weight if partner else None for partner in partners],
+            pad_token_id,
+            tokens,
+        )
+
+    def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
+        """The columns that all kinds of shards share; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
+        types = {} if self.token_type_ids is None else {"token_type_ids": list(self.token_type_ids)}
+        return {
+            "example_id": list(self.example_ids),
+            "variant": [variant] * len(self),
+            "input_ids": list(self.input_ids),
+            **types,
+            "label": labels,
+            "teacher_logits": list(logits),
+        }
+
+
+def _inputs(example_ids: list[str], ids: Packed, types: Packed | None, partners: Sequence[Partner] | None) -> Inputs:
+    return Inputs(example_ids, unpacked(ids), None if types is None else unpacked(types), partners)
+
+
+Found = TypeVar("Found", covariant=True)
+Result = TypeVar("Result")
+
+
+class Compute(Protocol[Found]):
+    """From rows, their positions and the length they are padded to, to what is computed of them."""
+
+    def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> Found: ...
 
 
 class Batches:
-    """Batches of like length. One that does not fit is halved, padded as before; later ones are at most as large in tokens.
+    """Batches of similar length. One that runs out of memory is halved, padded as before; later ones have no more tokens.
 
-    The bits are the same as long as ``EVEN_ROWS`` rows fit; of fewer the last digits may differ, and a note says so.
+    The bits are the same as long as ``EVEN_ROWS`` rows fit; in smaller batches the last digits may differ, and a note says so.
     """
 
     def __init__(self) -> None:
@@ -32,28 +131,32 @@ class Batches:
         self._least = EVEN_ROWS  # rows that are tried at least
         self._notes: list[str] = []
 
-    def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> list[Result]:
-        """One result a row, in the order of ``inputs``.
+    def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Sequence[Result]]) -> list[Result]:
+        """One result a row, in the order of ``inputs``; raises as ``pieces`` does."""
+        results: dict[int, Result] = {}
+        for piece, found in self.pieces(inputs, batch_rows, compute):
+            results |= dict(zip(piece.tolist(), found, strict=True))
+        return [results[position] for position in range(len(inputs))]
+
+    def pieces(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> Iterator[tuple[Integers, Result]]:
+        """Positions and result of one batch after the other; a position may come twice, with the same result.
 
         Raises:
             PipelineError: a row does not fit even alone; names its example.
         """
-        results: dict[int, Result] = {}
         lengths = inputs.lengths()
         for positions in length_buckets(lengths, batch_rows):
-            for piece, made in self._fitting(inputs, positions, int(lengths[positions].max()), compute):
-                results |= dict(zip(piece.tolist(), made, strict=True))
-        return [results[position] for position in range(len(inputs))]
+            yield from self._fitting(inputs, positions, int(lengths[positions].max()), compute)
 
     def notes(self) -> list[str]:
-        """What a person should know of the batches since the last call."""
+        """Messages to the user about the batches since the last call."""
         notes, self._notes = self._notes, []
         return notes
 
     def _fitting(
         self, inputs: Inputs, positions: Integers, tokens: int, compute: Compute[Result]
-    ) -> Iterator[tuple[Integers, Sequence[Result]]]:
-        """The rows in pieces as large as fit, each with its results; rows before a short rest are computed again with it."""
+    ) -> Iterator[tuple[Integers, Result]]:
+        """A batch in pieces as large as fit; rows before a short rest are computed again with it."""
         done = 0
         while done < len(positions):
             most = self._most_rows(len(positions), tokens)
@@ -61,19 +164,21 @@ class Batches:
             piece = positions[start : start + most]
             rows = inputs.take(piece)
             try:
-                made = compute(rows, piece, tokens)
+                found = compute(rows, piece, tokens)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                made = None  # halved below, where the error no longer holds what was computed
-            if made is None:
-                self._halve(rows, tokens)
+                fits = False  # halved below, where the error no longer holds the tensors
             else:
+                fits = True
+            if fits:
                 done = start + len(piece)
-                yield piece, made
+                yield piece, found
+            else:
+                self._halve(rows, tokens)
 
     def _most_rows(self, rows: int, tokens: int) -> int:
-        """How many of these rows should fit: a multiple of ``EVEN_ROWS``, unless not even so many have fitted before."""
+        """How many of these rows should fit: a multiple of ``EVEN_ROWS``, unless that many did not fit before."""
         if self._room is None or rows * tokens <= self._room:
             return rows
         fitting = max(self._room // tokens, self._least)
@@ -87,12 +192,9 @@ class Batches:
             )
         fewer = half(len(rows))
         self._room, self._least = fewer * tokens, min(fewer, EVEN_ROWS)
-        few = (
-            ""
-            if fewer >= EVEN_ROWS
-            else f"; of fewer than {EVEN_ROWS} the last digits may differ from those of a larger device"
-        )
-        self._notes.append(f"memory ran out at {len(rows)} rows of {tokens} tokens; it goes on with {fewer}{few}")
+        note = f"memory ran out at {len(rows)} rows of {tokens} tokens; continuing with {fewer}"
+        few = f"; with fewer than {EVEN_ROWS} the last digits may differ from those of a larger device"
+        self._notes.append(note if fewer >= EVEN_ROWS else note + few)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""Find the radius whose effect on the teacher is the one asked for. Knows numbers and a sample, not shards."""
+"""The search for the radius that has a given effect on the teacher, on a sample of rows."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelSet
 from pipeline.augment.recipes import AugmentSettings
+from pipeline.augment.teacher import ModelSet
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Kind
@@ -18,7 +18,7 @@ from pipeline.perturbation.search import Effect
 from pipeline.store.store import Store
 
 SMALLEST, LARGEST = 2e-3, 2.0
-"""Where a radius is looked for, as fractions of the mean word-embedding length."""
+"""Bounds of the search, as fractions of the mean word-embedding length."""
 
 HALVINGS = 8
 """The radius is found to 2.7 %: a range of three powers of ten, halved eight times on the logarithmic scale."""
@@ -29,7 +29,7 @@ ROWS_A_PART = 64
 
 @dataclass(frozen=True)
 class Found:
-    """A radius and what it did to the calibration sample."""
+    """A radius and its effect on the calibration sample."""
 
     radius: float
     flips: float
@@ -37,7 +37,7 @@ class Found:
     rows: int
 
     def words(self, kind: Kind) -> str:
-        """For a person; the answers of a regression do not flip."""
+        """For the user; regressions have no flips."""
         flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's answers flip, "
         return f"{flips}mean divergence {self.divergence:.3g}"
 
@@ -47,7 +47,7 @@ class Found:
 
 
 def find_radius(effect_of: Callable[[float], float], wanted: float) -> float:
-    """The radius at which a growing effect reaches what is wanted, by bisection of its logarithm, to three digits.
+    """The radius at which a growing effect reaches ``wanted``, by bisection of its logarithm, to three digits.
 
     Raises:
         PipelineError: no radius in the range has the effect.
@@ -72,12 +72,12 @@ def _no_radius(wanted: float, edge: float, effect: float) -> str:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The sample on which a radius is tried, and what is wanted of it."""
+    """The sample on which a radius is tried, and the effect wanted."""
 
     scored: Scored
     settings: AugmentSettings
     snapshots: int | None
-    """Of the scout that the perturbations are aimed at; each is tried on its share of the sample."""
+    """Of the scout whose gradient is followed; each is tried on its share of the sample."""
 
     @property
     def rows(self) -> int:
@@ -86,11 +86,11 @@ class Calibration:
 
     @property
     def wanted(self) -> Effect | float:
-        """The effect for which a radius is sought, or the radius given."""
+        """The effect for which a radius is searched, or the given radius."""
         return self.settings.perturbation.radius
 
     def trial(self, radius: float) -> list["CalibrationJob"]:
-        """One radius on the whole sample, in parts that do not depend on who computes them."""
+        """One radius on the whole sample, in parts that do not depend on the number of workers."""
         aims = self.snapshots or 1
         parts = min(aims * max(self.rows // (ROWS_A_PART * aims), 1), self.rows)
         return [
@@ -102,7 +102,7 @@ class Calibration:
         return None if self.snapshots is None else 1 + part % self.snapshots
 
     def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
-        """Try one radius after the other, each with all its parts at once; or measure the one given."""
+        """Try one radius after the other, each with all its parts at once; or measure the given one."""
 
         @cache
         def tried(radius: float) -> Found:
@@ -117,7 +117,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """What a radius does to a part of the sample."""
+    """Measures the effect of a radius on a part of the sample."""
 
     scored: Scored
     settings: AugmentSettings
@@ -126,16 +126,16 @@ class CalibrationJob:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """For progress lines and errors."""
         return f"effect of the radius {self.radius:.3g} on {len(self.scored.inputs)} rows"
 
     def work(self) -> "CalibrationJob":
-        """The rows travel with it."""
+        """The job itself, which has its rows."""
         return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
-        """Perturb the untouched rows once, whatever else the recipes do; the store is not touched."""
-        alone = self.settings.model_copy(update={"recipes": [["perturb"]], "keep_label": False})
+        """Perturb the clean rows once, whatever the recipes are; nothing is written to the store."""
+        alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
         labels = make_variant(models, self.scored, None, Making(1, alone, self.radius, self.snapshot)).labels
         flips, moved = (float(np.mean([getattr(label, name) for label in labels])) for name in ("flipped", "divergence"))
         return Done(Found(self.radius, flips, moved, len(labels)), tuple(models.batches.notes()))

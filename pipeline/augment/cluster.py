@@ -23,10 +23,8 @@ from ray.exceptions import (
 )
 
 from pipeline.augment.jobs import Done, Job, Work
-from pipeline.augment.model_set import ModelFolders
-from pipeline.augment.teacher import Precision
-from pipeline.augment.worker import PIECE_BYTES, Sight, Worker
-from pipeline.augment.workers import AnyJob, failure, landmark
+from pipeline.augment.teacher import ModelFolders, Precision
+from pipeline.augment.workers import PIECE_BYTES, AnyJob, Sight, Worker, failure, landmark
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.shards.manifest import SHARD_FILE, Receipt

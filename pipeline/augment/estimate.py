@@ -1,41 +1,28 @@
-"""What a pass would cost: shards, bytes, teacher passes, time. Reads the store and times a few rows; writes nothing."""
+"""The shards and bytes that a pass would add to the store; reads the store and writes nothing."""
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.augment.scoring import ScoreJob, ScoreWork
 from pipeline.augment.variant_jobs import VariantJob
-from pipeline.augment.variants import SHORTENINGS, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings, cores
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.models.pretrained import embedding_width
-from pipeline.perturbation.search import Effect
 from pipeline.shards.codec import CODECS
 from pipeline.shards.schema import CodecName
 from pipeline.store.store import Store
 
-TIMED_ROWS = 64
-TIMED_TEXTS = 4
-"""So many texts are given to the masked language model, which reads every one of them once a word."""
-
 UNKNOWN_RADIUS = 0.123456789
-"""Never found, so that no shard of the store has it; only for the timing."""
-
-SEARCHES = 9
-"""How often at most the sample is perturbed to find a radius and its effect."""
+"""Stands for a radius that is not known yet; no shard of the store has it."""
 
 SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 5200
-"""Of a token's scale, id and type, of a logit, of all else that a row holds, and of what a file says of itself."""
+"""Of a token's scale, id and type, of a logit, of a row's other columns, and of a file's metadata."""
 
 NAME_BYTES = 16
 """Of a partner's id."""
@@ -43,7 +30,7 @@ NAME_BYTES = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of what the store does not have."""
+    """What the store lacks of a pass."""
 
     name: str
     rows: int
@@ -53,52 +40,29 @@ class Estimate:
     missing: int
     missing_rows: int
     """Rows of the missing shards."""
-    bytes: dict[CodecName, int]
-    """Of the missing shards, by codec; empty where nothing is coded."""
-    codec: CodecName
-    forwards: int
-    backwards: int
-    """Most passes of one row through a model."""
-    seconds: float
-    """Of one worker such as this process, start apart."""
-    workers: int
+    codec: CodecName = "int8"
+    bytes: dict[CodecName, int] = field(default_factory=dict)
+    """Of the missing shards, by codec; empty for shards without perturbations."""
 
     def lines(self) -> list[str]:
-        """For a person."""
+        """For the user."""
         sizes = [f"{name} {_size(size)}{' (chosen)' if name == self.codec else ''}" for name, size in self.bytes.items()]
         found = [
             f"{self.name}: nothing is written, this is the plan",
             f"  examples         {self.rows:,}" + (f" in {self.variants} variants" if self.variants else ""),
             f"  shards           {self.shards:,}: {self.shards - self.missing:,} in the store, {self.missing:,} to compute",
             f"  rows to compute  {self.missing_rows:,}",
-            f"  teacher passes   {self.forwards:,} forward, {self.backwards:,} backward, a row each, at most",
         ]
-        found += [f"  bytes to write   {', '.join(sizes)}"] if sizes else []
-        each = "" if self.workers == 1 else f" on {self.workers} workers, {_time(self.seconds)} on one"
-        return [*found, f"  time             {_time(self.seconds / self.workers)}{each}, by a short timing on this machine"]
+        return found + ([f"  bytes to write   {', '.join(sizes)}"] if sizes else [])
 
 
 def score_estimate(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings) -> Estimate:
-    """What ``score`` would cost."""
+    """What the store lacks of ``score``."""
     store = Store(Path(runtime.store).resolve())
     _, jobs = scoring(prepared, teacher, settings)
     missing = [job for job in jobs if store.peek(job.key) is None]
-    rows = [job.place.stop - job.place.start for job in missing]
-    a_row = _score_seconds(missing[0], ModelSet(ModelFolders(teacher), settings.precision)) if missing else 0.0
-    return Estimate(
-        name=f"score {Task.read(prepared).name}",
-        rows=sum(job.place.stop - job.place.start for job in jobs),
-        variants=0,
-        shards=len(jobs),
-        missing=len(missing),
-        missing_rows=sum(rows),
-        bytes={},
-        codec="int8",
-        forwards=sum(rows),
-        backwards=0,
-        seconds=a_row * sum(rows),
-        workers=_workers(runtime),
-    )
+    rows, missing_rows = (sum(job.place.stop - job.place.start for job in some) for some in (jobs, missing))
+    return Estimate(f"score {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
 
 
 def augment_estimate(
@@ -109,37 +73,29 @@ def augment_estimate(
     runtime: RuntimeSettings,
     words: Path | None = None,
 ) -> Estimate:
-    """What ``augment`` would cost; where the radius is still to be found, no variant is in the store yet."""
+    """What the store lacks of ``augment``: every perturbed variant while the radius is unknown."""
     plan = Augmentation.of(scores, teacher, scout, settings, words)
     store = Store(Path(runtime.store).resolve())
     known = known_radius(plan, store)
-    radius, searched = UNKNOWN_RADIUS if known is None else known, _searched(plan, known)
-    jobs = plan.jobs(radius, store)
+    jobs = plan.jobs(UNKNOWN_RADIUS if known is None else known, store)
     missing = [job for job in jobs if store.peek(job.key) is None]
-    rows = sum(job.scores.entry.receipt.rows for job in missing)
-    passes = [_passes(settings, job) for job in missing] + [(searched * (_steps(settings) + 1), searched * _steps(settings))]
-    models = ModelSet(ModelFolders(teacher, scout, plan.masked_lm, settings.masked_lm), settings.precision)
     return Estimate(
         name=plan.name,
         rows=sum(entry.receipt.rows for entry in plan.entries()),
         variants=settings.variants,
         shards=len(jobs),
         missing=len(missing),
-        missing_rows=rows,
-        bytes=sizes_of(plan, missing, store, embedding_width(teacher)),
+        missing_rows=sum(job.scores.entry.receipt.rows for job in missing),
         codec=settings.codec,
-        forwards=sum(forward for forward, _ in passes),
-        backwards=sum(backward for _, backward in passes),
-        seconds=_variant_seconds(plan, missing, radius, searched, store, models),
-        workers=_workers(runtime),
+        bytes=sizes_of(plan, missing, store, embedding_width(teacher)),
     )
 
 
 def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: Store, most: int | None, width: int) -> None:
-    """Refuse what would add more to the store than is allowed.
+    """Reject what would add more than ``most`` bytes to the store.
 
     Raises:
-        PipelineError: says how much it would be, and by which codec it would be less.
+        PipelineError: states the size, and that of the other codecs.
     """
     if most is None:
         return
@@ -153,13 +109,13 @@ def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: Store, 
 
 
 def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: Store, width: int) -> dict[CodecName, int]:
-    """About how many bytes these jobs add to the store by each codec, words that are still to be looked up among them."""
-    words = proposals_bytes(plan, jobs, store)
+    """About how many bytes these jobs and their missing candidates add to the store by each codec."""
+    words = candidates_bytes(plan, jobs, store)
     return {codec: bytes_of(plan, jobs, codec, width) + words for codec in CODECS}
 
 
-def proposals_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: Store) -> int:
-    """At most so many bytes take the words that are looked up for these jobs: as if every token were a word."""
+def candidates_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: Store) -> int:
+    """An upper bound for the bytes of the candidates that these jobs lack: as if every token were a word."""
     unknown = [job.scores.entry.receipt for job in plan.candidates(jobs) if store.peek(job.key) is None]
     if not unknown or plan.settings.masked_lm is None:
         return 0
@@ -185,97 +141,17 @@ def bytes_of(plan: Augmentation, jobs: Sequence[VariantJob], codec: CodecName, w
 
 
 def mixed_tokens(lengths: Integers) -> float:
-    """How many tokens rows of these lengths have once each is filled to the longer of itself and another, on average."""
+    """The expected number of tokens if each row is padded to the longer of itself and another of these rows."""
     rows = len(lengths)
     return float(np.sort(lengths) @ np.arange(1, 2 * rows, 2)) / rows
 
 
 def known_radius(plan: Augmentation, store: Store) -> float | None:
-    """The radius, unless it is still to be found; leaves no trace."""
+    """The radius if the store knows it, 0 if no variant is perturbed; leaves no trace of the look-up."""
     if not plan.settings.perturbs():
         return 0.0
     known = store.peek(plan.calibration[0])
     return None if known is None else float(known.facts["radius"])
-
-
-def _searched(plan: Augmentation, radius: float | None) -> int:
-    """How many rows at most are perturbed to find a radius that is not known."""
-    if radius is not None:
-        return 0
-    calibration = plan.calibration[1]
-    return calibration.rows * (SEARCHES if isinstance(calibration.wanted, Effect) else 1)
-
-
-def _steps(settings: AugmentSettings) -> int:
-    """Backward passes that one perturbation takes."""
-    return settings.perturbation.steps if settings.aims() else 0
-
-
-def _passes(settings: AugmentSettings, job: VariantJob) -> tuple[int, int]:
-    """Most forward and backward passes of a job, rows counted each."""
-    rows, recipe = job.scores.entry.receipt.rows, job.making.recipe
-    steps = _steps(settings) if "perturb" in recipe else 0
-    again = len(SHORTENINGS) if settings.keep_label and "perturb" in recipe else 0
-    return rows * (steps + 1 + again), rows * steps
-
-
-def _variant_seconds(
-    plan: Augmentation, missing: Sequence[VariantJob], radius: float, searched: int, store: Store, models: ModelSet
-) -> float:
-    """Seconds of one worker for these jobs and ``searched`` perturbations before, by timing each recipe on a few rows."""
-    if not missing:
-        return 0.0
-    _, calibration = plan.calibration
-    sample = calibration.scored.take(np.arange(min(TIMED_ROWS, len(calibration.scored.inputs))))
-    pace: dict[tuple[str, ...], float] = {}
-    for job in missing:
-        recipe = tuple(job.making.recipe)
-        pace[recipe] = pace[recipe] if recipe in pace else _seconds_a_row(models, sample, job.making)
-    search = searched * max((seconds for recipe, seconds in pace.items() if "perturb" in recipe), default=0.0)
-    made = sum(pace[tuple(job.making.recipe)] * job.scores.entry.receipt.rows for job in missing)
-    unknown = [job.scores.entry.receipt.rows for job in plan.candidates(missing) if store.peek(job.key) is None]
-    return search + made + (_words_seconds(models, sample) * sum(unknown) if unknown else 0.0)
-
-
-def _seconds_a_row(models: ModelSet, sample: Scored, making: Making) -> float:
-    candidates = None
-    if "masked_lm" in making.recipe:
-        sample = sample.take(np.arange(min(TIMED_TEXTS, len(sample.inputs))))
-        candidates = models.masked_lm.candidates(sample.inputs.input_ids, sample.inputs.token_type_ids)
-    return _timed(lambda: make_variant(models, sample, candidates, making)) / len(sample.inputs)
-
-
-def _words_seconds(models: ModelSet, sample: Scored) -> float:
-    few = sample.inputs.take(np.arange(min(TIMED_TEXTS, len(sample.inputs))))
-    return _timed(lambda: models.masked_lm.candidates(few.input_ids, few.token_type_ids)) / len(few)
-
-
-def _score_seconds(job: ScoreJob, models: ModelSet) -> float:
-    work: ScoreWork = job.work()
-    inputs = work.encoded(models.teacher)[0]
-    few = inputs.take(np.arange(min(TIMED_ROWS, len(inputs))))
-    return _timed(lambda: models.teacher.logits(few, models.batches, work.batch_rows)) / len(few)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    """Seconds of a second run, as a worker takes them: on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        work()
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _workers(runtime: RuntimeSettings) -> int:
-    """How many workers this machine would have; of a cluster no more is known before it is joined."""
-    if runtime.workers == 0:
-        return 1
-    places = torch.cuda.device_count() or cores()
-    return min(runtime.workers or places, places)
 
 
 def _size(size: float) -> str:
@@ -284,9 +160,3 @@ def _size(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.3g} TB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:,.1f} h"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.augment.model_set import ModelSet
+from pipeline.augment.teacher import ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Split
 from pipeline.shards.manifest import SHARD_FILE, Receipt

@@ -1,30 +1,34 @@
-"""The teacher's two passes: scores of every split, and variants of the train split. Each: plan, finish, publish."""
+"""The teacher's two passes: logits of every split, and variants of the train split. Each: plan, compute, publish."""
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
-from pipeline.augment.completion import finish, manifest_of, publish, take_stock
 from pipeline.augment.estimate import UNKNOWN_RADIUS, check_room, known_radius
-from pipeline.augment.model_set import ModelFolders
+from pipeline.augment.jobs import ShardJob
 from pipeline.augment.plans import Augmentation, no_radius, scoring
+from pipeline.augment.progress import Counter
 from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.augment.teacher import Precision
+from pipeline.augment.teacher import ModelFolders, Precision
 from pipeline.augment.variant_jobs import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Kind, Task
-from pipeline.models.pretrained import embedding_width
+from pipeline.models.pretrained import embedding_width, load_tokenizer
 from pipeline.perturbation.search import Effect
-from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
-from pipeline.store.store import Store
+from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
+from pipeline.shards.schema import FORMAT_VERSION
+from pipeline.store.files import folder_written_whole
+from pipeline.store.hashing import Key
+from pipeline.store.store import Entry, Store, stored_as
 from pipeline.training.proposing import words_in
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
-    """Score the untouched inputs of every split and write shards and manifest to ``out``."""
+    """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
     task = Task.read(prepared)
     store = Store(Path(runtime.store).resolve())
     key, jobs = scoring(prepared, teacher, settings)
@@ -52,16 +56,16 @@ def augment(
 
     Args:
         scores: what ``score`` wrote.
-        teacher: labels the variants, and aims the perturbations where there is no scout.
-        scout: at whose mistakes perturbations are aimed.
-        settings: what the variants are.
-        runtime: who computes, and where the store is.
+        teacher: labels the variants, and gives the gradient if there is no scout.
+        scout: what ``scout`` wrote, if its snapshots give the gradient.
+        settings: of the variants.
+        runtime: workers and store.
         out: replaced as a whole.
-        words: what ``words`` wrote, where a recipe asks for a masked language model.
+        words: what ``words`` wrote, if a recipe needs a masked language model.
 
     Raises:
         ShardMismatch: scores or scout were made with another teacher, tokenizer, label order or format.
-        PipelineError: the objective and the aim do not fit, or a shard could not be made; names it and the cause.
+        PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
     """
     plan = Augmentation.of(scores, teacher, scout, settings, words)
     store = Store(Path(runtime.store).resolve())
@@ -90,14 +94,14 @@ def augment(
 
 
 def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
-    """Where a gradient was zero, a perturbation is no more than the random start that it began with."""
+    """Report rows with a zero gradient, whose perturbation is no more than its random start."""
     pairs = zip(jobs, receipts, strict=True)
     perturbed = [receipt for job, receipt in pairs if "perturb" in plan.settings.recipe(job.variant)]
     if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
         rows = sum(receipt.rows for receipt in perturbed)
         print(
-            f"{plan.name}: {vanished} of {rows} perturbed rows met a gradient of zero, where their perturbation stayed what it "
-            "was; a larger perturbation.start may help",
+            f"{plan.name}: {vanished} of {rows} perturbed rows had a zero gradient, so their perturbation did not change in "
+            "that step; a larger perturbation.start may help",
             flush=True,
         )
 
@@ -107,7 +111,7 @@ def _missing(jobs: list[VariantJob], store: Store) -> list[VariantJob]:
 
 
 def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
-    """The workers that the settings ask for; nothing is started before there is a job."""
+    """The workers that the settings name; nothing is started before the first job."""
     if runtime.workers == 0:
         return ThisProcess(folders, precision, store)
     from pipeline.augment.cluster import Cluster  # here, so that everything else runs without Ray
@@ -116,7 +120,7 @@ def open_workers(folders: ModelFolders, precision: Precision, store: Store, runt
 
 
 def radius_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
-    """The radius, and what it does to a sample; it is remembered in the store."""
+    """The radius and its effect on a sample, kept in the store."""
     key, calibration = plan.calibration
     entry = store.get(key)
     known = None if entry is None else entry.facts
@@ -136,7 +140,7 @@ def radius_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
 
 
 def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[CalibrationJob]) -> list[Found]:
-    """What one radius does to each part of the sample."""
+    """The effect of one radius on each part of the sample."""
     found: dict[int, Found] = {}
     for job, done in workers.run(trial):
         found[id(job)] = done.result
@@ -148,7 +152,7 @@ def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[Calibratio
 
 
 def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, workers: Workers) -> None:
-    """Have the candidates ready for every variant that is still to be made and replaces words."""
+    """Compute the candidates of every missing variant that replaces words."""
     if wanted := plan.candidates(missing):
         finish(f"{plan.name}, words", wanted, take_stock(wanted, store), workers)
 
@@ -170,3 +174,99 @@ def _manifest(
     return manifest_of(
         plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts, plan.stored(jobs)
     )
+
+
+@dataclass(frozen=True)
+class Stocktaking:
+    """Which jobs' shards the store has."""
+
+    receipts: list[Receipt | None]
+    """One a job; None for a missing shard."""
+    damaged: list[str]
+    """Names of jobs whose shard was complete once and is damaged now."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Positions of the jobs without a shard."""
+        return [number for number, receipt in enumerate(self.receipts) if receipt is None]
+
+
+def take_stock(jobs: Sequence[ShardJob], store: Store) -> Stocktaking:
+    """Look up the shard of every job and verify it by its sha256."""
+    entries = [store.get(job.key) for job in jobs]
+    receipts = [None if entry is None else Receipt.of(entry) for entry in entries]
+    pairs = zip(jobs, entries, strict=True)
+    return Stocktaking(receipts, [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()])
+
+
+def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Workers) -> list[Receipt]:
+    """A receipt for every job: from the store if it has the shard, else from the workers."""
+    if stock.damaged:
+        print(f"{name}: damaged in the store, computed again: {', '.join(stock.damaged)}", flush=True)
+    there = len(jobs) - len(stock.missing)
+    print(f"{name}: {len(jobs)} shards, {there} in the store, {len(stock.missing)} to compute", flush=True)
+    receipts = list(stock.receipts)
+    if stock.missing:
+        numbers = {id(jobs[number]): number for number in stock.missing}
+        with Counter(name, len(stock.missing), "shards") as counter:
+            for job, done in workers.run([jobs[number] for number in stock.missing]):
+                receipts[numbers[id(job)]] = done.result
+                for note in done.notes:
+                    print(f"{job.name}: {note}", flush=True)
+                counter.advance(done.result.rows)
+    return [receipt for receipt in receipts if receipt is not None]
+
+
+def manifest_of(
+    task: Task,
+    teacher: Path,
+    key: Key,
+    variants: int,
+    coding: Coding | None,
+    details: dict[str, object],
+    jobs: Sequence[ShardJob],
+    receipts: Sequence[Receipt],
+    stored: Sequence[Key] = (),
+) -> Manifest:
+    """The manifest of a complete set; ``key`` is what all its shards share, ``stored`` names by-products in the store."""
+    tokenizer = load_tokenizer(teacher)
+    entries = [
+        ShardEntry(
+            file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
+            split=job.split,
+            variant=job.variant,
+            partition=job.partition,
+            receipt=receipt,
+        )
+        for job, receipt in zip(jobs, receipts, strict=True)
+    ]
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        content=key["content"],
+        task=task,
+        key=key,
+        token_types="token_type_ids" in tokenizer.model_input_names,
+        pad_token_id=int(tokenizer.pad_token_id),
+        coding=coding,
+        variants=variants,
+        details=details,
+        shards=tuple(entries),
+        stored_as=tuple(stored_as(*(job.key for job in jobs), *stored)),
+    )
+
+
+def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
+    """Put exactly the shards of the manifest into ``out``, the manifest last.
+
+    Raises:
+        PipelineError: the folder cannot be written; its previous content is kept.
+    """
+    try:
+        with folder_written_whole(out) as folder:
+            for entry in manifest.shards:
+                store.place(Entry(store.folder_of(entry.receipt.key), entry.receipt.key), folder, {SHARD_FILE: entry.file})
+            manifest.save(folder)
+    except OSError as cause:
+        raise PipelineError(f"{out} cannot be written: {cause.strerror or cause}; all shards are kept in the store") from cause
+    print(f"{out}: {len(manifest.shards)} shards, {sum(e.receipt.bytes for e in manifest.shards) / 1e6:,.1f} MB", flush=True)
+    return manifest

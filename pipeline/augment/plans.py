@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.augment.calibration import Calibration, Found
-from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.augment.partition import places
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.recipes import AugmentSettings, ScoreSettings, aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.augment.scoring import CandidatesJob, ScoreJob, ScoreShard
 from pipeline.augment.variant_jobs import VariantJob, read_scored
 from pipeline.augment.variants import Making, Scored
@@ -102,7 +101,7 @@ class Augmentation:
         """
         source, wanted = Shards.holding("scores", scores), lineage(teacher)
         check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
-        contrary = kind_faults(settings, source.manifest.task.kind, scout is not None)
+        contrary = kind_faults(settings, source.manifest.task.kind)
         edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
         proposes = None if words is None else words_in(words).model is not None
         missing = words_faults(settings, proposes)
@@ -138,15 +137,14 @@ class Augmentation:
     def calibration(self) -> tuple[Key, Calibration]:
         """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
         scored = self._sample()
-        labels = [None if np.isnan(label) else float(label) for label in scored.labels]
-        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, labels, strict=True)
+        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
         note: Key = self.key | {
             "content": "calibration",
             "calibration": decided,
             "scout": list(self.snapshots),
             "computed_by": computed_by(CALIBRATION),
-            "examples": hash_of([[example_id, ids.tolist(), label] for example_id, ids, label in rows]),
+            "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in rows]),
         }
         return note, Calibration(scored, self.settings, len(self.snapshots) or None)
 

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from pipeline.augment.columns import candidates_columns, scores_columns
-from pipeline.augment.inputs import Inputs
+from pipeline.augment.batches import Inputs
+from pipeline.augment.candidates import candidates_columns
 from pipeline.augment.jobs import Done, kept
-from pipeline.augment.model_set import ModelSet
 from pipeline.augment.partition import Partition, Place
-from pipeline.augment.teacher import FrozenTeacher
+from pipeline.augment.teacher import FrozenTeacher, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
 from pipeline.corpus.task import Split
@@ -70,7 +69,7 @@ class ScoreWork:
         inputs, truncated = self.encoded(models.teacher)
         layers: list[int] = self.key["hidden"]
         logits, states = models.teacher.answers(inputs, models.batches, self.batch_rows, layers)
-        columns = scores_columns(inputs, self.examples.labels, logits, states if layers else None)
+        columns = inputs.columns(0, self.examples.labels, logits) | ({"hidden": list(states)} if layers else {})
         schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None, bool(layers))
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
@@ -140,7 +139,7 @@ class CandidatesWork:
 
     def run(self, models: ModelSet, store: Store) -> Done:
         """Write the candidates; they serve every variant of these rows."""
-        found = models.masked_lm.candidates(self.inputs.input_ids, self.inputs.token_type_ids)
+        found = models.masked_lm.candidates(self.inputs)
         schema, columns = candidates_schema(), candidates_columns(self.inputs, found)
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, {}))
-        return Done(receipt)
+        return Done(receipt, tuple(models.masked_lm.batches.notes()))

@@ -1,9 +1,8 @@
-"""A frozen classifier at work: the teacher, or a scout at whose mistakes perturbations are aimed.
-
-Knows one model on one device; must not know partitions, keys, stores or Ray.
-"""
+"""The frozen models of a worker: the teacher, a scout's snapshots, a masked language model, each loaded when first needed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.augment.batches import Batches
-from pipeline.augment.inputs import Inputs
+from pipeline.augment.batches import Batches, Inputs
+from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
 from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
+from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.perturbation.inputs import carried, view_embeddings
 from pipeline.perturbation.surrogate import ScoutFolder
@@ -27,11 +27,13 @@ Precision = Literal["float32", "bfloat16"]
 """Of the encoder's products; the classification head, norms and gradients stay in float32."""
 
 HEADS = ("classifier", "score", "logits_proj")
-"""What transformers calls the last layers, whose output are the logits."""
+"""Names of the last layers in transformers, whose output are the logits."""
+
+CHANGED = "{} was changed while this run was going; start it again"
 
 
 class Arriving:
-    """Tensors on their way from the device to the processor, while the device is at work on what comes next."""
+    """Tensors copied from the device to the processor while the device computes the next batch."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
@@ -41,7 +43,7 @@ class Arriving:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The copies, once they are there."""
+        """The copies, once they are complete."""
         if self._event is not None:
             self._event.synchronize()
         return self._copies
@@ -59,7 +61,7 @@ class FrozenModel:
             _to_bfloat16(self._model)
 
     def sent(self, value: Tensor) -> Tensor:
-        """A tensor of the processor's on the device, without waiting for what the device has to do before."""
+        """A copy of a tensor on the device, made without waiting for the device's queued work."""
         return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value
 
     def words(self, ids: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class FrozenTeacher(FrozenModel):
 
 
 class Scout(FrozenModel):
-    """One snapshot of a scout, which sees the same rows through its own embeddings."""
+    """One snapshot of a scout, which reads the same rows through its own embeddings."""
 
     def __init__(self, folder: ScoutFolder, snapshot: int, precision: Precision) -> None:
         super().__init__(folder.snapshot(snapshot), precision)
@@ -135,15 +137,94 @@ class Scout(FrozenModel):
         self._map = None if linear is None else linear.to(self.device)
 
     def logits_at_delta(self, batch: Batch, delta: Tensor) -> Tensor:
-        """Logits [rows, outputs] at the rows of a batch moved by δ [rows, tokens, teacher's width]."""
+        """Logits [rows, outputs] at the embeddings of a batch plus δ [rows, tokens, teacher's width]."""
         return self.logits_at(batch, view_embeddings(self.words, batch) + carried(delta, self._map))
 
 
+@dataclass(frozen=True)
+class ModelFolders:
+    """Folders of the models, with the hashes by which keys name them."""
+
+    teacher: Path
+    scout: Path | None = None
+    masked_lm: Path | None = None
+    """None where no recipe replaces words."""
+    proposing: MaskedLMSettings | None = None
+    """Of the masked language model."""
+    teacher_hash: str | None = None
+    """None where no result is stored; so of the others."""
+    scout_hashes: tuple[str, ...] = ()
+    masked_lm_hash: str | None = None
+
+    def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
+        """The same models in other folders."""
+        scout, masked_lm = (None if folder is None else moved(folder) for folder in (self.scout, self.masked_lm))
+        return replace(self, teacher=moved(self.teacher), scout=scout, masked_lm=masked_lm)
+
+    def files(self) -> list[Path]:
+        """The files a worker needs: those of a model's folder without its subfolders, and all snapshots of a scout."""
+        flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None and folder.is_dir()]
+        found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
+        return sorted(found) + sorted(file for file in (self.scout.rglob("*") if self.scout else ()) if file.is_file())
+
+
+class ModelSet:
+    """The models of one worker, loaded lazily: a teacher that cannot be loaded fails the first job, not the worker."""
+
+    def __init__(self, folders: ModelFolders, precision: Precision) -> None:
+        self._folders, self._precision = folders, precision
+        self._scouts: dict[int, Scout] = {}
+        self.batches = Batches()
+
+    @cached_property
+    def teacher(self) -> FrozenTeacher:
+        """The teacher on this worker's device.
+
+        Raises:
+            PipelineError: the folder changed since its hash was taken.
+        """
+        folder, wanted = self._folders.teacher, self._folders.teacher_hash
+        loaded = FrozenTeacher(folder, self._precision)
+        if wanted is not None and model_hash(folder) != wanted:
+            raise PipelineError(CHANGED.format(f"the teacher in {folder}"))
+        return loaded
+
+    @cached_property
+    def masked_lm(self) -> MaskedLM:
+        """The masked language model.
+
+        Raises:
+            PipelineError: it changed since its hash was taken.
+        """
+        folder, settings, wanted = self._folders.masked_lm, self._folders.proposing, self._folders.masked_lm_hash
+        assert folder is not None, "no recipe asks for masked_lm without a model"
+        assert settings is not None, "no recipe asks for masked_lm without its settings"
+        loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
+        if wanted is not None and model_hash(folder) != wanted:
+            raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
+        return loaded
+
+    def scout(self, snapshot: int) -> Scout:
+        """A snapshot of the scout; all stay loaded, since they are small and a calibration needs each repeatedly.
+
+        Raises:
+            PipelineError: it changed since its hash was taken.
+        """
+        assert self._folders.scout is not None, "only a job that is aimed at a scout asks for it"
+        if snapshot not in self._scouts:
+            folder, wanted = ScoutFolder(self._folders.scout), self._folders.scout_hashes
+            loaded = Scout(folder, snapshot, self._precision)
+            if wanted and folder.hash_of(snapshot) != wanted[snapshot - 1]:
+                raise PipelineError(CHANGED.format(f"the scout in {folder.folder}"))
+            self._scouts[snapshot] = loaded
+        return self._scouts[snapshot]
+
+
 def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> None:
-    """Refuse a teacher that does not answer every row with numbers.
+    """Validate the teacher's logits.
 
     Raises:
-        PipelineError: names the first such example.
+        PipelineError: some are not finite; names the first such example.
     """
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
@@ -154,7 +235,7 @@ def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> No
 
 
 def _to_bfloat16(model: nn.Module) -> None:
-    """Hold the weights of the encoder's products in bfloat16, so that they need not be converted in every batch."""
+    """Convert the weights of the encoder's products to bfloat16, so that autocast need not convert them in every batch."""
     heads = {name: module for name, module in model.named_children() if name in HEADS}
     kept = {id(module) for head in heads.values() for module in head.modules()}
     for module in model.modules():
@@ -165,7 +246,7 @@ def _to_bfloat16(model: nn.Module) -> None:
 
 
 def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same computation in float32, whatever is the rule around it."""
+    """The same computation in float32, also within autocast."""
 
     def run(*arguments: Any) -> Any:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):

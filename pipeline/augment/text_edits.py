@@ -1,10 +1,11 @@
-"""Mask, delete, swap, sample an n-gram, disorder a span: text edits on token ids. Knows ids and seeds, not models or shards.
+"""Text edits on token ids: mask, delete, swap, disorder a span.
 
-A run is a text of a row: the longest stretch of ordinary tokens between special ones. A pair has two. Every run is edited by
-itself, so special tokens stay where they are and no token moves from one text to the other.
+A run is the longest stretch of ordinary tokens between special ones, that is one text of a row; a pair has two. Every run is
+edited by itself, so special tokens keep their places and no token moves from one text to the other.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Ids, Types
 
-Operation = Literal["mask", "delete", "swap", "ngram", "span"]
+Operation = Literal["mask", "delete", "swap", "span"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 Positions = npt.NDArray[np.int64]
@@ -25,56 +26,63 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class TextEditSettings(Settings):
-    """How much of every run an operation acts on: a share is rounded to whole tokens, at least one."""
+    """How much of every run an operation changes: a share is rounded to whole tokens, at least one."""
 
     mask: Share
-    """Share of tokens that become the mask token."""
+    """Share of tokens that become the mask token (Tang et al. 2019, arXiv 1903.12136, §4.3: a tenth)."""
     delete: Share
     """Share of tokens left out; one always stays."""
     swap: Share
-    """Share of tokens that trade places, two and two; at least two."""
-    ngram: Annotated[int, Field(ge=1)]
-    """The longest n-gram that is kept of a run; n is drawn from 1 to it."""
+    """Share of tokens that trade places in pairs; at least two."""
     span: Share
     """Share of tokens, neighbours of one another, that are put into another order; at least two."""
 
 
-def edit(
-    operations: Sequence[Operation],
-    input_ids: Ids,
-    token_type_ids: Types | None,
-    special: frozenset[int],
-    mask_id: int | None,
-    settings: TextEditSettings,
-    seed: int,
-) -> tuple[Ids, Types | None]:
-    """One row after these operations, in their order; a function of its arguments alone and never longer than the row.
+@dataclass(frozen=True)
+class TextEdits:
+    """Operations applied to every run of a row, one after the other."""
 
-    Masking and n-gram sampling are those of Tang et al. (2019, arXiv 1903.12136, §4.3), who mask a tenth of the words and
-    draw n from 1 to 5. A token masked by one operation is an ordinary token to the next.
+    operations: Sequence[Operation]
+    settings: TextEditSettings
+    special: frozenset[int]
+    """Ids that are never changed; an unknown word is ordinary."""
+    mask_id: int | None
+    """None where the tokenizer has no mask token."""
 
-    Args:
-        operations: what is done to every run, one after the other.
-        input_ids: the row.
-        token_type_ids: types follow their tokens; None where the model has none.
-        special: ids that are never touched; an unknown word is ordinary.
-        mask_id: of the mask token; None where the tokenizer has none.
-        settings: how much.
-        seed: in [0, 2⁶³).
+    def row(self, input_ids: Ids, token_type_ids: Types | None, seed: int) -> tuple[Ids, Types | None]:
+        """One edited row with the types of its tokens; a function of its arguments alone and never longer than the row.
 
-    Raises:
-        PipelineError: masking is asked for and the tokenizer has no mask token.
-    """
-    if "mask" in operations and mask_id is None:
-        raise PipelineError("the text edit 'mask' needs a mask token, and the teacher's tokenizer has none; leave 'mask' out")
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    ids, order, behind = input_ids.copy(), [], 0
-    for start, stop in runs(input_ids, special):
-        edited = _edit_run(operations, np.arange(start, stop), ids, mask_id, settings, generator)
-        order += [np.arange(behind, start), edited]
-        behind = stop
-    kept = np.concatenate([*order, np.arange(behind, len(ids))])
-    return ids[kept], None if token_type_ids is None else token_type_ids[kept]
+        A token masked by one operation is an ordinary token to the next. ``seed`` is in [0, 2⁶³).
+
+        Raises:
+            PipelineError: masking is asked for and the tokenizer has no mask token.
+        """
+        if "mask" in self.operations and self.mask_id is None:
+            raise PipelineError(
+                "the text edit 'mask' needs a mask token, and the teacher's tokenizer has none; leave 'mask' out"
+            )
+        generator = np.random.Generator(np.random.Philox(key=seed))
+        ids, order, behind = input_ids.copy(), [], 0
+        for start, stop in runs(input_ids, self.special):
+            order += [np.arange(behind, start), self._run(np.arange(start, stop), ids, generator)]
+            behind = stop
+        kept = np.concatenate([*order, np.arange(behind, len(ids))])
+        return ids[kept], None if token_type_ids is None else token_type_ids[kept]
+
+    def _run(self, order: Positions, ids: Ids, generator: np.random.Generator) -> Positions:
+        """The remaining positions of a run in their new order; ``ids`` of the row are masked in place."""
+        for operation in self.operations:
+            match operation:
+                case "mask":
+                    assert self.mask_id is not None
+                    ids[generator.choice(order, _rounded(self.settings.mask, len(order)), replace=False)] = self.mask_id
+                case "delete":
+                    order = _without(order, self.settings.delete, generator)
+                case "swap":
+                    order = _swapped(order, self.settings.swap, generator)
+                case "span":
+                    order = order[_disorder(ids[order], self.settings.span, generator)]
+        return order
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -87,31 +95,6 @@ def runs(input_ids: Ids, special: frozenset[int]) -> list[tuple[int, int]]:
     ordinary = ~np.isin(input_ids, list(special))
     edges = np.flatnonzero(np.diff(ordinary, prepend=False, append=False))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
-
-
-def _edit_run(
-    operations: Sequence[Operation],
-    order: Positions,
-    ids: Ids,
-    mask_id: int | None,
-    settings: TextEditSettings,
-    generator: np.random.Generator,
-) -> Positions:
-    """The positions of a run that are left, in their new order; ``ids`` of the row are masked in place."""
-    for operation in operations:
-        match operation:
-            case "mask":
-                assert mask_id is not None
-                ids[generator.choice(order, _rounded(settings.mask, len(order)), replace=False)] = mask_id
-            case "delete":
-                order = _without(order, settings.delete, generator)
-            case "swap":
-                order = _swapped(order, settings.swap, generator)
-            case "ngram":
-                order = _ngram(order, settings.ngram, generator)
-            case "span":
-                order = order[_disorder(ids[order], settings.span, generator)]
-    return order
 
 
 def _rounded(share: float, tokens: int) -> int:
@@ -134,14 +117,8 @@ def _swapped(order: Positions, share: float, generator: np.random.Generator) -> 
     return swapped
 
 
-def _ngram(order: Positions, longest: int, generator: np.random.Generator) -> Positions:
-    length = int(generator.integers(1, min(longest, len(order)), endpoint=True))
-    start = int(generator.integers(0, len(order) - length, endpoint=True))
-    return order[start : start + length]
-
-
 def _disorder(tokens: Ids, share: float, generator: np.random.Generator) -> Positions:
-    """An order [tokens] that reads differently within one span; the same order where all tokens of the run are equal."""
+    """An order [tokens] that changes the tokens within one span; the identity if all tokens of the run are equal."""
     order = np.arange(len(tokens))
     if len(set(tokens.tolist())) < 2:
         return order

@@ -1,20 +1,17 @@
-"""One variant of a partition as a job, and its rows as the columns of a shard."""
+"""One variant of a partition as a job, with all that its work needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.augment.columns import Columns, packed_candidates, read_candidates, shared_columns, unpacked_candidates
-from pipeline.augment.inputs import Packed, Partner
+from pipeline.augment.batches import Packed
+from pipeline.augment.candidates import RowCandidates, packed_candidates, read_candidates, unpacked_candidates
 from pipeline.augment.jobs import Done, kept
-from pipeline.augment.masked_lm import RowCandidates
-from pipeline.augment.model_set import ModelSet
 from pipeline.augment.scoring import ScoreShard
-from pipeline.augment.variants import Made, Making, Scored, make_variant
-from pipeline.corpus.task import Floats, Split
+from pipeline.augment.teacher import ModelSet
+from pipeline.augment.variants import Making, Scored, make_variant
+from pipeline.corpus.task import Split
 from pipeline.shards.schema import shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.hashing import Key
@@ -24,7 +21,7 @@ from pipeline.store.store import Store
 def read_scored(scores: ScoreShard) -> tuple[Scored, list[float | int | None]]:
     """The rows of a shard of scores, and their labels as the schema stores them."""
     rows = scores.rows()
-    return Scored(scores.inputs(), rows.labels(), rows.matrix("teacher_logits")), rows.column("label").to_pylist()
+    return Scored(scores.inputs(), rows.matrix("teacher_logits")), rows.column("label").to_pylist()
 
 
 @dataclass(frozen=True)
@@ -79,38 +76,13 @@ class VariantWork:
     def run(self, models: ModelSet, store: Store) -> Done:
         """Write the shard of the variant."""
         made = make_variant(models, self.scored, self.candidates, self.making)
-        columns = variant_columns(made, self.making.variant, self.labels, self.scored.logits)
+        columns = made.columns(self.making.variant, self.labels, self.scored.logits)
         schema = shard_schema("perturbations", models.teacher.task.kind, made.inputs.token_type_ids is not None)
         coding = {"codec": self.making.settings.codec, "width": models.teacher.width}
         description = coding if self.making.moves else {}
-        statistics = statistics_of(made)
+        statistics = made.statistics()
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
         return Done(receipt, tuple(models.batches.notes()))
-
-
-def variant_columns(made: Made, variant: int, labels: list[float | int | None], logits: Floats) -> Columns:
-    """Of one variant; ``logits`` [rows, outputs] are the teacher's on the untouched inputs."""
-    partners: Sequence[Partner | None] = made.inputs.partners or [None] * len(made.labels)
-    return shared_columns(made.inputs, variant, labels, logits) | {
-        "partner_id": [None if partner is None else partner.example_id for partner in partners],
-        "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
-        "own_weight": [None if partner is None else partner.own_weight for partner in partners],
-        "delta": [label.delta for label in made.labels],
-        "delta_scale": [label.delta_scale for label in made.labels],
-        "perturbed_logits": [label.logits for label in made.labels],
-        "divergence": [label.divergence for label in made.labels],
-        "flipped": [label.flipped for label in made.labels],
-    }
-
-
-def statistics_of(made: Made) -> dict[str, float]:
-    """What a variant's receipt says of its rows."""
-    return {
-        "divergence": float(np.mean([label.divergence for label in made.labels])),
-        "flipped": float(sum(label.flipped for label in made.labels)),
-        "vanished": float(sum(label.vanished for label in made.labels)),
-        "shortened": float(sum(label.shortened for label in made.labels)),
-    }
 
 
 def _variant_work(

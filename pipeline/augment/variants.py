@@ -1,7 +1,4 @@
-"""One variant of some rows: edited, mixed or perturbed, coded, and labelled by the teacher on what the code gives back.
-
-Knows models and rows; not shards, keys or Ray.
-"""
+"""One variant of some rows: edited, mixed or perturbed, coded, and labelled by the teacher on the decoded δ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,22 +8,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.augment.inputs import Inputs, Partner
-from pipeline.augment.masked_lm import RowCandidates, replace
-from pipeline.augment.model_set import ModelSet
+from pipeline.augment.batches import Columns, Inputs, Partner
+from pipeline.augment.candidates import RowCandidates, replace
 from pipeline.augment.recipes import AugmentSettings, Recipe
-from pipeline.augment.teacher import Arriving, FrozenTeacher, check_finite
-from pipeline.augment.text_edits import OPERATIONS, edit, special_ids
+from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
+from pipeline.augment.text_edits import OPERATIONS, TextEdits, special_ids
 from pipeline.corpus.encoding import Batch, Integers, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
-from pipeline.corpus.task import Floats
+from pipeline.models.outputs import divergence, flipped
 from pipeline.perturbation.inputs import filled, view_embeddings
-from pipeline.perturbation.search import Answer, Perturbed, divergence, flipped, perturb, radius_of, random_start
+from pipeline.perturbation.search import Search, perturb, radius_of, random_start
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.schema import CodecName
-
-SHORTENINGS = (0.5, 0.25, 0.125, 0.0)
-"""What is left of a δ that changed the teacher's answer, tried in turn; with 0 the answer is the untouched one."""
 
 Coded = tuple[Tensor, Tensor]
 """Codes [rows, tokens, width] and scales [rows, tokens]."""
@@ -34,23 +27,20 @@ Coded = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with what is known of them."""
+    """Clean rows with the teacher's logits."""
 
     inputs: Inputs
-    labels: Floats
-    """[rows], class indices or values; NaN where there is none."""
     logits: npt.NDArray[np.float32]
-    """[rows, outputs], the teacher's on the untouched rows."""
+    """[rows, outputs]."""
 
     def take(self, positions: Integers) -> "Scored":
         """The rows at these positions."""
-        return Scored(self.inputs.take(positions), self.labels[positions], self.logits[positions])
+        return Scored(self.inputs.take(positions), self.logits[positions])
 
     @staticmethod
     def joined(parts: Sequence["Scored"]) -> "Scored":
-        """The rows of several parts, one after the other."""
-        labels, logits = [part.labels for part in parts], [part.logits for part in parts]
-        return Scored(Inputs.joined([part.inputs for part in parts]), np.concatenate(labels), np.concatenate(logits))
+        """The rows of several parts in order."""
+        return Scored(Inputs.joined([part.inputs for part in parts]), np.concatenate([part.logits for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class Making:
     radius: float
     """Fraction of the mean word-embedding length; read only where the recipe perturbs."""
     snapshot: int | None
-    """Which snapshot of the scout the perturbation is aimed at; None: at the teacher itself."""
+    """Number of the scout's snapshot whose gradient is followed; None for the teacher's own."""
 
     @property
     def recipe(self) -> Recipe:
@@ -71,17 +61,17 @@ class Making:
 
     @property
     def moves(self) -> bool:
-        """Whether there is a δ."""
+        """Whether embeddings are perturbed."""
         return self.settings.moves(self.recipe)
 
     def seed(self, example_id: str, step: str) -> int:
-        """Of one step on one row."""
+        """Seed of one step on one row."""
         return seed_of(self.settings.seed, example_id, self.variant, step)
 
 
 @dataclass(frozen=True)
 class Label:
-    """What is stored of one row beside its input."""
+    """The stored perturbation of one row, and the teacher's output on it."""
 
     delta: bytes | None
     delta_scale: list[float] | None
@@ -89,20 +79,19 @@ class Label:
     divergence: float
     flipped: bool
     vanished: bool
-    shortened: bool
 
 
 class Answered:
-    """What a batch gave, turned into rows once, while the next batch is computed."""
+    """The results of a batch, split into rows while the device computes the next batch."""
 
     def __init__(self, columns: Sequence[Tensor], coded: Coded | None, lengths: Integers, codec: CodecName) -> None:
-        """``columns`` are logits [rows, outputs], then divergence, flipped, vanished and shortened, each [rows]."""
+        """``columns`` are logits [rows, outputs], then divergence, flipped and vanished, each [rows]."""
         self._arriving: Arriving | None = Arriving(*columns, *(coded or ()))
         self._columns, self._lengths, self._codec = len(columns), lengths, codec
         self._labels: list[Label] = []
 
     def settle(self) -> None:
-        """Wait for the copies, make rows of them and let them go."""
+        """Wait for the copies, split them into rows and release them."""
         if self._arriving is not None:
             tensors, self._arriving = self._arriving.tensors, None
             values = zip(*(column.tolist() for column in tensors[: self._columns]), strict=True)
@@ -131,18 +120,40 @@ class Made:
     inputs: Inputs
     labels: list[Label]
 
+    def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
+        """As the columns of a shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
+        partners: Sequence[Partner | None] = self.inputs.partners or [None] * len(self.labels)
+        return self.inputs.columns(variant, labels, logits) | {
+            "partner_id": [None if partner is None else partner.example_id for partner in partners],
+            "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
+            "own_weight": [None if partner is None else partner.own_weight for partner in partners],
+            "delta": [label.delta for label in self.labels],
+            "delta_scale": [label.delta_scale for label in self.labels],
+            "perturbed_logits": [label.logits for label in self.labels],
+            "divergence": [label.divergence for label in self.labels],
+            "flipped": [label.flipped for label in self.labels],
+        }
+
+    def statistics(self) -> dict[str, float]:
+        """Statistics of the rows for the shard's receipt."""
+        return {
+            "divergence": float(np.mean([label.divergence for label in self.labels])),
+            "flipped": float(sum(label.flipped for label in self.labels)),
+            "vanished": float(sum(label.vanished for label in self.labels)),
+        }
+
 
 def make_variant(models: ModelSet, scored: Scored, candidates: Sequence[RowCandidates] | None, making: Making) -> Made:
     """Make one variant of each row.
 
     Args:
-        models: the teacher, and what the recipe needs beside it.
-        scored: the untouched rows.
-        candidates: words that may stand for others, where the recipe has ``masked_lm``.
+        models: the teacher, and the other models that the recipe needs.
+        scored: the clean rows.
+        candidates: of words, if the recipe has ``masked_lm``.
         making: the variant.
 
     Raises:
-        PipelineError: the teacher's answer to a row is no number, or a row does not fit into memory.
+        PipelineError: the teacher's logits of a row are not finite, or a row does not fit into memory.
     """
     viewed = edited(scored.inputs, models.teacher, candidates, making)
     if "mix" in making.recipe:
@@ -150,16 +161,17 @@ def make_variant(models: ModelSet, scored: Scored, candidates: Sequence[RowCandi
 
     teacher, settings = models.teacher, making.settings
     radius = radius_of(making.radius, settings.perturbation.norm, teacher.table) if making.moves else 0.0
+    search = Search(settings.perturbation, radius, teacher.task.kind)
 
     def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Answered, int]]:
-        known = (torch.from_numpy(part[positions]) for part in (scored.logits, labels))
-        answered = _answered(models, rows, Answer(*(teacher.sent(part) for part in known)), tokens, radius, making)
+        clean = teacher.sent(torch.from_numpy(scored.logits[positions]))
+        answered = _answered(models, rows, clean, teacher.padded(rows, tokens), search, making)
         if before:
-            before.pop().settle()  # while the device is at work on this one
+            before.pop().settle()  # while the device computes this one
         before.append(answered)
         return [(answered, row) for row in range(len(rows))]
 
-    labels, before = scored.labels.astype(np.float32), list[Answered]()
+    before = list[Answered]()
     answers = models.batches.run(viewed, settings.batch_rows, compute)
     made = [answered.labels[row] for answered, row in answers]
     logits = np.array([label.logits for label in made], dtype=np.float32).reshape(len(made), -1)
@@ -174,16 +186,16 @@ def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandi
         (ids, None if inputs.token_type_ids is None else inputs.token_type_ids[row]) for row, ids in enumerate(inputs.input_ids)
     ]
     if "masked_lm" in making.recipe:
-        assert candidates is not None, "the job brings them"
+        assert candidates is not None, "the job reads them"
         assert making.settings.masked_lm is not None, "no recipe has this step without its settings"
         share = making.settings.masked_lm.replace
         seeds = [making.seed(example_id, "masked_lm") for example_id in inputs.example_ids]
         rows = [replace(*row, found, share, seed) for row, found, seed in zip(rows, candidates, seeds, strict=True)]
     if operations:
-        special, mask_id = special_ids(teacher.tokenizer), teacher.tokenizer.mask_token_id
+        tokenizer = teacher.tokenizer
+        edits = TextEdits(operations, making.settings.text_edits, special_ids(tokenizer), tokenizer.mask_token_id)
         seeds = [making.seed(example_id, "text_edits") for example_id in inputs.example_ids]
-        settings = making.settings.text_edits
-        rows = [edit(operations, *row, special, mask_id, settings, seed) for row, seed in zip(rows, seeds, strict=True)]
+        rows = [edits.row(*row, seed) for row, seed in zip(rows, seeds, strict=True)]
     types = [types for _, types in rows if types is not None]
     return Inputs(inputs.example_ids, [ids for ids, _ in rows], types or None)
 
@@ -207,42 +219,25 @@ def mixed(inputs: Inputs, pad_token_id: int, making: Making) -> Inputs:
 
 
 def _drawn_weight(seed: int, alpha: float) -> float:
-    """λ as it is stored, in float32."""
+    """λ, rounded to float32 as it is stored."""
     return float(np.float32(np.random.Generator(np.random.Philox(key=seed)).beta(alpha, alpha)))
 
 
-def _answered(models: ModelSet, rows: Inputs, answer: Answer, tokens: int, radius: float, making: Making) -> Answered:
-    """One batch: search δ, code it, have the teacher answer."""
-    teacher, kind = models.teacher, models.teacher.task.kind
-    batch = teacher.padded(rows, tokens)
+def _answered(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, search: Search, making: Making) -> Answered:
+    """One batch of rows: search δ, code it, run the teacher on the decoded δ."""
+    teacher, kind = models.teacher, search.kind
     with torch.inference_mode(mode=not making.moves):
         words = view_embeddings(teacher.words, batch)
-    coded, vanished, shortened = None, torch.zeros(len(rows), dtype=torch.bool), torch.zeros(len(rows), dtype=torch.bool)
+    coded, vanished = None, torch.zeros(len(rows), dtype=torch.bool)
     if making.moves:
-        found = _searched(models, batch, words, answer, rows, radius, making)
+        names: list[tuple[str | int, ...]] = [(making.settings.seed, name, making.variant) for name in rows.example_ids]
+        noise = random_start(names, rows.lengths().tolist(), teacher.width, words.shape[1], teacher.device)
+        free = batch["attention_mask"] == 1 if search.settings.special_tokens else ordinary_tokens(batch, teacher.tokenizer)
+        found = perturb(_aimed(models, batch, words, making.snapshot), clean, noise, free, search)
         coded, vanished = CODECS[making.settings.codec].quantise(found.delta), found.vanished
     logits = _logits(teacher, batch, words, coded)
-    if coded is not None and making.settings.keep_label:
-        coded, logits, shortened = _kept_label(teacher, batch, words, coded, logits, answer)
-    columns = (logits, divergence(answer.logits, logits, kind), flipped(answer.logits, logits, kind), vanished, shortened)
+    columns = (logits, divergence(clean, logits, kind), flipped(clean, logits, kind), vanished)
     return Answered(columns, coded, rows.lengths(), making.settings.codec)
-
-
-def _searched(
-    models: ModelSet, batch: Batch, words: Tensor, answer: Answer, rows: Inputs, radius: float, making: Making
-) -> Perturbed:
-    """δ, before it is coded."""
-    teacher, search = models.teacher, making.settings.perturbation
-    names: list[tuple[str | int, ...]] = [(making.settings.seed, name, making.variant) for name in rows.example_ids]
-    return perturb(
-        forward=_aimed(models, batch, words, making.snapshot),
-        answer=answer,
-        noise=random_start(names, rows.lengths().tolist(), teacher.width, words.shape[1], teacher.device),
-        free=batch["attention_mask"] == 1 if search.special_tokens else ordinary_tokens(batch, teacher.tokenizer),
-        radius=radius,
-        settings=search,
-        kind=teacher.task.kind,
-    )
 
 
 def _aimed(models: ModelSet, batch: Batch, words: Tensor, snapshot: int | None) -> Callable[[Tensor], Tensor]:
@@ -255,20 +250,5 @@ def _aimed(models: ModelSet, batch: Batch, words: Tensor, snapshot: int | None) 
 
 @torch.inference_mode()
 def _logits(teacher: FrozenTeacher, batch: Batch, words: Tensor, coded: Coded | None) -> Tensor:
-    """The teacher's logits on what is stored."""
+    """The teacher's logits at the decoded δ."""
     return teacher.logits_at(batch, words if coded is None else words + dequantise(*coded))
-
-
-def _kept_label(
-    teacher: FrozenTeacher, batch: Batch, words: Tensor, coded: Coded, logits: Tensor, answer: Answer
-) -> tuple[Coded, Tensor, Tensor]:
-    """δ shortened where the teacher's answer would change, its logits, and where that was so."""
-    (codes, scales), kind = coded, teacher.task.kind
-    shortened, left = flipped(answer.logits, logits, kind), scales
-    for share in SHORTENINGS:
-        changed = flipped(answer.logits, logits, kind)
-        if not changed.any():
-            break
-        left = torch.where(changed[:, None], scales * share, left)
-        logits = torch.where(changed[:, None], _logits(teacher, batch, words, (codes, left)), logits)
-    return (codes, left), logits, shortened

@@ -1,24 +1,33 @@
-"""Who does the jobs: what all workers have in common, and this process as the only one. Knows the store, not Ray."""
+"""What does the jobs: this process alone, or a worker process that Ray starts."""
 
 import secrets
+import shutil
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 import torch
 
-from pipeline.augment.jobs import Done, Job
-from pipeline.augment.model_set import ModelFolders, ModelSet
-from pipeline.augment.teacher import Precision
+from pipeline.augment.jobs import Done, Job, Work
+from pipeline.augment.teacher import ModelFolders, ModelSet, Precision
 from pipeline.config.errors import PipelineError, last_line
+from pipeline.shards.manifest import SHARD_FILE, Receipt
+from pipeline.store.code import BUILD, Build
 from pipeline.store.files import PARTIAL
+from pipeline.store.hashing import key_hash, sha256_of
 from pipeline.store.store import Store
 
 AnyJob = TypeVar("AnyJob", bound=Job)
+
+PIECE_BYTES = 8 * 2**20
+"""Files are transferred in pieces of this size, one at a time."""
 
 
 class Workers(Protocol):
@@ -29,7 +38,7 @@ class Workers(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
-        """Give each job with what was done as it is finished, in whatever order.
+        """Yield each job with its result when it is finished, in any order.
 
         Raises:
             PipelineError: a job failed; names the job and the cause.
@@ -64,7 +73,7 @@ class ThisProcess:
 
 
 def failure(name: str, cause: BaseException) -> PipelineError:
-    """The sentence for a job that failed; what nobody foresaw is shown in full before it."""
+    """The error of a job that failed; the traceback of an unexpected cause is printed."""
     if not isinstance(cause, PipelineError):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
     return PipelineError(f"{name} failed: {last_line(cause)}")
@@ -72,7 +81,7 @@ def failure(name: str, cause: BaseException) -> PipelineError:
 
 @contextmanager
 def landmark(store: Store) -> Iterator[Path]:
-    """A file in the store by which a worker sees that it has the same store.
+    """A file in the store by which a worker recognises that it sees the same store.
 
     Raises:
         PipelineError: the store cannot be written to.
@@ -86,9 +95,80 @@ def landmark(store: Store) -> Iterator[Path]:
             mark.unlink()
         raise PipelineError(
             f"the store {store.folder} cannot be written to: {cause.strerror or cause}; "
-            "make room or mend its rights, or set runtime.store to another folder"
+            "free some space or correct its permissions, or set runtime.store to another folder"
         ) from cause
     try:
         yield mark
     finally:
         mark.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which of the driver's files a new worker sees, and what differs in its code and libraries."""
+
+    models: bool
+    store: bool
+    strange: list[str]
+    """Modules, and libraries with their versions; empty where all are the driver's."""
+
+
+class Worker:
+    """A worker process with the models on its device.
+
+    One that does not see the driver's models or store works in a folder of its own and returns its shards in pieces.
+    """
+
+    def __init__(self, folders: ModelFolders, precision: Precision, store: Store) -> None:
+        # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
+        torch.set_num_threads(1)
+        self._folders, self._precision, self._store = folders, precision, store
+        self._models: ModelSet | None = None
+
+    def look(self, hashes: dict[str, str], mark: str, build: Build) -> Sight:
+        """Compare with the driver; a store that this worker does not see is replaced by a folder of its own."""
+        models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
+        store = Path(mark).exists()
+        if not store:
+            self._store = Store(self._own / "store")
+        return Sight(models, store, BUILD.differs_from(build))
+
+    def receive(self, path: str, piece: bytes) -> None:
+        """Append a piece to the copy of one of the driver's files."""
+        target = self._received(Path(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab") as file:
+            file.write(piece)
+
+    def use_received(self) -> None:
+        """Use the received copies of the models from now on."""
+        self._folders = self._folders.at(self._received)
+
+    def run(self, work: Work) -> Done:
+        """Do a job's work."""
+        if self._models is None:
+            self._models = ModelSet(self._folders, self._precision)
+        return work.run(self._models, self._store)
+
+    def piece(self, receipt: Receipt, start: int) -> bytes:
+        """A piece of a shard in this worker's own folder."""
+        with (self._store.folder_of(receipt.key) / SHARD_FILE).open("rb") as file:
+            file.seek(start)
+            return file.read(PIECE_BYTES)
+
+    def forget(self, receipt: Receipt) -> None:
+        """Delete a shard that the driver has fetched."""
+        self._store.remove(key_hash(receipt.key))
+
+    def leave(self) -> None:
+        """Delete this worker's own folder, if it has one."""
+        if "_own" in vars(self):
+            shutil.rmtree(self._own)
+
+    @cached_property
+    def _own(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix="augment-worker-"))
+
+    def _received(self, path: Path) -> Path:
+        """The path of the copy of one of the driver's files or folders."""
+        return self._own / "models" / path.relative_to(path.anchor)

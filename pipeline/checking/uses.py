@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers.utils import CONFIG_NAME
 
-from pipeline.augment.faults import aim_faults, edit_faults, kind_faults, words_faults
+from pipeline.augment.recipes import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.checking.sections import Sections, TaskSettings
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError, refusals
@@ -71,7 +71,7 @@ def _aim_faults(name: str, sections: Sections) -> list[str]:
     kind, aim, entry = (config.lookup(sections.content, at) for at in (f"{place}.kind", f"{place}.aim", place))
     if not isinstance(entry, dict):
         return []
-    faults = kind_faults(augment, kind, aim == "scout") + aim_faults(augment, aim == "scout")
+    faults = kind_faults(augment, kind) + aim_faults(augment, aim == "scout")
     if "words" in entry:
         faults += words_faults(augment, entry["words"] is not None)
     return [f"{place}: {fault}" for fault in faults]

@@ -14,18 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, ordinary_tokens
 from pipeline.corpus.task import Kind
-from pipeline.perturbation.search import (
-    CONTROLS,
-    Answer,
-    Effect,
-    PerturbationSettings,
-    divergence,
-    flipped,
-    perturb,
-    radius_of,
-    raised,
-    random_start,
-)
+from pipeline.models.outputs import divergence, flipped
+from pipeline.perturbation.search import Effect, PerturbationSettings, Search, perturb, radius_of, random_start
 
 Forward = Callable[[Tensor], Tensor]
 """From word embeddings [rows, tokens, width] to the student's logits [rows, outputs]."""
@@ -74,11 +64,6 @@ class OwnAdversary:
         self._log_radius = torch.tensor(math.log(first), dtype=torch.float64)
 
     @property
-    def shares_the_untouched_pass(self) -> bool:
-        """Whether the gradient at the start is that of the untouched input, whose logits are there already."""
-        return self._settings.start == 0 and self._settings.objective not in CONTROLS
-
-    @property
     def radius(self) -> float:
         """As a fraction of the mean length of a word embedding, as it is now."""
         return math.exp(float(self._log_radius))
@@ -101,19 +86,13 @@ class OwnAdversary:
             batch: the inputs, and the teacher's logits on them and the labels.
             seeds: of the rows' random starts; not needed where the start is 0.
         """
-        own = self._settings.objective == "divergence"
-        answer = Answer(logits.detach() if own else batch["teacher_logits"], batch["labels"])
-        first = self._gradient(words, logits, answer) if self.shares_the_untouched_pass else None
         held = words.detach()
         found = perturb(
             lambda delta: forward(held + delta),
-            answer,
+            batch["teacher_logits"],
             torch.zeros_like(held) if seeds is None else self._noise(seeds, batch, held),
             self._free(batch),
-            (self._log_radius.exp() * self._unit).to(held),
-            self._settings,
-            self._kind,
-            first,
+            Search(self._settings, (self._log_radius.exp() * self._unit).to(held), self._kind),
         )
         return found.delta
 
@@ -133,12 +112,6 @@ class OwnAdversary:
             change = (self._gain * (1 - found.double() / wanted)).nan_to_num(0.0).clamp(-MOST, MOST)
             moved = self._log_radius.to(change.device) + change
             self._log_radius = moved.clamp(math.log(SMALLEST_RADIUS), math.log(LARGEST_RADIUS))
-
-    def _gradient(self, words: Tensor, logits: Tensor, answer: Answer) -> Tensor:
-        """Of the objective at the untouched input, through the pass that was made for the loss; no parameter gets one."""
-        rising = raised(logits, answer, self._settings.objective, self._kind).sum()
-        (gradient,) = torch.autograd.grad(rising, words, retain_graph=True)
-        return gradient.float()
 
     def _noise(self, seeds: list[int], batch: Batch, words: Tensor) -> Tensor:
         lengths = batch["attention_mask"].sum(dim=1).tolist()

@@ -14,7 +14,7 @@ from pipeline.corpus.encoding import Batch
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Split
 from pipeline.distill.uses import Use, aims_in, chosen, snapshots_of
-from pipeline.models.scale import Scale
+from pipeline.models.outputs import Scale
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.reader import Positions, Rows, Shards, join
 from pipeline.training.order import Lengths, Piece

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train, units_of
+from pipeline.models.outputs import Scale
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole

@@ -20,8 +20,8 @@ from pipeline.distill.objective import ObjectiveSettings, hidden_loss, imitation
 from pipeline.distill.student import Student
 from pipeline.distill.uses import Use, WorstOf
 from pipeline.models.forward import bare, embed, logits_and_states, logits_from_embeddings
+from pipeline.models.outputs import divergence
 from pipeline.perturbation.inputs import carried, view_embeddings
-from pipeline.perturbation.search import divergence
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 

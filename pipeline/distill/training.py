@@ -22,8 +22,8 @@ from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.uses import aims_in, check_use, snapshots_of
 from pipeline.models.forward import freeze_unused, head_of, word_embeddings
+from pipeline.models.outputs import Scale
 from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
-from pipeline.models.scale import Scale
 from pipeline.perturbation.search import Effect, PerturbationSettings
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards

@@ -13,20 +13,11 @@ STEPS = {
     "mask": "masked tokens",
     "delete": "tokens left out",
     "swap": "tokens that trade places",
-    "ngram": "a run of tokens alone",
     "span": "a run of tokens in another order",
     "masked_lm": "words replaced by a masked language model’s",
     "mix": "a mixture with another example",
 }
 """What each step of a recipe makes."""
-
-RAISED = {
-    "divergence": "the divergence from the answer to the untouched input",
-    "label": "the loss of the teacher’s answer",
-    "gold_label": "the loss of the label",
-    "gap": "the divergence from the teacher’s answer",
-}
-"""What the gradient of an objective raises."""
 
 USES = {
     "rotate": "one stored variant, another each epoch",
@@ -114,9 +105,8 @@ def _searched(search: Mapping[str, Any], whose: str) -> str:
     if search["objective"] == "none":
         return "is nothing"
     steps = _count(search["steps"], "step")
-    return (
-        f"follows {whose} gradient in {steps} to raise {RAISED[search['objective']]}, within an {ball} ball around each token"
-    )
+    raised = "the divergence from the teacher’s clean output"
+    return f"follows {whose} gradient in {steps} to raise {raised}, within an {ball} ball around each token"
 
 
 def _count(number: int, what: str) -> str:

@@ -68,7 +68,7 @@ def _search(shards: Manifest) -> Rows:
     """The settings of the steps that some recipe has."""
     settings = shards.details.get("settings", {})
     steps = {step for recipe in shards.recipes for step in recipe}
-    needed = {"perturbation": "perturb", "keep_label": "perturb", "mixing": "mix", "masked_lm": "masked_lm"}
+    needed = {"perturbation": "perturb", "mixing": "mix", "masked_lm": "masked_lm"}
     used = {name: value for name, value in settings.items() if name in needed and needed[name] in steps}
     if "masked_lm" in used:
         used["masked_lm"] = used["masked_lm"] | (shards.details.get("words") or {})

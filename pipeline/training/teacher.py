@@ -21,6 +21,7 @@ from pipeline.corpus.task import Floats, Kind, Split, Task, measure, one_answer
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.hashes import check_saving
+from pipeline.models.outputs import Scale
 from pipeline.models.pretrained import (
     answers_values,
     check_classifier,
@@ -31,7 +32,6 @@ from pipeline.models.pretrained import (
     longest_input,
     saved_labels,
 )
-from pipeline.models.scale import Scale
 from pipeline.models.soundness import GENERIC, check_label_names, check_token_types, check_values, check_vocabulary
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_STATES, Conduct

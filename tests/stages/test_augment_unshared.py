@@ -15,8 +15,8 @@ from ray.exceptions import ObjectLostError
 from pipeline.augment import cluster
 from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.plans import Augmentation
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards

@@ -14,8 +14,8 @@ from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
+from pipeline.models.outputs import divergence
 from pipeline.models.pretrained import load_tokenizer
-from pipeline.perturbation.search import divergence
 from pipeline.shards.reader import Shards
 from pipeline.training.order import Piece
 from tests.world import SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
@@ -29,10 +29,10 @@ def batch(scores: Path) -> Batch:
 def loss_of(teacher: Path, aim: Aim, student: Student, soft: float = 1.0) -> OnlineLoss:
     """With a perturbation that is large enough to be seen, from the untouched input on."""
     usual = student_settings()
-    search = usual.perturbation.model_copy(update={"objective": "gap", "radius": 0.5, "start": 0.0})
+    search = usual.perturbation.model_copy(update={"radius": 0.5, "start": 0.0})
     settings = usual.model_copy(update={"perturbation": search, "objective": usual.objective.model_copy(update={"soft": soft})})
     own = OwnAdversary(search, "classification", word_embeddings(student.model), load_tokenizer(teacher))
-    aimed = search.model_copy(update={"objective": "label"})
+    aimed = search.model_copy(update={"start": 0.5})
     return OnlineLoss(FrozenTeacher(teacher), student, settings, aimed, own if aim == "student" else None)
 
 

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment.batches import Batches, half, out_of_memory
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.batches import Batches, Inputs, Partner, half, out_of_memory
 from pipeline.augment.recipes import Recipe
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import EVEN_ROWS, Integers
+from pipeline.corpus.encoding import EVEN_ROWS, Ids, Integers, Types
+from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS
 from tests.world import augment_settings, make_inputs
 
 ERRORS = [
@@ -72,59 +73,45 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_start_at_what_fits(e
     assert device.sizes == [8] * 5, "what fits is remembered from one call to the next"
 
 
-def test_what_was_halved_is_said_once() -> None:
+@pytest.mark.parametrize(
+    ("rows", "notes"),
+    [
+        (32, ["memory ran out at 32 rows of 5 tokens; continuing with 16",
+              "memory ran out at 16 rows of 5 tokens; continuing with 8"]),
+        (8, ["memory ran out at 8 rows of 5 tokens; continuing with 4; with fewer than 8 the last digits may differ from those "
+             "of a larger device"]),
+    ],
+)  # fmt: skip
+def test_every_halving_is_noted_once_and_a_loss_of_digits_with_it(rows: int, notes: list[str]) -> None:
     batches = Batches()
-    batches.run(of_lengths([5] * 64), 32, up_to(8))
-    assert batches.notes() == [
-        "memory ran out at 32 rows of 5 tokens; it goes on with 16",
-        "memory ran out at 16 rows of 5 tokens; it goes on with 8",
-    ]
-    assert batches.notes() == []
-    batches.run(of_lengths([5] * 64), 32, up_to(8))
-    assert batches.notes() == []
+    for wanted in (notes, []):
+        batches.run(of_lengths([5] * 64), rows, up_to(rows // 4 if rows > 8 else 4))
+        assert batches.notes() == wanted
 
 
-def test_of_fewer_rows_than_give_the_same_bits_it_is_said_that_digits_may_differ() -> None:
-    batches = Batches()
-    batches.run(of_lengths([5] * 8), 8, up_to(4))
-    (note,) = batches.notes()
-    assert note.endswith("it goes on with 4; of fewer than 8 the last digits may differ from those of a larger device")
+@pytest.mark.parametrize(
+    ("room", "calls", "wanted"),
+    [
+        (16 * 20, [[20] * 32 + [5] * 32], [(32, 20), (16, 20), (16, 20), (32, 5)]),
+        (8 * 20, [[13] * 16, [14] * 16], [(16, 13), (8, 13), (8, 13), (8, 14), (8, 14)]),
+    ],
+    ids=["shorter rows in batches as large in tokens", "longer rows at least eight at once"],
+)
+def test_batches_after_a_halved_one_are_as_large_as_fit(
+    room: int, calls: list[list[int]], wanted: list[tuple[int, int]]
+) -> None:
+    device, batches = Device(lambda rows, tokens: len(rows) * tokens <= room), Batches()
+    for lengths in calls:
+        batches.run(of_lengths(lengths), 32, device)
+    assert device.asked == wanted
 
 
-def test_shorter_rows_after_a_halved_batch_come_in_batches_as_large_in_tokens() -> None:
-    sizes: list[tuple[int, int]] = []
-
-    def device(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
-        sizes.append((len(rows), tokens))
-        if len(rows) * tokens > 16 * 20:
-            raise MemoryError
-        return positions.tolist()
-
-    Batches().run(of_lengths([20] * 32 + [5] * 32), 32, device)
-    assert sizes == [(32, 20), (16, 20), (16, 20), (32, 5)]
-
-
-def test_rows_longer_than_those_that_were_halved_are_still_tried_as_many_as_give_the_same_bits() -> None:
-    sizes: list[tuple[int, int]] = []
-
-    def device(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
-        sizes.append((len(rows), tokens))
-        if len(rows) * tokens > 8 * 20:
-            raise MemoryError
-        return positions.tolist()
-
-    batches = Batches()
-    batches.run(of_lengths([13] * 16), 16, device)
-    batches.run(of_lengths([14] * 16), 16, device)
-    assert sizes == [(16, 13), (8, 13), (8, 13), (8, 14), (8, 14)]
-
-
-@pytest.mark.parametrize("rows", range(2, 200))
-def test_half_is_fewer_rows_and_a_multiple_of_eight_as_long_as_possible(rows: int) -> None:
-    found = half(rows)
-    assert 1 <= found < rows
-    assert found % EVEN_ROWS == 0 if rows > EVEN_ROWS else found == rows // 2
-    assert found <= rows / 2 + EVEN_ROWS
+def test_half_is_fewer_rows_and_a_multiple_of_eight_as_long_as_possible() -> None:
+    for rows in range(2, 200):
+        found = half(rows)
+        assert 1 <= found < rows
+        assert found % EVEN_ROWS == 0 if rows > EVEN_ROWS else found == rows // 2
+        assert found <= rows / 2 + EVEN_ROWS
 
 
 @given(rows=st.integers(EVEN_ROWS, 60), room=st.integers(EVEN_ROWS, 60))
@@ -204,12 +191,12 @@ def made_with(folder: Path, room: int, recipe: Recipe, rows: int, batch_rows: in
 
     models.teacher.logits_at = limited  # type: ignore[method-assign]
     settings = augment_settings(recipes=[recipe], batch_rows=batch_rows, perturbation={"steps": 2, "step_size": 0.7})
-    scored = Scored(inputs, np.full(rows, np.nan), clean)
+    scored = Scored(inputs, clean)
     return make_variant(models, scored, None, Making(1, settings, 0.3, None)), sizes
 
 
 @pytest.mark.parametrize("recipe", [["perturb"], ["mask", "perturb"], ["delete"], ["mix"]], ids=" ".join)
-@pytest.mark.parametrize("rows", [64, 59])
+@pytest.mark.parametrize("rows", [64, 59, 23])
 @pytest.mark.parametrize("room", [8, 16])
 def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, recipe: Recipe, rows: int, room: int) -> None:
     undisturbed, whole = made_with(teacher, 10**6, recipe, rows, 32)
@@ -220,7 +207,71 @@ def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, r
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_rest_of_a_cut_batch_has_the_same_bits_however_short_it_is(teacher: Path) -> None:
-    for rows in range(17, 24):
-        undisturbed, _ = made_with(teacher, 10**6, ["perturb"], rows, 32)
-        assert made_with(teacher, 8, ["perturb"], rows, 32)[0].labels == undisturbed.labels
+PAD = 7
+
+
+def ids_of(*ids: int) -> Ids:
+    return np.array(ids, dtype=np.int32)
+
+
+def types_of(*types: int) -> Types:
+    return np.array(types, dtype=np.int8)
+
+
+IDS = [ids_of(2, 9, 3), ids_of(2, 3), ids_of(2, 8, 9, 3)]
+TYPES = [types_of(0, 0, 1), types_of(0, 1), types_of(0, 0, 1, 1)]
+PARTNERS = [Partner("b", ids_of(2, 3, PAD), 0.25), Partner("c", ids_of(5, 6), 0.5), Partner("a", ids_of(2, 9, 3, PAD), 0.75)]
+FULL = Inputs(["a", "b", "c"], IDS, TYPES, PARTNERS)
+BARE = Inputs(["a", "b", "c"], IDS, None)
+
+
+def assert_rows(found: Inputs, rows: list[int], of: Inputs) -> None:
+    assert list(found.example_ids) == [of.example_ids[row] for row in rows]
+    assert [ids.tolist() for ids in found.input_ids] == [of.input_ids[row].tolist() for row in rows]
+    types = None if of.token_type_ids is None else [of.token_type_ids[row].tolist() for row in rows]
+    assert (None if found.token_type_ids is None else [row.tolist() for row in found.token_type_ids]) == types
+    assert found.partners == (None if of.partners is None else [of.partners[row] for row in rows])
+
+
+@pytest.mark.parametrize("inputs", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("positions", [[2, 0], [1], [0, 0, 2]])
+def test_rows_that_are_taken_keep_their_ids_types_and_partners(inputs: Inputs, positions: list[int]) -> None:
+    assert_rows(inputs.take(np.array(positions)), positions, inputs)
+
+
+@pytest.mark.parametrize("types", [TYPES, None], ids=["types", "none"])
+def test_parts_are_joined_in_their_order_and_are_the_rows_they_were_cut_from(types: list[Types] | None) -> None:
+    whole = Inputs(["a", "b", "c"], IDS, types)
+    parts = [whole.take(np.array(rows)) for rows in ([2], [0, 1])]
+    assert_rows(Inputs.joined(parts), [2, 0, 1], whole)
+
+
+def test_rows_without_partners_are_padded_to_the_length_asked_for_and_never_mixed() -> None:
+    batch = Inputs(["a", "b", "c"], IDS, TYPES).padded(PAD, 5)
+    assert {name: value.tolist() for name, value in batch.items()} == {
+        "input_ids": [[2, 9, 3, PAD, PAD], [2, 3, PAD, PAD, PAD], [2, 8, 9, 3, PAD]],
+        "attention_mask": [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]],
+        "token_type_ids": [[0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 1, 0]],
+    }
+    assert set(BARE.padded(PAD, 0)) == {"input_ids", "attention_mask"}
+
+
+def test_rows_with_partners_bring_them_and_their_weights_and_may_read_a_padding_token() -> None:
+    batch = FULL.padded(PAD, 5)
+    assert batch[PARTNER_IDS].tolist() == [[2, 3, PAD, PAD, PAD], [5, 6, PAD, PAD, PAD], [2, 9, 3, PAD, PAD]]
+    assert batch[OWN_WEIGHT].tolist() == [0.25, 0.5, 0.75]
+    filled_up = Inputs(["a"], [ids_of(2, 3, PAD)], None, [Partner("b", ids_of(2, 9, 3), 0.5)]).padded(PAD, 4)
+    assert filled_up["attention_mask"].tolist() == [[1, 1, 1, 0]], (
+        "what fills a row up to its partner is read, what pads it not"
+    )
+
+
+@pytest.mark.parametrize("inputs", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("positions", [[0, 1, 2], [1], []])
+def test_rows_arrive_in_another_process_as_they_were(inputs: Inputs, positions: list[int]) -> None:
+    rows = inputs.take(np.array(positions, dtype=np.int64))
+    found = pickle.loads(pickle.dumps(rows, 5))
+    assert [ids.dtype for ids in found.input_ids] == [np.int32] * len(positions)
+    names = [partner.example_id for partner in found.partners or ()]
+    assert names == [partner.example_id for partner in rows.partners or ()]
+    assert_rows(Inputs(found.example_ids, found.input_ids, found.token_type_ids, rows.partners), list(range(len(rows))), rows)

@@ -15,7 +15,7 @@ import torch
 from pipeline.augment import cluster
 from pipeline.augment.cluster import Cluster, Sight, Worker
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelFolders, ModelSet
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.store.code import BUILD, Build

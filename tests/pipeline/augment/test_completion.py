@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from pipeline.augment import variant_jobs as jobs_code
-from pipeline.augment.completion import finish, manifest_of, publish, take_stock
 from pipeline.augment.jobs import Done
-from pipeline.augment.model_set import ModelSet
-from pipeline.augment.passes import augment
+from pipeline.augment.passes import augment, finish, manifest_of, publish, take_stock
 from pipeline.augment.plans import Augmentation
+from pipeline.augment.teacher import ModelSet
 from pipeline.augment.variant_jobs import VariantJob, VariantWork
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError

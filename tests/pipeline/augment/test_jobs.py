@@ -10,22 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 
-from pipeline.augment.columns import read_candidates
-from pipeline.augment.inputs import Inputs
+from pipeline.augment.candidates import MaskedLMSettings, read_candidates
 from pipeline.augment.jobs import kept
-from pipeline.augment.masked_lm import MaskedLMSettings, RowCandidates
-from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.scoring import CandidatesJob, ScoreShard, ScoreWork
-from pipeline.augment.variant_jobs import VariantWork
-from pipeline.augment.variants import Scored
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
-from pipeline.store.hashing import hash_of
 from pipeline.store.store import Store
-from tests.stored import found, shard_path
+from tests.stored import shard_path
 from tests.world import (
     SCORE_SETTINGS,
     WORDS,
@@ -44,6 +39,14 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(tmp_path / "store")
 
 
+PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    return save_masked_lm(tmp_path / "words")
+
+
 def with_weights(teacher: Path, folder: Path, name: str, row: slice, value: float) -> Path:
     """The teacher with part of one weight replaced."""
     copied = Path(shutil.copytree(teacher, folder))
@@ -60,7 +63,7 @@ def test_every_receipt_counts_what_its_rows_say(made: tuple[Path, Path]) -> None
         rows, counted = shards.rows_of(entry), entry.receipt.statistics
         assert counted["divergence"] == pytest.approx(pc.mean(rows.column("divergence")).as_py())
         assert counted["flipped"] == sum(rows.column("flipped").to_pylist())
-        assert (counted["vanished"], counted["shortened"]) == (0, 0)
+        assert counted["vanished"] == 0
         assert (entry.receipt.rows, entry.receipt.tokens) == (len(rows), rows.lengths().sum())
 
 
@@ -95,19 +98,6 @@ def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_
         assert entry.receipt.statistics["vanished"] == (entry.receipt.rows if entry.variant == 1 else 0)
 
 
-def test_rows_whose_perturbation_was_shortened_are_counted_and_none_flips(
-    scores: Path, teacher: Path, tmp_path: Path, store: Store
-) -> None:
-    counted = {}
-    for keep_label in (False, True):
-        settings = augment_settings({"radius": 0.5}, keep_label=keep_label, variants=1)
-        found = augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
-        statistics = [entry.receipt.statistics for entry in found.shards]
-        counted[keep_label] = [[held[name] for held in statistics] for name in ("flipped", "shortened")]
-    assert counted[True] == [[0.0] * len(found.shards), counted[False][0]]
-    assert sum(counted[False][0]) > 0
-
-
 def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
     settings = augment_settings(variants=3, recipes=[["perturb"], ["mask"], ["mix"]])
     augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
@@ -123,33 +113,6 @@ def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Pat
     assert present == {1: {"delta", "delta_scale"}, 2: set(), 3: {"partner_id", "partner_ids", "own_weight"}}
 
 
-def test_jobs_have_names_and_keys_of_their_own(scores: Path, prepared: Path, teacher: Path, store: Store) -> None:
-    _, scored = scoring(prepared, teacher, SCORE_SETTINGS)
-    variants = Augmentation.of(scores, teacher, None, augment_settings(variants=3, recipes=[["perturb"], ["mask"]])).jobs(
-        0.2, store
-    )
-    jobs = [*scored, *variants]
-    assert len({hash_of(job.key) for job in jobs}) == len({job.name for job in jobs}) == len(jobs) > 15
-    assert (scored[0].name, variants[0].name) == ("scores of train, partition 0", "variant 1, partition 0")
-    assert all(job.key["variant"] == job.variant for job in jobs)
-
-
-def test_the_words_of_a_variant_arrive_in_another_process_as_they_were(scores: Path) -> None:
-    shard = Shards(scores).rows("train", 0)
-    ids = [np.array(row, dtype=np.int32) for row in shard.lists("input_ids")]
-    words = [RowCandidates(row[:1], row[1:2], np.arange(len(row), dtype=np.int32)) for row in ids]
-    inputs = Inputs(shard.column("example_id").to_pylist(), ids, None)
-    making: Any = None
-    scored = Scored(inputs, np.zeros(len(ids)), np.zeros((len(ids), 2), dtype=np.float32))
-    for given in (words, None):
-        found = pickle.loads(pickle.dumps(VariantWork(scored, [None] * len(ids), given, making, {"a": 1}), 5))
-        assert (found.candidates is None) == (given is None)
-        for arrived, sent in zip(found.candidates or [], given or [], strict=True):
-            assert [getattr(arrived, name).tolist() for name in vars(sent)] == [value.tolist() for value in vars(sent).values()]
-        assert found.key == {"a": 1}
-        assert found.scored.inputs.example_ids == inputs.example_ids
-
-
 def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
     prepared: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
@@ -163,10 +126,16 @@ def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
         jobs[0].work()
 
 
-def test_work_that_travelled_gives_the_same_bytes(scores: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
-    settings = augment_settings(variants=2, recipes=[["perturb"], ["mix"]])
-    for job in Augmentation.of(scores, teacher, None, settings).jobs(0.2, store)[::4]:
-        models = ModelSet(ModelFolders(teacher), "float32")
+def test_work_that_travelled_gives_the_same_bytes(
+    scores: Path, teacher: Path, tmp_path: Path, store: Store, words: Path
+) -> None:
+    settings = augment_settings(variants=3, recipes=[["perturb"], ["mix"], ["masked_lm"]], masked_lm=PROPOSING.model_dump())
+    plan = Augmentation.of(scores, teacher, None, settings, words)
+    models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
+    jobs = [job for job in plan.jobs(0.2, store) if job.partition == 1]
+    for needed in plan.candidates(jobs):
+        needed.work().run(models, store)
+    for job in jobs:
         here = job.work().run(models, store).result
         there = pickle.loads(pickle.dumps(job.work())).run(models, Store(tmp_path / "other")).result
         assert here == there
@@ -178,8 +147,7 @@ def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, stor
     labels = pa.array([None if number % 2 else 1 for number in range(20)], pa.int32())
     pq.write_table(table.set_column(2, "label", labels), prepared / "train.parquet")
     score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
-    gold = augment_settings({"objective": "gold_label"})
-    augment(tmp_path / "scores", teacher, None, gold, runtime_at(tmp_path), tmp_path / "shards")
+    augment(tmp_path / "scores", teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
     assert Shards(tmp_path / "shards").rows("train", 2).column("label").to_pylist() == labels.to_pylist()
 
 
@@ -225,27 +193,16 @@ def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(st
     assert list(store.folder.iterdir()) == []
 
 
-PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
-
-
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    return save_masked_lm(tmp_path / "words")
-
-
 def test_candidates_come_back_from_the_store_as_they_were_found(scores: Path, teacher: Path, store: Store, words: Path) -> None:
     shards = Shards(scores)
     job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
     models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
     receipt = job.work().run(models, store).result
-    assert found(store, job.key) == receipt
-    inputs = job.scores.inputs()
-    proposed, read = (
-        models.masked_lm.candidates(inputs.input_ids, inputs.token_type_ids),
-        read_candidates(shard_path(store, job.key)),
-    )
-    assert len(read) == len(proposed) == receipt.rows
-    for here, there in zip(proposed, read, strict=True):
+    assert store.find(job.key) == receipt
+    inputs = job.scores.read()[0].inputs
+    found, read = models.masked_lm.candidates(inputs), read_candidates(store.shard_path(job.key))
+    assert len(read) == len(found) == receipt.rows
+    for here, there in zip(found, read, strict=True):
         for name in ("starts", "stops", "ids"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name), strict=True)
     assert pa.ipc.open_file(shard_path(store, job.key)).schema.equals(candidates_schema())

@@ -3,14 +3,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 from torch import Tensor
 
 from pipeline.augment import plans
-from pipeline.augment.masked_lm import MaskedLM
+from pipeline.augment.candidates import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings
@@ -36,10 +34,7 @@ from tests.world import (
     save_teacher,
 )
 
-EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "ngram": 3, "span": 0.5}
-
-
-AIMED = {"objective": "gap"}
+EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5}
 
 
 @pytest.fixture
@@ -119,13 +114,13 @@ def test_a_scout_of_something_else_is_refused_by_the_name_of_the_field(
     with pytest.raises(
         ShardMismatch, match=rf"the snapshots of the scout in {scout} do not fit: {sentence}\. Make it again"
     ) as refusal:
-        Augmentation.of(scores, teacher, scout, augment_settings(AIMED))
+        Augmentation.of(scores, teacher, scout, augment_settings())
     assert "; " not in str(refusal.value), "nothing else differs"
 
 
 def test_a_folder_that_is_no_scout_is_refused(scores: Path, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=rf"^{tmp_path} is no scout: it has no scout\.json"):
-        Augmentation.of(scores, teacher, tmp_path, augment_settings(AIMED))
+        Augmentation.of(scores, teacher, tmp_path, augment_settings())
 
 
 def test_a_note_that_there_is_no_masked_language_model_is_none(scores: Path, teacher: Path, tmp_path: Path) -> None:
@@ -152,8 +147,6 @@ def test_the_manifest_says_where_the_words_come_from(scores: Path, teacher: Path
 
 
 def test_what_does_not_fit_is_said_before_a_scout_is_read(scores: Path, teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"^the objective gap needs a scout"):
-        Augmentation.of(scores, teacher, None, augment_settings(AIMED))
     with pytest.raises(PipelineError, match=r"^the objective noise follows no gradient"):
         Augmentation.of(scores, teacher, tmp_path / "nowhere", augment_settings({"objective": "noise"}))
 
@@ -172,7 +165,7 @@ def test_flips_of_a_regression_are_refused_before_anything_is_computed(tmp_path:
 
 def test_a_shard_s_key_names_the_snapshot_it_is_aimed_at_in_turn(scores: Path, teacher: Path, tmp_path: Path) -> None:
     scout = scout_of(tmp_path / "scout", teacher, {})
-    plan = Augmentation.of(scores, teacher, scout, augment_settings(AIMED, variants=4, recipes=[["perturb"]] * 3 + [["mask"]]))
+    plan = Augmentation.of(scores, teacher, scout, augment_settings(variants=4, recipes=[["perturb"]] * 3 + [["mask"]]))
     named = {job.variant: (job.key.get("scout"), job.making.snapshot) for job in plan.jobs(0.2, Store(tmp_path))}
     one, two = (hash_of([model_hash(scout / f"snapshot-{number}"), None]) for number in (1, 2))
     assert one != two
@@ -183,7 +176,7 @@ def test_a_changed_snapshot_computes_only_the_variants_aimed_at_it(
     scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
 ) -> None:
     scout = scout_of(tmp_path / "scout", teacher, {})
-    settings = augment_settings(AIMED, variants=3, recipes=[["perturb"], ["perturb"], ["mask"]])
+    settings = augment_settings(variants=3, recipes=[["perturb"], ["perturb"], ["mask"]])
 
     def run(name: str) -> Manifest:
         passes.clear()
@@ -224,7 +217,7 @@ def test_a_recipe_added_at_the_end_computes_only_the_variants_whose_recipe_chang
         ({"text_edits": EDITS | {"delete": 0.5}}, set(), 0),
         ({"mixing": {"alpha": 1.0}}, {4}, 60),
         ({"codec": "sign"}, {1, 3}, 4 * 60 + 2 * 8),
-        ({"keep_label": False, "calibration_rows": 9}, set(), 2 * 9),
+        ({"calibration_rows": 9}, set(), 2 * 9),
     ],
 )
 def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
@@ -245,7 +238,7 @@ def test_words_are_looked_up_once_for_all_variants_and_again_only_for_other_cand
 ) -> None:
     asked: list[int] = []
     look_up = MaskedLM.candidates
-    monkeypatch.setattr(MaskedLM, "candidates", lambda model, ids, types: asked.append(len(ids)) or look_up(model, ids, types))
+    monkeypatch.setattr(MaskedLM, "candidates", lambda model, inputs: asked.append(len(inputs)) or look_up(model, inputs))
     model, words, found = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 5, "batch_rows": 16}, []
     for changed, rows in (({}, 60), ({"replace": 0.9}, 0), ({"candidates": 3}, 60)):
         recipes = [["masked_lm"], ["masked_lm", "perturb"], ["perturb"]]
@@ -289,19 +282,6 @@ def test_the_calibration_sample_is_the_same_rows_however_the_corpus_is_cut_into_
         drawn[shards] = set(inputs.example_ids)
     assert drawn[1] == drawn[4]
     assert len(drawn[1]) == 9
-
-
-def test_a_radius_found_with_other_labels_is_not_remembered_for_these(
-    scores: Path, prepared: Path, teacher: Path, tmp_path: Path
-) -> None:
-    table = pq.read_table(prepared / "train.parquet").to_pylist()
-    other = Path(shutil.copytree(prepared, tmp_path / "prepared"))
-    rows = [row | {"label": None if number % 3 else 1 - row["label"]} for number, row in enumerate(table)]
-    pq.write_table(pa.Table.from_pylist(rows, pq.read_schema(prepared / "train.parquet")), other / "train.parquet")
-    score(other, teacher, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
-    settings = augment_settings({"objective": "gold_label", "radius": {"divergence": 0.1}})
-    notes = [Augmentation.of(folder, teacher, None, settings).calibration[0] for folder in (scores, tmp_path / "scores")]
-    assert {name for name in notes[0] if notes[0][name] != notes[1][name]} == {"examples"}
 
 
 def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: Path, teacher: Path, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,13 @@ from torch import Tensor
 from transformers import RobertaConfig
 from transformers import RobertaForSequenceClassification as Roberta
 
-from pipeline.augment.batches import Batches
-from pipeline.augment.inputs import Inputs
-from pipeline.augment.model_set import ModelFolders, ModelSet
-from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
+from pipeline.augment.batches import Batches, Inputs
+from pipeline.augment.candidates import MaskedLMSettings
+from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision, Scout
 from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
+from pipeline.models.hashes import model_hash
+from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import (
     MAX_LENGTH,
     WIDTH,
@@ -21,6 +24,7 @@ from tests.world import (
     decoded,
     make_inputs,
     make_task,
+    save_masked_lm,
     save_scout,
     save_teacher,
     spoil,
@@ -126,13 +130,10 @@ def test_delta_aimed_at_a_scout_follows_its_gradient_and_is_labelled_by_the_teac
     folder, inputs = save_scout(tmp_path, [5, 6], teacher if mapped else None), make_inputs()
     models = ModelSet(ModelFolders(teacher, tmp_path), precision)
     clean = models.teacher.logits(inputs, Batches(), 8)
-    settings = augment_settings(
-        perturbation={"objective": "gap", "steps": 3, "step_size": 0.5}, codec="float16", precision=precision
-    )
+    settings = augment_settings(perturbation={"steps": 3, "step_size": 0.5}, codec="float16", precision=precision)
 
     def aimed(snapshot: int | None) -> list[Label]:
-        scored = Scored(inputs, np.full(len(inputs), np.nan), clean)
-        return make_variant(models, scored, None, Making(1, settings, 0.2, snapshot)).labels
+        return make_variant(models, Scored(inputs, clean), None, Making(1, settings, 0.2, snapshot)).labels
 
     def gap(labels: list[Label], snapshot: int) -> float:
         """KL(teacher's untouched answer ‖ the snapshot's on the perturbed row), mean."""
@@ -151,3 +152,91 @@ def test_delta_aimed_at_a_scout_follows_its_gradient_and_is_labelled_by_the_teac
     for row, label in enumerate(labels[1]):
         expected = own.logits_on(inputs, row, decoded(label, "float16"))
         np.testing.assert_allclose(label.logits, expected, atol=1e-5 if precision == "float32" else 0.2)
+
+
+PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=8)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> ModelFolders:
+    """A teacher with what its training left below, a scout with a map, and a masked language model."""
+    place = tmp_path_factory.mktemp("models")
+    for left in (save_teacher(place / "teacher", make_task()), save_masked_lm(place / "words")):
+        save_teacher(left / "checkpoint-10", make_task())
+    save_scout(place / "scout", [1, 2], teacher)
+    return ModelFolders(place / "teacher", place / "scout", place / "words", PROPOSING)
+
+
+def test_a_worker_needs_the_models_themselves_all_snapshots_and_nothing_that_training_left(folders: ModelFolders) -> None:
+    place = folders.teacher.parent
+    found = {str(file.relative_to(place)) for file in folders.files()}
+    assert found >= {"teacher/model.safetensors", "teacher/task.json", "teacher/tokenizer.json", "words/model.safetensors"}
+    assert found >= {
+        f"scout/{name}" for name in (SCOUT_FILE, MAP_FILE, "snapshot-1/config.json", "snapshot-2/model.safetensors")
+    }
+    assert not [name for name in found if "checkpoint" in name]
+    assert len(folders.files()) == len(found)
+    assert all(file.is_file() for file in folders.files())
+
+
+def test_models_at_another_place_are_the_same_models_there(folders: ModelFolders, tmp_path: Path) -> None:
+    there = folders.at(lambda path: tmp_path / path.name)
+    assert (there.teacher, there.scout, there.masked_lm) == tuple(tmp_path / name for name in ("teacher", "scout", "words"))
+    assert there.proposing == PROPOSING
+
+
+def test_every_snapshot_of_the_scout_is_loaded_once(folders: ModelFolders) -> None:
+    models = ModelSet(folders, "float32")
+    first = models.scout(1)
+    assert models.scout(1) is first
+    second = models.scout(2)
+    assert second is not first
+    assert models.scout(2) is second
+    batch = models.teacher.padded(make_inputs(), MAX_LENGTH)
+    nothing = models.teacher.words(batch["input_ids"]) * 0
+    assert models.scout(1) is first
+    assert not first.logits_at_delta(batch, nothing).equal(second.logits_at_delta(batch, nothing))
+
+
+def test_each_model_is_loaded_once_and_only_when_it_is_needed(folders: ModelFolders) -> None:
+    models = ModelSet(ModelFolders(folders.teacher, *[Path("there/is/nowhere")] * 2, PROPOSING), "float32")
+    assert models.teacher is models.teacher
+    with pytest.raises(PipelineError, match="nowhere"):
+        models.scout(1)
+    with pytest.raises(PipelineError, match="nowhere"):
+        _ = models.masked_lm
+    ready = ModelSet(folders, "float32")
+    assert ready.masked_lm is ready.masked_lm
+    (row,) = ready.masked_lm.candidates(Inputs(["a"], [np.array([2, 9, 3], dtype=np.int32)], None))
+    assert len(row.ids) == 5
+
+
+@pytest.mark.parametrize("name", ["teacher_hash", "scout_hashes", "masked_lm_hash"])
+def test_a_model_that_changed_since_its_hash_was_taken_is_rejected(folders: ModelFolders, name: str) -> None:
+    assert folders.scout is not None
+    assert folders.masked_lm is not None
+    hashes = {
+        "teacher_hash": model_hash(folders.teacher),
+        "scout_hashes": ScoutFolder(folders.scout).hashes(),
+        "masked_lm_hash": model_hash(folders.masked_lm),
+    }
+    changed = hashes | {name: (hashes["scout_hashes"][0], "another") if name == "scout_hashes" else "another"}
+    right, wrong = (ModelSet(dataclasses.replace(folders, **given), "float32") for given in (hashes, changed))
+    load: dict[str, Callable[[ModelSet], object]] = {
+        "teacher_hash": lambda models: models.teacher,
+        "scout_hashes": lambda models: models.scout(2),
+        "masked_lm_hash": lambda models: models.masked_lm,
+    }
+    assert load[name](right)
+    with pytest.raises(PipelineError, match=r"^the .* in .* was changed while this run was going; start it again$"):
+        load[name](wrong)
+
+
+def test_every_model_of_the_set_runs_in_the_precision_that_was_asked_for(folders: ModelFolders) -> None:
+    full, half = ModelSet(folders, "float32"), ModelSet(folders, "bfloat16")
+    batch = full.teacher.padded(make_inputs(), MAX_LENGTH)
+    nothing = full.teacher.words(batch["input_ids"]) * 0
+    answers = [models.scout(1).logits_at_delta(batch, nothing) for models in (full, half)]
+    assert 0 < (answers[0] - answers[1]).abs().max() < 0.5
+    answers = [models.teacher.logits_at(batch, models.teacher.words(batch["input_ids"])) for models in (full, half)]
+    assert 0 < (answers[0] - answers[1]).abs().max() < 0.5

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.augment.text_edits import OPERATIONS, Operation, TextEditSettings, edit, runs
+from pipeline.augment.text_edits import OPERATIONS, Operation, TextEdits, TextEditSettings, runs
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Ids, Types
 
@@ -21,8 +21,14 @@ Text = list[int]
 
 
 def settings_of(**changed: Any) -> TextEditSettings:
-    usual = {"mask": 0.1, "delete": 0.1, "swap": 0.1, "ngram": 5, "span": 0.3}
+    usual = {"mask": 0.1, "delete": 0.1, "swap": 0.1, "span": 0.3}
     return TextEditSettings.model_validate(usual | changed)
+
+
+def edit(
+    operations: Sequence[Operation], row: tuple[Ids, Types | None], seed: int = 0, mask_id: int | None = MASK, **settings: Any
+) -> tuple[Ids, Types | None]:
+    return TextEdits(operations, settings_of(**settings), SPECIAL, mask_id).row(*row, seed)
 
 
 def row_of(*texts: Text) -> Row:
@@ -44,8 +50,7 @@ def texts_of(ids: Ids) -> list[Text]:
 
 def edited(operations: Sequence[Operation], *texts: Text, seed: int = 0, **settings: Any) -> list[Text]:
     """Texts after the operations; that the frame around them stands is checked on the way."""
-    ids, types = row_of(*texts)
-    new_ids, new_types = edit(operations, ids, types, SPECIAL, MASK, settings_of(**settings), seed)
+    new_ids, new_types = edit(operations, row_of(*texts), seed, **settings)
     found = texts_of(new_ids)
     want_ids, want_types = row_of(*found)
     assert new_types is not None
@@ -66,13 +71,13 @@ seeds = st.integers(0, 2**63 - 1)
 operation_lists = st.lists(st.sampled_from(OPERATIONS), max_size=6)
 
 
-@given(operation_lists, words, words, SHARE, st.integers(1, 8), seeds)
+@given(operation_lists, words, words, SHARE, seeds)
 def test_texts_of_a_pair_keep_their_tokens_apart_and_at_least_one_each(
-    operations: list[Operation], first: Text, second: Text, share: float, ngram: int, seed: int
+    operations: list[Operation], first: Text, second: Text, share: float, seed: int
 ) -> None:
     apart = [token + 100 for token in second]
     shares = dict.fromkeys(("mask", "delete", "swap", "span"), share)
-    left, right = edited(operations, first, apart, seed=seed, ngram=ngram, **shares)
+    left, right = edited(operations, first, apart, seed=seed, **shares)
     assert 1 <= len(left) <= len(first)
     assert 1 <= len(right) <= len(apart)
     assert not Counter(token for token in left if token != MASK) - Counter(first)
@@ -112,14 +117,6 @@ def test_swapped_tokens_trade_places_two_and_two(text: Text, share: float, seed:
     assert len(moved) == (0 if len(text) == 1 else max(2, round(share * len(text)) // 2 * 2))
 
 
-@given(distinct_words, st.integers(1, 8), seeds)
-def test_ngram_keeps_neighbours_only(text: Text, longest: int, seed: int) -> None:
-    (kept,) = edited(["ngram"], text, seed=seed, ngram=longest)
-    start = text.index(kept[0])
-    assert kept == text[start : start + len(kept)]
-    assert len(kept) <= longest
-
-
 @given(words, SHARE, seeds)
 def test_span_changes_the_order_within_one_span_of_its_share(text: Text, share: float, seed: int) -> None:
     (disordered,) = edited(["span"], text, seed=seed, span=share)
@@ -137,12 +134,6 @@ def test_every_token_can_be_masked_left_out_and_moved() -> None:
     assert pairs == {(a, b) for a in text for b in text if a < b}
 
 
-def test_every_ngram_up_to_the_longest_is_drawn_and_every_n_equally_often() -> None:
-    kept = each("ngram", list(range(10, 16)), seeds=1200, ngram=3)
-    assert {tuple(ngram) for ngram in kept} == {tuple(range(s, s + n)) for n in (1, 2, 3) for s in range(10, 17 - n)}
-    assert all(340 < count < 460 for count in Counter(map(len, kept)).values())
-
-
 def test_every_span_of_the_length_is_drawn_and_can_be_disordered_in_every_way() -> None:
     found = {tuple(text) for text in each("span", [10, 11, 12, 13], span=0.75)}
     first = {(11, 10, 12, 13), (10, 12, 11, 13), (12, 11, 10, 13), (11, 12, 10, 13), (12, 10, 11, 13)}
@@ -152,17 +143,8 @@ def test_every_span_of_the_length_is_drawn_and_can_be_disordered_in_every_way() 
 
 def test_a_text_of_one_token_is_masked_and_else_left_as_it_is() -> None:
     assert edited(["mask"], [10]) == [[MASK]]
-    for operation in ("delete", "swap", "ngram", "span"):
+    for operation in ("delete", "swap", "span"):
         assert edited([operation], [10]) == [[10]]
-
-
-def test_a_text_of_two_tokens_has_one_swap_and_one_disorder() -> None:
-    assert edited(["swap"], [10, 11]) == edited(["span"], [10, 11]) == [[11, 10]]
-
-
-def test_operations_act_in_their_order() -> None:
-    assert all(text == [MASK] for text in (edited(["ngram", "mask"], [10, 11, 12], seed=s, ngram=1)[0] for s in range(20)))
-    assert any(text != [MASK] for text in (edited(["mask", "ngram"], [10, 11, 12], seed=s, ngram=1)[0] for s in range(20)))
 
 
 def test_a_mask_set_before_does_not_cut_the_text_in_two() -> None:
@@ -170,24 +152,12 @@ def test_a_mask_set_before_does_not_cut_the_text_in_two() -> None:
     assert len(left) == 1
 
 
-def test_both_texts_of_a_pair_are_edited() -> None:
-    first, second = edited(["mask"], list(range(10, 20)), list(range(30, 40)), mask=0.2)
-    assert first.count(MASK) == second.count(MASK) == 2
-
-
 def test_a_special_token_that_stood_in_the_text_is_not_touched() -> None:
     ids = np.array([CLS, 10, 11, MASK, 12, 13, SEP], dtype=np.int32)
     for seed in range(50):
-        new, _ = edit(["swap", "span"], ids, None, SPECIAL, MASK, settings_of(swap=1.0, span=1.0), seed)
+        new, _ = edit(["swap", "span"], (ids, None), seed, swap=1.0, span=1.0)
         assert new[[0, 3, 6]].tolist() == [CLS, MASK, SEP]
         assert set(new[1:3].tolist()) == {10, 11}
-
-
-def test_types_follow_their_tokens() -> None:
-    ids, types = np.arange(10, 30, dtype=np.int32), np.arange(20, dtype=np.int8)
-    new_ids, new_types = edit(["delete", "swap", "span"], ids, types, SPECIAL, None, settings_of(swap=0.5, span=0.5), 0)
-    assert new_types is not None
-    np.testing.assert_array_equal(new_ids, new_types + 10)
 
 
 def test_runs_lie_between_special_tokens_however_many() -> None:
@@ -201,28 +171,23 @@ def test_runs_lie_between_special_tokens_however_many() -> None:
     assert runs(row(10, 11), frozenset()) == [(0, 2)]
 
 
-def test_a_row_without_texts_stays_as_it_is() -> None:
-    assert edited(OPERATIONS, []) == [[]]
-
-
 def test_the_row_given_is_not_changed_and_its_types_of_number_are_kept() -> None:
     ids, types = row_of([10, 11, 12])
-    new_ids, new_types = edit(OPERATIONS, ids, types, SPECIAL, MASK, settings_of(mask=1.0), 0)
+    new_ids, new_types = edit(OPERATIONS, (ids, types), delete=0.5)
     assert ids.tolist() == [CLS, 10, 11, 12, SEP]
     assert new_types is not None
     assert new_ids.dtype == np.int32
     assert new_types.dtype == np.int8
-    assert edit([], ids, None, SPECIAL, None, settings_of(), 0)[1] is None
+    assert edit([], (ids, None))[1] is None
 
 
 def test_masking_without_a_mask_token_is_refused_in_a_sentence() -> None:
-    ids, types = row_of([10, 11])
     with pytest.raises(PipelineError, match=r"'mask' needs a mask token, and the teacher's tokenizer has none"):
-        edit(["delete", "mask"], ids, types, SPECIAL, None, settings_of(), 0)
-    edit(["delete"], ids, types, SPECIAL, None, settings_of(), 0)
+        edit(["delete", "mask"], row_of([10, 11]), mask_id=None)
+    edit(["delete"], row_of([10, 11]), mask_id=None)
 
 
-@pytest.mark.parametrize("fault", [{"mask": 0.0}, {"delete": 1.1}, {"swap": -0.1}, {"ngram": 0}, {"ngram": 2.5}, {"span": 0}])
+@pytest.mark.parametrize("fault", [{"mask": 0.0}, {"delete": 1.1}, {"swap": -0.1}, {"span": 0}])
 def test_settings_out_of_range_are_refused(fault: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(fault))):
         settings_of(**fault)

@@ -47,7 +47,7 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
         ({"scout": ["movies"]}, "scout: must be a mapping of names to settings, not ['movies']"),
         ({"scout.snapshots": 0}, "scout.snapshots: input should be greater than or equal to 1"),
         (SCOUTED | {"scout.layer": 2}, "scout.layer is not a setting known here (value: 2)"),
-        ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'ngram'"),
+        ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'span'"),
         ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
         ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
         (

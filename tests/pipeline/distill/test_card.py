@@ -92,9 +92,13 @@ def test_a_control_learnt_from_untouched_inputs_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "kind", "said"),
     [
-        ({}, "classification", "objective gap, l2 radius 0.1, 1 step"),
-        ({"norm": "linf", "steps": 3}, "classification", "objective gap, linf radius 0.1, 3 steps"),
-        ({"radius": {"flips": 0.05}}, "classification", "objective gap, l2 radius such that 5.0% of its answers flip, 1 step"),
+        ({}, "classification", "objective divergence, l2 radius 0.1, 1 step"),
+        ({"norm": "linf", "steps": 3}, "classification", "objective divergence, linf radius 0.1, 3 steps"),
+        (
+            {"radius": {"flips": 0.05}},
+            "classification",
+            "l2 radius such that 5.0% of its answers flip, 1 step",
+        ),
         ({"radius": {"divergence": 0.1}}, "classification", "l2 radius such that its output diverges by 0.1 nats, 1 step"),
         ({"radius": {"divergence": 0.1}}, "regression", "l2 radius such that its output diverges by 0.1, 1 step"),
     ],
@@ -128,7 +132,7 @@ def test_a_student_of_both_says_both(tmp_path: Path) -> None:
     stored, own = "adversarial perturbations of its word embeddings", "adversarial perturbations of the student's own"
     assert f"teacher with {stored} and {own}" in found.text
     assert "| what they are | 2 a text (perturb); objective divergence" in found.text
-    assert "| perturbed by the student itself | objective gap" in found.text
+    assert "| perturbed by the student itself | objective divergence" in found.text
 
 
 @pytest.mark.parametrize("who", ["shards", "student"])

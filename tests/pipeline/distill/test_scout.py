@@ -20,8 +20,8 @@ from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
 from pipeline.models.hashes import tokenizer_hash
+from pipeline.models.outputs import Scale
 from pipeline.models.pretrained import load_classifier, load_tokenizer
-from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage, manifest_hash, training_hash
 from pipeline.shards.reader import Shards
@@ -174,7 +174,7 @@ def test_the_number_of_snapshots_must_be_said_and_be_one_at_least(snapshots: Any
 def aimed(scored: Path, teacher: Path, scout: ScoutFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four variants aimed at the three snapshots in turn, or only edited."""
     folder = tmp_path_factory.mktemp("aimed")
-    made = augment_settings({"objective": "gap"}, variants=4, recipes=[["perturb"], ["mask", "perturb"], ["mask"]])
+    made = augment_settings(variants=4, recipes=[["perturb"], ["mask", "perturb"], ["mask"]])
     augment(scored, teacher, scout.folder, made, runtime_at(folder), folder / "shards")
     return folder / "shards"
 
@@ -203,7 +203,7 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
     facts = obtain(job, runtime_at(tmp_path), tmp_path / "student", tmp_path / "cost.json")
     card = (tmp_path / "student" / "README.md").read_text()
     assert facts["shards"] == manifest_hash(aimed)
-    assert "4 a text (perturb · mask + perturb · mask); objective gap, aimed at 3 snapshots of a scout, l2 radius 0.2" in card
+    assert "(perturb · mask + perturb · mask); objective divergence, aimed at 3 snapshots of a scout, l2 radius 0.2" in card
     assert "with adversarial perturbations of its word embeddings" in card
 
 

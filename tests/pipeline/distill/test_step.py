@@ -14,8 +14,8 @@ from pipeline.distill.examples import VARIANT, Examples, Variants
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
+from pipeline.models.outputs import divergence
 from pipeline.models.pretrained import load_classifier
-from pipeline.perturbation.search import divergence
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Row, Shards
 from pipeline.training.order import Piece
@@ -31,7 +31,7 @@ from tests.world import (
 
 Folders = tuple[Path, Path]
 COUNTS: dict[Split, int] = {"train": 40, "dev": 10, "test": 10}
-EDITS = {"mask": 0.5, "delete": 0.5, "swap": 0.5, "ngram": 3, "span": 0.5}
+EDITS = {"mask": 0.5, "delete": 0.5, "swap": 0.5, "span": 0.5}
 RECIPES = [[["perturb"]], [["mask"]], [["mask", "perturb"]], [["mix"]], [["delete", "perturb"], ["mix"], ["swap"]]]
 """Alone, and in turn over the epochs."""
 

@@ -14,7 +14,7 @@ from pipeline.augment.passes import augment, score
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.settings import StudentSettings
-from pipeline.models.scale import Scale
+from pipeline.models.outputs import Scale
 from tests.world import (
     AUGMENT,
     AUGMENT_SETTINGS,
@@ -58,7 +58,7 @@ def learnt(folder: Path, teacher: Path, prepared: Path, settings: StudentSetting
     return folder / "student"
 
 
-OWN_EFFECT = {"perturbation": AUGMENT["perturbation"] | {"radius": {"divergence": 0.01}, "objective": "gap", "start": 0.0}}
+OWN_EFFECT = {"perturbation": AUGMENT["perturbation"] | {"radius": {"divergence": 0.01}, "start": 0.0}}
 LEARNS_ALL = {"objective": STUDENT["objective"] | {"hard": 0.5, "hidden": 0.5}}
 
 

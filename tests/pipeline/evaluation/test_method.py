@@ -8,8 +8,7 @@ from pipeline.augment.recipes import Step
 from pipeline.config.params import overlaid
 from pipeline.distill.uses import Use
 from pipeline.evaluation.facts import TaskReport, gather
-from pipeline.evaluation.method import RAISED, STEPS, USES, listed, method
-from pipeline.perturbation.search import CONTROLS, Objective
+from pipeline.evaluation.method import STEPS, USES, listed, method
 from tests.fake_run import OTHERS, STUDENTS, write_run
 
 
@@ -33,7 +32,6 @@ def with_settings(report: TaskReport, student: str, **changed: Any) -> list[str]
 
 def test_every_setting_that_can_be_chosen_has_its_words() -> None:
     assert set(STEPS) == set(Step.__args__)  # type: ignore[attr-defined]
-    assert set(RAISED) == set(Objective.__args__) - set(CONTROLS)  # type: ignore[attr-defined]
     assert set(USES) == set(Use.__args__[0].__args__)  # type: ignore[attr-defined]
 
 
@@ -51,8 +49,8 @@ def test_students_that_learn_alike_share_a_sentence_and_a_control_has_its_own(re
 def test_how_variants_came_about_is_said_with_this_runs_radius(report: TaskReport) -> None:
     assert method(report)[1] == (
         "Of every training row 2 variants were stored: a perturbation δ of the word embeddings. The teacher answered each of "
-        "them as it is stored. δ follows the teacher’s gradient in 3 steps to raise the divergence from the answer to the "
-        "untouched input, within an L2 ball around each token, and is at most 0.104 times as long as the mean word embedding."
+        "them as it is stored. δ follows the teacher’s gradient in 3 steps to raise the divergence from the teacher’s clean "
+        "output, within an L2 ball around each token, and is at most 0.104 times as long as the mean word embedding."
     )
 
 

@@ -65,7 +65,7 @@ def test_settings_that_do_nothing_for_a_student_are_left_out(adversary: dict[str
 def test_a_mapping_that_stands_for_one_value_is_one_cell(report: TaskReport) -> None:
     rows = shown(report)
     assert {row["own"] for name, row in rows.items() if "radius" in name} == {"divergence 0.1"}
-    assert rows["own perturbation.objective"]["own"] == "gap"
+    assert rows["own perturbation.objective"]["own"] == "divergence"
     assert rows["start"]["elsewhere"] == "checkpoint data/raw/small"
     assert (rows["variants"]["half"], rows["variants"]["both"], rows["variants"]["own"]) == ("rotate", "worst of 2", "–")
     assert (rows["objective.temperature"]["half"], rows["objective.temperature"]["elsewhere"]) == (1.0, "4 → 1")
@@ -108,15 +108,15 @@ def test_a_set_that_is_nowhere_perturbed_is_shown_without_a_search_a_codec_or_a_
 ) -> None:
     text = origins(tmp_path, *recipes, variants=variants)  # the second recipe is one that no variant has got to
     assert re.search(r"recipes\s+mask\s+text_edits.mask\s+0.12\s", text)
-    for name in ("objective", "radius", "Radius", "codec", "width", "steps", "keep_label", "alpha", "masked_lm", "swap"):
+    for name in ("objective", "radius", "Radius", "codec", "width", "steps", "alpha", "masked_lm", "swap"):
         assert name not in text, name
 
 
 def test_the_settings_of_the_steps_in_use_are_shown_and_of_no_others(tmp_path: Path) -> None:
     text = origins(tmp_path, ["delete", "perturb"], ["mix"], snapshots=3)
     assert re.search(r"recipes\s+delete \+ perturb · mix\s", text)
-    shown = {"objective", "norm", "Radius found", "codec", "keep_label", "text_edits.delete", "mixing.alpha"}
+    shown = {"objective", "norm", "Radius found", "codec", "text_edits.delete", "mixing.alpha"}
     assert {name for name in shown if name in text} == shown
     assert re.search(r"snapshots of the scout\s+3\s", text)
-    for name in ("text_edits.mask", "ngram", "masked_lm", "seed"):
+    for name in ("text_edits.mask", "masked_lm", "seed"):
         assert name not in text, name

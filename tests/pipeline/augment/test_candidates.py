@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -20,10 +21,24 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings, RowCandidates, replace
+from pipeline.augment.batches import Inputs
+from pipeline.augment.candidates import (
+    MaskedLM,
+    MaskedLMSettings,
+    Pieces,
+    RowCandidates,
+    candidates_columns,
+    packed_candidates,
+    read_candidates,
+    replace,
+    unpacked_candidates,
+)
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import Ids, Types, encode
+from pipeline.corpus.encoding import Ids, encode
+from pipeline.shards.schema import candidates_schema
+from pipeline.shards.writer import write_shard
 from tests import vocabularies
+from tests.vocabularies import BERT_SPECIALS, ROBERTA_SPECIALS, with_frame
 
 K = 5
 SYLLABLES = ["ba", "ko", "mi", "tu", "se"]
@@ -32,7 +47,6 @@ MARKS = [".", ",", "!", "-"]
 SMILEY = "âĺº"
 """The three bytes of ☺ as byte-level tokenizers spell them."""
 
-Rows = tuple[list[Ids], list[Types] | None]
 Found = list[tuple[int, int, list[int]]]
 """First position, the one behind the last, and the candidates of each word."""
 
@@ -102,9 +116,9 @@ def texts_of(count: int, seed: int = 0) -> list[str]:
     return [" ".join(generator.choice(choices, generator.integers(1, 9))) for _ in range(count)]
 
 
-def rows_of(tokenizer: PreTrainedTokenizerFast, first: list[str], second: list[str] | None = None) -> Rows:
+def rows_of(tokenizer: PreTrainedTokenizerFast, first: list[str], second: list[str] | None = None) -> Inputs:
     encoded = encode(tokenizer, first, second, 48)
-    return encoded.input_ids, encoded.token_type_ids
+    return Inputs([f"example {row}" for row in range(len(first))], encoded.input_ids, encoded.token_type_ids)
 
 
 def listed(candidates: RowCandidates) -> Found:
@@ -147,25 +161,19 @@ ROBERTA_WHOLE = [f"Ġ{word}" for word in [*WORDS[::2], *SYLLABLES]] + MARKS
 
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("batch_rows", [1, 7, 1000])
-def test_candidates_are_those_of_one_row_and_one_mask_at_a_time(bert: Path, pair: bool, batch_rows: int) -> None:
+@pytest.mark.parametrize("kind", ["wordpiece", "byte level"])
+def test_candidates_are_those_of_one_row_and_one_mask_at_a_time(
+    bert: Path, roberta: Path, kind: str, pair: bool, batch_rows: int
+) -> None:
+    folder, tokenizer, whole = (
+        (bert, wordpiece(), BERT_WHOLE) if kind == "wordpiece" else (roberta, byte_level(), ROBERTA_WHOLE)
+    )
     first, second = texts_of(12), texts_of(12, seed=9) if pair else None
-    tokenizer = wordpiece()
-    plain = Plain(bert, tokenizer, BERT_WHOLE)
-    found = MaskedLM(bert, settings_of(batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
+    plain = Plain(folder, tokenizer, whole)
+    found = MaskedLM(folder, settings_of(batch_rows=batch_rows), tokenizer).candidates(rows_of(tokenizer, first, second))
     want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
     assert [listed(row) for row in found] == want
-    assert {stop - start for row in want for start, stop, _ in row} == {1, 2}
-
-
-@pytest.mark.parametrize("pair", [False, True])
-@pytest.mark.parametrize("batch_rows", [1, 7, 1000])
-def test_candidates_of_byte_level_pieces_are_those_of_one_mask_at_a_time(roberta: Path, pair: bool, batch_rows: int) -> None:
-    first, second = texts_of(12), texts_of(12, seed=9) if pair else None
-    tokenizer = byte_level()
-    plain = Plain(roberta, tokenizer, ROBERTA_WHOLE)
-    found = MaskedLM(roberta, settings_of(batch_rows=batch_rows), tokenizer).candidates(*rows_of(tokenizer, first, second))
-    want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
-    assert [listed(row) for row in found] == want
+    assert {stop - start for row in want for start, stop, _ in row} >= {1, 2}
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -187,7 +195,7 @@ def test_candidates_of_every_architecture_are_those_of_one_mask_at_a_time(kind: 
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **SIZES | ARCHITECTURES[kind])
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = MaskedLM(tmp_path, settings_of(), tokenizer).candidates(*rows_of(tokenizer, texts_of(6)))
+    found = MaskedLM(tmp_path, settings_of(), tokenizer).candidates(rows_of(tokenizer, texts_of(6)))
     plain = Plain(tmp_path, tokenizer, BERT_WHOLE)
     assert [listed(row) for row in found] == [plain.candidates(text) for text in texts_of(6)]
 
@@ -195,7 +203,7 @@ def test_candidates_of_every_architecture_are_those_of_one_mask_at_a_time(kind: 
 def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(bert: Path, roberta: Path) -> None:
     for folder, tokenizer, whole in ((bert, wordpiece(), BERT_WHOLE), (roberta, byte_level(), ROBERTA_WHOLE)):
         model = MaskedLM(folder, settings_of(candidates=len(whole)), tokenizer)
-        for row in model.candidates(*rows_of(tokenizer, texts_of(5))):
+        for row in model.candidates(rows_of(tokenizer, texts_of(5))):
             for ids in row.ids.reshape(-1, len(whole)):
                 assert sorted(tokenizer.convert_ids_to_tokens(ids.tolist())) == sorted(whole)
 
@@ -203,7 +211,7 @@ def test_no_candidate_is_special_unknown_blank_broken_or_the_middle_of_a_word(be
 def test_in_bfloat16_nearly_all_candidates_are_those_of_float32(bert: Path) -> None:
     tokenizer = wordpiece()
     exact, half = (
-        [row.ids for row in MaskedLM(bert, settings_of(), tokenizer, half).candidates(*rows_of(tokenizer, texts_of(20)))]
+        [row.ids for row in MaskedLM(bert, settings_of(), tokenizer, half).candidates(rows_of(tokenizer, texts_of(20)))]
         for half in (False, True)
     )
     same = np.concatenate(exact) == np.concatenate(half)
@@ -212,7 +220,7 @@ def test_in_bfloat16_nearly_all_candidates_are_those_of_float32(bert: Path) -> N
 
 def test_arrays_are_int32_and_flat_and_a_row_without_words_has_none(bert: Path) -> None:
     tokenizer = wordpiece()
-    texts, empty = MaskedLM(bert, settings_of(), tokenizer).candidates(*rows_of(tokenizer, ["bako kosetu", ""]))
+    texts, empty = MaskedLM(bert, settings_of(), tokenizer).candidates(rows_of(tokenizer, ["bako kosetu", ""]))
     assert [array.dtype for array in (texts.starts, texts.stops, texts.ids, empty.starts, empty.ids)] == [np.int32] * 5
     assert (texts.starts.shape, texts.stops.shape, texts.ids.shape) == ((2,), (2,), (2 * K,))
     assert empty.starts.size == empty.stops.size == empty.ids.size == 0
@@ -227,10 +235,29 @@ def test_no_more_than_one_batch_of_masked_positions_goes_through_the_vocabulary(
             seen.append(output.numel() // vocabulary)
 
     with torch.nn.modules.module.register_module_forward_hook(note):
-        found = MaskedLM(bert, settings_of(batch_rows=4), tokenizer).candidates(*rows_of(tokenizer, texts_of(20)))
+        found = MaskedLM(bert, settings_of(batch_rows=4), tokenizer).candidates(rows_of(tokenizer, texts_of(20)))
     assert max(seen) == 4
     assert min(seen[:-1]) == 4
     assert sum(seen) == sum(int((row.stops - row.starts == 1).sum()) for row in found)
+
+
+def test_less_memory_gives_the_same_candidates_and_a_note(bert: Path) -> None:
+    tokenizer, sizes = wordpiece(), list[int]()
+    model = MaskedLM(bert, settings_of(batch_rows=32), tokenizer)
+    rows = rows_of(tokenizer, texts_of(20))
+    want = [listed(row) for row in model.candidates(rows)]
+
+    def limited(module: object, inputs: tuple[torch.Tensor], _: object) -> None:
+        if isinstance(module, torch.nn.Linear):
+            sizes.append(len(inputs[0]))
+            if len(inputs[0]) > 8:
+                raise MemoryError
+
+    with torch.nn.modules.module.register_module_forward_hook(limited):
+        found = [listed(row) for row in model.candidates(rows)]
+    assert found == want
+    assert max(sizes) == 32
+    assert model.batches.notes()[0].startswith("memory ran out at 32 rows")
 
 
 def test_a_row_longer_than_the_model_takes_is_refused_before_any_pass_and_the_longest_that_fits_is_not(
@@ -243,12 +270,12 @@ def test_a_row_longer_than_the_model_takes_is_refused_before_any_pass_and_the_lo
             np.array([frame[0], *[tokenizer.convert_tokens_to_ids("ba")] * words, frame[1]], np.int32)
             for words in (1, most - 2, most - 1)
         )
-        assert len(model.candidates([fits], None)) == 1
+        assert len(model.candidates(Inputs(["a"], [fits], None))) == 1
         with (
             torch.nn.modules.module.register_module_forward_hook(lambda module, *_: passes.append(type(module).__name__)),
             pytest.raises(PipelineError) as error,
         ):
-            model.candidates([short, long, short], None)
+            model.candidates(Inputs(["a", "b", "c"], [short, long, short], None))
         assert str(error.value) == (
             f"the masked language model {folder} has too few positions: it takes at most {most} tokens, "
             f"but a row has {most + 1}; name another model, or set teacher.max_length to {most} or less"
@@ -262,7 +289,7 @@ def test_a_model_whose_words_are_not_the_teacher_s_is_not_loaded(bert: Path) -> 
 
 
 def test_more_candidates_than_the_vocabulary_has_words_are_refused(bert: Path) -> None:
-    with pytest.raises(PipelineError, match=f"23 candidates a word .* the tokenizer has only {len(BERT_WHOLE)} whole words"):
+    with pytest.raises(PipelineError, match=rf"candidates is \d+, but the tokenizer has only {len(BERT_WHOLE)} whole words"):
         MaskedLM(bert, settings_of(candidates=len(BERT_WHOLE) + 1), wordpiece())
 
 
@@ -329,3 +356,108 @@ def test_a_row_without_words_or_types_stays_as_it_is_and_the_row_given_is_not_ch
     assert (unchanged.tolist(), types) == ([2, 10, 3], None)
     changed, _ = replace(ids, None, candidates_of((1, 2, [20])), 1.0, 0)
     assert (changed.tolist(), ids.tolist()) == ([2, 20, 3], [2, 10, 3])
+
+
+def numbers(*values: int) -> Ids:
+    return np.array(values, dtype=np.int32)
+
+
+TWO_ROWS = Inputs(["a", "b"], [numbers(2, 7, 8, 3), numbers(2, 3)], None)
+STORED = [
+    RowCandidates(numbers(1, 2), numbers(2, 3), numbers(5, 6, 9, 4)), RowCandidates(numbers(), numbers(), numbers())
+]  # fmt: skip
+
+
+def test_candidates_survive_a_shard_and_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "words.arrow"
+    write_shard(path, candidates_schema(), candidates_columns(TWO_ROWS, STORED), {"content": "candidates"}, {}, {})
+    travelled = unpacked_candidates(pickle.loads(pickle.dumps(packed_candidates(STORED))))
+    for found in (read_candidates(path), travelled):
+        for one, other in zip(found, STORED, strict=True):
+            for name, values in vars(other).items():
+                np.testing.assert_array_equal(getattr(one, name), values, strict=True)
+
+
+def short_wordpiece() -> PreTrainedTokenizerFast:
+    """Pieces that begin a word and pieces that continue one (##)."""
+    return vocabularies.wordpiece(["ba", "bami", "tu", "##ko", "##mi", ",", "-"])
+
+
+def short_byte_level() -> PreTrainedTokenizerFast:
+    """☺ is the three bytes âĺº."""
+    merges = [("b", "a"), ("k", "o"), ("m", "i"), ("s", "e"), ("Ġ", "ba"), ("Ġba", "mi"), ("Ġ", "â")]
+    return vocabularies.byte_level("baokmise,!-Ġâĺº", merges)
+
+
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """XLM-R's: Unigram pieces, a space as ▁."""
+    pieces = [*ROBERTA_SPECIALS, "▁", *",!-", "▁baba", "▁bami", "ba", "mi", "se", "▁ko", "▁se"]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=1))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return with_frame(backend, ROBERTA_SPECIALS, "<s> $A </s> </s> $B </s>")
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, *texts: str) -> list[list[str]]:
+    """The words of a row, each as its pieces."""
+    row = tokenizer(*texts)
+    return [row.tokens()[start:stop] for start, stop in Pieces.of(tokenizer).words(np.array(row["input_ids"], np.int32))]
+
+
+def test_words_of_wordpiece_end_where_no_continuing_piece_follows() -> None:
+    assert words_of(short_wordpiece(), "bako bamimi, xyz", "tu-tu") == [
+        ["ba", "##ko"], ["bami", "##mi"], [","], ["[UNK]"], ["tu"], ["-"], ["tu"],
+    ]  # fmt: skip
+
+
+def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(short_byte_level(), "baba, bamimi-se !", "koko ☺") == [
+        ["ba", "ba"], [","], ["Ġbami", "mi"], ["-"], ["se"], ["Ġ", "!"], ["ko", "ko"], ["Ġâ", "ĺ", "º"],
+    ]  # fmt: skip
+
+
+def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart() -> None:
+    assert words_of(sentencepiece(), "baba, bamimi-se !", "koxx xx") == [
+        ["▁baba"], [","], ["▁bami", "mi"], ["-"], ["se"], ["▁", "!"], ["▁ko", "xx"], ["▁", "xx"],
+    ]  # fmt: skip
+
+
+def test_every_piece_of_a_script_without_spaces_is_a_word() -> None:
+    """Else a clause would be one word, and one piece would take its place."""
+    pieces = [*ROBERTA_SPECIALS, "▁", "，", "▁ba", "ba", "我", "喜欢", "这", "部", "电影", "ความ", "สุข", "すき"]
+    backend = Tokenizer(models.Unigram([(piece, -float(i)) for i, piece in enumerate(pieces)], unk_id=1))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = with_frame(backend, ROBERTA_SPECIALS, "<s> $A </s> </s> $B </s>")
+    assert words_of(tokenizer, "我喜欢这部电影，baba喜欢", "ความสุข すき") == [
+        ["▁", "我"], ["喜欢"], ["这"], ["部"], ["电影"], ["，"], ["ba", "ba"], ["喜欢"], ["▁", "ความ"], ["สุข"], ["▁", "すき"],
+    ]  # fmt: skip
+    whole = np.flatnonzero(Pieces.of(tokenizer).whole).tolist()
+    assert {"我", "喜欢", "电影", "ความ", "สุข", "すき", "，", "▁ba"} <= set(tokenizer.convert_ids_to_tokens(whole))
+
+
+def test_every_token_of_a_word_level_tokenizer_is_a_word() -> None:
+    vocabulary = {word: i for i, word in enumerate([*BERT_SPECIALS, "ba", "##ko"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = with_frame(backend, BERT_SPECIALS, "[CLS] $A [SEP] $B [SEP]")
+    assert words_of(tokenizer, "ba ##ko zz") == [["ba"], ["##ko"], ["[UNK]"]]
+    assert Pieces.of(tokenizer).whole.tolist() == [False] * 5 + [True] * 2
+
+
+def test_an_added_token_is_a_word_of_its_own_and_no_candidate() -> None:
+    tokenizer = short_byte_level()
+    tokenizer.add_tokens([AddedToken("<name>", normalized=False)])
+    assert words_of(tokenizer, "bako<name>mi") == [["ba", "ko"], ["<name>"], ["mi"]]
+    assert not Pieces.of(tokenizer).whole[tokenizer.convert_tokens_to_ids("<name>")]
+
+
+def test_a_piece_that_is_blank_a_broken_character_or_the_middle_of_a_word_is_no_whole_word() -> None:
+    tokenizer = short_byte_level()
+    whole = np.flatnonzero(Pieces.of(tokenizer).whole).tolist()
+    assert set(tokenizer.convert_ids_to_tokens(whole)) == {"Ġba", "Ġbami", ",", "!", "-"}
+
+
+def test_a_tokenizer_that_does_not_mark_its_words_is_refused() -> None:
+    backend = Tokenizer(models.BPE({"b": 0, "a": 1, "ba</w>": 2}, [], end_of_word_suffix="</w>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(PipelineError, match=r"cannot tell where words begin .* choose another augmentation"):
+        Pieces.of(PreTrainedTokenizerFast(tokenizer_object=backend))

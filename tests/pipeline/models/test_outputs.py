@@ -1,12 +1,34 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
 
 from pipeline.models.forward import logits_from_ids
-from pipeline.models.scale import Scale, head_of
+from pipeline.models.outputs import Scale, divergence, flipped, head_of
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 
 VALUES = np.array([380.0, 510.0, 720.0, 390.0])
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 30.0]), st.integers(2, 5))
+@settings(deadline=None, max_examples=40)
+def test_divergence_is_the_kl_of_the_perturbed_from_the_clean_output(seed: int, size: float, outputs: int) -> None:
+    clean, perturbed = size * torch.randn(2, 7, outputs, generator=torch.Generator().manual_seed(seed))
+    reference = functional.kl_div(perturbed.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(divergence(clean, perturbed, "classification"), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_and_flips_of_a_regression_are_the_squared_error_and_none() -> None:
+    clean, after = torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [-2.5]])
+    assert divergence(clean, after, "regression").tolist() == [4.0, 0.25]
+    assert not flipped(clean, after, "regression").any()
+
+
+def test_a_row_is_flipped_where_its_greatest_logit_is_another() -> None:
+    clean, after = torch.tensor([[1.0, 2.0], [3.0, 2.0], [0.0, 5.0]]), torch.tensor([[2.0, 1.0], [9.0, 2.0], [0.0, 0.1]])
+    assert flipped(clean, after, "classification").tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)

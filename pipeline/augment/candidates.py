@@ -1,0 +1,299 @@
+"""Words and their replacements by a masked language model, as TinyBERT augments its data.
+
+Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351): a word of one piece is masked and the model's K most probable
+words are its candidates; a word of several pieces has its K nearest neighbours in an embedding space. Then every word is
+replaced by one of its candidates with a given probability. The authors' code also skips stop words and words with characters
+other than a-z, and shows the model the clean sentence beside the masked one; this module does neither.
+
+Two things differ from the paper. Its neighbours come from GloVe; ours come from the model's own word-embedding table, by cosine
+to the mean of the word's pieces. And a candidate is always one piece that is a word by itself, so a text never gets longer.
+"""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.augment.batches import Batches, Columns, Inputs, Packed, packed, unpacked
+from pipeline.augment.text_edits import Share, runs, special_ids
+from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Ids, Integers, Types, collate
+from pipeline.models.architectures import positions_of
+from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
+from pipeline.models.pretrained import load_tokenizer
+from pipeline.shards.reader import Rows
+from pipeline.shards.schema import candidates_schema
+from pipeline.training.proposing import check_tokenizer, load_masked_lm
+
+Booleans = npt.NDArray[np.bool_]
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder gives for bytes that are only a part of a character."""
+
+UNSPACED = ("CJK ", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
+"""Prefixes of the Unicode names of characters whose scripts put no space between words."""
+
+
+class MaskedLMSettings(Settings):
+    """How many words of a masked language model are taken; the task's ``words`` names the model."""
+
+    replace: Share
+    """Probability that a word is replaced; p_t of TinyBERT, there 0.4."""
+    candidates: Annotated[int, Field(ge=1)]
+    """Candidates a word; K of TinyBERT, there 15."""
+    batch_rows: Annotated[int, Field(ge=1)]
+    """Masked copies of rows a batch."""
+
+
+@dataclass(frozen=True)
+class RowCandidates:
+    """The words of one row and their candidates."""
+
+    starts: Ids
+    """[words], the position of each word's first piece."""
+    stops: Ids
+    """[words], the position behind its last piece."""
+    ids: Ids
+    """[words × K], for each word its K candidates, best first."""
+
+
+def replace(
+    input_ids: Ids, token_type_ids: Types | None, candidates: RowCandidates, share: float, seed: int
+) -> tuple[Ids, Types | None]:
+    """One row, each word replaced with probability ``share`` by one of its candidates, drawn uniformly.
+
+    A function of its arguments alone. A word of several pieces becomes one piece, so the row may get shorter, never longer;
+    token types follow their tokens. The word itself may be among its candidates, as in TinyBERT.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    words = len(candidates.starts)
+    each = len(candidates.ids) // max(words, 1)
+    chosen = generator.random(words) < share
+    drawn = candidates.ids[np.arange(words) * each + (generator.random(words) * each).astype(np.int64)]
+    ids, kept = input_ids.copy(), np.ones(len(input_ids), dtype=np.bool_)
+    ids[candidates.starts[chosen]] = drawn[chosen]
+    for start, stop in zip(candidates.starts[chosen], candidates.stops[chosen], strict=True):
+        kept[start + 1 : stop] = False
+    return ids[kept], None if token_type_ids is None else token_type_ids[kept]
+
+
+def candidates_columns(inputs: Inputs, found: Sequence[RowCandidates]) -> Columns:
+    """Candidates as the columns of a shard."""
+    return {
+        "example_id": list(inputs.example_ids),
+        "input_ids": list(inputs.input_ids),
+        "starts": [row.starts for row in found],
+        "stops": [row.stops for row in found],
+        "candidates": [row.ids for row in found],
+    }
+
+
+def read_candidates(path: Path) -> list[RowCandidates]:
+    """The candidates of a shard, one a row."""
+    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
+        rows = Rows(candidates_schema(), [file.read_all()])
+    return _rows_of([rows.lists(name) for name in ("starts", "stops", "candidates")])
+
+
+def packed_candidates(candidates: Sequence[RowCandidates]) -> list[Packed]:
+    """Candidates as a few arrays, which pickle faster."""
+    return [packed([getattr(row, field.name) for row in candidates]) for field in fields(RowCandidates)]
+
+
+def unpacked_candidates(words: Sequence[Packed]) -> list[RowCandidates]:
+    """The candidates again, one a row."""
+    return _rows_of([unpacked(column) for column in words])
+
+
+def _rows_of(columns: Sequence[Sequence[Any]]) -> list[RowCandidates]:
+    return [RowCandidates(*row) for row in zip(*columns, strict=True)]
+
+
+class MaskedLM:
+    """A frozen masked language model on this worker's device, which proposes candidates."""
+
+    def __init__(
+        self, folder: Path, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False
+    ) -> None:
+        """Load the model.
+
+        Args:
+            folder: of the model.
+            settings: number of candidates and of rows a batch.
+            tokenizer: the teacher's.
+            half: whether products are computed in bfloat16.
+
+        Raises:
+            PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
+        """
+        check_tokenizer(folder, load_tokenizer(folder), tokenizer)
+        self._folder, self._settings, self._half = folder, settings, half
+        self._device = pick_device()
+        self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
+        self._longest = positions_of(self._model.config)
+        self._table = word_embeddings(self._model)
+        self._pieces = Pieces.of(tokenizer)
+        self._mask_id, self._pad_id = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id)
+        self._barred = _barred(self._pieces.whole, settings.candidates, len(self._table)).to(self._device)
+        self.batches = Batches()
+
+    @torch.inference_mode()
+    def candidates(self, inputs: Inputs) -> list[RowCandidates]:
+        """The words of every row, each with its K candidates, none of them special or unknown.
+
+        Every word of one piece costs one pass of its row. A copy with its word masked is made when its batch is computed, so
+        memory does not grow with the rows.
+
+        Raises:
+            PipelineError: a row is longer than the model takes, or does not fit into memory.
+        """
+        self._check_lengths(inputs)
+        spans = [self._pieces.words(ids) for ids in inputs.input_ids]
+        rows = np.repeat(np.arange(len(spans)), [len(words) for words in spans])
+        starts, stops = np.concatenate(spans).T
+        found = np.empty((len(rows), self._settings.candidates), dtype=np.int32)
+        one, several = np.flatnonzero(stops - starts == 1), np.flatnonzero(stops - starts > 1)
+        directions = functional.normalize(self._table)
+
+        def most_probable(copies: Inputs, positions: Integers, tokens: int) -> Ids:
+            return self._most_probable(copies, starts[one[positions]], tokens)
+
+        def nearest(words: Inputs, positions: Integers, tokens: int) -> Ids:
+            return self._nearest(words.input_ids, directions)
+
+        for positions, ids in self.batches.pieces(inputs.take(rows[one]), self._settings.batch_rows, most_probable):
+            found[one[positions]] = ids
+        names = [inputs.example_ids[rows[word]] for word in several]
+        words = Inputs(names, [inputs.input_ids[rows[word]][starts[word] : stops[word]] for word in several], None)
+        for positions, ids in self.batches.pieces(words, self._settings.batch_rows, nearest):
+            found[several[positions]] = ids
+        shares = np.split(found, np.cumsum([len(span) for span in spans])[:-1])
+        return [RowCandidates(span[:, 0], span[:, 1], ids.ravel()) for span, ids in zip(spans, shares, strict=True)]
+
+    def _check_lengths(self, inputs: Inputs) -> None:
+        longest = int(inputs.lengths().max())
+        if longest > self._longest:
+            raise PipelineError(
+                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
+                f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
+            )
+
+    def _most_probable(self, copies: Inputs, places: Ids, tokens: int) -> Ids:
+        """Candidates [rows, K] for the word at one place of each row, which is masked."""
+        pairs = zip(copies.input_ids, places, strict=True)
+        masked = [np.where(np.arange(len(ids)) == place, self._mask_id, ids) for ids, place in pairs]
+        batch = collate(masked, copies.token_type_ids, self._pad_id, tokens)
+        there = {name: value.to(self._device) for name, value in batch.items()}
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = logits_at(self._model, there, torch.arange(len(masked)), torch.from_numpy(places).long())
+        return self._best(logits.float())
+
+    def _nearest(self, words: Sequence[Ids], directions: Tensor) -> Ids:
+        """Candidates [words, K]: the nearest rows of the embedding table to the mean of each word's pieces, by cosine."""
+        means = [self._table[torch.tensor(pieces).long().to(self._device)].mean(dim=0) for pieces in words]
+        return self._best(functional.normalize(torch.stack(means)) @ directions.T)
+
+    def _best(self, scores: Tensor) -> Ids:
+        """Ids [rows, K] of the highest scores [rows, vocabulary] among whole words."""
+        best = scores.masked_fill(self._barred, -torch.inf).topk(self._settings.candidates).indices
+        return cast(Ids, best.to(torch.int32).cpu().numpy())
+
+
+def _barred(whole: Booleans, candidates: int, size: int) -> Tensor:
+    """Where an id of the model's vocabulary, which may be larger than the tokenizer's, can be no candidate, [size]."""
+    if whole.sum() < candidates:
+        raise PipelineError(
+            f"masked_lm.candidates is {candidates}, but the tokenizer has only {whole.sum()} whole words; set it lower"
+        )
+    barred = torch.ones(size, dtype=torch.bool)
+    barred[np.flatnonzero(whole)] = False
+    return barred
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How each id of a vocabulary forms words, as booleans [ids]."""
+
+    begins: Booleans
+    """Begins a word at any position."""
+    apart: Booleans
+    """Is a word of its own, but joins a lone space before it: added tokens and, if spaces are marked, punctuation and pieces
+    of scripts without spaces."""
+    blank: Booleans
+    """Is a lone space, which begins a word."""
+    whole: Booleans
+    """Can be a word by itself: readable, and neither special nor added to the vocabulary later."""
+    special: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Pieces":
+        """Derive them from a tokenizer's vocabulary and rules.
+
+        Raises:
+            PipelineError: the tokenizer does not say how its words begin.
+        """
+        continuing, space = _marks(tokenizer)
+        vocabulary, added = tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        known = added - {tokenizer.unk_token_id}
+        begins, apart, blank, whole = np.zeros((4, max(vocabulary.values()) + 1), dtype=np.bool_)
+        for piece, number in vocabulary.items():
+            text = _text(tokenizer, piece)
+            begins[number] = piece.startswith(space) and not (continuing and piece.startswith(continuing))
+            apart[number] = number in known or (space != "" and (_is_punctuation(text) or _is_unspaced(text)))
+            blank[number] = piece == space
+            whole[number] = (begins[number] or apart[number]) and text != "" and BROKEN not in text and number not in added
+        return cls(begins, apart, blank, whole, special_ids(tokenizer))
+
+    def words(self, input_ids: Ids) -> Ids:
+        """First position of every word of a row and the one behind its last, [words, 2]; no word crosses a special token."""
+        here, before = input_ids[1:], input_ids[:-1]
+        behind = self.begins[here] | ((self.apart[here] | self.apart[before]) & ~self.blank[before])
+        spans: list[tuple[int, int]] = []
+        for start, stop in runs(input_ids, self.special):
+            starts = [start, *(start + 1 + np.flatnonzero(behind[start : stop - 1]))]
+            spans += zip(starts, [*starts[1:], stop], strict=True)
+        return np.array(spans, dtype=np.int32).reshape(-1, 2)
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Prefix of pieces that continue a word, and prefix of pieces that begin one; "" where there is none."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "none"}}
+    around = json.dumps([rules.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
+    if rules["model"]["type"] == "WordLevel":
+        return "", ""
+    if continuing := rules["model"].get("continuing_subword_prefix"):
+        return continuing, ""
+    for sign, space in (("▁", "▁"), ('"ByteLevel"', "Ġ")):
+        if sign in around:
+            return "", space
+    raise PipelineError(
+        f"masked-LM replacement cannot tell where words begin in the tokenizer of {tokenizer.name_or_path}: it knows word "
+        "pieces (##), byte-level pieces (Ġ), SentencePiece (▁) and whole words; choose another augmentation"
+    )
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, piece: str) -> str:
+    """A piece as readable text, without the space before it."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    return (piece if decoder is None else str(decoder.decode([piece]))).strip()
+
+
+def _is_punctuation(text: str) -> bool:
+    return text != "" and all(character != BROKEN and unicodedata.category(character)[0] in "PS" for character in text)
+
+
+def _is_unspaced(text: str) -> bool:
+    """Whether a piece is of a script without spaces, where every piece counts as a word."""
+    return not text.isascii() and any(unicodedata.name(character, "").startswith(UNSPACED) for character in text)
