@@ -202,10 +202,7 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
     facts = obtain(job, runtime_at(tmp_path), tmp_path / "student", tmp_path / "cost.json")
     card = (tmp_path / "student" / "README.md").read_text()
     assert facts["shards"] == manifest_hash(aimed)
-    assert (
-        "(perturb · mask + perturb · mask); objective divergence, aimed at 3 snapshots of a scout, l2 radius 0.2"
-        in card
-    )
+    assert "(perturb · mask + perturb · mask); objective divergence, aimed at 3 snapshots of a scout, l2 radius 0.2" in card
     assert "with adversarial perturbations of its word embeddings" in card
 
 
