@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.augment.batches import Batches, Columns, Inputs, Packed, packed, unpacked
-from pipeline.augment.text_edits import Share, runs, special_ids
+from pipeline.augment.batches import Batches, Columns, Compute, Inputs, Packed, packed, unpacked
+from pipeline.augment.text_edits import Positions, Share, runs, special_ids
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Ids, Integers, Types, collate
@@ -173,12 +173,14 @@ class MaskedLM:
         def nearest(words: Inputs, positions: Integers, tokens: int) -> Ids:
             return self._nearest(words.input_ids, directions)
 
-        for positions, ids in self.batches.pieces(inputs.take(rows[one]), self._settings.batch_rows, most_probable):
-            found[one[positions]] = ids
+        def fill(words: Positions, inputs: Inputs, compute: Compute[Ids]) -> None:
+            for positions, ids in self.batches.pieces(inputs, self._settings.batch_rows, compute):
+                found[words[positions]] = ids
+
+        fill(one, inputs.take(rows[one]), most_probable)
         names = [inputs.example_ids[rows[word]] for word in several]
-        words = Inputs(names, [inputs.input_ids[rows[word]][starts[word] : stops[word]] for word in several], None)
-        for positions, ids in self.batches.pieces(words, self._settings.batch_rows, nearest):
-            found[several[positions]] = ids
+        pieces = [inputs.input_ids[rows[word]][starts[word] : stops[word]] for word in several]
+        fill(several, Inputs(names, pieces, None), nearest)
         shares = np.split(found, np.cumsum([len(span) for span in spans])[:-1])
         return [RowCandidates(span[:, 0], span[:, 1], ids.ravel()) for span, ids in zip(spans, shares, strict=True)]
 
