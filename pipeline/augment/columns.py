@@ -19,9 +19,9 @@ Columns = dict[str, list[Any]]
 """By the names of a shard's schema, each as long as the rows."""
 
 
-def scores_columns(inputs: Inputs, labels: list[float | int | None], logits: Floats, states: Floats | None) -> Columns:
-    """Of the teacher's logits [rows, outputs] and, where they are kept, its hidden states [rows, layers × width]."""
-    return _shared(inputs, 0, labels, logits) | ({} if states is None else {"hidden": list(states)})
+def scores_columns(inputs: Inputs, labels: list[float | int | None], logits: Floats) -> Columns:
+    """Columns of the teacher's logits [rows, outputs] on clean inputs."""
+    return _shared(inputs, 0, labels, logits)
 
 
 def perturbations_columns(made: Made, variant: int, labels: list[float | int | None], logits: Floats) -> Columns:

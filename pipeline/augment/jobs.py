@@ -127,10 +127,9 @@ class ScoreWork:
     def run(self, models: ModelSet, store: ShardStore) -> Done:
         """Write the shard of scores."""
         inputs, truncated = self.encoded(models.teacher)
-        layers: list[int] = self.key["hidden"]
-        logits, states = models.teacher.answers(inputs, models.batches, self.batch_rows, layers)
-        columns = scores_columns(inputs, self.examples.labels, logits, states if layers else None)
-        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None, bool(layers))
+        logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
+        columns = scores_columns(inputs, self.examples.labels, logits)
+        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None)
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
         return Done(receipt, tuple(models.batches.notes()))

@@ -35,7 +35,7 @@ from pipeline.corpus import encoding
 from pipeline.corpus.task import SPLITS, Task
 from pipeline.models import architectures, forward, pretrained
 from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import depth_of, load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation import inputs as views
 from pipeline.perturbation import search as perturbation
 from pipeline.perturbation import surrogate as scouting
@@ -66,11 +66,10 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     """The key that all scores share, and the jobs of every split.
 
     Raises:
-        PipelineError: the teacher was made for another task, or lacks layers whose states are to be kept.
+        PipelineError: the teacher was made for another task.
     """
     _check_task(prepared, teacher)
-    _check_layers(teacher, settings.hidden)
-    decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
+    decided = settings.model_dump(include={"batch_rows", "precision"})
     key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": BUILD.naming(*SCORING_CODE)}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
@@ -85,15 +84,6 @@ def _check_task(prepared: Path, teacher: Path) -> None:
     other = [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]
     if other:
         raise PipelineError(f"{teacher} was taught another task than that in {prepared}: {', '.join(other)}")
-
-
-def _check_layers(teacher: Path, wanted: list[int]) -> None:
-    depth = depth_of(teacher)
-    if sorted(set(wanted)) != wanted or wanted[-1:] > [depth]:
-        raise PipelineError(
-            f"score.hidden: {wanted} cannot be kept of a teacher of {depth} layers; give different layers from 1 to {depth} in "
-            "rising order, or [] for none"
-        )
 
 
 @dataclass(frozen=True)

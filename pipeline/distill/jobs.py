@@ -21,10 +21,9 @@ import torch.distributed as dist
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus import encoding
 from pipeline.corpus import task as tasks
-from pipeline.distill import adversary, examples, narrowing, objective, settings, shares, step, student, training, uses
+from pipeline.distill import dataset, losses, narrowing, settings, student, training
 from pipeline.distill.card import write_card
-from pipeline.distill.settings import StudentSettings
-from pipeline.distill.shares import effective
+from pipeline.distill.settings import StudentSettings, effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
 from pipeline.models import architectures, forward, pretrained, scale
@@ -44,9 +43,8 @@ from pipeline.training import trainer as finetuning
 from pipeline.training.callbacks import Conduct
 
 CODE: tuple[ModuleType, ...] = (
-    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,
-    narrowing, objective, order, perturbation, pretrained, reader, scale, scouting, seeding, settings, shares, step, student,
-    tasks, training, uses, views,
+    architectures, batches, checkpoints, codec, conduct, dataset, encoding, finetuning, forward, loading, losses, manifest,
+    narrowing, order, perturbation, pretrained, reader, scale, scouting, seeding, settings, student, tasks, training, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
 
@@ -102,7 +100,7 @@ class StudentJob:
     @property
     def wanted_shards(self) -> Path | None:
         """The variants' folder, where this student sees them."""
-        return self.shards if self.settings.adversary.shards else None
+        return None if self.settings.variants == "none" else self.shards
 
     def sources(self) -> Sources:
         """What it learns from, verified."""

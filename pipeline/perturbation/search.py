@@ -169,7 +169,6 @@ def perturb(
     radius: float | Tensor,
     settings: PerturbationSettings,
     kind: Kind,
-    first: Tensor | None = None,
 ) -> Perturbed:
     """Search δ by projected gradient ascent (Madry et al. 2018) on the objective, each row on its own.
 
@@ -181,7 +180,6 @@ def perturb(
         radius: of every token's ball, in the units of the embeddings.
         settings: objective, norm and steps; its ``radius`` is not read here.
         kind: decides what the divergence is.
-        first: the objective's gradient at the start [rows, tokens, width], where the caller has it already.
     """
     where = free.unsqueeze(-1).to(noise.dtype)
     vanished = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
@@ -191,9 +189,8 @@ def perturb(
     delta = _on_edge(noise, radius if whole else settings.start * radius, settings.norm) * where
     if whole:
         return Perturbed(delta, vanished)
-    for number in range(settings.steps):
-        known = first if number == 0 else None
-        gradient = (_gradient(forward, delta, answer, settings.objective, kind) if known is None else known) * where
+    for _ in range(settings.steps):
+        gradient = _gradient(forward, delta, answer, settings.objective, kind) * where
         vanished |= (gradient == 0).flatten(1).all(dim=1)
         step = settings.step_size * radius * steepest(gradient, settings.norm)
         delta = project(delta + step, radius, settings.norm) * where

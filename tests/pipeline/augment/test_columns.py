@@ -2,18 +2,16 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from pipeline.augment.columns import (
     candidates_columns,
     packed_candidates,
     read_candidates,
-    scores_columns,
     unpacked_candidates,
 )
 from pipeline.augment.inputs import Inputs
 from pipeline.augment.masked_lm import RowCandidates
-from pipeline.shards.schema import candidates_schema, shard_schema
+from pipeline.shards.schema import candidates_schema
 from pipeline.shards.writer import write_shard
 
 
@@ -43,11 +41,3 @@ def test_words_travel_as_a_few_arrays_however_many_rows_there_are() -> None:
     held = pickle.dumps(packed_candidates(WORDS * 50), 5, buffer_callback=arrays.append)
     assert len(arrays) == 6, "values and lengths of starts, stops and candidates"
     assert_same(unpacked_candidates(pickle.loads(held, buffers=arrays))[-2:])
-
-
-@pytest.mark.parametrize("kept", [False, True])
-def test_hidden_states_are_a_column_where_they_are_kept(kept: bool) -> None:
-    logits, states = np.zeros((2, 3), dtype=np.float32), np.ones((2, 8), dtype=np.float32)
-    columns = scores_columns(INPUTS, [0, None], logits, states if kept else None)
-    assert set(columns) == set(shard_schema("scores", "classification", False, kept).names)
-    assert {len(column) for column in columns.values()} == {2}

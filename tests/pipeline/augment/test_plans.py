@@ -18,7 +18,7 @@ from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
-from pipeline.distill.uses import aims_in
+from pipeline.distill.dataset import aims_in
 from pipeline.models.hashes import model_hash
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch
