@@ -54,9 +54,9 @@ def test_how_a_training_ended_stands_below_the_settings(report: TaskReport) -> N
 
 
 def test_a_student_from_scratch_has_a_column_like_any_other(report: TaskReport) -> None:
-    random = dict(report.lineages["own"]) | {"start": {"start": "scratch"}}
-    rows = shown(replace(report, lineages={"half": report.lineages["half"], "own": random}))
-    assert rows["start.layers"] == {"half": [0, 2, 4], "own": "–"}
+    random = dict(report.lineages["worst"]) | {"start": {"start": "scratch"}}
+    rows = shown(replace(report, lineages={"half": report.lineages["half"], "worst": random}))
+    assert rows["start.layers"] == {"half": [0, 2, 4], "worst": "–"}
 
 
 def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any) -> str:
