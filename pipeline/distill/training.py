@@ -1,7 +1,4 @@
-"""Train one student: open what it learns from, refuse what does not belong together, fit, write a Hugging Face folder.
-
-Knows shards, a student and the objective; the corpus is not read and the teacher never runs.
-"""
+"""Training of one student: its verified sources, the fit, and the Hugging Face folder with its lineage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +32,12 @@ Outcome = dict[str, Any]
 """What came of a training: dev metrics of student and teacher, the best epoch, and what the student began with."""
 
 FRESH_UNTOLD = 0.05
-"""Of a student's weights no more than this share may begin at random without a word: a new head has less."""
+"""Share of random first weights above which a line is printed; a new head has less."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a student learns from, opened, verified and of one teacher."""
+    """The data that a student learns from, opened and verified, all of one teacher."""
 
     teacher: Path
     scores: Shards
@@ -72,10 +69,10 @@ class Sources:
 
 
 def check_made_from(shards: Path, scores: Path) -> None:
-    """Refuse variants of other scores than these; reads two manifests.
+    """Reject variants that were made from other scores.
 
     Raises:
-        ShardMismatch: they are of others.
+        ShardMismatch: they were.
     """
     made_from = {"scores": Manifest.read(shards).details["scores"]}
     check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
@@ -126,10 +123,9 @@ def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None
 
 
 def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
-    """The units in which a student of a regression is fitted: those of its teacher's answers on train.
+    """Units in which a student of a regression is fitted: those of its teacher's values on train; None for a classification.
 
-    None for a classification. In the labels' own unit a step moved the head too little or too much, and the weights of the
-    objective would mean something else in every task.
+    They make the learning rate of the head and the weights of the objective independent of the labels' unit.
     """
     if sources.task.kind != "regression":
         return None
