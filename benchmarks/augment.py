@@ -49,7 +49,7 @@ class World:
     def __init__(self, folder: Path, prepared: Path, teacher: Path, rows: int, shard_rows: int) -> None:
         self.folder, self.teacher = folder, teacher
         self.prepared = first_rows(prepared, folder / "prepared", rows)
-        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32", hidden=[])
+        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
         score(self.prepared, teacher, score_settings, self.runtime(0), self.scores)
 
     @property

@@ -38,13 +38,10 @@ from benchmarks.trainings import (
     with_teacher,
 )
 from pipeline.corpus.encoding import Batch
-from pipeline.distill.adversary import OwnAdversary
-from pipeline.distill.examples import Examples
+from pipeline.distill.dataset import Examples
+from pipeline.distill.losses import StudentLoss
 from pipeline.distill.settings import StudentSettings
-from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.models.forward import word_embeddings
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.shards.reader import Shards
 from pipeline.training.order import Piece
 from stages.command import params_option, stage
@@ -58,15 +55,12 @@ GIVEN_UP = (
 )
 
 USES: dict[str, tuple[dict[str, Any], str]] = {
-    "scores": ({"adversary": "none"}, "untouched inputs alone"),
+    "scores": ({"variants": "none"}, "untouched inputs alone"),
     "use_rotate": ({}, "one stored variant of each row"),
     "use_all": ({"variants": "all"}, f"{VARIANTS} stored variants of each row"),
     "use_worst_of_2": ({"variants": {"worst_of": 2}}, "two stored variants answered, the worse one learnt from"),
-    "own_adversary": ({"adversary": "student"}, "the student's own perturbation, its gradient from the untouched pass"),
-    "own_adversary_started": ({"adversary": "student", "start": 0.5}, "the same from a random start, so a pass more"),
-    "own_and_stored": ({"adversary": {"shards": 0.5, "student": 0.5}}, "one stored variant and the student's own"),
 }
-"""By key: what differs from the student's settings (start: of its own perturbations), and in words."""
+"""By key: what differs from the student's settings, and in words."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +215,7 @@ def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
     usual = world.student(1)
     student = make_student(world.teacher, usual, usual.optimiser.seed)
     loop = Loop(student.model, usual.optimiser, 1)  # the learning rate is 0 after a step, so all uses meet the same student
-    steps = {key: step_of(world, made, student, world.student(1, **changed)) for key, (changed, _) in USES.items()}
+    steps = {key: step_of(made, student, world.student(1, **changed)) for key, (changed, _) in USES.items()}
     work: dict[str, Callable[[], object]] = {
         key: partial(lambda rows, pieces, loss: loop.run(map(rows.batch, pieces), loss), *step) for key, step in steps.items()
     }
@@ -231,21 +225,10 @@ def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
     return [Figure(key, seconds[key] / seconds["scores"], f"{what} {USES[key][1]}") for key in uses]
 
 
-def step_of(
-    world: World, made: StageOne, student: Student, settings: StudentSettings
-) -> tuple[Examples, list[Piece], StudentLoss]:
+def step_of(made: StageOne, student: Student, settings: StudentSettings) -> tuple[Examples, list[Piece], StudentLoss]:
     """Rows, some of an epoch's steps, and the loss, as a training of these settings has them."""
-    rows, kind, shares = train_rows(made, settings), Shards(made.scores).manifest.task.kind, settings.adversary
-    table, tokenizer = word_embeddings(student.model), load_tokenizer(world.teacher)
-    loss = StudentLoss(
-        student=student,
-        objective=settings.objective,
-        kind=kind,
-        use=settings.variants,
-        stored=shares.shards,
-        own=shares.student,
-        adversary=OwnAdversary(settings.perturbation, kind, table, tokenizer) if shares.student else None,
-    )
+    rows, kind = train_rows(made, settings), Shards(made.scores).manifest.task.kind
+    loss = StudentLoss(student.map, settings.objective, kind, settings.variants)
     return rows, pieces_of(rows, settings.optimiser, 0)[:STEPS], loss
 
 

@@ -52,7 +52,7 @@ def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = peak_kilobytes()
         runtime = runtime_of(folder / "store")
-        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32", hidden=[])
+        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
         score(subset, teacher, scoring, runtime, folder / "scores")
         augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
         rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)

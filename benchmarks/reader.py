@@ -27,12 +27,11 @@ from benchmarks.streaming import own_batches, streamed, streamed_batches
 from benchmarks.timing import Figure, medians, print_table
 from pipeline.config.params import read_params
 from pipeline.corpus.encoding import Batch
-from pipeline.distill.examples import Examples, Variants
+from pipeline.distill.dataset import Examples, Use, Variants
+from pipeline.distill.losses import StudentLoss
 from pipeline.distill.settings import StudentSettings
-from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
-from pipeline.distill.uses import Use
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import Conduct, EpochTurns
 from pipeline.training.loading import Ready, piece_loader
@@ -48,13 +47,13 @@ def half_depth(params: Path, teacher: Path) -> StudentSettings:
     section = read_params(params)["distill"]
     layers = AutoConfig.from_pretrained(teacher).num_hidden_layers // 2
     optimiser = section["optimiser"] | {"epochs": 1}
-    return StudentSettings.model_validate(section | {"layers": layers, "adversary": "shards", "optimiser": optimiser})
+    return StudentSettings.model_validate(section | {"layers": layers, "optimiser": optimiser})
 
 
 def loader_of(scores: Shards, shards: Shards, use: Use = "rotate", batch_rows: int = BATCH_ROWS) -> DataLoader[Any]:
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
-    plain = Examples(scores, "train", seed=1)
-    rows = Examples(scores, "train", 1, Variants(shards, plain.rows, use))
+    plain = Examples(scores, "train")
+    rows = Examples(scores, "train", Variants(shards, plain.rows, use))
     order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharing=Sharing())
     return piece_loader(Ready(rows), order, readers=0)
 
@@ -69,7 +68,7 @@ def student_steps(sources: Sources, settings: StudentSettings, batches: list[Bat
     student = make_student(sources.teacher, settings, seed=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = student.model.to(device).train()  # type: ignore[arg-type]
-    loss = StudentLoss(student, settings.objective, sources.task.kind, settings.variants)
+    loss = StudentLoss(student.map, settings.objective, sources.task.kind, settings.variants)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.optimiser.learning_rate)
 
     def steps() -> None:

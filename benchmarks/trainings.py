@@ -27,8 +27,8 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.corpus.task import Kind
-from pipeline.distill.examples import VARIANT, Examples, Variants
-from pipeline.distill.objective import imitation_loss, untouched_loss
+from pipeline.distill.dataset import VARIANT, Examples, Variants
+from pipeline.distill.losses import clean_loss, imitation_loss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
@@ -73,9 +73,9 @@ class Needs(Settings):
         names = config.lookup(config.read_params(params), "students") or {}
         places = {"score": "score", "augment": "augment"}
         every = {name: config.load(params, OneStudent, student=("distill", f"students.{name}"), **places) for name in names}
-        students = {name: found.student for name, found in every.items() if found.student.adversary.shards}
+        students = {name: found.student for name, found in every.items() if found.student.variants != "none"}
         if not students:
-            raise PipelineError(f"{params} has no student that takes stored variants; give one of them adversary: shards")
+            raise PipelineError(f"{params} has no student that takes stored variants; give one of them variants: rotate")
         usual = next(iter(every.values()))
         search = usual.augment.perturbation.model_copy(update={"radius": RADIUS})
         made = {"variants": VARIANTS, "recipes": [["perturb"]], "perturbation": search}
@@ -133,9 +133,8 @@ class World:
     def student(self, epochs: int, **changed: Any) -> StudentSettings:
         """Settings of the student, in float32 and whole steps as the loops here take them."""
         usual = self.needs.students[self.name]
-        search = usual.perturbation.model_dump() | {"start": changed.pop("start", usual.perturbation.start)}
         fitting = usual.optimiser.model_dump() | {"epochs": epochs, "accumulation": 1, "precision": "float32"}
-        fixed = {"adversary": "shards", "variants": "rotate", "residual": False, "perturbation": search, "optimiser": fitting}
+        fixed = {"variants": "rotate", "optimiser": fitting}
         return StudentSettings.model_validate(usual.model_dump() | fixed | changed)
 
 
@@ -225,9 +224,9 @@ def _whole_loss(
     untouched: Tensor, clean: Tensor, perturbed: Tensor, moved: Tensor, batch: Batch, settings: StudentSettings, kind: Kind
 ) -> Tensor:
     """What a student on stored variants makes small, [rows]: its two answers against the teacher's two."""
-    objective, progress = settings.objective, batch["progress"]
-    loss = untouched_loss(untouched, clean, batch["labels"], objective, kind, progress)
-    return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind, progress)
+    objective = settings.objective
+    loss = clean_loss(untouched, clean, batch["labels"], objective, kind)
+    return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind)
 
 
 def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[Piece]:
@@ -240,7 +239,7 @@ def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[P
 def untouched_batches(world: World, made: StageOne, epochs: int) -> list[list[Batch]]:
     """Every epoch's batches without variants, ready."""
     settings = world.student(epochs).optimiser
-    rows = Examples(Shards(made.scores), "train", settings.seed)
+    rows = Examples(Shards(made.scores), "train")
     return [[rows.batch(piece) for piece in pieces_of(rows, settings, epoch)] for epoch in range(epochs)]
 
 
@@ -256,11 +255,10 @@ def varied_batches(world: World, made: StageOne, epochs: int, epoch: int) -> lis
 
 def train_rows(made: StageOne, settings: StudentSettings) -> Examples:
     """The train split as a student of these settings sees it."""
-    scores, seed = Shards(made.scores), settings.optimiser.seed
-    known = Examples(scores, "train", seed)
-    variants = Variants(Shards(made.shards), known.rows, settings.variants) if settings.adversary.shards else None
-    seeded = bool(settings.adversary.student and settings.perturbation.start)
-    return Examples(scores, "train", seed, variants, seeded=seeded)
+    known = Examples(Shards(made.scores), "train")
+    if settings.variants == "none":
+        return known
+    return replace(known, variants=Variants(Shards(made.shards), known.rows, settings.variants))
 
 
 def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list[float]:

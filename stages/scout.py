@@ -8,8 +8,7 @@ from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings, note_slow_precision
 from pipeline.distill.scout import train_scout
-from pipeline.distill.settings import ScoutSettings
-from pipeline.distill.shares import effective
+from pipeline.distill.settings import ScoutSettings, effective
 from pipeline.distill.student import Checkpoint
 from pipeline.models.hashes import source_hash
 from pipeline.perturbation.surrogate import SCOUT_FILE

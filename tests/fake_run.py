@@ -21,47 +21,28 @@ from pipeline.store.hashing import Key
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
 SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)
 
-NOBODY, SHARDS = {"shards": 0.0, "student": 0.0}, {"shards": 1.0, "student": 0.0}
-OWN, BOTH = {"shards": 0.0, "student": 1.0}, {"shards": 0.5, "student": 0.5}
-OWN_PERTURBATION = {
-    "objective": "divergence",
-    "norm": "l2",
-    "radius": {"divergence": 0.1},
-    "steps": 1,
-    "step_size": 1.0,
-    "start": 0.0,
-    "special_tokens": False,
-}
 STUDENT: dict[str, Any] = {
     "start": "teacher",
     "layers": 3,
-    "adversary": SHARDS,
     "variants": "rotate",
-    "perturbation": OWN_PERTURBATION,
-    "residual": False,
-    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},
+    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
     "optimiser": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
 """As a lineage has them: without what is left as in the teacher."""
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
-    "half-plain": STUDENT | {"adversary": NOBODY},
+    "half-plain": STUDENT | {"variants": "none"},
     "narrow": STUDENT | {"layers": 6, "hidden": 192},
     "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"epochs": 6}},
 }
 OTHERS: dict[str, dict[str, Any]] = {
-    "own": STUDENT | {"adversary": OWN},
-    "both": STUDENT | {"adversary": BOTH, "variants": {"worst_of": 2}, "residual": True},
-    "elsewhere": STUDENT
-    | {
-        "start": {"checkpoint": "data/raw/small"},
-        "objective": STUDENT["objective"] | {"temperature": {"first": 4.0, "last": 1.0}},
-    },
+    "worst": STUDENT | {"variants": {"worst_of": 2}},
+    "elsewhere": STUDENT | {"start": {"checkpoint": "data/raw/small"}},
 }
 """Students whose settings have other forms."""
 
-NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4, "own": 0.8, "both": 0.85, "elsewhere": 1.3}
+NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4, "worst": 0.85, "elsewhere": 1.3}
 """How far the students' answers stray from the label."""
 
 LATENCY = {"half": 2.9, "half-plain": 2.95, "narrow": 3.6, "tiny": 0.7}
@@ -202,7 +183,7 @@ def write_student(
         "settings": dict(settings),
         "teacher": "7d" * 32,
         "scores": manifest_hash(data / "scores" / task.name),
-        "shards": None if not settings["adversary"]["shards"] else manifest_hash(data / "shards" / task.name),
+        "shards": None if settings["variants"] == "none" else manifest_hash(data / "shards" / task.name),
         "dev": measure(task, labels, logits) + 0.004,
         "teacher_dev": measure(task, labels, teacher) + 0.004,
         "best_epoch": epochs - 1,

@@ -172,7 +172,7 @@ FIT: dict[str, Any] = {
     "precision": "float32",
     "seed": 1,
 }
-SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32", hidden=[])
+SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32")
 AUGMENT: dict[str, Any] = {
     "variants": 2,
     "recipes": [["perturb"]],
@@ -204,16 +204,10 @@ OPTIMISER: dict[str, Any] = {
 STUDENT: dict[str, Any] = {
     "start": "teacher",
     "layers": 2,
-    "adversary": "shards",
     "variants": "rotate",
-    "perturbation": {
-        "objective": "divergence", "norm": "l2", "radius": 0.1, "steps": 1, "step_size": 1.0, "start": 0.0,
-        "special_tokens": False,
-    },
-    "residual": False,
-    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},
+    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
     "optimiser": OPTIMISER,
-}  # fmt: skip
+}
 
 
 def student_settings(optimiser: dict[str, Any] | None = None, **changed: Any) -> StudentSettings:

@@ -57,7 +57,6 @@ class Arm(Settings):
     """Over the section augment; None learns from scores alone."""
     scout: dict[str, Any] | None = None
     """Over the section scout; the variants are aimed at it."""
-    score: dict[str, Any] = Field(default_factory=dict)
     fit: dict[str, Any] | None = None
     """The section words: its masked language model is fitted to the run's own train rows. None takes the one that is given."""
     fit_from: Literal["pretrained", "teacher"] = "pretrained"
@@ -185,7 +184,7 @@ class Run:
             "tasks": {case.task: task},
             "teach": start["teach"] | seeds,
             "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None} | seeds,
-            "score": overlaid(start["score"], arm.score),
+            "score": start["score"],
             "scout": overlaid(start["scout"], arm.scout or {}),
             "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),
             "distill": overlaid(start["distill"], seeded),

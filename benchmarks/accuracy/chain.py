@@ -102,7 +102,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     with alone(case / "lock"):
         _shared(run, place, case)
         _more_rows(run, place, case, params)
-        scores = _scores(run, case, folder, params)
+        scores = _scores(_own(run, case), case, folder, params)
     common = {"--scores": scores, "--teacher": case / TEACHER, "--params": _written(params, folder / "params.yaml")}
     seconds, shards = 0.0, None
     if arm.augment is not None:
@@ -172,10 +172,9 @@ def _prepared(run: Run, place: Place, folder: Path, params: dict[str, Any], unla
     return folder / "prepared"
 
 
-def _scores(run: Run, case: Path, folder: Path, params: dict[str, Any]) -> Path:
-    """The scores: shared, but for an arm that asks for more in them or has more rows."""
-    rows = _own(run, case)
-    scores = (folder if all_arms()[run.arm].score else rows) / "scores"
+def _scores(rows: Path, case: Path, folder: Path, params: dict[str, Any]) -> Path:
+    """The scores of the rows prepared in ``rows``, which all runs on them share."""
+    scores = rows / "scores"
     if not scores.is_dir():
         given = _written(params, folder / "params.yaml")
         _run(score.main, **{"--prepared": rows / "prepared", "--teacher": case / TEACHER, "--params": given, "--out": scores})

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.accuracy.adversary import OwnGradient
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.corpus.task import measure
-from pipeline.distill.adversary import OwnAdversary
-from pipeline.distill.examples import Examples
-from pipeline.distill.objective import imitation_loss, untouched_loss
+from pipeline.distill.dataset import Examples
+from pipeline.distill.losses import ObjectiveSettings, clean_loss, imitation_loss
 from pipeline.distill.settings import StudentSettings
-from pipeline.distill.student import Student, make_student
-from pipeline.distill.training import Sources, write_lineage, write_student
+from pipeline.distill.student import make_student
+from pipeline.distill.training import Sources, write_student
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.inputs import carried
 from pipeline.perturbation.search import Effect, PerturbationSettings, Search, perturb, radius_of
+from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from pipeline.training.callbacks import Conduct
 from pipeline.training.trainer import fine_tune
@@ -36,31 +37,30 @@ Aim = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class OnlineLoss:
-    """The loss of each row, the teacher answering the perturbed input."""
+    """The loss of each row; the teacher labels the perturbed input."""
 
     teacher: FrozenTeacher
-    student: Student
-    settings: StudentSettings
+    map: Tensor | None
+    """[teacher's embedding width, student's]; None if both share one space."""
+    objective: ObjectiveSettings
     search: PerturbationSettings
-    own: OwnAdversary | None
-    """None where the teacher's gradient is followed."""
+    """How δ is searched by the teacher's gradient."""
+    own: OwnGradient | None
+    """None to follow the teacher's gradient."""
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss, [rows]."""
-        objective, kind, progress = self.settings.objective, self.teacher.task.kind, batch["progress"]
+        objective, kind = self.objective, self.teacher.task.kind
         answer = partial(logits_from_embeddings, model, model_inputs(batch))
         words, clean = embed(model, batch["input_ids"]), batch["teacher_logits"]
         logits = answer(words).float()
         teachers = self.teacher.words(batch["input_ids"])
-        if self.own is None:
-            delta = self._of_the_teacher(batch, teachers)
-        else:
-            delta = self.own.delta(lambda moved: answer(moved).float(), words, logits, batch, None)
+        delta = self.own.delta(words, logits, batch) if self.own else self._of_the_teacher(batch, teachers)
         with torch.no_grad():
             moved = self.teacher.logits_at(batch, teachers + delta)
-        perturbed = answer(words + carried(delta, self.student.map)).float()
-        loss = untouched_loss(logits, clean, batch["labels"], objective, kind, progress)
-        return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind, progress)
+        perturbed = answer(words + carried(delta, self.map)).float()
+        loss = clean_loss(logits, clean, batch["labels"], objective, kind)
+        return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind)
 
     def _of_the_teacher(self, batch: Batch, words: Tensor) -> Tensor:
         radius = self.search.radius
@@ -79,8 +79,7 @@ def train_online(
 ) -> None:
     """Train a student with the teacher in the loop and write it to ``out``, what it took to ``cost``, as `distill` does.
 
-    The perturbed pass drops other neurons than the untouched one. ``search`` is how the teacher's perturbations are found; the
-    student's own are found by ``settings.perturbation``.
+    The perturbed pass drops other neurons than the untouched one. ``search`` is how δ is searched by the teacher's gradient.
 
     Raises:
         PipelineError: the student is narrower than the teacher, which cannot label what the student's gradient moves, the
@@ -88,17 +87,17 @@ def train_online(
             units that the teacher here does not answer in.
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
-    seed, task = settings.optimiser.seed, sources.task
+    task = sources.task
     if task.kind == "regression":
         raise PipelineError("arms with the teacher in the loop are for classifications")
-    student = make_student(teacher, settings, seed)
+    student = make_student(teacher, settings, settings.optimiser.seed)
     if aim == "student" and student.map is not None:
         raise PipelineError("the teacher can only label perturbations of a student that is as wide as itself")
-    if isinstance(search.radius, Effect) or isinstance(settings.perturbation.radius, Effect):
+    if isinstance(search.radius, Effect):
         raise PipelineError("an arm with the teacher in the loop states a radius as a number, not as an effect")
-    own = OwnAdversary(settings.perturbation, task.kind, word_embeddings(student.model), tokenizer)
-    loss = OnlineLoss(FrozenTeacher(teacher), student, settings, search, own if aim == "student" else None)
-    rows, dev = (Examples(sources.scores, split, seed) for split in ("train", "dev"))
+    own = OwnGradient.of(word_embeddings(student.model), task.kind, tokenizer) if aim == "student" else None
+    loss = OnlineLoss(FrozenTeacher(teacher), student.map, settings.objective, search, own)
+    rows, dev = (Examples(sources.scores, split) for split in ("train", "dev"))
     labels = dev.rows.labels()
 
     def worth(logits: Any) -> float:
@@ -106,5 +105,6 @@ def train_online(
 
     fit = fine_tune(f"online {task.name}", student.model, rows, dev, loss, worth, settings.optimiser, Conduct())
     outcome = write_student(out, sources, student, fit.history)
-    write_lineage(out, "online", scores, None, settings, outcome)
+    made_from = {"task": task.name, "student": "online", "scores": manifest_hash(scores), "shards": None}
+    write_json(out / LINEAGE_FILE, made_from | {"settings": settings.model_dump(mode="json", exclude_none=True)} | outcome)
     write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, model_inputs
-from pipeline.distill.examples import Examples
+from pipeline.distill.dataset import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
@@ -158,7 +158,7 @@ def train_layers(
         f"layers {sources.task.name}",
         student.model,
         Copies(sources.variants),
-        Examples(sources.scores, "dev", optimiser.seed),
+        Examples(sources.scores, "dev"),
         loss,
         lambda nearness: float(nearness.mean()),
         optimiser,

@@ -117,7 +117,7 @@ Result = TypeVar("Result")
 class Compute(Protocol[Found]):
     """From rows, their positions and the length they are padded to, to what is computed of them."""
 
-    def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> Found: ...
+    def __call__(self, rows: Inputs, positions: Integers, tokens: int, /) -> Found: ...
 
 
 class Batches:

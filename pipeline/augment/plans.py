@@ -21,7 +21,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import SPLITS, Task
 from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import depth_of, load_tokenizer
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.surrogate import ScoutFolder
 from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
@@ -39,11 +39,10 @@ def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key
     """The key that all scores share, and the jobs of every split.
 
     Raises:
-        PipelineError: the teacher was made for another task, or lacks layers whose states are to be kept.
+        PipelineError: the teacher was made for another task.
     """
     _check_task(prepared, teacher)
-    _check_layers(teacher, settings.hidden)
-    decided = settings.model_dump(include={"batch_rows", "precision", "hidden"})
+    decided = settings.model_dump(include={"batch_rows", "precision"})
     key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": computed_by(SCORING)}
     jobs = [
         ScoreJob(place, key, settings.batch_rows)
@@ -58,15 +57,6 @@ def _check_task(prepared: Path, teacher: Path) -> None:
     other = [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]
     if other:
         raise PipelineError(f"{teacher} was taught another task than that in {prepared}: {', '.join(other)}")
-
-
-def _check_layers(teacher: Path, wanted: list[int]) -> None:
-    depth = depth_of(teacher)
-    if sorted(set(wanted)) != wanted or wanted[-1:] > [depth]:
-        raise PipelineError(
-            f"score.hidden: {wanted} cannot be kept of a teacher of {depth} layers; give different layers from 1 to {depth} in "
-            "rising order, or [] for none"
-        )
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,6 @@ class ScoreSettings(Settings):
     """About how many examples make one shard."""
     batch_rows: AtLeastOne
     precision: Precision
-    hidden: list[AtLeastOne]
-    """After which of the teacher's layers, counted from 1, states are kept for ``objective.hidden``; [] keeps none."""
 
 
 def _lists(value: Any) -> Any:

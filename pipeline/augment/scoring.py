@@ -67,10 +67,9 @@ class ScoreWork:
     def run(self, models: ModelSet, store: Store) -> Done:
         """Write the shard of scores."""
         inputs, truncated = self.encoded(models.teacher)
-        layers: list[int] = self.key["hidden"]
-        logits, states = models.teacher.answers(inputs, models.batches, self.batch_rows, layers)
-        columns = inputs.columns(0, self.examples.labels, logits) | ({"hidden": list(states)} if layers else {})
-        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None, bool(layers))
+        logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
+        columns = inputs.columns(0, self.examples.labels, logits)
+        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None)
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
         return Done(receipt, tuple(models.batches.notes()))

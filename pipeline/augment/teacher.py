@@ -1,6 +1,6 @@
 """The frozen models of a worker: the teacher, a scout's snapshots, a masked language model, each loaded when first needed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
-from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
+from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.hashes import model_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.perturbation.inputs import carried, view_embeddings
@@ -73,14 +73,6 @@ class FrozenModel:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             return logits_from_embeddings(self._model, batch, embeddings).float()
 
-    def answers_at(self, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The same, and states after some layers [rows, layers, width] in float32."""
-        if not layers:
-            return self.logits_at(batch, embeddings), embeddings.new_zeros(len(embeddings), 0)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            logits, states = logits_and_states(self._model, batch, embeddings, layers)
-        return logits.float(), states.float()
-
 
 class FrozenTeacher(FrozenModel):
     """The teacher: labels untouched inputs and variants."""
@@ -100,32 +92,24 @@ class FrozenTeacher(FrozenModel):
         """Rows as one batch on the device."""
         return {name: self.sent(value) for name, value in rows.padded(self.pad_token_id, tokens).items()}
 
-    def logits(self, inputs: Inputs, batches: Batches, batch_rows: int) -> npt.NDArray[np.float32]:
-        """Logits [rows, outputs] of rows as they are; raises as ``answers`` does."""
-        return self.answers(inputs, batches, batch_rows)[0]
-
     @torch.inference_mode()
-    def answers(
-        self, inputs: Inputs, batches: Batches, batch_rows: int, layers: Sequence[int] = ()
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Logits [rows, outputs] of rows as they are, and states after some layers [rows, layers × width].
+    def logits(self, inputs: Inputs, batches: Batches, batch_rows: int) -> npt.NDArray[np.float32]:
+        """Logits [rows, outputs] of rows as they are.
 
         Raises:
-            PipelineError: some are no numbers, or a row does not fit into memory; names the example.
+            PipelineError: some are not finite, or a row does not fit into memory; names the example.
         """
 
         def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Arriving, int]]:
             batch = self.padded(rows, tokens)
-            answers = Arriving(*self.answers_at(batch, view_embeddings(self.words, batch), layers))
-            return [(answers, row) for row in range(len(rows))]
+            logits = Arriving(self.logits_at(batch, view_embeddings(self.words, batch)))
+            return [(logits, row) for row in range(len(rows))]
 
         made = batches.run(inputs, batch_rows, compute)
-        logits, states = (
-            np.array([answers.tensors[number][row].numpy() for answers, row in made], dtype=np.float32) for number in (0, 1)
-        )
-        logits = logits.reshape(len(made), self.task.outputs)
-        check_finite(logits, inputs, "the untouched input")
-        return logits, states.reshape(len(made), -1 if len(made) else 0)
+        found = np.array([logits.tensors[0][row].numpy() for logits, row in made], dtype=np.float32)
+        found = found.reshape(len(made), self.task.outputs)
+        check_finite(found, inputs, "the untouched input")
+        return found
 
 
 class Scout(FrozenModel):

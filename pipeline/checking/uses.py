@@ -12,11 +12,10 @@ from pipeline.config.errors import PipelineError, refusals
 from pipeline.corpus.labels import NOT_OF_TWO
 from pipeline.corpus.settings import MISSING_SHARE
 from pipeline.corpus.task import SPLITS
-from pipeline.distill.adversary import check_search
+from pipeline.distill.dataset import check_use
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint, check_size, check_start
-from pipeline.distill.uses import check_use
-from pipeline.models.pretrained import check_folder, check_place, depth_of, folder_at_hand, load_tokenizer
+from pipeline.models.pretrained import check_folder, check_place, folder_at_hand, load_tokenizer
 from pipeline.training.masked_lm import check_words
 from pipeline.training.teacher import teacher_faults
 from pipeline.training.trainer import check_services
@@ -42,8 +41,6 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
         if task.aim == "scout" and sections.scout is not None:
             faults += _size_faults("scout", sections.scout, task, faulty, to_come)
     for name, student in sections.students.items():
-        if student.objective.hidden and sections.score and not sections.score.hidden:
-            faults.append(f"students.{name}: objective.hidden is above 0, but score.hidden keeps no states")
         for task_name, task in sections.tasks.items():
             faults += _size_faults(f"students.{name}", student, task, faulty, to_come)
             faults += _learning_faults(name, student, task_name, sections)
@@ -111,15 +108,8 @@ def _teacher_faults(name: str, task: TaskSettings, sections: Sections, to_come: 
     pair, source = len(task.corpus.text) == 2, str(folder)
     faults = teacher_faults(source, teacher, name, task.kind, known, pair)
     if not faults:
-        faults += _depth_faults(name, model, folder, sections) + _edit_faults(name, folder, pair, sections)
+        faults += _edit_faults(name, folder, pair, sections)
     return [f"tasks.{name}.teacher: {_by_name(fault, model)}" for fault in faults]
-
-
-def _depth_faults(name: str, model: str, folder: Path, sections: Sections) -> list[str]:
-    hidden, depth = sections.score.hidden if sections.score else (), depth_of(folder)
-    if max(hidden, default=0) <= depth:
-        return []
-    return [f"score.hidden: {model}, the teacher of {name}, has {depth} layers, not {max(hidden)}"]
 
 
 def _edit_faults(name: str, folder: Path, pair: bool, sections: Sections) -> list[str]:
@@ -166,11 +156,8 @@ def _learning_faults(name: str, student: StudentSettings, task: str, sections: S
     if augment is None or (augment.aims() and sections.tasks[task].aim == "scout" and scout is None):
         return []
     try:
-        if student.adversary.shards:
-            snapshots = scout.snapshots if scout and augment.aims() else 0
-            check_use(student.variants, augment.aimed_at(snapshots), snapshots)
-        if student.adversary.student:
-            check_search(student.perturbation, sections.tasks[task].kind)
+        snapshots = scout.snapshots if scout and augment.aims() else 0
+        check_use(student.variants, augment.aimed_at(snapshots), snapshots)
     except PipelineError as fault:
         return [f"students.{name}, task {task}: {fault}"]
     return []

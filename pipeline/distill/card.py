@@ -1,14 +1,13 @@
-"""The model card of a student: what it is, where it comes from and how good it is. Knows facts, computes none."""
+"""The model card of a student: what it is, what it was made from and how good it is on dev."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline.corpus.task import Task
-from pipeline.distill.shares import effective
+from pipeline.distill.settings import effective
 from pipeline.perturbation.search import CONTROLS
 from pipeline.shards.manifest import Manifest
 
@@ -36,7 +35,7 @@ Inputs longer than {{ max_length }} tokens were cut to that length in training; 
 | teacher | {{ "%.4f"|format(facts.teacher_dev) }} |
 | this student (epoch {{ facts.best_epoch }}, the best) | {{ "%.4f"|format(facts.dev) }} |
 
-Dev chose the epoch, so the figure is a little too good; test figures stand in the report of the pipeline.
+The epoch was chosen on dev, so its figure is optimistic; test figures are in the report of the pipeline.
 
 ## Lineage
 
@@ -49,9 +48,6 @@ Dev chose the epoch, so the figure is a little too good; test figures stand in t
 {%- if variants %}
 | what they are | {{ variants }} |
 {%- endif %}
-{%- if own %}
-| perturbed by the student itself | {{ own }} |
-{%- endif %}
 
 ```json
 {{ settings }}
@@ -60,11 +56,9 @@ Dev chose the epoch, so the figure is a little too good; test figures stand in t
 
 
 def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest, variants: Manifest | None) -> None:
-    """Write ``README.md`` in the form that the hub reads."""
-    words = ", ".join(f"`{label}`" for label in task.labels)
-    own = facts["settings"]["perturbation"] if facts["settings"]["adversary"]["student"] else None
-    searches = [search for search in (_stored_search(variants), own) if search]
-    adversarial = any(search["objective"] not in CONTROLS for search in searches)
+    """Write ``README.md`` in the hub's format; ``facts`` is the student's lineage."""
+    labels, search = ", ".join(f"`{label}`" for label in task.labels), _search(variants)
+    adversarial = search is not None and search["objective"] not in CONTROLS
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -77,21 +71,20 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
         task=task.name,
         kind=task.kind,
         metric=task.metric,
-        answer=f"It answers one of {words}." if words else "It answers with a number.",
-        how=_how(variants, own),
+        answer=f"It answers one of {labels}." if labels else "It answers with a number.",
+        how=_how(variants),
         example='{"text": "first text", "text_pair": "second text"}' if task.pair else '"a text"',
         max_length=scores.key["max_length"],
         facts=facts,
         start=_start(facts["start"], facts["settings"]["start"]),
         variants=_made(variants),
-        own=_searched_by_itself(own, task) if own else None,
         settings=json.dumps(effective(facts["settings"]), indent=2),
     )
     card.save(folder / "README.md")
 
 
 def _start(start: dict[str, Any], asked: Any) -> str:
-    """Where the first weights come from; those of another model have a map for stored perturbations alone."""
+    """Where the first weights come from."""
     if "layers" not in start:
         return "random"
     counts = (("parameters_copied", "copied"), ("parameters_mapped", "mapped"), ("parameters_fresh", "fresh"))
@@ -104,59 +97,35 @@ def _start(start: dict[str, Any], asked: Any) -> str:
     return f"teacher's layers {layers}; parameters {parts}{lost}"
 
 
-def _how(variants: Manifest | None, own: Mapping[str, Any] | None) -> str:
-    """By what the student learnt, besides untouched inputs."""
-    stored, parts = _stored_search(variants), []
-    if stored:
-        parts.append(f"{_kind(stored)} of its word embeddings")
-    elif variants is not None:
-        parts.append("variants of its inputs")
-    if own:
-        parts.append(f"{_kind(own)} of the student's own word embeddings, found anew in each step")
-    return f"with {' and '.join(parts)}" if parts else "on untouched inputs alone"
+def _search(variants: Manifest | None) -> dict[str, Any] | None:
+    """How the stored perturbations were searched; None if there are none."""
+    return variants.details["settings"]["perturbation"] if variants is not None and variants.perturbed else None
 
 
-def _kind(search: Mapping[str, Any]) -> str:
-    """What perturbations are to be called that were searched so; a control's are not adversarial."""
-    return {"noise": "random perturbations", "none": "perturbations of no length"}.get(
-        search["objective"], "adversarial perturbations"
-    )
+def _how(variants: Manifest | None) -> str:
+    """What the student learns from besides clean inputs."""
+    if variants is None:
+        return "on untouched inputs alone"
+    search = _search(variants)
+    if search is None:
+        return "with variants of its inputs"
+    names = {"noise": "random perturbations", "none": "perturbations of no length"}
+    return f"with {names.get(search['objective'], 'adversarial perturbations')} of its word embeddings"
 
 
-def _stored_search(variants: Manifest | None) -> dict[str, Any] | None:
-    """How stored perturbations were searched, where there are any."""
-    if variants is None or not variants.perturbed:
+def _made(variants: Manifest | None) -> str | None:
+    """Number, recipes and search of the variants."""
+    if variants is None or variants.coding is None:
         return None
-    search: dict[str, Any] = variants.details["settings"]["perturbation"]
-    return search
-
-
-def _made(manifest: Manifest | None) -> str | None:
-    if manifest is None or manifest.coding is None:
-        return None
-    made = f"{manifest.variants} a text ({' · '.join(' + '.join(recipe) for recipe in manifest.recipes)})"
-    search = _stored_search(manifest)
+    made = f"{variants.variants} a text ({' · '.join(' + '.join(recipe) for recipe in variants.recipes)})"
+    search, snapshots = _search(variants), variants.details["snapshots"]
     if search is None:
         return made
-    snapshots = manifest.details["snapshots"]
     aimed = f", aimed at {_count(snapshots, 'snapshot')} of a scout" if snapshots else ""
     return (
         f"{made}; objective {search['objective']}{aimed}, {search['norm']} radius "
-        f"{manifest.details['radius']:g}, {_count(search['steps'], 'step')}, stored as {manifest.coding.codec}"
+        f"{variants.details['radius']:g}, {_count(search['steps'], 'step')}, stored as {variants.coding.codec}"
     )
-
-
-def _searched_by_itself(search: Mapping[str, Any], task: Task) -> str:
-    """Objective, norm, radius or the effect on the student that it follows, and steps."""
-    radius = search["radius"]
-    if isinstance(radius, Mapping):
-        ((name, value),) = radius.items()
-        unit = " nats" if task.kind == "classification" else ""
-        effect = f"{value:.1%} of its answers flip" if name == "flips" else f"its output diverges by {value:g}{unit}"
-        radius = f"such that {effect}"
-    else:
-        radius = f"{radius:g}"
-    return f"objective {search['objective']}, {search['norm']} radius {radius}, {_count(search['steps'], 'step')}"
 
 
 def _count(number: int, noun: str) -> str:

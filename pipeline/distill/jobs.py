@@ -9,8 +9,7 @@ import torch.distributed as dist
 
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.card import write_card
-from pipeline.distill.settings import StudentSettings
-from pipeline.distill.shares import effective
+from pipeline.distill.settings import StudentSettings, effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
 from pipeline.models.hashes import source_hash
@@ -44,7 +43,7 @@ class StudentJob:
     @property
     def wanted_shards(self) -> Path | None:
         """The variants' folder, where this student sees them."""
-        return self.shards if self.settings.adversary.shards else None
+        return None if self.settings.variants == "none" else self.shards
 
     def sources(self) -> Sources:
         """What it learns from, verified."""

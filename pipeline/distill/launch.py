@@ -1,7 +1,4 @@
-"""Where students are trained: in this process, in several that share one student, or several students at once, on Ray.
-
-Knows Ray and jobs; not how a student is trained.
-"""
+"""Where students are trained: in this process, in several that share one student, or several students at once, on Ray."""
 
 import io
 import os
@@ -10,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +20,10 @@ from pipeline.store.hashing import key_hash
 from pipeline.store.store import Store
 
 RESTARTS = 3
-"""How often processes that train one student together are started again after one of them died."""
+"""Most restarts of processes that train a student after one of them died."""
 
 SECONDS_BETWEEN_LOOKS = 0.5
-"""How often is looked for what processes have to say."""
+"""Interval at which lines of other processes are printed."""
 
 
 def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> dict[str, Any]:
@@ -73,12 +69,12 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     join_ray(runtime, runtime.workers or cores())
     try:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-        said, task = _Said.start(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
-        waiting = {task.remote(said.actor, store, job, runtime, Path.cwd(), BUILD): job for job in missing}
+        lines, task = _queue(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
+        waiting = {task.remote(lines, store, job, runtime, Path.cwd(), BUILD): job for job in missing}
         faults = []
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
-            said.show()
+            _print_new(lines)
             for promise in ready:
                 job = waiting.pop(promise)
                 try:
@@ -92,22 +88,22 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
         raise PipelineError("\n  - ".join([f"{len(faults)} of {len(missing)} students were not trained:", *faults]))
 
 
-def _train_one(said: Any, store: Store, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
-    """In a process of its own."""
+def _train_one(lines: Any, store: Store, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
+    """Runs in a process of its own."""
     _settle(home, build)
-    with redirect_stdout(_Teller(said)):
+    with redirect_stdout(_Lines(lines.put)):
         store.obtain(job.key(), job.title, lambda: train_into(store, job, runtime))
 
 
 def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
-    """In several processes, each with its share of every step; torch.distributed averages their gradients."""
+    """Train in several processes, each with its share of every step; torch.distributed averages their gradients."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from pipeline.training.ray_session import join_ray
 
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # else it says every line twice
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise every line appears twice
     join_ray(runtime, runtime.trainers)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -115,8 +111,8 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
             raise PipelineError(
                 f"runtime.trainers is {runtime.trainers}, but there are {gpus} GPUs; a trainer has one to itself"
             )
-        said = _Said.start()
-        given = {"said": said.actor, "store": store, "job": job, "runtime": runtime, "home": Path.cwd(), "build": BUILD}
+        lines = _queue()
+        given = {"lines": lines, "store": store, "job": job, "runtime": runtime, "home": Path.cwd(), "build": BUILD}
         with tempfile.TemporaryDirectory(prefix="trainers-") as notes, ThreadPoolExecutor(1) as beside:
             trainer = TorchTrainer(
                 _train_share,
@@ -125,7 +121,10 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
                 run_config=RunConfig(storage_path=notes, failure_config=FailureConfig(max_failures=RESTARTS)),
             )
             fitting = beside.submit(trainer.fit)
-            said.show_until(fitting.done)
+            while not fitting.done():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                _print_new(lines)
+            _print_new(lines)
             fitting.result()
     except TrainingFailedError as error:
         causes = getattr(error, "worker_failures", {}).values()
@@ -135,16 +134,16 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
 
 
 def _train_share(given: dict[str, Any]) -> None:
-    """In one of several processes."""
+    """Runs in one of several processes."""
     _settle(given["home"], given["build"])
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    with redirect_stdout(_Teller(given["said"])):
+    with redirect_stdout(_Lines(given["lines"].put)):
         train_into(given["store"], given["job"], given["runtime"])
 
 
 def _settle(home: Path, build: Build) -> None:
-    """Paths are relative to where the command was given; Ray starts its processes elsewhere, maybe with other packages."""
+    """Change to the directory of the command, since Ray starts processes elsewhere, and reject other sources or libraries."""
     if differing := BUILD.differs_from(build):
         raise PipelineError(refused(differing))
     if not home.is_dir():
@@ -152,56 +151,30 @@ def _settle(home: Path, build: Build) -> None:
     os.chdir(home)
 
 
-class _Lines:
-    """Where processes leave what they have to say."""
+def _queue() -> Any:
+    """A queue for the lines that other processes print; Ray's own forwarding adds process names and libraries' messages."""
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self._lines.append(text)
-
-    def take(self) -> list[str]:
-        lines, self._lines = self._lines, []
-        return lines
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # survives other nodes
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
-@dataclass(frozen=True)
-class _Said:
-    """What processes elsewhere print, to be printed here: Ray's own way adds names of processes, and what libraries say."""
-
-    actor: Any
-
-    @classmethod
-    def start(cls) -> "_Said":
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # no other node ends it
-        return cls(ray.remote(_Lines).options(num_cpus=0, scheduling_strategy=here).remote())
-
-    def show(self) -> None:
-        """Print what was said since."""
-        import ray
-
-        print("".join(ray.get(self.actor.take.remote())), end="", flush=True)
-
-    def show_until(self, done: Callable[[], bool]) -> None:
-        """Print it as it comes."""
-        while not done():
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            self.show()
+def _print_new(lines: Any) -> None:
+    for line in lines.get_nowait_batch(lines.qsize()):
+        print(line, flush=True)
 
 
-class _Teller(io.TextIOBase):
-    """A standard output whose lines go to ``_Lines``."""
+class _Lines(io.TextIOBase):
+    """A standard output that passes on whole lines."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor, self._begun = actor, ""
+    def __init__(self, put: Callable[[str], None]) -> None:
+        self._put, self._begun = put, ""
 
     def write(self, text: str) -> int:
-        """Pass on whole lines."""
+        """Keep what does not end with a newline for later."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in lines:
-            self._actor.say.remote(line + "\n")
+            self._put(line)
         return len(text)

@@ -37,9 +37,6 @@ from pipeline.models.pretrained import (
 )
 
 Size = Annotated[int, Field(ge=1)] | None
-RESIDUAL = "perturbation_residual"
-"""Name of the parameter that is learnt beside the map."""
-
 LAYER_NUMBER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")
 
 
@@ -78,21 +75,6 @@ class Student:
         """Of the weights of a student that is cut from a model, the share that begins at random; 0 for one from scratch."""
         counts = [self.facts.get(f"parameters_{how}", 0) for how in ("fresh", "copied", "mapped")]
         return float(counts[0] / max(sum(counts), 1))
-
-    def learn_residual(self, teacher_width: int) -> None:
-        """Let the training add to the map; the parameter belongs to the model until it is forgotten."""
-        width = word_embeddings(self.model).shape[1]
-        self.model.register_parameter(RESIDUAL, torch.nn.Parameter(torch.zeros(teacher_width, width)))
-
-    def forget_residual(self) -> None:
-        """Take what was learnt beside the map out of the model, which does not need it to answer."""
-        if self.residual_of(self.model) is not None:
-            delattr(self.model, RESIDUAL)
-
-    @staticmethod
-    def residual_of(model: PreTrainedModel) -> Tensor | None:
-        """What is learnt beside the map, [teacher's embedding width, student's], if anything is."""
-        return cast(Tensor | None, getattr(model, RESIDUAL, None))
 
 
 def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student:

@@ -1,9 +1,5 @@
-"""Train one student: open what it learns from, refuse what does not belong together, fit, write a Hugging Face folder.
+"""Training of one student: its verified sources, the fit, and the Hugging Face folder with its lineage."""
 
-Knows shards, a student and the objective; the corpus is not read and the teacher never runs.
-"""
-
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,20 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task, measure
-from pipeline.distill.adversary import OwnAdversary, check_search
-from pipeline.distill.examples import Examples, Variants
+from pipeline.distill.dataset import Examples, Variants, aims_in, check_use, snapshots_of
+from pipeline.distill.losses import StudentLoss
 from pipeline.distill.settings import StudentSettings
-from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.distill.uses import aims_in, check_use, snapshots_of
-from pipeline.models.forward import freeze_unused, head_of, word_embeddings
+from pipeline.models.forward import freeze_unused, head_of
 from pipeline.models.outputs import Scale
-from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
-from pipeline.perturbation.search import Effect, PerturbationSettings
+from pipeline.models.pretrained import load_tokenizer
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import Conduct
@@ -37,12 +30,12 @@ Outcome = dict[str, Any]
 """What came of a training: dev metrics of student and teacher, the best epoch, and what the student began with."""
 
 FRESH_UNTOLD = 0.05
-"""Of a student's weights no more than this share may begin at random without a word: a new head has less."""
+"""Share of random first weights above which a line is printed; a new head has less."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a student learns from, opened, verified and of one teacher."""
+    """The data that a student learns from, opened and verified, all of one teacher."""
 
     teacher: Path
     scores: Shards
@@ -64,9 +57,7 @@ class Sources:
         check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
         check_made_from(shards, scores)
         if not variants.manifest.variants:
-            raise ShardMismatch(
-                f"{shards} holds no variant; set augment.variants above 0, or adversary: student or none for this student"
-            )
+            raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or variants: none for this student")
         return cls(teacher, known, variants)
 
     @property
@@ -76,10 +67,10 @@ class Sources:
 
 
 def check_made_from(shards: Path, scores: Path) -> None:
-    """Refuse variants of other scores than these; reads two manifests.
+    """Reject variants that were made from other scores.
 
     Raises:
-        ShardMismatch: they are of others.
+        ShardMismatch: they were.
     """
     made_from = {"scores": Manifest.read(shards).details["scores"]}
     check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
@@ -91,61 +82,48 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     Raises:
         PipelineError: the student cannot be built, or the variants cannot be used as asked.
     """
-    if sources.variants is not None:
-        manifest = sources.variants.manifest
-        check_use(settings.variants, aims_in(manifest), snapshots_of(manifest))
-    student, tokenizer = make_student(sources.teacher, settings, settings.optimiser.seed), load_tokenizer(sources.teacher)
+    task, student = sources.task, make_student(sources.teacher, settings, settings.optimiser.seed)
     if (share := student.fresh_share()) > FRESH_UNTOLD:
         print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
     scale = units_of(sources, student.model)
-    train_rows, dev = (
-        _train_rows(sources, settings, scale),
-        Examples(sources.scores, "dev", settings.optimiser.seed, scale=scale),
-    )
-    if _labels_alone(settings, sources.variants is not None) and np.isnan(train_rows.rows.labels()).all():
+    rows, dev = _train_rows(sources, settings, scale), Examples(sources.scores, "dev", scale=scale)
+    objective = settings.objective
+    if not objective.soft and not (rows.variants and objective.perturbed) and np.isnan(rows.labels()).all():
         raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
     if scale is not None:
         _begin_reduced(student, scale)
     if dist.is_initialized():
         freeze_unused(student.model, dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
-    adversary = _own_adversary(student, settings, sources.task, tokenizer, scale)
-    if settings.residual and sources.variants is not None:
-        student.learn_residual(embedding_width(sources.teacher))
-    loss = StudentLoss(
-        student=student,
-        objective=settings.objective,
-        kind=sources.task.kind,
-        use=settings.variants,
-        stored=settings.adversary.shards,
-        own=settings.adversary.student,
-        adversary=adversary,
-        layers=_compared_layers(student, sources, settings),
-    )
     labels = dev.rows.labels()
     fit = fine_tune(
         name,
         student.model,
-        train_rows,
+        rows,
         dev,
-        loss,
-        lambda logits: measure(sources.task, labels, logits),
+        StudentLoss(student.map, objective, task.kind, settings.variants),
+        lambda logits: measure(task, labels, logits),
         settings.optimiser,
         conduct,
-        adversary,
     )
-    student.forget_residual()
     if scale is not None:
         scale.put_into(student.model)
-    if adversary is not None:
-        student.facts["own_radius"] = round(adversary.radius, 4)
     return student, fit
 
 
-def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
-    """The units in which a student of a regression is fitted: those of its teacher's answers on train.
+def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None) -> Examples:
+    """The train split, with variants where the student sees them."""
+    rows = Examples(sources.scores, "train", scale=scale)
+    if sources.variants is None:
+        return rows
+    manifest = sources.variants.manifest
+    check_use(settings.variants, aims_in(manifest), snapshots_of(manifest))
+    return Examples(sources.scores, "train", Variants(sources.variants, rows.rows, settings.variants), scale)
 
-    None for a classification. In the labels' own unit a step moved the head too little or too much, and the weights of the
-    objective would mean something else in every task.
+
+def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
+    """Units in which a student of a regression is fitted: those of its teacher's values on train; None for a classification.
+
+    They make the learning rate of the head and the weights of the objective independent of the labels' unit.
     """
     if sources.task.kind != "regression":
         return None
@@ -174,61 +152,3 @@ def write_student(folder: Path, sources: Sources, student: Student, history: lis
         "best_epoch": best_epoch(history)["epoch"],
         "start": student.facts,
     }
-
-
-def _labels_alone(settings: StudentSettings, variants: bool) -> bool:
-    """Whether a student without labels would learn nothing; a scout sees no variants, whatever its shares are."""
-    objective = settings.objective
-    return not objective.soft + objective.hidden + (objective.perturbed if variants else 0.0)
-
-
-def _own_adversary(
-    student: Student, settings: StudentSettings, task: Task, tokenizer: PreTrainedTokenizerBase, scale: Scale | None
-) -> OwnAdversary | None:
-    if not settings.adversary.student:
-        return None
-    check_search(settings.perturbation, task.kind)
-    turns = settings.optimiser.accumulation
-    search = settings.perturbation if scale is None else _in_reduced_units(settings.perturbation, scale)
-    return OwnAdversary(search, task.kind, word_embeddings(student.model), tokenizer, turns)
-
-
-def _in_reduced_units(search: PerturbationSettings, scale: Scale) -> PerturbationSettings:
-    """The search with its effect, which is stated as a squared error of real values, as one of reduced values."""
-    if not isinstance(search.radius, Effect) or search.radius.divergence is None:
-        return search
-    return search.model_copy(update={"radius": Effect(divergence=search.radius.divergence / scale.deviation**2)})
-
-
-def _compared_layers(student: Student, sources: Sources, settings: StudentSettings) -> list[int]:
-    """The student's layers that lie as deep as those of the teacher whose states are kept.
-
-    Raises:
-        PipelineError: none are kept, or the map of the embeddings does not carry them to the student.
-    """
-    if not settings.objective.hidden:
-        return []
-    stored = sources.scores.manifest.hidden
-    if not stored:
-        raise PipelineError(
-            "objective.hidden is above 0, but the scores hold no states of the teacher; name layers in score.hidden"
-        )
-    width = sources.scores.rows("dev", 0).lists_at("hidden", np.array([0])).lengths[0] // len(stored)
-    carried = width if student.map is None else student.map.shape[1] if student.map.shape[0] == width else None
-    if carried != student.model.config.hidden_size:
-        raise PipelineError(
-            f"the teacher's states are {width} wide and its embeddings' map does not bring them to the student's "
-            f"{student.model.config.hidden_size}; set objective.hidden: 0, or give the student the teacher's width"
-        )
-    depth, own = depth_of(sources.teacher), student.model.config.num_hidden_layers
-    return [max(1, round(layer * own / depth)) for layer in stored]
-
-
-def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None) -> Examples:
-    """The train split, with variants where they are wanted and seeds where something is drawn for each row."""
-    search, seed = settings.perturbation, settings.optimiser.seed
-    seeded = bool(settings.adversary.student) and (search.start > 0 or search.objective == "noise")
-    rows = Examples(sources.scores, "train", seed, seeded=seeded, hidden=bool(settings.objective.hidden), scale=scale)
-    if sources.variants is None:
-        return rows
-    return dataclasses.replace(rows, variants=Variants(sources.variants, rows.rows, settings.variants))

@@ -70,15 +70,11 @@ def _students(report: TaskReport) -> list[str]:
 
 def _lesson(settings: Mapping[str, Any]) -> str:
     """For how long a student learns, and what."""
-    objective, shares = settings["objective"], settings["adversary"]
+    objective, use = settings["objective"], settings["variants"]
     learnt = {"the teacher’s answer to the untouched input": objective["soft"], "the label": objective["hard"]}
     parts = [what for what, weight in learnt.items() if weight]
-    if objective["hidden"]:
-        parts.append("the teacher’s states on the first token")
-    if objective["perturbed"] and shares["shards"]:
-        parts.append(f"the teacher’s answer to {_use(settings['variants'])}")
-    if objective["perturbed"] and shares["student"]:
-        parts.append(f"the same as of the untouched input where it has perturbed that itself: {_own(settings['perturbation'])}")
+    if objective["perturbed"] and use != "none":
+        parts.append(f"the teacher’s answer to {_use(use)}")
     return f"for {_count(settings['optimiser']['epochs'], 'epoch')}: {'; '.join(parts)}"
 
 
@@ -86,15 +82,6 @@ def _use(use: Any) -> str:
     if isinstance(use, Mapping):
         return f"that of {use['worst_of']} stored variants which the student answers worst"
     return USES[use]
-
-
-def _own(search: Mapping[str, Any]) -> str:
-    radius = search["radius"]
-    if not isinstance(radius, Mapping):
-        return f"δ {_searched(search, 'its own')}, {radius:g} times as long as the mean word embedding"
-    ((effect, value),) = radius.items()
-    wanted = f"{value:.0%} of its answers change" if effect == "flips" else f"its answers move by {value:g} on average"
-    return f"δ {_searched(search, 'its own')}, so large that {wanted}"
 
 
 def _searched(search: Mapping[str, Any], whose: str) -> str:

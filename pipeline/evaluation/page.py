@@ -123,13 +123,14 @@ def _effect(report: TaskReport, best: Result) -> str:
     compared += [s for s in report.students if s.control is not None]
     if not compared:
         return (
-            "No student has a control (the same settings with adversary: none), "
+            "No student has a control (the same settings with variants: none), "
             "so what the variants contribute was not measured."
         )
     student = compared[0]
     found = difference(report, student)
     assert found is not None, "chosen because it has a control"
-    subject, said = _perturbed_by(report, student), {"better": "help", "worse": "hurt"}.get(verdict(student))
+    subject = "The perturbations" if report.perturbations.perturbed else "The variants"
+    said = {"better": "help", "worse": "hurt"}.get(verdict(student))
     untold = f"This run cannot tell whether {subject[0].lower()}{subject[1:]} help"
     return (
         f"{f'{subject} {said}' if said else untold}: "
@@ -137,15 +138,6 @@ def _effect(report: TaskReport, best: Result) -> str:
         f"from {student.control}, its control trained without them "
         f"(95% interval {_signed(student.interval_low)} to {_signed(student.interval_high)})."
     )
-
-
-def _perturbed_by(report: TaskReport, student: Result) -> str:
-    """What a student learns from and its control does not, as the subject of a sentence."""
-    shares = report.lineages[student.model]["settings"]["adversary"]
-    stored = "perturbations" if report.perturbations.perturbed else "variants"
-    if not shares["student"]:
-        return f"The {stored}"
-    return f"The stored {stored} and the student’s own" if shares["shards"] else "The student’s own perturbations"
 
 
 def read_shards(report: TaskReport) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.corpus.task import SPLITS
-from pipeline.distill.shares import effective
+from pipeline.distill.settings import effective
 from pipeline.evaluation.facts import TaskReport
 from pipeline.shards.manifest import Manifest
 
@@ -50,9 +50,7 @@ def student_settings(report: TaskReport) -> tuple[Rows, list[tuple[str, list[Any
 
 def in_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A student's settings as a person puts them, without those that do nothing for it."""
-    shown = {name: _phrase(value) for name, value in effective(settings).items()}
-    named = {"own perturbation" if name == "perturbation" else name: value for name, value in shown.items()}
-    return named | {"adversary": _adversary(settings["adversary"])}
+    return {name: _phrase(value) for name, value in effective(settings).items()}
 
 
 def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
@@ -93,20 +91,10 @@ def _phrase(value: Any) -> Any:
     """A mapping that stands for one value, such as a stated effect or a checkpoint, as the words for it."""
     if not isinstance(value, Mapping):
         return value
-    if value.keys() == {"first", "last"}:
-        return f"{value['first']:g} → {value['last']:g}"
     if len(value) == 1:
         ((name, inner),) = value.items()
         return f"{name.replace('_', ' ')} {inner}"
     return {name: _phrase(inner) for name, inner in value.items()}
-
-
-def _adversary(shares: Mapping[str, float]) -> str:
-    """Who perturbs, by the name that the settings have for it where there is one."""
-    used = {who: share for who, share in shares.items() if share}
-    if len(used) < 2 and all(share == 1 for share in used.values()):
-        return next(iter(used), "none")
-    return ", ".join(f"{who} {share:g}" for who, share in used.items())
 
 
 def _ending(report: TaskReport, student: str) -> dict[str, Any]:

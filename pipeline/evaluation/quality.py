@@ -21,7 +21,7 @@ from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch, Integers, length_buckets
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure, predictions
-from pipeline.distill.shares import NAMED, effective
+from pipeline.distill.settings import effective
 from pipeline.models.architectures import labels_of
 from pipeline.models.forward import logits_from_ids, parameter_count
 from pipeline.shards.batches import inputs_at
@@ -145,12 +145,13 @@ def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
 def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The student that shows what the perturbations of student ``name`` did, or None.
 
-    It is the student that this one would be if nobody perturbed.
+    It has the same settings but for ``variants: none``.
     ``settings`` holds those of all students of a task by name, in the order in which a control is looked for.
     """
-    wanted = effective({**settings[name], "adversary": NAMED["none"]})
-    plain = (other for other, found in settings.items() if other != name and effective(found) == wanted)
-    return next(plain, None) if settings[name]["adversary"] != NAMED["none"] else None
+    if settings[name]["variants"] == "none":
+        return None
+    wanted = effective({**settings[name], "variants": "none"})
+    return next((other for other, found in settings.items() if effective(found) == wanted), None)
 
 
 def difference_interval(

@@ -3,7 +3,7 @@
 Knows loaded models and batches; must not know where a model comes from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -48,21 +48,8 @@ def logits_from_embeddings(model: PreTrainedModel, batch: Batch, embeddings: Ten
     tokens *within* a row, from which some models derive positions (RoBERTa) or the place that the head reads (decoders).
     Embeddings on padding are not read: MobileBERT would see the first of them from the last token.
     """
-    return cast(Tensor, _run(model, batch, embeddings).logits)
-
-
-def logits_and_states(model: PreTrainedModel, batch: Batch, embeddings: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same logits, and what the head would read after some layers: states [rows, layers, width] at one token a row.
-
-    It is the first token; of a decoder that which its head reads, of XLNet the last. Layers are counted from 1.
-    """
-    answer = _run(model, batch, embeddings, output_hidden_states=True)
-    config = bare(model).config
-    if config.model_type == "xlnet":  # which is run with padding first
-        return answer.logits, torch.stack([answer.hidden_states[layer][:, -1] for layer in layers], dim=1)
-    rows = torch.arange(len(embeddings), device=embeddings.device)
-    places = places_read(config, batch) if config.model_type in DECODERS else torch.zeros_like(rows)
-    return answer.logits, torch.stack([answer.hidden_states[layer][rows, places] for layer in layers], dim=1)
+    with _answering_exactly(bare(model)):
+        return cast(Tensor, _answer(model, batch, embeddings).logits)
 
 
 def places_read(config: PreTrainedConfig, batch: Batch) -> Tensor:
@@ -140,23 +127,18 @@ def _answering_exactly(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def _run(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
-    with _answering_exactly(bare(model)):
-        return _answer(model, batch, embeddings, **more)
-
-
-def _answer(model: PreTrainedModel, batch: Batch, embeddings: Tensor, **more: Any) -> Any:
+def _answer(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Any:
     config = bare(model).config
     inputs = {name: value for name, value in model_inputs(batch).items() if name != "input_ids"}
     inputs["inputs_embeds"] = embeddings.masked_fill(batch["attention_mask"].unsqueeze(-1) == 0, 0.0)
     if config.model_type in DECODERS:
         with _read_at(bare(model), places_read(config, batch)):
-            return model(**inputs, use_cache=False, **more)
+            return model(**inputs, use_cache=False)
     if config.model_type in POSITIONS_FROM_IDS:
         inputs["position_ids"] = _positions_from_ids(config, batch)
     if config.model_type == "xlnet":
         inputs = _with_padding_first(inputs)
-    return model(**inputs, **more)
+    return model(**inputs)
 
 
 @contextmanager

@@ -412,11 +412,6 @@ def embedding_width(folder: Path) -> int:
         return int(word_embeddings(AutoModelForSequenceClassification.from_config(config)).shape[1])
 
 
-def depth_of(folder: Path) -> int:
-    """Number of layers of a saved model."""
-    return int(config_of(folder).num_hidden_layers)
-
-
 def longest_input(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that model and tokenizer take, special tokens included."""
     config = config_of(source, "classifier")

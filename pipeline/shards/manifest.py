@@ -93,11 +93,6 @@ class Manifest(Settings):
         return list(self.details.get("recipes", [])[: self.variants])
 
     @property
-    def hidden(self) -> tuple[int, ...]:
-        """After which of the teacher's layers, counted from 1, states are kept with the scores."""
-        return tuple(self.key.get("hidden", ()))
-
-    @property
     def perturbed(self) -> bool:
         """Whether any variant has a δ."""
         return any("perturb" in recipe for recipe in self.recipes)
@@ -159,7 +154,7 @@ def training_hash(folder: Path) -> str:
     facts = manifest.model_dump(mode="json", include={"format_version", "content", "token_types", "pad_token_id", "coding"})
     task = manifest.task.model_dump(mode="json", exclude={"name"})
     made = {"variants": manifest.variants, "recipes": manifest.recipes, "snapshots": manifest.details.get("snapshots")}
-    return hash_of(facts | made | {"task": task, "hidden": manifest.hidden, "shards": sorted(read)})
+    return hash_of(facts | made | {"task": task, "shards": sorted(read)})
 
 
 def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None:

@@ -165,9 +165,7 @@ class Shards:
         """
         self.folder = folder
         self.manifest = Manifest.read(folder)
-        self._schema = shard_schema(
-            self.manifest.content, self.manifest.task.kind, self.manifest.token_types, bool(self.manifest.hidden)
-        )
+        self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
         faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
         if faults:
             raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))

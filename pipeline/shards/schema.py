@@ -27,7 +27,7 @@ ROWS_PER_BATCH = 512
 """Record batches stay small: no array of one may reach 2³¹ elements, and a reader maps them one by one."""
 
 
-def shard_schema(content: Content, kind: Kind, token_types: bool, hidden: bool = False) -> pa.Schema:
+def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     """The columns of a shard.
 
     =================== =============== ==========================================================================
@@ -37,7 +37,6 @@ def shard_schema(content: Content, kind: Kind, token_types: bool, hidden: bool =
     token_type_ids      list<int8>      only where the model has them
     label               int32 | float32 class index or value; null where the corpus has none
     teacher_logits      list<float32>   on the untouched input
-    hidden              list<float32>   only scores, where asked for: the teacher's states on the first token, layers × width
     partner_id          string          variant ≥ 1, mixed: the example whose embeddings are mixed in; else null
     partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter of both is filled with padding tokens
     own_weight          float32         variant ≥ 1, mixed: λ, the share of the row's own embeddings
@@ -56,7 +55,6 @@ def shard_schema(content: Content, kind: Kind, token_types: bool, hidden: bool =
         *([pa.field("token_type_ids", pa.list_(pa.int8()), nullable=False)] if token_types else []),
         pa.field("label", pa.int32() if kind == "classification" else pa.float32()),
         pa.field("teacher_logits", floats, nullable=False),
-        *([pa.field("hidden", floats, nullable=False)] if hidden and content == "scores" else []),
     ]
     if content == "perturbations":
         fields += [

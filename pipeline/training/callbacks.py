@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,16 +18,6 @@ from pipeline.training.checkpoints import mark_whole
 from pipeline.training.order import EpochOrder, Sharing
 
 SECONDS_BETWEEN_LINES = 30.0
-
-
-class Memory(Protocol):
-    """What a loss has learnt on the way and needs again when a training goes on."""
-
-    def state(self) -> dict[str, float]:
-        """As plain numbers."""
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Go on from such a state."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +136,8 @@ class EpochTurns(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Asks for states between the ends of epochs, and completes every state with what the Trainer does not keep."""
 
-    def __init__(self, conduct: Conduct, order: EpochOrder, losses: EpochLosses, clock: Clock, memory: Memory | None) -> None:
-        self._conduct, self._order, self._losses, self._clock, self._memory = conduct, order, losses, clock, memory
+    def __init__(self, conduct: Conduct, order: EpochOrder, losses: EpochLosses, clock: Clock) -> None:
+        self._conduct, self._order, self._losses, self._clock = conduct, order, losses, clock
 
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Ask for a state; the end of an epoch keeps one anyway, after dev was measured."""
@@ -160,7 +150,6 @@ class Checkpoints(TrainerCallback):
         if self._conduct.checkpoints:
             total = self._losses.sum_of_all()
             beside = {"closed": self._losses.closed, "sum": total, "seconds": self._clock.seconds()}
-            beside["memory"] = self._memory.state() if self._memory else {}
             if state.is_world_process_zero:
                 mark_whole(self._conduct.checkpoints, state.global_step, state.best_global_step, beside)
 

@@ -37,7 +37,6 @@ from pipeline.training.callbacks import (
     EpochLines,
     EpochLosses,
     EpochTurns,
-    Memory,
     Snapshots,
 )
 from pipeline.training.checkpoints import newest_whole
@@ -129,7 +128,6 @@ def fine_tune(
     measure_dev: Callable[[Floats], float],
     settings: OptimiserSettings,
     conduct: Conduct = NO_STATES,
-    memory: Memory | None = None,
     answer: Answer = class_logits,
 ) -> Fit:
     """Train ``model`` in place and leave it with the weights of its best epoch.
@@ -145,7 +143,6 @@ def fine_tune(
         measure_dev: from dev answers [rows, outputs] to the figure whose highest value is best.
         settings: how long and how fast.
         conduct: how it is run; where it keeps states, a killed training goes on where it was.
-        memory: of the loss, where it has one.
         answer: what dev is measured by; a classifier's logits.
 
     Raises:
@@ -174,13 +171,13 @@ def fine_tune(
                 EpochTurns(order, losses),
                 EpochLines(name, losses),
                 Snapshots(steps, conduct.snapshots),
-                Checkpoints(conduct, order, losses, clock, memory),
+                Checkpoints(conduct, order, losses, clock),
             ],
         )
         trainer.remove_callback(PrinterCallback)
         if sharing.process:  # else all processes would drop the same neurons
             set_seed(seed_of(settings.seed, "process", sharing.process) % 2**32)
-        trainer.train(resume_from_checkpoint=_gone_on_from(conduct, sharing, losses, clock, memory))
+        trainer.train(resume_from_checkpoint=_gone_on_from(conduct, sharing, losses, clock))
         history = _history(trainer.state.log_history, losses.closed)
     model.to("cpu")  # type: ignore[arg-type]
     return Fit(history, clock.seconds())
@@ -249,8 +246,8 @@ def _folder(conduct: Conduct) -> Iterator[Path]:
             yield Path(work)
 
 
-def _gone_on_from(conduct: Conduct, sharing: Sharing, losses: EpochLosses, clock: Clock, memory: Memory | None) -> str | None:
-    """The state from which all processes go on, if there is one; losses and memory become what they were then."""
+def _gone_on_from(conduct: Conduct, sharing: Sharing, losses: EpochLosses, clock: Clock) -> str | None:
+    """The state from which all processes go on, if there is one; the losses become what they were then."""
     found = [newest_whole(conduct.checkpoints) if conduct.checkpoints and sharing.process == 0 else None]
     if sharing.processes > 1:
         dist.broadcast_object_list(found, src=0)
@@ -261,8 +258,6 @@ def _gone_on_from(conduct: Conduct, sharing: Sharing, losses: EpochLosses, clock
         raise PipelineError(f"a trainer does not see {checkpoint}; trainers need runtime.store on a disk that they share")
     losses.restore(beside["closed"], beside["sum"])
     clock.restore(beside["seconds"])
-    if memory:
-        memory.restore(beside["memory"])
     return str(checkpoint)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from torch import Tensor
@@ -17,8 +18,7 @@ from benchmarks.trainings import VARIANTS, Needs, StageOne, World
 from benchmarks.worlds import RADIUS
 from pipeline.config.params import read_params
 from pipeline.corpus.encoding import Batch
-from pipeline.distill import step
-from pipeline.distill.examples import VARIANT, Examples
+from pipeline.distill.dataset import VARIANT, Examples
 from pipeline.distill.student import make_student
 from pipeline.training.order import Piece
 from tests.world import SCORE_SETTINGS, augment_settings, student_settings
@@ -145,36 +145,29 @@ def test_every_size_is_trained_in_both_forms_and_the_first_in_the_others_too(
     assert (tmp_path / "round-2" / "shards").exists()
 
 
-def test_each_use_takes_the_passes_and_the_variants_that_its_name_says(
-    world: World, made: StageOne, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_use_takes_the_passes_and_the_variants_that_its_name_says(world: World, made: StageOne) -> None:
     seen: Counter[str] = Counter()
-    answer = step.logits_from_embeddings
 
-    def counted(model: Any, inputs: Batch, at: Tensor) -> Tensor:
-        seen["rows"] += len(at)
+    def count(model: torch.nn.Module, positional: tuple[Any, ...], given: dict[str, Tensor]) -> None:
+        seen["rows"] += len(given["inputs_embeds"])
         seen["passes"] += 1
-        return answer(model, inputs, at)
 
-    monkeypatch.setattr(step, "logits_from_embeddings", counted)
-    wanted = {
-        "scores": (1, 1), "use_rotate": (2, 2), "use_all": (2, 4), "use_worst_of_2": (3, 4),
-        "own_adversary": (2, 2), "own_adversary_started": (3, 3), "own_and_stored": (3, 3),
-    }  # fmt: skip
+    wanted = {"scores": (1, 1), "use_rotate": (2, 2), "use_all": (2, 4), "use_worst_of_2": (3, 4)}
     student = make_student(world.teacher, world.student(1), 1)
+    student.model.register_forward_pre_hook(count, with_kwargs=True)
     for key, (changed, _) in cost.USES.items():
-        rows, pieces, loss = cost.step_of(world, made, student, world.student(1, **changed))
+        rows, pieces, loss = cost.step_of(made, student, world.student(1, **changed))
         assert len(pieces) == cost.STEPS
         batch = rows.batch(pieces[0])
         seen.clear()
         loss(student.model, batch)
         assert (seen["passes"], seen["rows"] / len(batch["labels"])) == wanted[key], key
-        assert (VARIANT + "input_ids" in batch) == ("use" in key or "stored" in key)
+        assert (VARIANT + "input_ids" in batch) == ("use" in key)
 
 
 def test_a_trial_prints_and_writes_every_figure(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     target, params = tmp_path / "cost.json", tmp_path / "params.yaml"
-    students = {"plain": {"layers": 2, "adversary": "none"}, **SIZES}
+    students = {"plain": {"layers": 2, "variants": "none"}, **SIZES}
     params.write_text(yaml.safe_dump(read_params(PARAMS) | {"students": students}, sort_keys=False))
     folders = ["--prepared", str(prepared), "--teacher", str(teacher), "--params", str(params), "--json", str(target)]
     result = CliRunner().invoke(cost.main, [*folders, "--rows", "40", "--epochs", "3", "--rounds", "1"])

@@ -61,7 +61,7 @@ def test_the_students_are_those_of_the_default_run_that_take_stored_variants(tmp
         assert settings.optimiser.model_dump() == params["distill"]["optimiser"]
     assert (found.augment.variants, found.augment.perturbation.radius) == (trainings.VARIANTS, RADIUS)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params | {"students": {"plain": params["students"]["half_plain"]}}))
-    with pytest.raises(PipelineError, match="no student that takes stored variants; give one of them adversary: shards"):
+    with pytest.raises(PipelineError, match="no student that takes stored variants; give one of them variants: rotate"):
         Needs.of(tmp_path / "params.yaml")
 
 

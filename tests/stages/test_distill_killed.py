@@ -17,13 +17,8 @@ from tests.running import ROOT
 from tests.world import OPTIMISER, RUNTIME, STUDENT
 
 Folders = tuple[Path, Path]
-EFFECT = STUDENT["perturbation"] | {"radius": {"divergence": 0.05}, "start": 0.5}
-LONG: dict[str, Any] = STUDENT | {
-    "adversary": {"shards": 0.5, "student": 0.5},
-    "perturbation": EFFECT,
-    "optimiser": OPTIMISER | {"epochs": 16},
-}
-"""A hundred and twenty-eight steps with dropout, stored variants, a random start and a radius that is searched on the way."""
+LONG: dict[str, Any] = STUDENT | {"optimiser": OPTIMISER | {"epochs": 16}}
+"""A hundred and twenty-eight steps with dropout and stored variants."""
 
 SECONDS = 120.0
 

@@ -29,16 +29,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in {"half": {"layers": 2}, "narrow": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}}.items():
         monkeypatch.setitem(arms.SIZES, name, size)
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
-    fewer = all_arms()["kd_hidden"].model_copy(update={"score": {"hidden": [2, 4]}})
-    monkeypatch.setitem(all_arms(), "kd_hidden", fewer)
     for arm in ("words", "words_teacher", "words_long", "tinybert"):
         monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
-@pytest.mark.parametrize(
-    "arm", ["kd", "own", "tokens", "general", "words", "words_teacher", "scout", "kd_hidden", "online_own", "online_teacher"]
-)
+@pytest.mark.parametrize("arm", ["kd", "tokens", "general", "words", "words_teacher", "scout", "online_own", "online_teacher"])
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
     run = Run(CASE, arm, "half", 9)
     result, curve = result_of(run, place)
@@ -51,7 +47,7 @@ def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str)
 
 
 def test_arms_of_a_case_share_teacher_and_scores_and_differ_in_what_they_learn_from(place: Place) -> None:
-    plain, again, varied = (result_of(Run(CASE, arm, "half", 2), place)[0] for arm in ("kd", "own", "tokens"))
+    plain, again, varied = (result_of(Run(CASE, arm, "half", 2), place)[0] for arm in ("kd", "kd_mse", "tokens"))
     assert plain.manifest == again.manifest != varied.manifest
     assert plain.teacher_value == again.teacher_value == varied.teacher_value
     assert plain.bytes == again.bytes < varied.bytes

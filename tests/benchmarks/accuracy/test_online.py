@@ -5,35 +5,53 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.accuracy.adversary import OwnGradient
 from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
 from pipeline.augment.passes import score
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import Batch, model_inputs
-from pipeline.distill.adversary import OwnAdversary
-from pipeline.distill.examples import Examples
+from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
+from pipeline.distill.dataset import Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.outputs import divergence
 from pipeline.models.pretrained import load_tokenizer
+from pipeline.perturbation.search import radius_of
 from pipeline.shards.reader import Shards
 from pipeline.training.order import Piece
-from tests.world import SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
+from tests.world import AUGMENT_SETTINGS, SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 
 @pytest.fixture
 def batch(scores: Path) -> Batch:
-    return Examples(Shards(scores), "train", 3).batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return Examples(Shards(scores), "train").batch(Piece(np.arange(12), 0, 0.0, 1.0))
 
 
 def loss_of(teacher: Path, aim: Aim, student: Student, soft: float = 1.0) -> OnlineLoss:
     """With a perturbation that is large enough to be seen, from the untouched input on."""
-    usual = student_settings()
-    search = usual.perturbation.model_copy(update={"radius": 0.5, "start": 0.0})
-    settings = usual.model_copy(update={"perturbation": search, "objective": usual.objective.model_copy(update={"soft": soft})})
-    own = OwnAdversary(search, "classification", word_embeddings(student.model), load_tokenizer(teacher))
-    aimed = search.model_copy(update={"start": 0.5})
-    return OnlineLoss(FrozenTeacher(teacher), student, settings, aimed, own if aim == "student" else None)
+    search = AUGMENT_SETTINGS.perturbation.model_copy(update={"objective": "label", "radius": 0.5, "start": 0.0})
+    table = word_embeddings(student.model).detach()
+    own = OwnGradient(radius_of(0.5, "l2", table), "classification", load_tokenizer(teacher)) if aim == "student" else None
+    objective = student_settings().objective.model_copy(update={"soft": soft})
+    return OnlineLoss(FrozenTeacher(teacher), student.map, objective, search, own)
+
+
+def test_each_ordinary_token_moves_by_the_radius_away_from_the_teachers_answer(teacher: Path, batch: Batch) -> None:
+    student = make_student(teacher, student_settings(layers=2), seed=0)
+    model = student.model.eval()
+    own = loss_of(teacher, "student", student).own
+    assert own is not None
+    words = embed(model, batch["input_ids"])
+
+    def away(embeddings: torch.Tensor) -> torch.Tensor:
+        logits = logits_from_embeddings(model, model_inputs(batch), embeddings)
+        return divergence(batch["teacher_logits"], logits, "classification")
+
+    logits = logits_from_embeddings(model, model_inputs(batch), words)
+    delta = own.delta(words, logits, batch)
+    ordinary = ordinary_tokens(batch, own.tokenizer)
+    torch.testing.assert_close(delta.norm(dim=-1), own.radius * ordinary.float())
+    assert bool((away(words + 1e-3 * delta) > away(words)).all())
 
 
 @pytest.mark.parametrize("aim", ["student", "teacher"])
@@ -74,5 +92,7 @@ def test_a_regression_is_refused(tmp_path: Path) -> None:
     prepared = save_prepared(tmp_path / "prepared", task, {"train": 8, "dev": 4, "test": 4})
     score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), scores)
     with pytest.raises(PipelineError, match="arms with the teacher in the loop are for classifications"):
-        train_online("student", teacher, scores, settings, settings.perturbation, tmp_path / "out", tmp_path / "cost.json")
+        train_online(
+            "student", teacher, scores, settings, AUGMENT_SETTINGS.perturbation, tmp_path / "out", tmp_path / "cost.json"
+        )
     assert not (tmp_path / "out").exists()

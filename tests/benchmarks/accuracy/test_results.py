@@ -24,7 +24,7 @@ def result(**changed: Any) -> Result:
         "train_rows": 490, "teacher": "7d7d7d7d7d7d", "teacher_value": 0.93, "dev": 0.88, "agreement": 0.9,
         "test_rows": 2000, "best_epoch": 7.0,
         "steps": 288, "seconds": 60.5, "stage_one_seconds": 0.0, "bytes": 1000, "manifest": "0123456789ab", "code": "c0de",
-        "settings": '{"student":{"adversary":"none"}}',
+        "settings": '{"student":{}}',
     }  # fmt: skip
     return Result(**facts | changed)
 
@@ -36,11 +36,11 @@ def test_a_run_is_found_again_by_what_identifies_it(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "accuracy.csv"
     assert finished(path) == set()
     add_result(path, result(), CURVE)
-    add_result(path, result(arm="own", value=0.9), CURVE)
+    add_result(path, result(arm="edits", value=0.9), CURVE)
     rows = read_results(path)
     assert rows["value"].tolist() == [0.87, 0.9]
-    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"adversary":"none"}}') in finished(path)
-    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"adversary":"student"}}') not in finished(path)
+    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{}}') in finished(path)
+    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"layers":2}}') not in finished(path)
     assert len(IDENTITY) == 7
 
 

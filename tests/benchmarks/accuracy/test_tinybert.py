@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from benchmarks.accuracy.tinybert import Copies, LayersLoss, held_by, train_layers
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, model_inputs
-from pipeline.distill.examples import Examples
+from pipeline.distill.dataset import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
 from pipeline.models.forward import freeze
@@ -23,7 +23,7 @@ from tests.world import student_settings
 @pytest.fixture
 def batch(scores: Path) -> Batch:
     """Rows of different lengths."""
-    return Examples(Shards(scores), "train", 3).batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return Examples(Shards(scores), "train").batch(Piece(np.arange(12), 0, 0.0, 1.0))
 
 
 def of_row(batch: Batch, row: int) -> Batch:

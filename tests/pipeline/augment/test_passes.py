@@ -65,7 +65,7 @@ class World:
         return self.folder / "shards"
 
     def score(self, rows_per_shard: int = 8, batch_rows: int = 4) -> Manifest:
-        settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32", hidden=[])
+        settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32")
         return score(self.prepared, self.teacher, settings, runtime_at(self.folder), self.scores)
 
     def augment(self, settings: AugmentSettings | None = None) -> Manifest:

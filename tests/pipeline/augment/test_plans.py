@@ -15,7 +15,7 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
-from pipeline.distill.uses import aims_in
+from pipeline.distill.dataset import aims_in
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards

@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from pipeline.corpus.task import Task
 from pipeline.distill.card import write_card
 from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.schema import FORMAT_VERSION
-from tests.world import AUGMENT, STUDENT, make_task, student_settings
+from tests.world import AUGMENT, make_task, student_settings
 
 
 def settings(**changed: Any) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def test_a_student_of_edited_variants_claims_no_perturbation(recipes: list[list[
 
 
 def test_a_control_learnt_from_untouched_inputs_alone(tmp_path: Path) -> None:
-    found = card(tmp_path, None, shards=None, settings=settings(adversary="none"))
+    found = card(tmp_path, None, shards=None, settings=settings(variants="none"))
     assert "on untouched inputs alone" in found.text
     assert "perturb" not in found.text
     assert found.data.tags == ["knowledge-distillation"]
@@ -89,57 +88,17 @@ def test_a_control_learnt_from_untouched_inputs_alone(tmp_path: Path) -> None:
     assert "what they are" not in found.text
 
 
-@pytest.mark.parametrize(
-    ("changed", "kind", "said"),
-    [
-        ({}, "classification", "objective divergence, l2 radius 0.1, 1 step"),
-        ({"norm": "linf", "steps": 3}, "classification", "objective divergence, linf radius 0.1, 3 steps"),
-        (
-            {"radius": {"flips": 0.05}},
-            "classification",
-            "l2 radius such that 5.0% of its answers flip, 1 step",
-        ),
-        ({"radius": {"divergence": 0.1}}, "classification", "l2 radius such that its output diverges by 0.1 nats, 1 step"),
-        ({"radius": {"divergence": 0.1}}, "regression", "l2 radius such that its output diverges by 0.1, 1 step"),
-    ],
-)
-def test_a_student_that_perturbed_its_own_inputs_says_how(
-    changed: dict[str, Any], kind: str, said: str, tmp_path: Path
-) -> None:
-    search = STUDENT["perturbation"] | changed
-    chosen = settings(adversary="student", perturbation=search)
-    found = card(tmp_path, None, make_task(kind), shards=None, settings=chosen)
-    how = "with adversarial perturbations of the student's own word embeddings, found anew in each step."
-    assert f"distilled from a fine-tuned teacher {how}" in found.text
-    assert re.search(rf"^\| perturbed by the student itself \| [^|]*{re.escape(said)} \|$", found.text, re.M)
-    assert found.data.tags == ["knowledge-distillation", "adversarial-data-augmentation"]
-    assert "what they are" not in found.text
-
-
-@pytest.mark.parametrize(
-    ("adversary", "idle"), [("shards", {"perturbation"}), ("student", {"variants"}), ("none", {"perturbation", "variants"})]
-)
-def test_a_card_shows_no_setting_that_did_nothing(adversary: str, idle: set[str], tmp_path: Path) -> None:
-    chosen = settings(adversary=adversary)
-    found = card(tmp_path, manifest(["mask"]) if adversary == "shards" else None, settings=chosen).text
+@pytest.mark.parametrize("variants", ["none", "all"])
+def test_a_card_shows_the_settings_that_had_an_effect(variants: str, tmp_path: Path) -> None:
+    chosen = settings(variants=variants)
+    found = card(tmp_path, None if variants == "none" else manifest(["mask"]), settings=chosen).text
     shown = json.loads(found.split("```json")[1].split("```")[0])
-    assert {"perturbation", "variants"} - set(shown) == idle
-    assert shown["layers"] == chosen["layers"]
+    assert ("perturbed" in shown["objective"]) == (variants == "all")
+    assert (shown["variants"], shown["layers"]) == (variants, chosen["layers"])
 
 
-def test_a_student_of_both_says_both(tmp_path: Path) -> None:
-    found = card(tmp_path, manifest(["perturb"]), settings=settings(adversary={"shards": 0.5, "student": 0.5}))
-    stored, own = "adversarial perturbations of its word embeddings", "adversarial perturbations of the student's own"
-    assert f"teacher with {stored} and {own}" in found.text
-    assert "| what they are | 2 a text (perturb); objective divergence" in found.text
-    assert "| perturbed by the student itself | objective divergence" in found.text
-
-
-@pytest.mark.parametrize("who", ["shards", "student"])
-def test_perturbations_that_follow_no_gradient_are_not_called_adversarial(who: str, tmp_path: Path) -> None:
-    search = STUDENT["perturbation"] | {"objective": "noise", "start": 1.0}
-    stored = manifest(["perturb"], objective="noise") if who == "shards" else None
-    found = card(tmp_path, stored, settings=settings(adversary=who, perturbation=search))
+def test_perturbations_that_follow_no_gradient_are_not_called_adversarial(tmp_path: Path) -> None:
+    found = card(tmp_path, manifest(["perturb"], objective="noise"))
     assert "teacher with random perturbations of " in found.text
     assert found.data.tags == ["knowledge-distillation"]
 

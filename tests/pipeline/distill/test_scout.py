@@ -132,11 +132,11 @@ def test_another_seed_or_another_number_of_snapshots_is_another_scout_but_the_la
     assert not set(hashes["seed"]) & set(hashes["two"])
 
 
-def test_variants_are_not_read_whatever_the_adversary_is(scored: Path, teacher: Path, tmp_path: Path) -> None:
-    for name in ("shards", "none"):
+def test_variants_are_not_read_whatever_the_policy_is(scored: Path, teacher: Path, tmp_path: Path) -> None:
+    for name in ("rotate", "none"):
         optimiser = STUDENT["optimiser"] | {"epochs": 1}
-        train_scout(scored, teacher, settings(adversary=name, snapshots=1, optimiser=optimiser), tmp_path / name)
-    assert ScoutFolder(tmp_path / "shards").hashes() == ScoutFolder(tmp_path / "none").hashes()
+        train_scout(scored, teacher, settings(variants=name, snapshots=1, optimiser=optimiser), tmp_path / name)
+    assert ScoutFolder(tmp_path / "rotate").hashes() == ScoutFolder(tmp_path / "none").hashes()
 
 
 def test_scores_of_another_teacher_are_refused_by_the_name_of_what_differs(scored: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_scores_of_another_teacher_are_refused_by_the_name_of_what_differs(score
 
 def test_a_scout_from_scratch_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValidationError, match=r"to a scout from scratch; set start: teacher"):
-        settings(start="scratch", adversary="none")
+        settings(start="scratch", variants="none")
 
 
 def test_a_scout_that_would_learn_from_perturbed_inputs_alone_is_refused() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 
 from pipeline.config.errors import PipelineError
 from pipeline.distill.narrowing import NARROWABLE
-from pipeline.distill.student import Checkpoint, SizeSettings, Student, chosen_layers, make_student, principal_map
+from pipeline.distill.student import Checkpoint, SizeSettings, chosen_layers, make_student, principal_map
 from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
 from pipeline.models.pretrained import load_classifier
@@ -262,20 +262,6 @@ def test_a_checkpoint_that_takes_fewer_tokens_is_refused(teacher: Path, tmp_path
     kin = kin_of(teacher, tmp_path / "kin", max_position_embeddings=10)
     with pytest.raises(PipelineError, match=r"takes at most 10 tokens, stored rows have up to 24; start from another"):
         make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(kin))), seed=0)
-
-
-def test_what_is_learnt_beside_the_map_starts_at_nothing_and_leaves_nothing(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=2), seed=0)
-    names = set(student.model.state_dict())
-    assert Student.residual_of(student.model) is None
-    student.learn_residual(32)
-    learnt = Student.residual_of(student.model)
-    assert learnt is not None
-    assert learnt.shape == (32, 16)
-    assert not learnt.any()
-    assert any(parameter is learnt for parameter in student.model.parameters()), "it is trained"
-    student.forget_residual()
-    assert set(student.model.state_dict()) == names
 
 
 @pytest.mark.parametrize(("kind", "new"), [("bert", False), ("electra", True)])

@@ -9,7 +9,7 @@ from pipeline.evaluation.facts import TaskReport, gather
 from pipeline.evaluation.page import page
 from pipeline.evaluation.provenance import flattened, in_words, student_settings
 from pipeline.evaluation.quality import EvaluationSettings
-from tests.fake_run import BOTH, NOBODY, OTHERS, OWN, SHARDS, STUDENT, STUDENTS, params, write_run
+from tests.fake_run import OTHERS, STUDENT, STUDENTS, params, write_run
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])
 
@@ -33,42 +33,16 @@ def test_nested_settings_become_dotted_names() -> None:
     assert flattened({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == [("a.b", 1), ("a.c.d", [2]), ("e", None)]
 
 
-@pytest.mark.parametrize(
-    ("shares", "said"),
-    [
-        (SHARDS, "shards"),
-        (OWN, "student"),
-        (NOBODY, "none"),
-        (BOTH, "shards 0.5, student 0.5"),
-        ({"shards": 1.0, "student": 1.0}, "shards 1, student 1"),
-        ({"shards": 0.0, "student": 0.25}, "student 0.25"),
-    ],
-)
-def test_who_perturbs_is_said_by_the_name_that_the_settings_have_for_it(shares: dict[str, float], said: str) -> None:
-    assert in_words(STUDENT | {"adversary": shares})["adversary"] == said
-
-
-@pytest.mark.parametrize(
-    ("adversary", "idle"),
-    [
-        (SHARDS, {"own perturbation"}),
-        (OWN, {"variants", "residual"}),
-        (NOBODY, {"own perturbation", "variants", "residual"}),
-        (BOTH, set()),
-    ],
-)
-def test_settings_that_do_nothing_for_a_student_are_left_out(adversary: dict[str, float], idle: set[str]) -> None:
-    everything = {"own perturbation", *STUDENT} - {"perturbation"}
-    assert in_words(STUDENT | {"adversary": adversary}).keys() == everything - idle
+@pytest.mark.parametrize(("variants", "shown"), [("all", True), ("none", False)])
+def test_the_weight_of_variants_is_shown_only_for_a_student_that_sees_some(variants: str, shown: bool) -> None:
+    assert ("perturbed" in in_words(STUDENT | {"variants": variants})["objective"]) == shown
 
 
 def test_a_mapping_that_stands_for_one_value_is_one_cell(report: TaskReport) -> None:
     rows = shown(report)
-    assert {row["own"] for name, row in rows.items() if "radius" in name} == {"divergence 0.1"}
-    assert rows["own perturbation.objective"]["own"] == "divergence"
     assert rows["start"]["elsewhere"] == "checkpoint data/raw/small"
-    assert (rows["variants"]["half"], rows["variants"]["both"], rows["variants"]["own"]) == ("rotate", "worst of 2", "–")
-    assert (rows["objective.temperature"]["half"], rows["objective.temperature"]["elsewhere"]) == (1.0, "4 → 1")
+    assert (rows["variants"]["half"], rows["variants"]["worst"]) == ("rotate", "worst of 2")
+    assert (rows["objective.perturbed"]["half"], rows["objective.perturbed"]["half-plain"]) == (1.0, "–")
     assert not any(isinstance(value, dict) for row in rows.values() for value in row.values())
 
 
@@ -80,9 +54,9 @@ def test_how_a_training_ended_stands_below_the_settings(report: TaskReport) -> N
 
 
 def test_a_student_from_scratch_has_a_column_like_any_other(report: TaskReport) -> None:
-    random = dict(report.lineages["own"]) | {"start": {"start": "scratch"}}
-    rows = shown(replace(report, lineages={"half": report.lineages["half"], "own": random}))
-    assert rows["start.layers"] == {"half": [0, 2, 4], "own": "–"}
+    random = dict(report.lineages["worst"]) | {"start": {"start": "scratch"}}
+    rows = shown(replace(report, lineages={"half": report.lineages["half"], "worst": random}))
+    assert rows["start.layers"] == {"half": [0, 2, 4], "worst": "–"}
 
 
 def origins(folder: Path, *recipes: list[str], variants: int = 2, **details: Any) -> str:

@@ -32,7 +32,7 @@ from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from tests.architectures import of_type
-from tests.fake_run import MOVIES, NOBODY, SCORES, SHARDS, STUDENTS, answers, labels_of, score_columns, write_shards
+from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
 
 ROWS = 37
 
@@ -178,35 +178,34 @@ def test_of_a_single_row_the_interval_is_its_value_or_difference() -> None:
     assert difference_interval(MOVIES, np.array([1]), right, wrong, 100, ["a"]) == (1.0, 1.0)
 
 
-def test_the_control_differs_in_its_adversary_alone() -> None:
+def test_the_control_differs_in_its_variants_alone() -> None:
     assert control_of("half", STUDENTS) == "half-plain"
     assert control_of("half-plain", STUDENTS) is None
     assert control_of("narrow", STUDENTS) is None
 
 
-def test_a_second_student_without_adversary_is_not_its_own_control() -> None:
-    twins = {"a": {"adversary": NOBODY, "layers": 3}, "b": {"adversary": NOBODY, "layers": 3}}
-    assert control_of("a", twins) is None
+@pytest.mark.parametrize(
+    ("other", "control"),
+    [
+        ({"variants": "none", "layers": 3}, "b"),
+        ({"variants": "rotate", "layers": 3}, None),
+        ({"variants": "none"}, None),
+        ({"variants": "none", "layers": 3, "seed": 2}, None),
+    ],
+)
+def test_a_control_has_every_other_setting_and_no_further_one(other: dict[str, Any], control: str | None) -> None:
+    assert control_of("a", {"a": {"variants": {"worst_of": 2}, "layers": 3}, "b": other}) == control
 
 
-def test_a_control_must_have_every_setting_and_no_other() -> None:
-    own = {"adversary": SHARDS, "layers": 3}
-    assert control_of("a", {"a": own, "b": {"adversary": NOBODY}}) is None
-    assert control_of("a", {"a": own, "b": {"adversary": NOBODY, "layers": 3, "seed": 2}}) is None
+def test_a_second_student_without_variants_is_not_its_own_control() -> None:
+    assert control_of("a", {name: {"variants": "none", "layers": 3} for name in "ab"}) is None
 
 
-def test_how_an_adversary_is_used_makes_no_other_control() -> None:
-    used = {"adversary": SHARDS, "layers": 3, "variants": "all", "perturbation": {"steps": 3}, "residual": True}
-    plain = {"adversary": NOBODY, "layers": 3, "variants": "rotate", "perturbation": {"steps": 1}, "residual": False}
-    assert control_of("a", {"a": used, "b": plain}) == "b"
-    assert control_of("a", {"a": used, "c": plain | {"layers": 2}, "b": plain}) == "b"
-
-
-def test_the_weight_of_what_nobody_perturbs_makes_no_other_control() -> None:
+def test_the_weight_of_variants_makes_no_other_control() -> None:
     weights = {"soft": 1.0, "perturbed": 0.5}
-    used = {"adversary": SHARDS, "objective": weights}
-    assert control_of("a", {"a": used, "b": {"adversary": NOBODY, "objective": weights | {"perturbed": 1.0}}}) == "b"
-    assert control_of("a", {"a": used, "b": {"adversary": NOBODY, "objective": weights | {"soft": 0.5}}}) is None
+    used, plain = {"variants": "all", "objective": weights}, {"variants": "none", "objective": weights | {"perturbed": 1.0}}
+    assert control_of("a", {"a": used, "b": plain}) == "b"
+    assert control_of("a", {"a": used, "b": plain | {"objective": weights | {"soft": 0.5}}}) is None
 
 
 class Clock:

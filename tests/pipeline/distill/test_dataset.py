@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Split, Task
-from pipeline.distill.examples import SEEDS, VARIANT, Examples, Variants
-from pipeline.distill.uses import Use, WorstOf, aims_in, chosen
+from pipeline.distill.dataset import VARIANT, Examples, Use, Variants, WorstOf, aims_in, check_use, chosen
+from pipeline.perturbation.surrogate import aims_of
 from pipeline.shards import writer
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
@@ -27,6 +29,8 @@ CONTENT: dict[bool, Content] = {False: "scores", True: "perturbations"}
 USES: dict[str, Use] = {"rotate": "rotate", "by_progress": "by_progress", "all": "all", "worst_of": WorstOf(worst_of=3)}
 SHOWN = {"rotate": 1, "by_progress": 1, "all": VARIANTS, "worst_of": 3}
 """Variants of an example that one step shows."""
+
+USE: TypeAdapter[Use] = TypeAdapter(Use)
 
 Parts = dict[tuple[Split, int], list[Sequence[int]]]
 """Of each variant of each split the numbers of the examples in each partition."""
@@ -96,17 +100,19 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
         return scores, write(folder / "shards", variants)
 
 
-def examples_of(sets: tuple[Shards, Shards], use: Use | None = "rotate", seed: int = 3, seeded: bool = True) -> Examples:
-    """The train split, with variants unless ``use`` is None."""
-    plain = Examples(sets[0], "train", seed)
-    return Examples(sets[0], "train", seed, None if use is None else Variants(sets[1], plain.rows, use), seeded)
+def examples_of(sets: tuple[Shards, Shards], use: Use = "rotate") -> Examples:
+    """The train split, with variants unless ``use`` is none."""
+    plain = Examples(sets[0], "train")
+    return plain if use == "none" else Examples(sets[0], "train", Variants(sets[1], plain.rows, use))
 
 
-def steps_of_epoch(examples: Examples, epoch: int, processes: int, turns: int) -> list[list[tuple[Piece, Batch]]]:
+def steps_of_epoch(
+    examples: Examples, epoch: int, processes: int, turns: int, seed: int = 3
+) -> list[list[tuple[Piece, Batch]]]:
     """Of each step the pieces of all processes and turns, with their batches."""
     taken = []
     for process in range(processes):
-        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, examples.seed, Sharing(processes, process, turns))
+        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, seed, Sharing(processes, process, turns))
         order.set_epoch(epoch)
         taken.append([(piece, examples.batch(piece)) for piece in order])
     return [
@@ -190,58 +196,15 @@ def test_by_progress_passes_on_from_snapshot_to_snapshot_within_an_epoch(sets: t
     assert numbers[-1][-1] == 3
 
 
-@pytest.mark.parametrize("use", [None, "rotate", "all"])
-def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use | None) -> None:
+@pytest.mark.parametrize("use", ["none", "rotate", "all"])
+def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use) -> None:
     piece = Piece(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
     batch = examples_of(sets, use).batch(piece)
     assert untouched_in(batch) == [9, 4, 36, 0]
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array([np.nan, np.nan, 0, 0], dtype=np.float32))
     assert batch["labels"].dtype == torch.float32
-    assert batch["progress"].shape == ()
-    assert float(batch["progress"]) == 0.625
     assert batch["attention_mask"].sum(dim=1).tolist() == [3 + number % 7 for number in (9, 4, 36, 0)]
-    assert any(name.startswith(VARIANT) for name in batch) == (use is not None)
-
-
-@given(**any_sharing)
-@often
-def test_the_progress_of_a_batch_is_that_of_its_piece(
-    sets: tuple[Shards, Shards], processes: int, turns: int, epoch: int
-) -> None:
-    steps = steps_of_epoch(examples_of(sets, None), epoch, processes, turns)
-    for number, step in enumerate(steps):
-        for piece, batch in step:
-            assert float(batch["progress"]) == pytest.approx(piece.progress)
-            assert piece.progress == (epoch + number / len(steps)) / EPOCHS
-
-
-def seeds_of(examples: Examples, epoch: int, processes: int = 1) -> dict[int, int]:
-    """Of each example the seed that it has in an epoch."""
-    found: dict[int, int] = {}
-    for step in steps_of_epoch(examples, epoch, processes, 1):
-        for _, batch in step:
-            found |= dict(zip(untouched_in(batch), batch[SEEDS].tolist(), strict=True))
-    assert len(found) == COUNT
-    return found
-
-
-def test_every_example_has_a_seed_of_its_own_in_every_epoch_of_every_training(sets: tuple[Shards, Shards]) -> None:
-    seeds = [seed for base in (3, 4) for epoch in range(3) for seed in seeds_of(examples_of(sets, seed=base), epoch).values()]
-    assert len(set(seeds)) == 2 * 3 * COUNT
-
-
-def test_the_seed_of_an_example_is_the_same_again_whoever_takes_it_and_beside_whatever(sets: tuple[Shards, Shards]) -> None:
-    examples = examples_of(sets)
-    once = seeds_of(examples, 1)
-    assert once == seeds_of(examples, 1) == seeds_of(examples_of(sets, None), 1, processes=3)
-    alone = examples.batch(Piece(np.array([17]), epoch=1, progress=0.0, weight=1.0))
-    assert alone[SEEDS].tolist() == [once[17]]
-    assert alone[SEEDS].dtype == torch.int64
-
-
-def test_seeds_are_there_only_where_they_are_wanted(sets: tuple[Shards, Shards]) -> None:
-    piece = Piece(np.arange(3), epoch=0, progress=0.0, weight=1.0)
-    assert SEEDS not in examples_of(sets, seeded=False).batch(piece)
+    assert any(name.startswith(VARIANT) for name in batch) == (use != "none")
 
 
 @pytest.mark.parametrize("use", USES)
@@ -251,13 +214,13 @@ def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_cam
     sets: tuple[Shards, Shards], use: str, seed: int, epochs: list[int]
 ) -> None:
     def batches(examples: Examples, epoch: int) -> list[Batch]:
-        return [batch for step in steps_of_epoch(examples, epoch, 1, 1) for _, batch in step]
+        return [batch for step in steps_of_epoch(examples, epoch, 1, 1, seed) for _, batch in step]
 
-    used = examples_of(sets, USES[use], seed)
+    used = examples_of(sets, USES[use])
     for epoch in epochs:
         np.random.default_rng().random(2)
         torch.rand(2)
-        again, fresh = batches(used, epoch), batches(examples_of(sets, USES[use], seed), epoch)
+        again, fresh = batches(used, epoch), batches(examples_of(sets, USES[use]), epoch)
         for one, other in zip(again, fresh, strict=True):
             assert one.keys() == other.keys()
             for name in one:
@@ -265,7 +228,7 @@ def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_cam
 
 
 def test_another_split_has_its_own_rows_and_no_variants(sets: tuple[Shards, Shards]) -> None:
-    dev = Examples(sets[0], "dev", 3)
+    dev = Examples(sets[0], "dev")
     assert len(dev) == len(dev.lengths()) == len(dev.labels()) == 11
     assert dev.lengths().tolist() == [3 + number % 7 for number in range(40, 51)]
     assert np.isnan(dev.labels()).tolist() == [number % 5 == 4 for number in range(40, 51)]
@@ -280,4 +243,56 @@ def test_a_variant_that_some_example_lacks_is_refused_when_they_are_opened(
 ) -> None:
     broken = write(tmp_path, {("train", 1): [range(COUNT)], ("train", 2): [others]})
     with pytest.raises(ShardMismatch, match="1 of 37 examples have no perturbed row"):
-        Variants(broken, Examples(sets[0], "train", 3).rows, "rotate")
+        Variants(broken, Examples(sets[0], "train").rows, "rotate")
+
+
+@given(st.integers(1, 9), st.integers(0, 40))
+def test_rotation_shows_every_variant_once_in_as_many_epochs(variants: int, epoch: int) -> None:
+    shown = [chosen("rotate", [None] * variants, 0, epoch + number, 0.0) for number in range(variants)]
+    assert sorted(number for numbers in shown for number in numbers) == list(range(1, variants + 1))
+
+
+@given(st.integers(2, 9), st.integers(0, 40), st.data())
+def test_candidates_for_the_worst_differ_and_take_turns(variants: int, epoch: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(2, variants))
+    use = USE.validate_python({"worst_of": count})
+    found = chosen(use, [None] * variants, 0, epoch, 0.0)
+    assert len(set(found)) == len(found) == count
+    assert {n for e in range(variants) for n in chosen(use, [None] * variants, 0, e, 0.0)} == set(range(1, variants + 1))
+
+
+@pytest.mark.parametrize(("progress", "numbers"), [(0.0, [1]), (0.45, [1]), (0.55, [2]), (0.8, [2]), (0.9, [3]), (0.99, [3])])
+def test_by_progress_shows_the_variant_of_the_snapshot_that_was_as_far(progress: float, numbers: list[int]) -> None:
+    """Three snapshots lie at a third, two thirds and the end; the border between two lies midway."""
+    assert chosen("by_progress", [1, 2, 3], 3, 0, progress) == numbers
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12).filter(any), st.integers(1, 5), st.integers(0, 20),
+       st.floats(0, 1, exclude_max=True))  # fmt: skip
+def test_by_progress_shows_only_variants_of_the_nearest_snapshot_in_turn(
+    perturbed: list[bool], snapshots: int, epoch: int, progress: float
+) -> None:
+    aims = aims_of(perturbed, snapshots)
+    away = {number: abs(aim - progress * snapshots) for number, aim in enumerate(aims, 1) if aim is not None}
+    turns = {chosen("by_progress", aims, snapshots, epoch + turn, progress)[0] for turn in range(len(aims))}
+    assert turns == {number for number, distance in away.items() if distance == min(away.values())}
+
+
+def test_by_progress_takes_turns_where_no_variant_is_aimed_at_a_scout() -> None:
+    check_use("by_progress", [None] * 3, 0)
+    shown = [chosen("by_progress", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
+    assert shown == [chosen("rotate", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
+
+
+def test_by_progress_needs_a_variant_for_every_snapshot() -> None:
+    """Else a student would see to its end what misled a scout that had hardly begun."""
+    check_use("by_progress", [1, None, 2, 3, 1], 3)
+    check_use("rotate", [1, 2, 3], 8)
+    with pytest.raises(PipelineError, match=r"its 8 snapshots, but at the last 5 of them no variant is aimed; set .* to 3, or"):
+        check_use("by_progress", [1, 2, 3], 8)
+
+
+@pytest.mark.parametrize("use", ["sometimes", {"worst_of": 1}, {"best_of": 2}, 3])
+def test_another_use_is_refused(use: Any) -> None:
+    with pytest.raises(ValidationError):
+        USE.validate_python(use, strict=True)

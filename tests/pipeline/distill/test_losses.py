@@ -5,18 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
+from torch.nn import functional
+from transformers import PreTrainedModel
 
 from pipeline.augment.passes import augment, score
-from pipeline.corpus.encoding import Batch, model_inputs
-from pipeline.corpus.task import Split, Task
-from pipeline.distill import step
-from pipeline.distill.examples import VARIANT, Examples, Variants
-from pipeline.distill.step import StudentLoss
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Kind, Split, Task
+from pipeline.distill import losses
+from pipeline.distill.dataset import VARIANT, Examples, Variants
+from pipeline.distill.losses import ObjectiveSettings, StudentLoss, clean_loss, imitation_loss, soft_loss
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
 from pipeline.models.outputs import divergence
 from pipeline.models.pretrained import load_classifier
-from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Row, Shards
 from pipeline.training.order import Piece
 from tests.world import (
@@ -28,6 +31,10 @@ from tests.world import (
     save_teacher,
     student_settings,
 )
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -0.7]])
+TEACHER = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 2.0, 0.1]])
+LABELS = torch.tensor([0.0, 1.0])
 
 Folders = tuple[Path, Path]
 COUNTS: dict[Split, int] = {"train": 40, "dev": 10, "test": 10}
@@ -63,7 +70,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         watched.answers.append(logits_from_embeddings(model, batch, embeddings))
         return watched.answers[-1]
 
-    monkeypatch.setattr(step, "logits_from_embeddings", logits)
+    monkeypatch.setattr(losses, "logits_from_embeddings", logits)
     return watched
 
 
@@ -82,7 +89,7 @@ def stored(kin: Folders, recipes: list[list[str]], folder: Path, use: Any = "rot
     for number in range(1, len(recipes) + 1):
         found = {row.example_id: row for row in shards.rows("train", number)}
         variants.append([found[row.example_id] for row in rows])
-    return Examples(known, "train", 3, Variants(shards, rows, student_settings(variants=use).variants)), variants
+    return Examples(known, "train", Variants(shards, rows, student_settings(variants=use).variants)), variants
 
 
 @pytest.mark.parametrize("recipes", RECIPES)
@@ -91,7 +98,7 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
 ) -> None:
     """Were one of ids, types, partner, share, δ or mask another than the teacher saw, an answer would be."""
     student = make_student(kin[0], student_settings(layers=None), seed=0)
-    loss = StudentLoss(student, student_settings().objective, Task.read(kin[0]).kind)
+    loss = StudentLoss(student.map, student_settings().objective, Task.read(kin[0]).kind)
     examples, variants = stored(kin, recipes, tmp_path)
     for epoch, rows in enumerate(variants):
         batch = examples.batch(everything(epoch, len(rows)))
@@ -110,7 +117,7 @@ def test_a_narrower_student_is_given_what_the_teacher_was_carried_over_by_the_ma
     """map(λ E_T[ids] + (1 − λ) E_T[partner] + δ), computed here from the stored rows one by one."""
     narrow = student_settings(hidden=16, heads=2, intermediate=32)
     student, table = make_student(kin[0], narrow, seed=0), word_embeddings(load_classifier(kin[0]))
-    loss = StudentLoss(student, narrow.objective, Task.read(kin[0]).kind)
+    loss = StudentLoss(student.map, narrow.objective, Task.read(kin[0]).kind)
     assert student.map is not None
     examples, variants = stored(kin, recipes, tmp_path)
     for epoch, rows in enumerate(variants):
@@ -124,97 +131,88 @@ def test_a_narrower_student_is_given_what_the_teacher_was_carried_over_by_the_ma
             torch.testing.assert_close(given[: len(words)], words @ student.map, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_without_a_perturbation_have_none_beside_rows_that_have_one(kin: Folders, tmp_path: Path) -> None:
-    examples, variants = stored(kin, [["perturb"], ["mask"], ["mix"]], tmp_path, use="all")
-    batch = examples.batch(everything(0, len(examples)))
-    rows = [row for variant in variants for row in variant]
-    delta = dequantise(batch["variant_codes"], batch["variant_scales"])
-    assert [bool(moved.any()) for moved in delta] == [row.delta is not None for row in rows]
-    shares = [1.0 if row.own_weight is None else row.own_weight for row in rows]
-    assert batch["variant_own_weight"].tolist() == pytest.approx(shares)
-    assert {row.variant for row in rows} == {1, 2, 3}
-
-
-def parts(kin: Folders, folder: Path, use: Any) -> tuple[StudentLoss, Batch, int]:
-    """A loss of stored variants alone, and a batch for it."""
+def parts(kin: Folders, folder: Path, use: Any, rows: int = 12) -> tuple[PreTrainedModel, StudentLoss, Batch]:
+    """A student in evaluation mode, a loss of stored variants alone, and a batch for it."""
     student = make_student(kin[0], student_settings(layers=1), seed=0)
-    student.model.eval()
     objective = student_settings().objective.model_copy(update={"soft": 0.0})
     examples, _ = stored(kin, [["perturb"], ["mask"], ["swap"]], folder, use)
-    loss = StudentLoss(student, objective, "classification", use=student_settings(variants=use).variants)
-    return loss, examples.batch(everything(0, 12)), 12
+    loss = StudentLoss(student.map, objective, "classification", student_settings(variants=use).variants)
+    return student.model.eval(), loss, examples.batch(everything(0, rows))  # type: ignore[return-value]
 
 
-def test_an_untouched_input_of_which_nothing_is_learnt_is_not_asked_for(
-    kin: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loss, batch, _ = parts(kin, tmp_path, "rotate")
-    model, whole = loss.student.model.eval(), loss.objective.model_copy(update={"soft": 1.0})
-    untouched = replace(loss, objective=whole, stored=0.0)(model, batch)
-    asked = list[int]()
-    answer = step.logits_from_embeddings
-    monkeypatch.setattr(step, "logits_from_embeddings", lambda *given: asked.append(1) or answer(*given))
-    alone = replace(loss, objective=loss.objective.model_copy(update={"soft": 0.0}))(model, batch)
-    assert len(asked) == 1
-    torch.testing.assert_close(replace(loss, objective=whole)(model, batch), untouched + alone)
-    assert len(asked) == 1 + 2
+def distances(model: PreTrainedModel, loss: StudentLoss, batch: Batch) -> torch.Tensor:
+    """KL(teacher ‖ student) on each variant of each row, [variants, rows]."""
+    variants = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+    found = divergence(variants["logits"], loss.logits_on(model, variants), "classification")
+    return found.reshape(-1, len(batch["labels"]))
+
+
+def test_the_loss_is_the_sum_of_both_terms_and_a_term_without_weight_costs_no_pass(kin: Folders, tmp_path: Path) -> None:
+    model, variants, batch = parts(kin, tmp_path, "rotate")
+    passes = list[int]()
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    both = replace(variants, objective=variants.objective.model_copy(update={"soft": 2.0, "perturbed": 0.5}))
+    clean = {name: value for name, value in batch.items() if not name.startswith(VARIANT)}
+    torch.testing.assert_close(both(model, batch), both(model, clean) + 0.5 * variants(model, batch))
+    assert len(passes) == 2 + 1 + 1
 
 
 def test_all_is_the_mean_over_the_variants_of_each_row(kin: Folders, tmp_path: Path) -> None:
-    loss, batch, rows = parts(kin, tmp_path, "all")
-    variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
-    away = divergence(variant["logits"], loss.on_variant(loss.student.model, variant), "classification")
-    torch.testing.assert_close(loss(loss.student.model, batch), away.reshape(3, rows).mean(dim=0))
+    model, loss, batch = parts(kin, tmp_path, "all")
+    torch.testing.assert_close(loss(model, batch), distances(model, loss, batch).mean(dim=0))
 
 
-def test_worst_of_learns_from_the_variant_that_this_student_answers_worst(kin: Folders, tmp_path: Path) -> None:
-    loss, batch, rows = parts(kin, tmp_path, {"worst_of": 2})
-    variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
-    assert len(variant["logits"]) == 2 * rows
-    away = divergence(variant["logits"], loss.on_variant(loss.student.model, variant), "classification")
-    worst = away.reshape(2, rows)
-    assert 0 < int(worst.argmax(dim=0).sum()) < rows, "now one is the worst, now the other"
-    torch.testing.assert_close(loss(loss.student.model, batch), worst.amax(dim=0))
+def test_worst_of_learns_from_the_variant_with_the_greatest_divergence(kin: Folders, tmp_path: Path) -> None:
+    model, loss, batch = parts(kin, tmp_path, {"worst_of": 2})
+    found = distances(model, loss, batch)
+    assert found.shape == (2, 12)
+    assert 0 < int(found.argmax(dim=0).sum()) < 12, "now one is the worst, now the other"
+    torch.testing.assert_close(loss(model, batch), found.amax(dim=0))
 
 
 def test_choosing_the_worst_leaves_no_gradient_and_the_model_in_training(kin: Folders, tmp_path: Path) -> None:
-    loss, batch, _ = parts(kin, tmp_path, {"worst_of": 2})
-    model = loss.student.model.train()
+    model, loss, batch = parts(kin, tmp_path, {"worst_of": 2})
     state = torch.get_rng_state()
-    loss(model, batch).mean().backward()
+    loss(model.train(), batch).mean().backward()
     assert model.training
     assert not torch.equal(torch.get_rng_state(), state), "dropout is drawn for what is learnt from"
 
 
-@pytest.fixture(scope="module")
-def with_states(kin: Folders, tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """The same teacher, and scores that hold its states after both layers."""
-    folder = tmp_path_factory.mktemp("states")
-    prepared = save_prepared(folder / "prepared", Task.read(kin[0]), COUNTS)
-    settings = SCORE_SETTINGS.model_copy(update={"hidden": [1, 2]})
-    score(prepared, kin[0], settings, runtime_at(folder), folder / "scores")
-    return kin[0], folder / "scores"
+def settings(**changes: object) -> ObjectiveSettings:
+    values = {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0} | changes
+    return ObjectiveSettings.model_validate(values)
 
 
-def test_a_student_that_is_the_teacher_has_its_states(with_states: Folders) -> None:
-    teacher, scores = with_states
-    student = make_student(teacher, student_settings(layers=None), seed=0)
-    objective = student_settings().objective.model_copy(update={"soft": 0.0, "hidden": 2.0})
-    batch = Examples(Shards(scores), "train", 3, hidden=True).batch(everything(0, 12))
-    for layers, same in (([1, 2], True), ([2, 1], False), ([2, 2], False)):
-        found = StudentLoss(student, objective, "classification", layers=layers)(student.model.eval(), batch)
-        assert bool((found.abs() < 1e-5).all()) == same, layers
+def test_the_soft_loss_is_the_divergence_from_teacher_to_student_in_nats() -> None:
+    p, q = TEACHER.double().softmax(1), LOGITS.double().softmax(1)
+    expected = (p * (p / q).log()).sum(1)
+    assert soft_loss(LOGITS, TEACHER, 1.0).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert soft_loss(TEACHER + 3.0, TEACHER, 2.0).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
-def test_a_narrower_student_is_compared_with_the_teachers_states_as_the_map_carries_them(with_states: Folders) -> None:
-    teacher, scores = with_states
-    student = make_student(teacher, student_settings(layers=1, hidden=16, heads=2, intermediate=32), seed=0)
-    objective = student_settings().objective.model_copy(update={"soft": 0.0, "hidden": 1.0})
-    examples = Examples(Shards(scores), "train", 3, hidden=True)
-    batch = examples.batch(everything(0, 12))
-    found = StudentLoss(student, objective, "classification", layers=[1, 1])(student.model.eval(), batch)
-    states = student.model(**model_inputs(batch), output_hidden_states=True).hidden_states[1][:, 0]
-    stored = torch.tensor(examples.rows.matrix("hidden")[:12]).reshape(12, 2, 32) @ student.map
-    own = torch.nn.functional.normalize(states, dim=-1)
-    away = [(own - torch.nn.functional.normalize(stored[:, layer], dim=-1)).square().sum(dim=-1) for layer in (0, 1)]
-    torch.testing.assert_close(found, (away[0] + away[1]) / 2, atol=1e-5, rtol=1e-4)
+def test_a_high_temperature_keeps_the_size_of_the_gradient() -> None:
+    """T² · KL tends to the squared difference of centred logits / (2 · classes) (Hinton et al. 2015, §2.1)."""
+    centred = (LOGITS - LOGITS.mean(1, keepdim=True)) - (TEACHER - TEACHER.mean(1, keepdim=True))
+    expected = centred.square().sum(1) / (2 * LOGITS.shape[1])
+    found = imitation_loss(LOGITS.double(), TEACHER.double(), settings(temperature=1000.0), "classification")
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-2)
+
+
+@pytest.mark.parametrize(("form", "kind", "outputs"), [("mse", "classification", 3), ("kl", "regression", 1)])
+def test_mse_compares_logits_and_a_regression_always_does(form: str, kind: Kind, outputs: int) -> None:
+    own, teacher = LOGITS[:, :outputs], TEACHER[:, :outputs]
+    expected = functional.mse_loss(own, teacher, reduction="none").mean(dim=1)
+    assert imitation_loss(own, teacher, settings(form=form), kind).tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.tensor([float("nan"), 1.0])], ids=["labelled", "one without"])
+def test_the_clean_loss_is_the_weighted_sum_of_its_terms_row_by_row(labels: torch.Tensor) -> None:
+    found = clean_loss(LOGITS, TEACHER, labels, settings(hard=0.5, soft=2.0), "classification")
+    hard = functional.cross_entropy(LOGITS, LABELS.long(), reduction="none").where(~labels.isnan(), 0.0)
+    assert found.tolist() == pytest.approx((0.5 * hard + 2.0 * soft_loss(LOGITS, TEACHER, 1.0)).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"hard": -1.0}, {"soft": 0.0, "perturbed": 0.0}])
+def test_an_objective_that_is_none_is_rejected(changes: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=r"greater than|must be above 0"):
+        settings(**changes)

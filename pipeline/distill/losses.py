@@ -1,0 +1,121 @@
+"""The loss of a student, row by row: every term, its weight, the temperature, and the inputs that the logits come from."""
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from pipeline.config.params import Settings
+from pipeline.corpus.encoding import Batch
+from pipeline.corpus.task import Kind
+from pipeline.distill.dataset import VARIANT, Use, WorstOf
+from pipeline.models.forward import bare, embed, logits_from_embeddings, logits_from_ids
+from pipeline.models.outputs import divergence
+from pipeline.perturbation.inputs import carried, view_embeddings
+from pipeline.shards.batches import CODES, SCALES
+from pipeline.shards.codec import dequantise
+from pipeline.training.trainer import label_loss
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class ObjectiveSettings(Settings):
+    """Weights and form of the loss."""
+
+    hard: Weight
+    """Weight of the labels; a row without a label contributes 0."""
+    soft: Weight
+    """Weight of the teacher's logits on the clean input."""
+    perturbed: Weight
+    """Weight of the teacher's logits on the stored variants."""
+    form: Literal["kl", "mse"]
+    """How logits are compared; a regression always uses the squared error."""
+    temperature: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> "ObjectiveSettings":
+        if not self.hard + self.soft + self.perturbed:
+            raise ValueError("one of the weights hard, soft and perturbed must be above 0")
+        return self
+
+
+def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """KL(teacher ‖ student) at ``temperature`` of each row, [rows], in nats.
+
+    Both logits are [rows, classes] at temperature 1. The result is multiplied by temperature² so that its gradient keeps
+    the size of the hard loss's when the temperature changes (Hinton et al. 2015, §2).
+    """
+    student = (student_logits / temperature).log_softmax(dim=-1)
+    teacher = (teacher_logits / temperature).log_softmax(dim=-1)
+    return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1) * temperature**2
+
+
+def imitation_loss(student_logits: Tensor, teacher_logits: Tensor, settings: ObjectiveSettings, kind: Kind) -> Tensor:
+    """Distance of the student's logits from the teacher's, both [rows, outputs]; returns [rows]."""
+    if kind == "regression" or settings.form == "mse":
+        return (student_logits - teacher_logits).square().mean(dim=-1)
+    return soft_loss(student_logits, teacher_logits, settings.temperature)
+
+
+def clean_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: ObjectiveSettings, kind: Kind) -> Tensor:
+    """The weighted sum soft · imitation loss + hard · label loss on clean inputs, [rows].
+
+    Args:
+        logits: the student's, [rows, outputs].
+        teacher_logits: the teacher's, [rows, outputs].
+        labels: [rows], NaN where there is none.
+        settings: the weights and the form.
+        kind: of the task.
+    """
+    loss = settings.soft * imitation_loss(logits, teacher_logits, settings, kind)
+    return loss + settings.hard * label_loss(logits, labels, kind) if settings.hard else loss
+
+
+@dataclass(frozen=True)
+class StudentLoss:
+    """The whole loss of a batch: ``clean_loss`` + perturbed · the mean imitation loss on the variants shown."""
+
+    map: Tensor | None
+    """[teacher's embedding width, student's]: maps δ to the student's word embeddings; None if they share one space."""
+    objective: ObjectiveSettings
+    kind: Kind
+    use: Use = "rotate"
+    """The policy that chose the variants of the batch; here only ``worst_of`` matters."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss of each row, [rows]."""
+        rows = len(batch["teacher_logits"])
+        loss = torch.zeros_like(batch["teacher_logits"][:, 0])
+        if self.objective.soft or self.objective.hard:  # otherwise the clean pass is skipped
+            logits = logits_from_ids(model, batch).float()
+            loss = clean_loss(logits, batch["teacher_logits"], batch["labels"], self.objective, self.kind)
+        variants = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
+        if variants:
+            if isinstance(self.use, WorstOf):
+                variants = self._worst(model, variants, rows)
+            imitation = imitation_loss(self.logits_on(model, variants), variants["logits"], self.objective, self.kind)
+            loss = loss + self.objective.perturbed * imitation.reshape(-1, rows).mean(dim=0)
+        return loss
+
+    def logits_on(self, model: PreTrainedModel, variants: Batch) -> Tensor:
+        """The student's logits [variants, outputs] on what the teacher labelled: (mixed) word embeddings plus the mapped δ."""
+        words = view_embeddings(functools.partial(embed, model), variants)
+        if CODES in variants:
+            words = words + carried(dequantise(variants[CODES], variants[SCALES]), self.map)
+        return logits_from_embeddings(model, variants, words).float()
+
+    @torch.no_grad()
+    def _worst(self, model: PreTrainedModel, variants: Batch, rows: int) -> Batch:
+        """The variant of each row with the greatest KL(teacher ‖ student); the candidates are ordered by number, then row."""
+        whole = bare(model)
+        training = whole.training
+        logits = self.logits_on(whole.eval(), variants)
+        whole.train(training)
+        distance = divergence(variants["logits"], logits, self.kind).reshape(-1, rows)
+        chosen = distance.argmax(dim=0) * rows + torch.arange(rows, device=distance.device)
+        return {name: value[chosen] for name, value in variants.items()}
