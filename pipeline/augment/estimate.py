@@ -34,7 +34,7 @@ UNKNOWN_RADIUS = 0.123456789
 SEARCHES = 9
 """How often at most the sample is perturbed to find a radius and its effect."""
 
-SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 5200
+SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 6100
 """Of a token's scale, id and type, of a logit, of all else that a row holds, and of what a file says of itself."""
 
 NAME_BYTES = 16
