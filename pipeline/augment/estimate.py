@@ -21,7 +21,7 @@ from pipeline.store.store import Store
 UNKNOWN_RADIUS = 0.123456789
 """Stands for a radius that is not known yet; no shard of the store has it."""
 
-SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 5200
+SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 6100
 """Of a token's scale, id and type, of a logit, of a row's other columns, and of a file's metadata."""
 
 NAME_BYTES = 16

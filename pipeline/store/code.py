@@ -36,7 +36,7 @@ class Package:
         self._read: dict[str, tuple[str, set[str]]] = {}
 
     def code_of(self, entry_module: str) -> dict[str, str]:
-        """One SHA-256 a room, over the modules of that room that ``entry_module`` imports, directly or not, and itself.
+        """One SHA-256 a room, cut to 32 digits, over the modules that ``entry_module`` imports, directly or not, and itself.
 
         It covers the syntax trees without docstrings, comments and formatting. The trees, and so the hashes, depend on the
         minor version of Python.
@@ -49,7 +49,7 @@ class Package:
             room = module.split(".")[1]
             if room not in VALUES_IN_KEYS:
                 rooms.setdefault(room, {})[module] = self._module(module)[0]
-        return {room: hash_of(trees) for room, trees in rooms.items()}
+        return {room: hash_of(trees)[:32] for room, trees in rooms.items()}
 
     def closure(self, entry_module: str) -> set[str]:
         """A module and all modules of the package that it imports, anywhere in it, directly or not."""

@@ -86,10 +86,11 @@ def test_shards_are_counted_before_half_way_and_after(
 
 def test_a_damaged_shard_is_missing(scores: Path, teacher: Path, tmp_path: Path) -> None:
     augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
-    for number, path in enumerate(shards_in(tmp_path / "store")[:2]):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content[:-1] if number else bytes([content[0] ^ 1]) + content[1:])
+    cut, lost = shards_in(tmp_path / "store")[:2]
+    content = cut.read_bytes()
+    for path in (cut, lost):
+        path.unlink()  # the published file is the same one by hard link
+    cut.write_bytes(content[:-1])
     assert planned(scores, teacher, tmp_path, augment_settings()).missing == 2
 
 
