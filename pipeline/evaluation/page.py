@@ -153,7 +153,7 @@ def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
 def origins(report: TaskReport) -> dict[str, Rows]:
     """Definition tables of the task, the shards' key and the variants, by title."""
     scores, variants = report.scores, report.perturbations
-    task = {"kind": report.task.kind, "labels": report.task.labels, "metric": report.task.metric}
+    task: dict[str, Any] = {"kind": report.task.kind, "labels": report.task.labels, "metric": report.task.metric}
     task |= {f"{split} rows": sum(entry.receipt.rows for entry in scores.of_split(split)) for split in SPLITS}
     sizes = {
         f"{name} bytes": sum(e.receipt.bytes for e in m.shards) for name, m in (("scores", scores), ("variants", variants))
