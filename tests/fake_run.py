@@ -1,4 +1,4 @@
-"""Products of every stage before the report, small and made up, in the form in which the stages write them."""
+"""Small made-up products of every stage before the report, in the stages' own formats."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ STUDENT: dict[str, Any] = {
     "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
     "optimiser": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
-"""As a lineage has them: without what is left as in the teacher."""
+"""Settings as in a lineage."""
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
@@ -36,52 +36,31 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "narrow": STUDENT | {"layers": 6, "hidden": 192},
     "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"epochs": 6}},
 }
-OTHERS: dict[str, dict[str, Any]] = {
-    "worst": STUDENT | {"variants": {"worst_of": 2}},
-    "elsewhere": STUDENT | {"start": {"checkpoint": "data/raw/small"}},
-}
-"""Students whose settings have other forms."""
 
-NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4, "worst": 0.85, "elsewhere": 1.3}
-"""How far the students' answers stray from the label."""
+NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
+"""Standard deviation of the noise in each student's logits."""
 
 LATENCY = {"half": 2.9, "half-plain": 2.95, "narrow": 3.6, "tiny": 0.7}
 PARAMETERS = {"half": 17_400_000, "half-plain": 17_400_000, "narrow": 8_500_000, "tiny": 4_300_000}
 SECONDS = {"half": 204.3, "half-plain": 101.0, "narrow": 4000.0, "tiny": 3.2}
-PERTURBATION = {
-    "objective": "divergence",
-    "norm": "l2",
-    "radius": 0.104,
-    "steps": 3,
-    "step_size": 0.5,
-    "start": 0.3,
-    "special_tokens": False,
-}
-AUGMENT = {
-    "perturbation": PERTURBATION,
-    "text_edits": {"mask": 0.12, "delete": 0.1, "swap": 0.1, "span": 0.3},
-    "masked_lm": None,
-    "mixing": {"alpha": 0.4},
-    "codec": "sign",
-    "seed": 13,
-}
+AUGMENT = {"perturbation": {"objective": "divergence", "norm": "l2", "radius": 0.104}, "masked_lm": None, "seed": 13}
 Recipes = Sequence[Sequence[str]]
 
 
 def params(*tasks: str, students: Mapping[str, Any] = STUDENTS) -> dict[str, Any]:
-    """What params.yaml says, as far as evaluate and report read it."""
+    """The sections of params.yaml that evaluate, export and report read."""
     evaluate = {"batch_rows": 8, "bootstrap_resamples": 200, "timed_rows": 20, "timed_rounds": 3}
     return {"tasks": {task: {} for task in tasks}, "students": dict(students), "evaluate": evaluate}
 
 
 def labels_of(task: Task, rows: int) -> Floats:
-    """Labels that the task admits, [rows]."""
+    """Random labels of the task, [rows]."""
     random = np.random.default_rng(1)
     return random.integers(0, 2, rows).astype(float) if task.kind == "classification" else random.normal(size=rows)
 
 
 def answers(task: Task, labels: Floats, noise: float, seed: int) -> Floats:
-    """Logits [rows, outputs] that stray from the labels by ``noise``."""
+    """Logits [rows, outputs]: the labels with Gaussian noise."""
     strayed = np.random.default_rng(seed).normal(scale=noise, size=len(labels))
     if task.kind == "regression":
         return np.asarray(labels + strayed, dtype=np.float32)[:, None]
@@ -92,7 +71,7 @@ def answers(task: Task, labels: Floats, noise: float, seed: int) -> Floats:
 def write_shards(
     folder: Path, content: Content, task: Task, parts: Mapping[tuple[Split, int], dict[str, Any]], key: Key, **more: Any
 ) -> Manifest:
-    """Write one shard a (split, variant) with the given columns, and the manifest."""
+    """Write one shard for each (split, variant), and the manifest."""
     entries = []
     for (split, variant), columns in parts.items():
         file = f"{split}-variant-{variant}-00000.arrow"
@@ -114,7 +93,7 @@ def write_shards(
 
 
 def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, variant: int = 0) -> dict[str, Any]:
-    """Columns of rows with random ids below 50 and lengths from 3 to 20."""
+    """Rows with random ids below 50 and 3 to 20 tokens."""
     random = np.random.default_rng(len(labels))
     ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 21, len(labels))]
     return {
@@ -128,7 +107,7 @@ def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, vari
 
 
 def write_scores(data: Path, task: Task, rows: int, made_with: Key | None = None) -> None:
-    """The scores of all splits, ``rows`` each, of the teacher with this lineage or of none."""
+    """The scores of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
     labels = labels_of(task, rows)
     splits: tuple[Split, ...] = ("train", "dev", "test")
     parts = {(split, 0): score_columns(task, split, labels, answers(task, labels, 0.7, 0)) for split in splits}
@@ -138,7 +117,7 @@ def write_scores(data: Path, task: Task, rows: int, made_with: Key | None = None
 
 
 def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipes: Recipes = (("perturb",),)) -> None:
-    """Variants of the train split, with δ where their recipe says so, whose divergences are log-normal."""
+    """Variants of the train split with log-normal divergences."""
     labels = labels_of(task, rows)
     logits = answers(task, labels, 0.7, 0)
     parts: dict[tuple[Split, int], dict[str, Any]] = {}
@@ -170,59 +149,38 @@ def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipe
     write_shards(data / "shards" / task.name, "perturbations", task, parts, key, **more)
 
 
-def write_student(
-    data: Path, task: Task, name: str, settings: Mapping[str, Any], logits: Floats, labels: Floats, teacher: Floats
-) -> None:
-    """A student's history, lineage, evaluation and what its training took."""
+def write_student(data: Path, task: Task, name: str, logits: Floats, labels: Floats, teacher: Floats) -> None:
+    """A student's history, lineage, cost and evaluation."""
+    settings, size, latency = STUDENTS.get(name, STUDENT), PARAMETERS.get(name, 1_000_000), LATENCY.get(name, 2.0)
     folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["epochs"])
-    _write_history(folder, measure(task, labels, logits), epochs)
-    start = settings["start"]["checkpoint"] if isinstance(settings["start"], Mapping) else settings["start"]
+    value, best = measure(task, labels, logits), measure(task, labels, teacher)
+    _write_history(folder, value, epochs)
     lineage = {
-        "task": task.name,
-        "student": name,
         "settings": dict(settings),
-        "teacher": "7d" * 32,
         "scores": manifest_hash(data / "scores" / task.name),
         "shards": None if settings["variants"] == "none" else manifest_hash(data / "shards" / task.name),
-        "dev": measure(task, labels, logits) + 0.004,
-        "teacher_dev": measure(task, labels, teacher) + 0.004,
+        "dev": value + 0.004,
         "best_epoch": epochs - 1,
-        "start": {"start": start, "layers": [0, 2, 4], "parameters_copied": PARAMETERS.get(name, 0), "embedding_error": 0.0131},
+        "start": {"start": "teacher", "layers": [0, 2, 4], "parameters_copied": size},
     }
     write_json(folder / "lineage.json", lineage)
-    cost = {"seconds": SECONDS.get(name, 77.7), "steps": 80 * epochs}
-    write_json(data / "training" / task.name / f"{name}.json", cost)
-    latency = LATENCY.get(name, 2.0)
-    write_evaluation(data / "evaluation" / task.name / name, task, logits, labels, teacher, name, latency)
-
-
-def write_evaluation(
-    folder: Path, task: Task, logits: Floats, labels: Floats, teacher: Floats, name: str, latency: float
-) -> None:
-    """What the evaluate stage writes."""
-    value, best = measure(task, labels, logits), measure(task, labels, teacher)
-    size = PARAMETERS.get(name, 1_000_000)
-    student = Quality(
-        value=value,
-        retained=value / best if best > 0 else None,
-        agreement=agreement(task, logits, teacher),
-        parameters=size,
-        bytes=4 * size,
-    )
-    retained = 1.0 if best > 0 else None
-    own = Quality(value=best, retained=retained, agreement=1.0, parameters=22_700_000, bytes=90_900_000)
+    write_json(data / "training" / task.name / f"{name}.json", {"seconds": SECONDS.get(name, 77.7), "steps": 80 * epochs})
+    alike = agreement(task, logits, teacher)
+    own = Quality(value=value, retained=value / best, agreement=alike, parameters=size, bytes=4 * size)
+    other = Quality(value=best, retained=1.0, agreement=1.0, parameters=22_700_000, bytes=90_900_000)
     speeds = Speeds(
         teacher=Speed(latency_ms=5.8, rows_per_s=302.0), student=Speed(latency_ms=latency, rows_per_s=1750 / latency)
     )
-    write_json(folder / QUALITY_FILE, Qualities(rows=len(labels), teacher=own, student=student).model_dump())
-    write_json(folder / SPEED_FILE, speeds.model_dump())
+    evaluation = data / "evaluation" / task.name / name
+    write_json(evaluation / QUALITY_FILE, Qualities(rows=len(labels), teacher=other, student=own).model_dump())
+    write_json(evaluation / SPEED_FILE, speeds.model_dump())
     columns = {
         "id": [f"test-{number}" for number in range(len(labels))],
         "label": labels,
         "teacher_logits": pa.array(list(teacher), pa.list_(pa.float32())),
         "student_logits": pa.array(list(logits), pa.list_(pa.float32())),
     }
-    pq.write_table(pa.table(columns), folder / PREDICTIONS_FILE)
+    pq.write_table(pa.table(columns), evaluation / PREDICTIONS_FILE)
 
 
 def write_run(
@@ -230,18 +188,17 @@ def write_run(
     task: Task = MOVIES,
     rows: int = 60,
     variants: int = 2,
-    students: Mapping[str, Mapping[str, Any]] = STUDENTS,
-    noise: Mapping[str, float] = NOISE,
+    students: Sequence[str] = tuple(STUDENTS),
     recipes: Recipes = (("perturb",),),
 ) -> None:
-    """All products of one task."""
+    """All products of one task; a student with another name has the settings of ``half``."""
     write_scores(data, task, rows)
     write_perturbations(data, task, rows, variants, recipes)
     labels = labels_of(task, rows)
     teacher = answers(task, labels, 0.7, 0)
     _write_history(data / "teacher" / task.name, measure(task, labels, teacher), 3)
-    for number, (name, settings) in enumerate(students.items()):
-        write_student(data, task, name, settings, answers(task, labels, noise[name], number + 2), labels, teacher)
+    for number, name in enumerate(students):
+        write_student(data, task, name, answers(task, labels, NOISE.get(name, 1.0), number + 2), labels, teacher)
 
 
 def _key(task: Task, content: Content) -> Key:

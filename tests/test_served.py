@@ -25,7 +25,7 @@ from pipeline.corpus.encoding import collate, encode
 from pipeline.corpus.task import Floats
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.evaluation.export_check import logits_in_mixed_batches
+from pipeline.evaluation.export import logits_in_mixed_batches
 from pipeline.evaluation.onnx_graph import open_graph, write_graph
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.architectures import DECODERS, head_settings

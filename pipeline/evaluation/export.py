@@ -1,26 +1,18 @@
-"""A student as a folder that onnxruntime serves, checked on real rows against torch before anybody gets it.
-
-Knows students, rows of shards and what lies in the folder; must not know how a graph is made or run, or a student trained.
-"""
+"""Exports a student as a folder for onnxruntime, after checking its logits against torch on the test split."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.corpus.encoding import MODEL_INPUTS
+from pipeline.corpus.encoding import MODEL_INPUTS, Batch, Integers
+from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure
-from pipeline.evaluation.export_check import (
-    CHECKED_ROWS,
-    allowed_difference,
-    check_difference,
-    largest_difference,
-    logits_in_mixed_batches,
-)
 from pipeline.evaluation.onnx_graph import OPSET, check_installed, open_graph, write_graph, write_int8
 from pipeline.evaluation.quality import (
     Answer,
@@ -35,25 +27,32 @@ from pipeline.evaluation.quality import (
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.hashes import model_hash, tokenizer_hash
 from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.shards.batches import inputs_at
 from pipeline.shards.manifest import Manifest, check_agreement, check_trained_from
-from pipeline.shards.reader import Shards
+from pipeline.shards.reader import Rows, Shards
 from pipeline.store.files import check_replaceable, folder_written_whole, write_json
 
 FLOAT_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
 FACTS_FILE = "export.json"
 
+LARGEST_DIFFERENCE = 1e-4
+"""Largest accepted difference between a logit of the float file and torch's, relative to the largest logit."""
+
+CHECKED_ROWS = (1, 2, 3, 5, 8, 13, 21, 32)
+"""Batch sizes of the check, in turn."""
+
 
 class File(Settings):
-    """What one exported file is worth on the test split."""
+    """Quality of one exported file on the test split."""
 
     file: str
     value: float
     """The task's metric."""
     agreement: float
-    """Share of the answers that the student gives by torch; for regression the Pearson correlation with them."""
+    """Share of predictions equal to torch's; for regression the Pearson correlation with torch's outputs."""
     difference: float
-    """The largest difference of a logit from torch's."""
+    """The largest absolute difference of a logit from torch's."""
     bytes: int
 
 
@@ -64,32 +63,34 @@ class Facts(Settings):
     student: str
     """Hash of the student's weights and configuration."""
     inputs: tuple[str, ...]
-    """Each int64 [rows, tokens], padded on the right."""
+    """Each is int64 [rows, tokens], padded on the right."""
     max_length: int
     opset: int
     rows: int
     value: float
-    """The task's metric by torch."""
+    """The task's metric computed by torch."""
     bytes: int
-    """Size of the student's weights for torch."""
+    """Size of the student's torch weights."""
     allowed: float
-    """The largest difference of a logit that the float file was allowed."""
+    """The largest accepted difference of a logit of the float file."""
     files: tuple[File, ...]
 
 
 def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings, int8: bool) -> tuple[Facts, list[Speed]]:
-    """Write the folder ``out``; returns what it is worth, and how fast torch and then each file is.
+    """Write the folder ``out``; returns its facts and the speeds of torch and then each file.
 
     Raises:
-        PipelineError: something is missing or does not fit, the exporter cannot take the model, or its file answers otherwise
-            than torch. Nothing is written then.
+        PipelineError: a package or product is missing or does not fit, torch's exporter does not support the model, or the
+            float file's logits differ from torch's. Nothing is written then.
     """
-    _check_places(student, out)
+    check_installed()
+    if not student.is_dir():
+        raise PipelineError(f"the student {student} does not exist; make it with dvc repro")
+    check_replaceable(out, [FACTS_FILE])
     shards = Shards.holding("scores", scores)
     manifest, rows = shards.manifest, shards.rows("test", 0)
     check_labelled(manifest.task, rows)
-    model, tokenizer = _load_fitting(student, scores, manifest)
-    check_trained_from(student, scores)
+    model, tokenizer = _load(student, scores, manifest)
     pad = manifest.pad_token_id
     wanted = logits_of(model, rows, pad, settings.batch_rows)
     with folder_written_whole(out) as folder:
@@ -102,29 +103,70 @@ def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings,
         answers: list[Answer] = [partial(logits_from_ids, model), *(open_graph(path, threads=1) for path in paths)]
         cost = speeds(answers, rows, pad, settings.timed_rows, settings.timed_rounds)
         facts = _facts(student, manifest, rows.labels(), wanted, found)
-        _write_companions(folder, student, tokenizer, facts)
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # as the graph expects it
+        tokenizer.save_pretrained(folder)
+        shutil.copyfile(student / "config.json", folder / "config.json")
+        write_json(folder / FACTS_FILE, facts.model_dump(mode="json"))
+        (folder / "README.md").write_text(_readme(student.name, facts), encoding="utf-8")
     return facts, cost
 
 
-def _check_places(student: Path, out: Path) -> None:
-    """Refuse what would end badly before anything is loaded: ``out`` is replaced, whatever lies there."""
-    check_installed()
-    if not student.is_dir():
-        raise PipelineError(f"the student {student} does not exist; make it: dvc repro")
-    check_replaceable(out, [FACTS_FILE])
+def logits_in_mixed_batches(answer: Callable[[Batch], Floats], rows: Rows, pad_token_id: int, outputs: int) -> Floats:
+    """Logits [rows, outputs] in the order of ``rows``, computed in batches of mixed lengths and varying size."""
+    found = np.empty((len(rows), outputs), dtype=np.float32)
+    for group in mixed_groups(len(rows)):
+        found[group] = answer(inputs_at(rows, group, pad_token_id))
+    return found
 
 
-def _load_fitting(student: Path, scores: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A student and its tokenizer, which must be those of the rows it is checked on."""
+def mixed_groups(rows: int) -> list[Integers]:
+    """Shuffled positions 0..rows-1 in groups of ``CHECKED_ROWS`` in turn."""
+    order = np.random.default_rng(seed_of("export", "order")).permutation(rows)
+    ends = np.cumsum(np.resize(CHECKED_ROWS, rows))
+    return np.split(order, ends[ends < rows])
+
+
+def check_difference(student: Path, found: Floats, wanted: Floats) -> None:
+    """Raise PipelineError for logits that are NaN or differ too much from torch's; both are [rows, outputs]."""
+    difference, allowed = _largest_difference(found, wanted), allowed_difference(wanted)
+    if not difference <= allowed:
+        raise PipelineError(
+            f"the ONNX file of {student} does not reproduce torch's logits: the largest difference is {difference:.1e}, "
+            f"allowed are {allowed:.1e}; nothing was written. Try another version of torch or onnxruntime"
+        )
+
+
+def allowed_difference(wanted: Floats) -> float:
+    """The largest accepted difference of a logit for these logits of torch."""
+    return LARGEST_DIFFERENCE * float(np.abs(wanted).max())
+
+
+def _largest_difference(found: Floats, wanted: Floats) -> float:
+    return float(np.abs(found - wanted).max())
+
+
+def _load(student: Path, scores: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A student and its tokenizer, checked against the shards."""
     model, tokenizer = load_classifier(student), load_tokenizer(student)
     check_answers(manifest.task, model, student)
     own = {"tokenizer": tokenizer_hash(tokenizer)}
     check_agreement(f"{student} and {scores}", own, manifest.key, "Name the scores that the student was distilled from")
+    check_trained_from(student, scores)
     return model, tokenizer
 
 
 def _facts(student: Path, manifest: Manifest, labels: Floats, wanted: Floats, found: Mapping[Path, Floats]) -> Facts:
     task = manifest.task
+    files = tuple(
+        File(
+            file=path.name,
+            value=measure(task, labels, logits),
+            agreement=agreement(task, logits, wanted),
+            difference=_largest_difference(logits, wanted),
+            bytes=_bytes(path.parent, f"{path.name}*"),
+        )
+        for path, logits in found.items()
+    )
     return Facts(
         task=task,
         student=model_hash(student),
@@ -135,16 +177,7 @@ def _facts(student: Path, manifest: Manifest, labels: Floats, wanted: Floats, fo
         value=measure(task, labels, wanted),
         bytes=_bytes(student, "*.safetensors"),
         allowed=allowed_difference(wanted),
-        files=tuple(
-            File(
-                file=path.name,
-                value=measure(task, labels, logits),
-                agreement=agreement(task, logits, wanted),
-                difference=largest_difference(logits, wanted),
-                bytes=_bytes(path.parent, f"{path.name}*"),
-            )
-            for path, logits in found.items()
-        ),
+        files=files,
     )
 
 
@@ -152,7 +185,7 @@ def _bytes(folder: Path, files: str) -> int:
     return sum(file.stat().st_size for file in folder.glob(files))
 
 
-README = """# {name} as ONNX: it answers the task {task.name}
+README = """# {name} for the task {facts.task.name}, in ONNX
 
 ```python
 import onnxruntime
@@ -160,52 +193,28 @@ from transformers import AutoTokenizer
 
 folder = "path/to/this/folder"
 tokenizer = AutoTokenizer.from_pretrained(folder)
-session = onnxruntime.InferenceSession(f"{{folder}}/{file}")
-rows = tokenizer({texts}, padding=True, truncation=True, max_length={length}, return_tensors="np")
+session = onnxruntime.InferenceSession(f"{{folder}}/{facts.files[0].file}")
+rows = tokenizer({texts}, padding=True, truncation=True, max_length={facts.max_length}, return_tensors="np")
 logits = session.run(["logits"], {{one.name: rows[one.name] for one in session.get_inputs()}})[0]
 ```
 
-The logits are [rows, {outputs}]{order}. A batch may have any number of rows, of any lengths, padded on the right.
+The logits are [rows, {facts.task.outputs}]{order}. A batch has any number of rows of any length, padded on the right.
 
-Checked on {rows:,} test rows in batches of {least} to {most}. By torch the {task.metric} is {value:.4f}.
+Checked on {facts.rows:,} test rows in batches of 1 to 32. With torch the {facts.task.metric} is {facts.value:.4f}.
 
-| file | {task.metric} | agreement with torch | largest difference of a logit | MB |
+| file | {facts.task.metric} | agreement with torch | largest difference of a logit | MB |
 |---|---|---|---|---|
 {table}
-{note}"""
 
-INT8_NOTE = """
-What passes through `{file}` is rounded to 8 bits on one scale for a whole batch, so an answer depends a little on the rows
-beside it.
+An int8 file rounds activations to 8 bits on one scale for the whole batch, so its logits depend slightly on the other rows.
 """
 
 
-def _write_companions(folder: Path, student: Path, tokenizer: PreTrainedTokenizerBase, facts: Facts) -> None:
-    """All but the graphs: the tokenizer, which pads on the right as the graph wants it, configuration, facts, how to use it."""
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"
-    tokenizer.save_pretrained(folder)
-    shutil.copyfile(student / "config.json", folder / "config.json")
-    write_json(folder / FACTS_FILE, facts.model_dump(mode="json"))
-    (folder / "README.md").write_text(_readme(student.name, facts), encoding="utf-8")
-
-
 def _readme(name: str, facts: Facts) -> str:
-    rows = [
+    table = [
         f"| `{one.file}` | {one.value:.4f} | {one.agreement:.4f} | {one.difference:.1e} | {one.bytes / 1e6:.1f} |"
         for one in facts.files
     ]
-    return README.format(
-        name=name,
-        task=facts.task,
-        file=FLOAT_FILE,
-        texts='["a text"], ["its second text"]' if facts.task.pair else '["a text", "another text"]',
-        length=facts.max_length,
-        outputs=facts.task.outputs,
-        order=f" in the order {', '.join(facts.task.labels)}" if facts.task.labels else "",
-        rows=facts.rows,
-        least=min(CHECKED_ROWS),
-        most=max(CHECKED_ROWS),
-        value=facts.value,
-        table="\n".join(rows),
-        note=INT8_NOTE.format(file=INT8_FILE) if len(rows) > 1 else "",
-    )
+    texts = '["a text"], ["its second text"]' if facts.task.pair else '["a text", "another text"]'
+    order = f" in the order {', '.join(facts.task.labels)}" if facts.task.labels else ""
+    return README.format(name=name, facts=facts, texts=texts, order=order, table="\n".join(table))

@@ -1,12 +1,8 @@
-"""What the runs of one task and its students add up to, gathered from the folders that earlier stages write.
-
-Knows those folders, not the pages and tables made of them.
-"""
+"""Collects what the earlier stages wrote about one task: results with intervals, training curves, effects of the variants."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +18,20 @@ from pipeline.evaluation.quality import (
     QUALITY_FILE,
     SPEED_FILE,
     Qualities,
-    Quality,
     Speed,
     Speeds,
     control_of,
     difference_interval,
     value_interval,
 )
-from pipeline.evaluation.variants import answers_to_variants, flips, histogram
 from pipeline.shards.manifest import LINEAGE_FILE, Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 
 TEACHER = "teacher"
-"""What the teacher is called among the models of a task."""
+"""Name of the teacher among the models of a task."""
 
 PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
-"""What it means to be on the Pareto line."""
+"""When a model is on the Pareto line."""
 
 METRIC_NAMES: dict[Metric, str] = {
     "accuracy": "accuracy",
@@ -47,17 +41,19 @@ METRIC_NAMES: dict[Metric, str] = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
 }
-"""What a reader calls a metric."""
+
+BINS_A_DECADE, DECADES = 8, 6
+"""The histogram of divergence covers this many decades, up to the power of ten above the largest value."""
 
 
 def metric_name(task: Task) -> str:
-    """What a reader calls the task's metric; of F1, the label whose it is."""
+    """The display name of the task's metric; F1 names the positive label."""
     return METRIC_NAMES[task.metric] + (f" of {task.labels[1]}" if task.metric == "f1" else "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """One row of the result table; its fields are the columns."""
+    """One row of the result table; its fields are the columns, in this order."""
 
     task: str
     model: str
@@ -68,22 +64,22 @@ class Result:
     """Ends of the value's interval over test rows."""
     retained: float | None
     agreement: float
-    control: str | None
-    interval_low: float | None
-    interval_high: float | None
+    control: str | None = None
+    interval_low: float | None = None
+    interval_high: float | None = None
     """Ends of the interval of the difference to the control."""
     parameters: int
     bytes: int
     latency_ms: float
     rows_per_s: float
-    training_s: float | None
-    """What the student's own training took; None for the teacher, and for a student that was made by hand."""
-    pareto: bool
-    """Whether it is on the task's Pareto line of latency and value."""
+    training_s: float | None = None
+    """None for the teacher and for a student whose training was not recorded."""
+    pareto: bool = False
+    """Whether the model is on the task's Pareto line of latency and value."""
 
 
 class TrainingCost(Settings):
-    """What the distill stage notes of a student's training; varies from run to run."""
+    """The cost of a student's training, as the distill stage records it; varies from run to run."""
 
     seconds: float
     steps: int
@@ -91,24 +87,22 @@ class TrainingCost(Settings):
 
 @dataclass(frozen=True)
 class TaskReport:
-    """Everything the page says of one task."""
+    """Everything the page shows about one task."""
 
     task: Task
     rows: int
-    """Of the test split."""
+    """Rows of the test split."""
     trivial: float
-    """What one answer to all test rows is worth."""
+    """Metric of the best constant prediction on the test split."""
     taught: bool
-    """Whether the teacher is better than that, as far as its test rows tell."""
+    """Whether the teacher is measurably better than the constant prediction."""
     teacher: Result
     students: tuple[Result, ...]
     lineages: Mapping[str, Mapping[str, Any]]
-    costs: Mapping[str, TrainingCost | None]
-    """None for a student that was made by hand."""
     scores: Manifest
     perturbations: Manifest
     hashes: Mapping[str, str]
-    """Of the two manifests: ``scores`` and ``shards``."""
+    """Hashes of the two manifests, ``scores`` and ``shards``."""
     training: pd.DataFrame
     """Columns task, model, epoch, loss, dev."""
     divergence: pd.DataFrame
@@ -118,185 +112,165 @@ class TaskReport:
 
     @property
     def results(self) -> tuple[Result, ...]:
-        """Teacher first, then the students in their order."""
+        """The teacher first, then the students in their order."""
         return (self.teacher, *self.students)
 
     @property
     def speedups(self) -> dict[str, float]:
-        """Teacher's latency over each student's; above 1 the student is faster."""
+        """The teacher's latency divided by each student's."""
         return {student.model: self.teacher.latency_ms / student.latency_ms for student in self.students}
 
 
 @dataclass(frozen=True)
-class _Evaluation:
-    """One folder of the evaluate stage."""
+class _Student:
+    """The products of the distill and evaluate stages for one student; arrays are [rows] and [rows, outputs]."""
 
+    lineage: Mapping[str, Any]
+    seconds: float | None
     qualities: Qualities
     speeds: Speeds
     ids: list[str]
     labels: Floats
     logits: Floats
-    teacher: Floats
-    """Its logits on the same rows."""
+    teacher_logits: Floats
 
 
 def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
-    """Read all that earlier stages wrote of task ``name`` and these students; other folders are ignored."""
-    scores, perturbations = data / "scores" / name, Shards.holding("perturbations", data / "shards" / name)
-    hashes = {"scores": manifest_hash(scores), "shards": manifest_hash(perturbations.folder)}
-    manifest = Manifest.read(scores)
-    folders = {student: data / "student" / name / student for student in students}
-    lineages = {student: _lineage(folder, hashes) for student, folder in folders.items()}
-    evaluations = {student: _evaluation(data / "evaluation" / name / student) for student in students}
-    costs = {student: _cost(data / "training" / name / f"{student}.json") for student in students}
-    spread = answers_to_variants(perturbations)
-    trivial, taught = _beside_one_answer(manifest.task, evaluations[students[0]], resamples)
-    speed = _speed_of_teacher(evaluations)
-    found = [_student(manifest.task, student, evaluations, lineages, costs[student], speed, resamples) for student in students]
-    results = [_teacher(manifest.task, evaluations, speed, resamples), *found]
-    teacher, *trained = _marked(results if taught else [replace(result, retained=None) for result in results])
+    """Read everything that earlier stages wrote about task ``name`` and these students; other folders are ignored.
+
+    Raises:
+        PipelineError: a product is missing or damaged, or a student was trained or evaluated on other rows.
+    """
+    shards = Shards.holding("perturbations", data / "shards" / name)
+    hashes = {"scores": manifest_hash(data / "scores" / name), "shards": manifest_hash(shards.folder)}
+    scores = Manifest.read(data / "scores" / name)
+    task, found = scores.task, {student: _read_student(data, name, student, hashes) for student in students}
+    first, variants = found[students[0]], _variants(shards)
+    constant = one_answer(task, first.labels)
+    lead = difference_interval(
+        task, first.labels, first.teacher_logits, constant, resamples, (task.name, TEACHER, "one answer")
+    )
+    results = [_teacher_result(task, found, resamples)]
+    results += [_student_result(task, student, found, results[0], resamples) for student in students]
+    on_line = on_pareto_line([(result.latency_ms, result.value) for result in results])
+    teacher, *trained = (
+        replace(result, pareto=pareto, retained=result.retained if lead[0] > 0 else None)
+        for result, pareto in zip(results, on_line, strict=True)
+    )
     return TaskReport(
-        task=manifest.task,
-        rows=evaluations[students[0]].qualities.rows,
-        trivial=trivial,
-        taught=taught,
+        task=task,
+        rows=len(first.labels),
+        trivial=measure(task, first.labels, constant),
+        taught=lead[0] > 0,
         teacher=teacher,
         students=tuple(trained),
-        lineages=lineages,
-        costs=costs,
-        scores=manifest,
-        perturbations=perturbations.manifest,
+        lineages={student: products.lineage for student, products in found.items()},
+        scores=scores,
+        perturbations=shards.manifest,
         hashes=hashes,
-        training=_training(name, {TEACHER: data / "teacher" / name, **folders}),
-        divergence=histogram(name, spread),
-        flips=flips(name, spread),
+        training=_histories(name, {TEACHER: data / "teacher" / name, **{s: data / "student" / name / s for s in students}}),
+        divergence=_histogram(name, variants),
+        flips=_flips(name, variants),
     )
-
-
-def _beside_one_answer(task: Task, evaluation: _Evaluation, resamples: int) -> tuple[float, bool]:
-    """What one answer to all test rows is worth, and whether the interval of the teacher's lead on it lies above zero."""
-    labels, same = evaluation.labels, one_answer(task, evaluation.labels)
-    low, _ = difference_interval(task, labels, evaluation.teacher, same, resamples, (task.name, TEACHER, "one answer"))
-    return measure(task, labels, same), low > 0
 
 
 def on_pareto_line(models: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which of several (latency, value) no other dominates: is at least as fast and at least as good, and better in one."""
+    """For each (latency, value), whether no other model dominates it."""
     return [not any(a <= latency and b >= value and (a, b) != (latency, value) for a, b in models) for latency, value in models]
 
 
-def _marked(results: Sequence[Result]) -> list[Result]:
-    line = on_pareto_line([(result.latency_ms, result.value) for result in results])
-    return [replace(result, pareto=on_it) for result, on_it in zip(results, line, strict=True)]
+def _teacher_result(task: Task, students: Mapping[str, _Student], resamples: int) -> Result:
+    """The teacher's row; it is timed beside every student, and the median of these timings counts."""
+    first = next(iter(students.values()))
+    timings = [student.speeds.teacher for student in students.values()]
+    speed = {column: float(np.median([getattr(timing, column) for timing in timings])) for column in Speed.model_fields}
+    low, high = value_interval(task, first.labels, first.teacher_logits, resamples, (task.name, TEACHER))
+    measured = first.qualities.teacher.model_dump() | speed
+    return Result(task=task.name, model=TEACHER, metric=task.metric, value_low=low, value_high=high, **measured)
 
 
-def _speed_of_teacher(evaluations: Mapping[str, _Evaluation]) -> Speed:
-    """It is timed beside every student; the table shows the median of these timings."""
-    speeds = [evaluation.speeds.teacher for evaluation in evaluations.values()]
-    return Speed(
-        latency_ms=float(np.median([s.latency_ms for s in speeds])),
-        rows_per_s=float(np.median([s.rows_per_s for s in speeds])),
-    )
-
-
-def _beside(teacher: Speed, speeds: Speeds) -> Speed:
-    """A student's speed where the teacher has this one: students are timed in turns with it, but on other days or machines."""
-    return Speed(
-        latency_ms=teacher.latency_ms * speeds.student.latency_ms / speeds.teacher.latency_ms,
-        rows_per_s=teacher.rows_per_s * speeds.student.rows_per_s / speeds.teacher.rows_per_s,
-    )
-
-
-def _teacher(task: Task, evaluations: Mapping[str, _Evaluation], speed: Speed, resamples: int) -> Result:
-    first = next(iter(evaluations.values()))
-    ends = value_interval(task, first.labels, first.teacher, resamples, (task.name, TEACHER))
-    return _result(task, TEACHER, first.qualities.teacher, ends, speed)
-
-
-def _student(
-    task: Task,
-    name: str,
-    evaluations: Mapping[str, _Evaluation],
-    lineages: Mapping[str, Mapping[str, Any]],
-    cost: TrainingCost | None,
-    teacher: Speed,
-    resamples: int,
-) -> Result:
-    own, seconds = evaluations[name], cost.seconds if cost else None
-    speed = _beside(teacher, own.speeds)
-    ends = value_interval(task, own.labels, own.logits, resamples, (task.name, name))
-    control = control_of(name, {student: lineage["settings"] for student, lineage in lineages.items()})
+def _student_result(task: Task, name: str, students: Mapping[str, _Student], teacher: Result, resamples: int) -> Result:
+    """A student's row; its speed is scaled by the teacher's in the same session, so that machines remain comparable."""
+    own, beside = students[name], students[name].speeds
+    speed = {
+        column: getattr(teacher, column) * getattr(beside.student, column) / getattr(beside.teacher, column)
+        for column in Speed.model_fields
+    }
+    low, high = value_interval(task, own.labels, own.logits, resamples, (task.name, name))
+    measured = own.qualities.student.model_dump() | speed | {"training_s": own.seconds}
+    result = Result(task=task.name, model=name, metric=task.metric, value_low=low, value_high=high, **measured)
+    control = control_of(name, {student: products.lineage["settings"] for student, products in students.items()})
     if control is None:
-        return _result(task, name, own.qualities.student, ends, speed, seconds)
-    other = evaluations[control]
+        return result
+    other, seeds = students[control], (task.name, name, control)
     if own.ids != other.ids:
         raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
-    seeds = (task.name, name, control)
-    interval = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
-    return _result(task, name, own.qualities.student, ends, speed, seconds, control, interval)
+    low, high = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
+    return replace(result, control=control, interval_low=low, interval_high=high)
 
 
-def _result(
-    task: Task,
-    model: str,
-    quality: Quality,
-    ends: tuple[float, float],
-    speed: Speed,
-    seconds: float | None = None,
-    control: str | None = None,
-    interval: tuple[float | None, float | None] = (None, None),
-) -> Result:
-    """One row, not yet compared with the others."""
-    low, high = interval
-    return Result(
-        task=task.name,
-        model=model,
-        metric=task.metric,
-        value_low=ends[0],
-        value_high=ends[1],
-        control=control,
-        interval_low=low,
-        interval_high=high,
-        training_s=seconds,
-        pareto=False,
-        **quality.model_dump(),
-        **speed.model_dump(),
+def _read_student(data: Path, task: str, name: str, hashes: Mapping[str, str]) -> _Student:
+    """One student's products; raises where it was trained from other shards than those of the report."""
+    folder, evaluation, cost = (
+        data / "student" / task / name,
+        data / "evaluation" / task / name,
+        data / "training" / task / f"{name}.json",
+    )
+    try:
+        lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise PipelineError(ABSENT.format(folder / LINEAGE_FILE)) from cause
+    for content, current in hashes.items():
+        if lineage[content] not in (current, None):
+            raise PipelineError(
+                f"{folder} was trained from the {content} of manifest {lineage[content][:12]}…, "
+                f"but the current {content} have manifest {current[:12]}…; train it again with dvc repro"
+            )
+    qualities, speeds = read_facts(Qualities, evaluation / QUALITY_FILE), read_facts(Speeds, evaluation / SPEED_FILE)
+    table = pq.read_table(evaluation / PREDICTIONS_FILE)
+    logits, teacher = (np.array(table.column(f"{who}_logits").to_pylist(), dtype=np.float32) for who in ("student", TEACHER))
+    return _Student(
+        lineage=lineage,
+        seconds=read_facts(TrainingCost, cost).seconds if cost.exists() else None,
+        qualities=qualities,
+        speeds=speeds,
+        ids=table.column("id").to_pylist(),
+        labels=np.asarray(table.column("label").to_numpy(), dtype=np.float64),
+        logits=logits,
+        teacher_logits=teacher,
     )
 
 
-def _lineage(folder: Path, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """A student's lineage; refused where it learnt from other shards than those the report would show beside it."""
-    lineage: dict[str, Any] = json.loads(_text(folder / LINEAGE_FILE))
-    for name, found in hashes.items():
-        if lineage[name] not in (found, None):
-            raise PipelineError(
-                f"{folder} was trained from the {name} of manifest {lineage[name][:12]}…, "
-                f"but the {name} at hand have manifest {found[:12]}…; train it again with dvc repro"
-            )
-    return lineage
-
-
-def _evaluation(folder: Path) -> _Evaluation:
-    qualities, speeds = read_facts(Qualities, folder / QUALITY_FILE), read_facts(Speeds, folder / SPEED_FILE)
-    table = pq.read_table(folder / PREDICTIONS_FILE)
-    labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
-    own, teacher = (np.array(table.column(f"{who}_logits").to_pylist(), dtype=np.float32) for who in ("student", TEACHER))
-    return _Evaluation(qualities, speeds, table.column("id").to_pylist(), labels, own, teacher)
-
-
-def _cost(path: Path) -> TrainingCost | None:
-    return read_facts(TrainingCost, path) if path.exists() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as cause:
-        raise PipelineError(ABSENT.format(path)) from cause
-
-
-def _training(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
-    """Histories one below the other; that of a teacher that was adopted as it is has no row."""
-    found = {name: pd.read_csv(StringIO(_text(folder / "history.csv"))) for name, folder in folders.items()}
+def _histories(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
+    """The histories of all trainings; a teacher that was not fine-tuned has no rows."""
+    found = {name: pd.read_csv(folder / "history.csv") for name, folder in folders.items()}
     histories = [history.assign(task=task, model=name) for name, history in found.items() if len(history)]
     return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
+
+
+def _variants(shards: Shards) -> dict[str, pd.DataFrame]:
+    """Columns divergence and flipped by recipe, or by variant if there is a single recipe."""
+    recipes, found = shards.manifest.recipes, dict[str, list[pd.DataFrame]]()
+    for number in range(1, shards.manifest.variants + 1):
+        name = " + ".join(recipes[(number - 1) % len(recipes)]) if len(recipes) > 1 else f"variant {number}"
+        rows = shards.rows("train", number)
+        found.setdefault(name, []).append(
+            pd.DataFrame({column: rows.column(column).to_numpy() for column in ("divergence", "flipped")})
+        )
+    return {name: pd.concat(tables) for name, tables in found.items()}
+
+
+def _histogram(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Counts on one logarithmic grid for all variants; the first bin includes everything below it."""
+    greatest = max((float(rows["divergence"].max()) for rows in variants.values()), default=0.0)
+    top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
+    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)
+    counts = {name: np.histogram(rows["divergence"].clip(edges[0], edges[-1]), edges)[0] for name, rows in variants.items()}
+    rows = [(task, name, *bar) for name, heights in counts.items() for bar in zip(edges, edges[1:], heights, strict=False)]
+    return pd.DataFrame(rows, columns=["task", "variants", "low", "high", "count"])
+
+
+def _flips(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The share of the teacher's predictions that changed, and the median divergence."""
+    rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
+    return pd.DataFrame(rows, columns=["task", "variants", "rows", "flipped", "divergence"])

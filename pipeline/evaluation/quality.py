@@ -1,7 +1,4 @@
-"""What a model is worth on the test split and what it costs to run.
-
-Knows models and rows of shards, not how either was made.
-"""
+"""Measures a model on the test split: metric, confidence intervals, agreement with the teacher, size, latency, throughput."""
 
 import itertools
 import time
@@ -33,41 +30,41 @@ SPEED_FILE = "speed.json"
 
 LATENCY_ROWS = 1
 THROUGHPUT_ROWS = 32
-"""Rows of a batch when latency and throughput are timed; what the two columns of the result table mean."""
+"""Batch sizes at which latency and throughput are measured."""
 
 CONFIDENCE = 0.95
 
 Answer = Callable[[Batch], object]
-"""Whatever answers rows padded on the right; what it answers is not looked at."""
+"""Runs a model on a batch padded on the right; the result is ignored."""
 
 
 class EvaluationSettings(Settings):
     """Section ``evaluate`` of params.yaml."""
 
     batch_rows: int = Field(ge=1)
-    """Rows of a batch when the test split is answered."""
+    """Batch size of the predictions on the test split."""
     bootstrap_resamples: int = Field(ge=100)
     timed_rows: int = Field(ge=1)
-    """Test rows that are timed, spread evenly over the split."""
+    """Number of test rows that are timed, spread evenly over the split."""
     timed_rounds: int = Field(ge=1)
 
 
 class Quality(Settings):
-    """What one model is worth and how large it is."""
+    """Quality and size of one model."""
 
     value: float
     """The task's metric on the test split."""
     retained: float | None
-    """Share of the teacher's value; None where that is not positive."""
+    """Share of the teacher's value; None if that is not positive."""
     agreement: float
-    """Share of the teacher's answers given too; for regression the Pearson correlation with the teacher's."""
+    """Share of predictions equal to the teacher's; for regression the Pearson correlation with the teacher's outputs."""
     parameters: int
     bytes: int
     """Size of the weights on disk."""
 
 
 class Qualities(Settings):
-    """``quality.json``: a student beside its teacher; the same bytes on every run."""
+    """``quality.json``: student and teacher; the same bytes on every run."""
 
     rows: int
     teacher: Quality
@@ -75,23 +72,23 @@ class Qualities(Settings):
 
 
 class Speed(Settings):
-    """How fast one model answers on one thread of the processor, tokenising apart."""
+    """Speed of one model on one CPU thread, without tokenization."""
 
     latency_ms: float
-    """Median time of one row alone."""
+    """Median time of a batch of LATENCY_ROWS."""
     rows_per_s: float
-    """Rows a second in batches of THROUGHPUT_ROWS."""
+    """Rows per second in batches of THROUGHPUT_ROWS."""
 
 
 class Speeds(Settings):
-    """``speed.json``: a student beside its teacher, timed in turns; varies from run to run."""
+    """``speed.json``: student and teacher, timed in turns; varies from run to run."""
 
     teacher: Speed
     student: Speed
 
 
 def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int) -> Floats:
-    """The model's logits [rows, outputs] in the order of ``rows``, computed where the model lies."""
+    """The model's logits [rows, outputs] in the order of ``rows``, computed on the model's device."""
     found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
     with torch.inference_mode():
         for positions in length_buckets(rows.lengths(), batch_rows):
@@ -100,15 +97,8 @@ def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows:
     return found
 
 
-def quality(
-    model: PreTrainedModel,
-    folder: Path,
-    task: Task,
-    labels: Floats,
-    logits: Floats,
-    teacher: Floats,
-) -> Quality:
-    """What the model saved in ``folder`` is worth; ``labels`` [rows], ``logits`` and ``teacher``'s [rows, outputs]."""
+def quality(model: PreTrainedModel, folder: Path, task: Task, labels: Floats, logits: Floats, teacher: Floats) -> Quality:
+    """Quality and size of the model in ``folder``; ``labels`` is [rows], both logits are [rows, outputs]."""
     value, teacher_value = measure(task, labels, logits), measure(task, labels, teacher)
     return Quality(
         value=value,
@@ -120,25 +110,25 @@ def quality(
 
 
 def agreement(task: Task, logits: Floats, teacher: Floats) -> float:
-    """Share of equal answers, or their Pearson correlation for regression; both logits are [rows, outputs]."""
+    """Share of equal predictions, or Pearson correlation for regression; both logits are [rows, outputs]."""
     metric = "pearson" if task.kind == "regression" else "accuracy"
     return measure(task.model_copy(update={"metric": metric}), predictions(task, teacher), logits)
 
 
 def check_labelled(task: Task, rows: Rows) -> None:
-    """Refuse a test split without rows or with rows that have no label."""
+    """Raise PipelineError for a test split without rows or with unlabelled rows."""
     missing = int(np.isnan(rows.labels()).sum()) if len(rows) else 0
     if missing or not len(rows):
-        fault = f"{missing} of {len(rows)} test rows have no label" if len(rows) else "its test split is empty"
-        raise PipelineError(f"task {task.name} cannot be evaluated: {fault}; give its corpus a labelled test split")
+        problem = f"{missing} of {len(rows)} test rows have no label" if len(rows) else "its test split is empty"
+        raise PipelineError(f"task {task.name} cannot be evaluated: {problem}; add a labelled test split to its corpus")
 
 
 def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a classifier of ``folder`` whose labels are not the task's, in the task's order."""
+    """Raise PipelineError for a classifier whose labels differ from the task's or have another order."""
     if task.kind == "classification" and labels_of(model) != task.labels:
         found, wanted = ", ".join(labels_of(model)), ", ".join(task.labels)
         raise PipelineError(
-            f"{folder} answers with {found}; task {task.name} wants {wanted}, in this order. Make it again: dvc repro"
+            f"{folder} has the labels {found}, but task {task.name} has {wanted}, in this order; make it again with dvc repro"
         )
 
 
@@ -157,10 +147,9 @@ def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | No
 def difference_interval(
     task: Task, labels: Floats, student: Floats, control: Floats, resamples: int, names: Sequence[str]
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the metric's difference, student minus control.
+    """Paired 95 % percentile bootstrap interval of the metric's difference, student minus control.
 
-    Rows are drawn once for both, so what makes a row hard for both cancels.
-    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` decide the seed.
+    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` determine the seed.
     """
 
     def difference(chosen: Integers) -> float:
@@ -170,22 +159,17 @@ def difference_interval(
 
 
 def value_interval(task: Task, labels: Floats, logits: Floats, resamples: int, names: Sequence[str]) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a model's metric.
+    """95 % percentile bootstrap interval of a model's metric.
 
-    That of a difference is narrower than two of these suggest. ``labels`` is [rows], ``logits`` [rows, outputs]; ``names``
-    decide the seed.
+    ``labels`` is [rows], ``logits`` [rows, outputs]; ``names`` determine the seed.
     """
-
-    def value(chosen: Integers) -> float:
-        return measure(task, labels[chosen], logits[chosen])
-
-    return _over_rows(value, len(labels), resamples, names)
+    return _over_rows(lambda chosen: measure(task, labels[chosen], logits[chosen]), len(labels), resamples, names)
 
 
 def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int, names: Sequence[str]) -> tuple[float, float]:
-    """Interval of what is computed from drawn rows; of a single row nothing can be drawn, so what it gives is both ends.
+    """Bootstrap interval of a statistic of drawn rows; a single row gives its value as both ends.
 
-    Percentile rather than BCa: the latter is undefined where all draws give the same, which must be both ends too.
+    Percentile rather than BCa, because BCa is undefined if all resamples have the same value.
     """
     if rows == 1:
         alone = statistic(np.zeros(1, dtype=np.int64))
@@ -204,10 +188,7 @@ def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int
 
 
 def speeds(answers: Sequence[Answer], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
-    """How fast each answers the same test rows; they take turns, so that noise of the machine hits all.
-
-    Rows keep the order of the split and are padded within their batch, as requests would be.
-    """
+    """The speed of each model on the same test rows; the models take turns, so that all see the same machine load."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, timed_rows).astype(int))
     singles = _batches(rows, chosen, LATENCY_ROWS, pad_token_id)
     groups = _batches(rows, chosen, THROUGHPUT_ROWS, pad_token_id)
@@ -221,7 +202,7 @@ def speeds(answers: Sequence[Answer], rows: Rows, pad_token_id: int, timed_rows:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread within the block."""
+    """Limit torch to one thread within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -245,6 +226,6 @@ def _seconds(answer: Answer, batches: Sequence[Batch]) -> list[float]:
 
 
 def _batches(rows: Rows, chosen: Integers, size: int, pad_token_id: int) -> list[Batch]:
-    """Full batches only, unless there is no full one: a short batch would blur what a batch of ``size`` costs."""
+    """Batches of exactly ``size`` rows, or one smaller batch if there are fewer rows."""
     whole = max(len(chosen) // size * size, min(len(chosen), size))
     return [inputs_at(rows, chosen[start : start + size], pad_token_id) for start in range(0, whole, size)]

@@ -34,7 +34,7 @@ def test_the_table_is_printed_and_the_path_of_the_page_comes_last(folder: Path) 
         [task, model] for task in ("movies", "movie_scores") for model in ("teacher", *STUDENTS)
     ]
     assert {len(line) for line in lines} == {len(lines[0])}, "one line a model, all of one width"
-    assert legend.startswith("* on the Pareto line of latency and quality: no other model is at least as fast")
+    assert legend.startswith("* on the Pareto line: no other model is at least as fast")
     marked = [line.split()[1] for line in lines[1:6] if line.split()[2] == "*"]
     assert marked == ["teacher", "half", "tiny"]
     assert lines[0].split()[-1] == "training"

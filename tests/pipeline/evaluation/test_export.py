@@ -1,28 +1,35 @@
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import Integers, collate
+from pipeline.corpus.encoding import Batch, Integers, collate
 from pipeline.corpus.task import Floats, Task, measure
-from pipeline.evaluation import export as folder
-from pipeline.evaluation import export_check as checking
-from pipeline.evaluation.export import export
-from pipeline.evaluation.export_check import mixed_groups
+from pipeline.evaluation import export as exporting
+from pipeline.evaluation.export import (
+    CHECKED_ROWS,
+    allowed_difference,
+    check_difference,
+    export,
+    logits_in_mixed_batches,
+    mixed_groups,
+)
 from pipeline.evaluation.quality import EvaluationSettings, Speed
 from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
-from pipeline.shards.reader import Shards
+from pipeline.shards.reader import Rows, Shards
 from pipeline.store.files import write_json
 from tests.fake_run import read
 from tests.world import MAX_LENGTH, make_shards, make_task, make_tokenizer, save_prepared, save_teacher
@@ -34,7 +41,7 @@ Exported = tuple[Path, list[Speed]]
 
 
 def save_student(path: Path, task: Task, scores: Path) -> Path:
-    """One layer of a random teacher and its tokenizer, which says from which scores it has learnt."""
+    """One layer of a random teacher, with a tokenizer and a lineage."""
     save_teacher(path, task, seed=7)
     AutoModelForSequenceClassification.from_pretrained(path, num_hidden_layers=1).save_pretrained(path)
     write_json(path / LINEAGE_FILE, {"scores": manifest_hash(scores)})
@@ -48,7 +55,7 @@ def scores(made: tuple[Path, Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, scores: Path, task: Task) -> Exported:
-    """An export with int8, read only, with its student beside it; and how fast it is."""
+    """A read-only export with int8 beside its student, and its speeds."""
     place = tmp_path_factory.mktemp("exported")
     _, speeds = export(save_student(place / "half", task, scores), scores, place / "out", SETTINGS, int8=True)
     return place / "out", speeds
@@ -66,16 +73,16 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def written_before(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes the graph from the earlier export of the same student instead of writing it once more."""
+    """Copies the graph of the earlier export of the same student instead of writing it again."""
 
     def copied(model: PreTrainedModel, token_types: bool, path: Path) -> None:
         shutil.copyfile(exported[0] / "model.onnx", path)
 
-    monkeypatch.setattr(folder, "write_graph", copied)
+    monkeypatch.setattr(exporting, "write_graph", copied)
 
 
 def alone(student: Path, scores: Path) -> tuple[Task, Floats, Floats]:
-    """The test split's labels, and what transformers itself answers to each row by itself."""
+    """The test split's labels, and transformers' logits of each row alone."""
     shards, model = Shards(scores), AutoModelForSequenceClassification.from_pretrained(student).eval()
     rows = shards.rows("test", 0)
     texts = zip(rows.lists("input_ids"), rows.lists("token_type_ids"), strict=True)
@@ -87,7 +94,7 @@ def alone(student: Path, scores: Path) -> tuple[Task, Floats, Floats]:
 
 
 def by_file(path: Path, scores: Path, groups: Sequence[Integers]) -> Floats:
-    """What a file answers to the test split in these batches."""
+    """A file's logits on the test split in these batches."""
     shards, session = Shards(scores), onnxruntime.InferenceSession(path)
     ids, types = (shards.rows("test", 0).lists(name) for name in ("input_ids", "token_type_ids"))
     found = np.empty((len(ids), shards.manifest.task.outputs), dtype=np.float32)
@@ -101,7 +108,7 @@ def nothing_written(place: Path) -> bool:
     return not (place / "out").exists() and not list(place.rglob("*.onnx")) and not list(place.rglob(".partial*"))
 
 
-def test_the_float_file_answers_as_the_student_and_what_is_said_of_it_is_true(exported: Exported, scores: Path) -> None:
+def test_the_float_file_reproduces_the_student_and_its_facts_are_true(exported: Exported, scores: Path) -> None:
     out, student = exported[0], exported[0].parent / "half"
     assert {path.name for path in out.iterdir()} == FLOAT_FILES | {"model.int8.onnx"}
 
@@ -113,7 +120,6 @@ def test_the_float_file_answers_as_the_student_and_what_is_said_of_it_is_true(ex
     assert facts["task"] == task.model_dump(mode="json")
     assert facts["student"] == model_hash(student)
     assert facts["inputs"] == ["input_ids", "attention_mask", "token_type_ids"]
-    assert facts["opset"] == next(one.version for one in onnx.load(out / "model.onnx").opset_import)
     assert (facts["rows"], facts["max_length"]) == (len(labels), MAX_LENGTH)
     assert facts["allowed"] == pytest.approx(1e-4 * np.abs(wanted).max())
     assert facts["value"] == facts["files"][0]["value"] == measure(task, labels, wanted)
@@ -122,12 +128,15 @@ def test_the_float_file_answers_as_the_student_and_what_is_said_of_it_is_true(ex
     assert facts["files"][0] == {"file": "model.onnx", "value": facts["value"], "agreement": 1.0, "bytes": size}
     assert facts["bytes"] == (student / "model.safetensors").stat().st_size
     assert (out / "config.json").read_bytes() == (student / "config.json").read_bytes()
+    assert "The logits are [rows, 2] in the order bad, good." in (out / "README.md").read_text()
+    assert read(out / "tokenizer_config.json")["padding_side"] == "right"
+    assert len(exported[1]) == 3, "torch and two files"
 
 
-def test_int8_is_written_beside_it_with_its_own_figures(exported: Exported, scores: Path) -> None:
+def test_the_int8_file_has_facts_of_its_own(exported: Exported, scores: Path) -> None:
     out = exported[0]
     task, labels, wanted = alone(out.parent / "half", scores)
-    found = by_file(out / "model.int8.onnx", scores, mixed_groups(len(labels)))  # what it answers depends on the batch
+    found = by_file(out / "model.int8.onnx", scores, mixed_groups(len(labels)))
     _, facts = read(out / "export.json")["files"]
     assert facts["file"] == "model.int8.onnx"
     assert facts["value"] == measure(task, labels, found)
@@ -136,13 +145,7 @@ def test_int8_is_written_beside_it_with_its_own_figures(exported: Exported, scor
     assert facts["bytes"] == (out / "model.int8.onnx").stat().st_size < (out / "model.onnx").stat().st_size
 
 
-def test_torch_and_each_file_are_timed(exported: Exported) -> None:
-    speeds = exported[1]
-    assert len(speeds) == 3
-    assert speeds[0].latency_ms > max(speeds[1].latency_ms, speeds[2].latency_ms), "what torch does in Python comes first"
-
-
-@pytest.mark.usefixtures("written_before")  # whose bytes are those of another writing: see test_graph.py
+@pytest.mark.usefixtures("written_before")
 def test_a_second_run_replaces_the_folder_with_the_same_bytes(
     exported: Exported, tmp_path: Path, scores: Path, student: Path
 ) -> None:
@@ -155,17 +158,9 @@ def test_a_second_run_replaces_the_folder_with_the_same_bytes(
 
 
 @pytest.mark.usefixtures("written_before")
-def test_int8_is_written_only_where_it_is_asked_for(student: Path, scores: Path, out: Path) -> None:
-    facts, speeds = export(student, scores, out, SETTINGS, int8=False)
-    assert {path.name for path in out.iterdir()} == FLOAT_FILES
-    assert (len(facts.files), len(speeds)) == (1, 2)
-    assert read(out / "export.json") == facts.model_dump(mode="json")
-
-
-@pytest.mark.usefixtures("written_before")
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("pair", [False, True])
-def test_the_readme_shows_code_that_answers_as_transformers_does(
+def test_the_code_in_the_readme_gives_the_logits_of_transformers(
     pair: bool, side: str, tmp_path: Path, scores: Path, student: Path, out: Path
 ) -> None:
     if pair:
@@ -176,7 +171,9 @@ def test_the_readme_shows_code_that_answers_as_transformers_does(
     tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = side
     tokenizer.save_pretrained(student)
     assert AutoTokenizer.from_pretrained(student).padding_side == side
-    export(student, scores, out, SETTINGS, int8=False)
+    facts, speeds = export(student, scores, out, SETTINGS, int8=False)
+    assert {path.name for path in out.iterdir()} == FLOAT_FILES
+    assert (len(facts.files), len(speeds)) == (1, 2)
 
     (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S)
     texts = (["word1 word2 word3"], ["word4"]) if pair else (["word1 word2 word3 word4 word5", "word6"],)
@@ -191,12 +188,6 @@ def test_the_readme_shows_code_that_answers_as_transformers_does(
         rows = [tokenizer(*text, return_tensors="pt") for text in zip(*texts, strict=True)]
         wanted = torch.cat([model(**row).logits for row in rows]).numpy()
     np.testing.assert_allclose(found["logits"], wanted, atol=1e-5)
-
-
-def test_it_is_said_which_logit_is_which_and_where_to_pad(exported: Exported) -> None:
-    text = (exported[0] / "README.md").read_text()
-    assert "The logits are [rows, 2] in the order bad, good." in text
-    assert read(exported[0] / "tokenizer_config.json")["padding_side"] == "right"
 
 
 def test_a_regression_is_exported_too(tmp_path: Path, out: Path) -> None:
@@ -218,7 +209,7 @@ def test_a_file_with_the_weights_of_another_model_is_never_published(
     with torch.no_grad():
         model.classifier.bias[1] += 0.01
     model.save_pretrained(student)
-    with pytest.raises(PipelineError, match=r"half as ONNX answers otherwise than by torch: a logit differs by 1\.0e-02 "):
+    with pytest.raises(PipelineError, match=r"half does not reproduce torch's logits: the largest difference is 1\.0e-02,"):
         export(student, scores, out, SETTINGS, int8=True)
     assert nothing_written(tmp_path)
 
@@ -229,59 +220,62 @@ def test_a_failure_leaves_an_earlier_export_as_it_was(
 ) -> None:
     shutil.copytree(exported[0], out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(checking, "LARGEST_DIFFERENCE", 0.0)
-    with pytest.raises(PipelineError, match="answers otherwise than by torch"):
+    monkeypatch.setattr(exporting, "LARGEST_DIFFERENCE", 0.0)
+    with pytest.raises(PipelineError, match="does not reproduce torch's logits"):
         export(student, scores, out, SETTINGS, int8=False)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert sorted(out.parent.iterdir()) == [student, out]
 
 
-def test_a_student_that_is_not_there_is_refused(tmp_path: Path, scores: Path, out: Path) -> None:
+def test_a_missing_student_is_an_error(tmp_path: Path, scores: Path, out: Path) -> None:
     with pytest.raises(PipelineError, match=rf"the student {tmp_path / 'half'} does not exist"):
         export(tmp_path / "half", scores, out, SETTINGS, int8=False)
     assert nothing_written(tmp_path)
 
 
-def test_a_student_of_other_labels_is_refused(tmp_path: Path, scores: Path, out: Path) -> None:
-    other = save_teacher(tmp_path / "half", make_task(labels=("good", "bad")))
-    with pytest.raises(PipelineError, match="half answers with good, bad; task tiny wants bad, good"):
-        export(other, scores, out, SETTINGS, int8=False)
-    assert nothing_written(tmp_path)
+def with_other_labels(place: Path, scores: Path, student: Path) -> Path:
+    shutil.rmtree(student)
+    save_teacher(student, make_task(labels=("good", "bad")))
+    return scores
 
 
-def test_scores_that_the_student_has_not_learnt_from_are_refused(
-    tmp_path: Path, student: Path, task: Task, teacher: Path, out: Path
-) -> None:
-    """Those of another task with as many answers would measure it on texts that it was not made for."""
-    corpus = save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 20, "test": 20}, seed=5)
-    others, _ = make_shards(tmp_path / "made", corpus, teacher)
-    with pytest.raises(PipelineError, match="half was trained from other scores than those in"):
-        export(student, others, out, SETTINGS, int8=False)
-    assert not out.exists()
+def with_other_scores(place: Path, scores: Path, student: Path) -> Path:
+    corpus = save_prepared(place / "prepared", make_task(), {"train": 20, "dev": 20, "test": 20}, seed=5)
+    return make_shards(place / "made", corpus, save_teacher(place / "teacher", make_task()))[0]
 
 
-def test_variants_are_not_taken_for_scores(tmp_path: Path, student: Path, out: Path, task: Task, teacher: Path) -> None:
-    _, variants = make_shards(
-        tmp_path / "made", save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 9, "test": 9}), teacher
-    )
-    with pytest.raises(PipelineError, match=f"^{variants} holds not the scores of untouched inputs, which the stage score"):
-        export(student, variants, out, SETTINGS, int8=False)
-    assert not out.exists()
+def with_variants(place: Path, scores: Path, student: Path) -> Path:
+    corpus = save_prepared(place / "prepared", make_task(), {"train": 20, "dev": 9, "test": 9})
+    return make_shards(place / "made", corpus, save_teacher(place / "teacher", make_task()))[1]
 
 
-def test_scores_of_another_tokenizer_are_refused(tmp_path: Path, student: Path, scores: Path, out: Path) -> None:
+def with_another_tokenizer(place: Path, scores: Path, student: Path) -> Path:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["another"])
     tokenizer.save_pretrained(student)
-    with pytest.raises(PipelineError, match=r"(?s)do not fit: tokenizer.*Name the scores that the student was distilled from"):
-        export(student, scores, out, SETTINGS, int8=False)
-    assert nothing_written(tmp_path)
+    return scores
 
 
-def test_scores_without_test_rows_are_refused(tmp_path: Path, student: Path, out: Path, task: Task, teacher: Path) -> None:
-    prepared = save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 20, "test": 0})
-    scores, _ = make_shards(tmp_path / "made", prepared, teacher)
-    with pytest.raises(PipelineError, match="task tiny cannot be evaluated: its test split is empty"):
+def without_test_rows(place: Path, scores: Path, student: Path) -> Path:
+    corpus = save_prepared(place / "prepared", make_task(), {"train": 20, "dev": 20, "test": 0})
+    return make_shards(place / "made", corpus, save_teacher(place / "teacher", make_task()))[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (with_other_labels, "half has the labels good, bad, but task tiny has bad, good"),
+        (with_other_scores, "half was trained from other scores than those in"),
+        (with_variants, "made/"),
+        (with_another_tokenizer, r"(?s)do not fit: tokenizer.*Name the scores that the student was distilled from"),
+        (without_test_rows, "task tiny cannot be evaluated: its test split is empty"),
+    ],
+)
+def test_what_does_not_fit_the_student_is_rejected(
+    wrong: Callable[[Path, Path, Path], Path], error: str, tmp_path: Path, student: Path, scores: Path, out: Path
+) -> None:
+    scores = wrong(tmp_path, scores, student)
+    with pytest.raises(PipelineError, match=error):
         export(student, scores, out, SETTINGS, int8=False)
     assert nothing_written(tmp_path)
 
@@ -300,5 +294,55 @@ def test_a_package_that_is_not_installed_is_named(
     student: Path, scores: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(PipelineError, match=r"an export needs onnxruntime; install: pip install .*'\.\[onnx\]'"):
+    with pytest.raises(PipelineError, match=r"export needs onnxruntime; install: pip install .*'\.\[onnx\]'"):
         export(student, scores, out, SETTINGS, int8=False)
+
+
+def rows_with(token_types: bool) -> Rows:
+    """90 rows of 1 to 18 tokens."""
+    random = np.random.default_rng(0)
+    ids = [random.integers(4, 39, length) for length in random.integers(1, 19, 90)]
+    columns = {"input_ids": pa.array(ids, pa.list_(pa.int32()))}
+    if token_types:
+        columns["token_type_ids"] = pa.array([row % 2 for row in ids], pa.list_(pa.int8()))
+    table = pa.table(columns)
+    return Rows(table.schema, [table])
+
+
+@given(st.integers(1, 300))
+def test_mixed_groups_hold_every_row_once_and_differ_in_size(rows: int) -> None:
+    groups = mixed_groups(rows)
+    assert sorted(np.concatenate(groups).tolist()) == list(range(rows))
+    sizes = [len(group) for group in groups]
+    assert sizes[:-1] == [CHECKED_ROWS[number % len(CHECKED_ROWS)] for number in range(len(sizes) - 1)]
+    assert 1 <= sizes[-1] <= CHECKED_ROWS[(len(sizes) - 1) % len(CHECKED_ROWS)]
+    assert rows < 50 or np.concatenate(groups).tolist() != list(range(rows))
+
+
+@pytest.mark.parametrize("token_types", [True, False])
+def test_logits_are_in_row_order_and_batches_mix_lengths_and_hold_what_the_rows_have(token_types: bool) -> None:
+    rows, padding, sizes = rows_with(token_types), [], []
+
+    def answer(batch: Batch) -> Floats:
+        assert ("token_type_ids" in batch) == token_types
+        padding.append(bool((batch["attention_mask"] == 0).any()))
+        sizes.append(len(batch["input_ids"]))
+        assert not padding[-1] or batch["input_ids"][batch["attention_mask"] == 0].unique().tolist() == [1]
+        types = batch.get("token_type_ids", batch["input_ids"] * 0)
+        return torch.stack([batch["input_ids"][:, 0], batch["attention_mask"].sum(dim=1), types.sum(dim=1)], dim=1).numpy()
+
+    found = logits_in_mixed_batches(answer, rows, 1, 3)
+    ids = rows.lists("input_ids")
+    assert found.tolist() == [[row[0], len(row), (row % 2).sum() * token_types] for row in ids]
+    assert found.dtype == np.float32
+    assert sizes == [1, 2, 3, 5, 8, 13, 21, 32, 1, 2, 2]
+    assert sum(padding) > len(padding) / 2
+
+
+def test_the_allowed_difference_is_a_share_of_the_largest_logit() -> None:
+    wanted = np.array([[1.0, -20.0], [3.0, 0.0]])
+    assert allowed_difference(wanted) == pytest.approx(2e-3)
+    check_difference(Path("half"), wanted + np.array([[0.0, 1.9e-3], [0.0, 0.0]]), wanted)
+    for wrong in (2.1e-3, -2.1e-3, np.nan):
+        with pytest.raises(PipelineError, match=r"half does not reproduce torch's logits: .* allowed are 2\.0e-03"):
+            check_difference(Path("half"), wanted + np.array([[0.0, 0.0], [0.0, wrong]]), wanted)

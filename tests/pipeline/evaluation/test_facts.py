@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -10,13 +11,13 @@ from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import measure
-from pipeline.evaluation.facts import TaskReport, TrainingCost, gather, metric_name, on_pareto_line
+from pipeline.evaluation.facts import TaskReport, gather, metric_name, on_pareto_line
 from pipeline.evaluation.quality import SPEED_FILE
 from pipeline.store.files import write_json
 from tests.fake_run import MOVIES, NOISE, SECONDS, STUDENTS, answers, labels_of, read, write_run
 
 
-def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
+def test_results_are_those_of_the_evaluation(movies: TaskReport) -> None:
     labels = labels_of(MOVIES, 60)
     teacher, half = answers(MOVIES, labels, 0.7, 0), answers(MOVIES, labels, NOISE["half"], 2)
     found = movies.students[0]
@@ -25,9 +26,11 @@ def test_figures_are_those_of_the_evaluation(movies: TaskReport) -> None:
     assert found.agreement == pytest.approx((teacher.argmax(1) == half.argmax(1)).mean())
     assert (found.latency_ms, movies.teacher.latency_ms) == pytest.approx((2.9, 5.8))
     assert movies.speedups["half"] == pytest.approx(2.0)
+    assert {result.model: result.training_s for result in movies.results} == {"teacher": None, **SECONDS}
+    assert all(result.value_low < result.value < result.value_high for result in movies.results)
 
 
-def test_a_student_that_was_timed_on_a_slower_machine_is_no_slower_for_it(data: Path, tmp_path: Path) -> None:
+def test_timings_of_a_slower_machine_are_scaled_by_the_teachers(data: Path, tmp_path: Path) -> None:
     before = gather(data, "movies", list(STUDENTS), 100)
     slower = shutil.copytree(data, tmp_path / "data")
     path = slower / "evaluation" / "movies" / "tiny" / SPEED_FILE
@@ -38,20 +41,13 @@ def test_a_student_that_was_timed_on_a_slower_machine_is_no_slower_for_it(data: 
         assert (one.latency_ms, one.rows_per_s) == pytest.approx((other.latency_ms, other.rows_per_s))
 
 
-def test_f1_is_called_by_the_label_whose_it_is() -> None:
+def test_f1_names_the_positive_label() -> None:
     two = MOVIES.model_copy(update={"metric": "f1", "labels": ("legit", "fraud")})
     assert metric_name(two) == "F1 of fraud"
     assert metric_name(two.model_copy(update={"metric": "macro_f1"})) == "macro F1"
-    assert metric_name(two.model_copy(update={"metric": "mcc"})) == "Matthews correlation"
 
 
-def test_training_is_what_the_distill_stage_noted_of_each_student(data: Path, movies: TaskReport) -> None:
-    assert movies.teacher.training_s is None
-    assert {student.model: student.training_s for student in movies.students} == SECONDS
-    assert movies.costs["tiny"] == TrainingCost.model_validate(read(data / "training" / "movies" / "tiny.json"))
-
-
-def test_only_a_student_with_a_control_has_an_interval(movies: TaskReport) -> None:
+def test_only_a_student_with_a_control_has_an_interval_of_the_difference(movies: TaskReport) -> None:
     half, *others = movies.students
     assert half.control == "half-plain"
     assert half.interval_low is not None
@@ -60,19 +56,14 @@ def test_only_a_student_with_a_control_has_an_interval(movies: TaskReport) -> No
     assert all((o.control, o.interval_low, o.interval_high) == (None, None, None) for o in others)
 
 
-def test_every_value_lies_in_its_interval(movies: TaskReport) -> None:
-    for result in movies.results:
-        assert result.value_low < result.value < result.value_high
-
-
 def test_students_that_are_not_listed_are_ignored(data: Path) -> None:
     report = gather(data, "movies", ["half"], 200)
     assert [result.model for result in report.results] == ["teacher", "half"]
-    assert report.students[0].control is None, "a control that is not listed is stale"
+    assert report.students[0].control is None
     assert set(report.training["model"]) == {"teacher", "half"}
 
 
-def test_a_student_of_other_shards_is_refused(tmp_path: Path) -> None:
+def test_a_student_of_other_shards_is_rejected(tmp_path: Path) -> None:
     write_run(tmp_path)
     path = tmp_path / "student" / "movies" / "half" / "lineage.json"
     write_json(path, read(path) | {"shards": "f00d" * 16})
@@ -80,7 +71,7 @@ def test_a_student_of_other_shards_is_refused(tmp_path: Path) -> None:
         gather(tmp_path, "movies", ["half"], 200)
 
 
-def test_a_control_of_other_test_rows_is_refused(tmp_path: Path) -> None:
+def test_a_control_with_other_test_rows_is_rejected(tmp_path: Path) -> None:
     write_run(tmp_path)
     path = tmp_path / "evaluation" / "movies" / "half" / "predictions.parquet"
     table = pd.read_parquet(path)
@@ -89,49 +80,52 @@ def test_a_control_of_other_test_rows_is_refused(tmp_path: Path) -> None:
         gather(tmp_path, "movies", list(STUDENTS), 200)
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "does not exist"), ("{}", "is damaged")])
-def test_a_missing_or_damaged_product_is_named(tmp_path: Path, content: str | None, said: str) -> None:
-    write_run(tmp_path)
-    path = tmp_path / "evaluation" / "movies" / "half" / "quality.json"
-    path.unlink()
+@pytest.mark.parametrize(
+    ("place", "content", "error"),
+    [
+        ("evaluation/movies/half/quality.json", None, "does not exist"),
+        ("evaluation/movies/half/quality.json", "{}", "is damaged"),
+        ("student/movies/half/lineage.json", None, "does not exist"),
+        ("training/movies/half.json", '{"seconds": "long"}', "is damaged"),
+    ],
+)
+def test_a_missing_or_damaged_product_is_named(tmp_path: Path, place: str, content: str | None, error: str) -> None:
+    write_run(tmp_path, students=["half"])
+    (tmp_path / place).unlink()
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(PipelineError, match=rf"half/quality.json {said}.*dvc repro"):
+        (tmp_path / place).write_text(content)
+    with pytest.raises(PipelineError, match=rf"{place} {error}.*dvc repro"):
         gather(tmp_path, "movies", ["half"], 200)
 
 
-def test_a_damaged_note_of_the_training_is_named(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    write_json(tmp_path / "training" / "movies" / "half.json", {"seconds": "long"})
-    with pytest.raises(PipelineError, match=r"training/movies/half.json is damaged.*dvc repro"):
-        gather(tmp_path, "movies", ["half"], 200)
+@given(st.lists(st.tuples(*[st.integers(0, 5).map(float)] * 2), min_size=1, max_size=12))
+def test_the_pareto_line_is_what_pairwise_comparison_finds(models: list[tuple[float, float]]) -> None:
+    def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+        return one[0] <= other[0] and one[1] >= other[1] and (one[0] < other[0] or one[1] > other[1])
+
+    assert on_pareto_line(models) == [not any(dominates(other, one) for other in models) for one in models]
 
 
-POINTS = st.lists(st.tuples(*[st.integers(0, 5).map(float)] * 2), min_size=1, max_size=12)
-"""(latency, value) with many ties."""
+def test_the_pareto_line_of_a_task_includes_the_teacher_and_no_other_task(data: Path) -> None:
+    for task in ("movies", "movie_scores"):
+        report = gather(data, task, list(STUDENTS), 200)
+        assert [r.pareto for r in report.results] == on_pareto_line([(r.latency_ms, r.value) for r in report.results])
+        assert report.teacher.pareto
 
 
-@given(POINTS)
-def test_no_model_on_the_pareto_line_is_dominated_and_every_other_is_by_one_on_it(models: list[tuple[float, float]]) -> None:
-    marks = on_pareto_line(models)
-    line = {model for model, mark in zip(models, marks, strict=True) if mark}
-    for (latency, value), mark in zip(models, marks, strict=True):
-        faster = any(a < latency and b >= value for a, b in line)
-        better = any(a <= latency and b > value for a, b in line)
-        assert mark is not (faster or better)
+def test_the_histogram_counts_every_row_of_every_variant(movies: TaskReport) -> None:
+    table = movies.divergence
+    assert table.groupby("variants")["count"].sum().to_dict() == {"variant 1": 60, "variant 2": 60}
+    divergences = np.random.default_rng(1).lognormal(-2.5, 1.4, 60).astype(np.float32)
+    one = table[table["variants"] == "variant 1"]
+    for low, high, count in zip(one["low"][1:], one["high"][1:], one["count"][1:], strict=True):
+        assert count == ((divergences >= low) & (divergences < high)).sum()
+    assert movies.flips["divergence"].iloc[0] == pytest.approx(float(np.median(divergences)))
+    assert movies.flips["rows"].tolist() == [60, 60]
 
 
-@given(POINTS, st.randoms())
-def test_the_pareto_line_does_not_depend_on_the_order_of_the_models(models: list[tuple[float, float]], random: Any) -> None:
-    shuffled = random.sample(models, len(models))
-    marked = sorted(zip(models, on_pareto_line(models), strict=True))
-    assert marked == sorted(zip(shuffled, on_pareto_line(shuffled), strict=True))
-
-
-def test_the_pareto_line_of_a_task_takes_the_teacher_in_and_no_other_task(data: Path) -> None:
-    reports = [gather(data, task, list(STUDENTS), 200) for task in ("movies", "movie_scores")]
-    for report in reports:
-        places = [(result.latency_ms, result.value) for result in report.results]
-        assert [result.pareto for result in report.results] == on_pareto_line(places)
-        assert report.teacher.pareto, "nothing here is as good"
-        assert not report.results[3].pareto, "narrow is slower than half, and worse"
+def test_variants_are_grouped_by_recipe_where_there_are_several(tmp_path: Path) -> None:
+    recipes: Any = [["mask"], ["delete", "swap"]]
+    write_run(tmp_path, variants=5, recipes=recipes, students=["half"])
+    report = gather(tmp_path, "movies", ["half"], 200)
+    assert dict(zip(report.flips["variants"], report.flips["rows"], strict=True)) == {"mask": 180, "delete + swap": 120}
