@@ -151,7 +151,7 @@ def test_the_ratings_can_be_prepared_as_a_regression_task(
     index.publish_corpus("\r\n".join(f"{at}\t{value}\t{text}" for at, (text, value) in enumerate(ratings.items())))
     run(tmp_path / "raw")
     corpus = {"files": "raw/movie_scores.csv", "text": "text", "label": "label", "dev": 0.2, "test": 0.2}
-    task = {"kind": "regression", "metric": "pearson", "corpus": corpus | {"duplicates": "refuse"}, "teacher": {}}
+    task = {"kind": "regression", "metric": "pearson", "corpus": corpus | {"duplicates": "error"}, "teacher": {}}
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump({"tasks": {"movie_scores": task}}), encoding="utf-8")
     result = CliRunner().invoke(prepare.main, ["--task", "movie_scores", "--out", "prepared"])
