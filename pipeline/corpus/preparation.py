@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from pipeline.corpus.files import ending_of, read_file
@@ -27,17 +26,13 @@ from pipeline.corpus.rows import (
     with_one_spelling,
 )
 from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
-from pipeline.corpus.splits import capped, carve, check_repeated, drop_repeated, with_ids
+from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
 from pipeline.corpus.tables import ErrorList, SplitTables, Table
 from pipeline.corpus.task import SPLITS, Kind, Metric, Split, Task, fitting_metrics
 from pipeline.store.files import canonical_json
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
-HUB_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "dev": ("dev", "validation", "valid"),
-    "test": ("test",),
-}
+HUB_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 """Usual names of the splits on the hub."""
 
 CSV_QUOTING = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
@@ -88,8 +83,7 @@ class Prepared:
         if not len(labels):
             return "no labels"
         if self.task.kind == "regression":
-            ends = pa.compute.min_max(labels)
-            words = [f"values from {ends['min'].as_py():g} to {ends['max'].as_py():g}"]
+            words = [f"values from {labels.to_numpy().min():g} to {labels.to_numpy().max():g}"]
         else:
             counts = np.bincount(labels.to_numpy(), minlength=self.task.outputs)
             words = [f"{name} {count}" for name, count in zip(self.task.labels, counts, strict=True)]
@@ -185,9 +179,9 @@ def _divided(rows: Parts, settings: CorpusSettings, notes: Counter[str], errors:
         notes[_left_out(split) + "no label"] = len(parts[split]) - len(labelled)
         parts[split] = labelled
     if settings.duplicates == "error":
-        check_repeated(parts, errors)
+        without_repeated(parts, errors)
         return parts
-    single = drop_repeated(parts)
+    single = without_repeated(parts, ErrorList())
     for split in SPLITS:
         notes[_left_out(split) + "the text occurs in a later split"] = len(parts[split]) - len(single[split])
     return single

@@ -75,22 +75,19 @@ def rows_of(table: Table, texts: Sequence[str], label: str, kind: Kind, errors: 
     labels = table.columns.get(label, [None] * len(table.numbers))
     rows = []
     for number, value, *values in zip(table.numbers, labels, *(table.columns[name] for name in texts), strict=True):
-        sound = [_check_text(name, text, table.name, number, errors) for name, text in zip(texts, values, strict=True)]
+        wrong = [(name, text) for name, text in zip(texts, values, strict=True) if _text_error(text)]
+        for name, text in wrong:
+            cell = shown(text) if isinstance(text, int | float) else ""
+            errors.add(table.name, f"column {name!r} {_text_error(text)}", number, cell)
         try:
             read = _label(value, kind)
         except (TypeError, ValueError, OverflowError):
             wanted = "a name or a whole number" if kind == "classification" else "a finite number"
             errors.add(table.name, f"the label must be {wanted}", number, shown(value))
             continue
-        if all(sound):
+        if not wrong:
             rows.append(Row(tuple(values), read, table.name, number))
     return rows
-
-
-def _check_text(column: str, value: Any, table: str, number: int, errors: ErrorList) -> bool:
-    if message := _text_error(value):
-        errors.add(table, f"column {column!r} {message}", number, shown(value) if isinstance(value, int | float) else "")
-    return not message
 
 
 def _text_error(value: Any) -> str:
@@ -199,7 +196,7 @@ def renamed(rows: Parts, names: Mapping[str, str]) -> Parts:
 
 
 def label_names(tables: SplitTables, rows: Parts, settings: CorpusSettings, errors: ErrorList) -> tuple[str, ...]:
-    """Label names in the order of the logits: as listed or declared, else sorted; unknown labels are errors."""
+    """Label names in the order of the logits: as listed or declared, else sorted; other labels are errors."""
     occurring = (names_in(rows.get(split, ())) for split in SPLITS)
     names = _declared(tables, settings) or next(filter(None, occurring), ())
     for split in SPLITS if names else ():
@@ -220,7 +217,7 @@ def check_f1(names: tuple[str, ...], tables: SplitTables, settings: CorpusSettin
     """Require two labels whose order was chosen, since F1 is that of the second."""
     if len(names) > 2:
         errors.add("metric f1", NOT_OF_TWO.format(len(names)))
-    elif len(names) == 2 and not _declared(tables, settings) and not all(map(is_integer, names)):
+    elif len(names) == 2 and not _declared(tables, settings) and not all(map(_is_integer, names)):
         orders = " or ".join(json.dumps(order, ensure_ascii=False) for order in (names[::-1], names))
         errors.add(
             "metric f1",
@@ -232,16 +229,11 @@ def check_f1(names: tuple[str, ...], tables: SplitTables, settings: CorpusSettin
 def names_in(rows: Iterable[Row]) -> tuple[str, ...]:
     """The label names that occur, sorted; by value if all are whole numbers."""
     names = {str(row.label) for row in rows if row.label is not None}
-    return tuple(sorted(names, key=_by_value if all(map(is_integer, names)) else None))
+    by_value = all(map(_is_integer, names))
+    return tuple(sorted(names, key=lambda name: (int(name) if by_value else 0, name)))  # 1 and 01 have the same value
 
 
-def _by_value(name: str) -> tuple[int, str]:
-    """A total order: 1 and 01 have the same value."""
-    return int(name), name
-
-
-def is_integer(name: str) -> bool:
-    """Whether a label name is a whole number."""
+def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal() and name.isascii()
 
 

@@ -38,29 +38,19 @@ def _split_of(row: Row, shares: Mapping[Split, float]) -> Split:
     return "train"
 
 
-def repeated_later(parts: Parts) -> dict[Split, dict[int, tuple[Split, Row]]]:
-    """For each split the positions of rows whose text also occurs in a later split, with that split and row."""
+def without_repeated(parts: Parts, errors: ErrorList) -> Parts:
+    """The splits without the rows whose text also occurs in a later split; each of these rows is added to ``errors``."""
     later: dict[tuple[str, ...], tuple[Split, Row]] = {}
-    repeated: dict[Split, dict[int, tuple[Split, Row]]] = {}
+    single: Parts = {}
     for split in reversed(SPLITS):
-        repeated[split] = {at: later[row.key] for at, row in enumerate(parts[split]) if row.key in later}
+        single[split] = [row for row in parts[split] if row.key not in later]
+        for row in parts[split]:
+            if row.key in later:
+                other, there = later[row.key]
+                message = f"this {split} text also occurs in the {other} split; duplicates: drop keeps it only there"
+                errors.add(row.table, message, row.number, f"{there.table}, row {there.number}")
         later.update({row.key: (split, row) for row in reversed(parts[split])})
-    return {split: repeated[split] for split in SPLITS}
-
-
-def check_repeated(parts: Parts, errors: ErrorList) -> None:
-    """Report rows whose text also occurs in a later split."""
-    for split, places in repeated_later(parts).items():
-        for at, (other, there) in places.items():
-            row = parts[split][at]
-            message = f"this {split} text also occurs in the {other} split; duplicates: drop keeps it only there"
-            errors.add(row.table, message, row.number, f"{there.table}, row {there.number}")
-
-
-def drop_repeated(parts: Parts) -> Parts:
-    """The splits without the rows whose text also occurs in a later split."""
-    repeated = repeated_later(parts)
-    return {split: [row for at, row in enumerate(parts[split]) if at not in repeated[split]] for split in SPLITS}
+    return {split: single[split] for split in SPLITS}
 
 
 def with_ids(rows: Sequence[Row]) -> dict[str, Row]:

@@ -30,28 +30,10 @@ def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
 def run(
     folder: Path, kind: str = "classification", metric: str = "accuracy", teacher: dict[str, Any] | None = None, **corpus: Any
 ) -> Result:
-    keys = {
-        "files": f"{RAW}/x.csv",
-        "text": "text",
-        "label": "label",
-        "dev": 0.2,
-        "test": 0.3,
-        "duplicates": "error",
-    } | corpus
-    params = {
-        "tasks": {
-            "movies": {
-                "kind": kind,
-                "metric": metric,
-                "corpus": keys,
-                "teacher": teacher or {"model": "weights"},
-                "words": {"model": "words"},
-                "aim": "scout",
-                "augment": {"steps": 1},
-            }
-        },
-        "scout": {"start": {"checkpoint": "small"}},
-    }
+    keys = {"files": f"{RAW}/x.csv", "text": "text", "label": "label", "dev": 0.2, "test": 0.3, "duplicates": "error"}
+    task = {"kind": kind, "metric": metric, "corpus": keys | corpus, "teacher": teacher or {"model": "weights"}}
+    task |= {"words": {"model": "words"}, "aim": "scout", "augment": {"steps": 1}}
+    params = {"tasks": {"movies": task}, "scout": {"start": {"checkpoint": "small"}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
 
@@ -98,20 +80,12 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
 
 
 def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
     found = []
-    for changed in ("", "label", "text"):
-        rows = [
-            (
-                text + (" more" if changed == "text" and number == 0 else ""),
-                ("good" if changed == "label" and not number else label),
-            )
-            for number, (text, label) in enumerate(ROWS)
-        ]
-        files = {}
-        for split, part in {"train": rows[:24], "dev": rows[24:32], "test": rows[32:]}.items():
-            table(folder / RAW / f"{split}.csv", part)
-            files[split] = f"{RAW}/{split}.csv"
+    files = {split: f"{RAW}/{split}.csv" for split in ("train", "dev", "test")}
+    for first in (("text 0", "bad"), ("text 0", "good"), ("text 0 more", "bad")):
+        parts = [[first, *ROWS[1:24]], ROWS[24:32], ROWS[32:]]
+        for path, part in zip(files.values(), parts, strict=True):
+            table(folder / path, part)
         assert run(folder, files=files, dev=None, test=None).exit_code == 0
         found.append(hashes(folder / "out/movies"))
     assert {name for name in found[0] if found[0][name] != found[1][name]} == {"train.parquet"}
@@ -134,17 +108,6 @@ def test_a_scout_starts_from_what_its_section_or_else_the_section_distill_says(
     sections = {"scout": scout or {"start": {"checkpoint": "other"}}, "distill": {"start": {"checkpoint": "usual"}}}
     assert checkpoint_of_scout({"tasks": tasks} | sections, "movies") == found
     assert checkpoint_of_scout({"tasks": {}}, "movies") is None
-
-
-def test_a_readme_beside_a_model_is_not_part_of_it(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    (folder / "words").mkdir()
-    found = []
-    for name in ("model.safetensors", "README.md", "tokenizer.json"):
-        (folder / "words" / name).write_text(name, encoding="utf-8")
-        assert run(folder).exit_code == 0
-        found.append(hashes(folder / "out/movies"))
-    assert found[0] == found[1] != found[2]
 
 
 def test_an_error_writes_nothing_and_keeps_the_former_product(folder: Path) -> None:
@@ -170,26 +133,20 @@ def test_errors_of_the_settings_name_their_place(folder: Path) -> None:
 
 def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> None:
     table(folder / RAW / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
-    result = run(folder, "regression", "spearman", rows={"test": 1})
+    lines = run(folder, "regression", "spearman", rows={"test": 1}).output.splitlines()
     values = pyarrow.parquet.read_table(folder / "out/movies/train.parquet")["label"].to_pylist()
-    assert f"rows: values from {min(values):g} to {max(values):g}\n" in result.output
-    assert "note: " in result.output.splitlines()[-1]
-    assert " left out of test: " in result.output.splitlines()[-1]
+    assert lines[0].endswith(f"rows: values from {min(values):g} to {max(values):g}")
+    assert lines[-1].startswith("note: ")
+    assert " left out of test: " in lines[-1]
 
 
-def test_a_listed_label_without_rows_counts_zero(folder: Path) -> None:
+def test_labels_without_rows_count_zero_and_many_labels_are_summarised(folder: Path) -> None:
     table(folder / RAW / "x.csv", ROWS)
-    lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
-    *splits, note = lines
+    *splits, note = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
     assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
     assert note == "note: 1 label(s) without a train row: mixed"
-
-
-def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:
-    rows = [(f"text {number}", number % 13) for number in range(390)]
-    table(folder / RAW / "x.csv", [*rows, ("bare", "")])
-    result = run(folder, dev=0.05, test=0.05)
-    train = next(line for line in result.output.splitlines() if line.startswith("train"))
+    table(folder / RAW / "x.csv", [*((f"text {number}", number % 13) for number in range(390)), ("bare", "")])
+    train = run(folder, dev=0.05, test=0.05).output.splitlines()[0]
     assert "13 labels with " in train
     assert train.endswith("rows each, without label 1")
 
@@ -204,11 +161,11 @@ def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_o
     table(folder / RAW / "x.csv", ROWS)
     (folder / model).mkdir()
     found = []
-    for content in ("old", "old", "new"):
-        (folder / model / "model.safetensors").write_text(content, encoding="utf-8")
+    for name, content in (("model.safetensors", "old"), ("README.md", "new"), ("model.safetensors", "new")):
+        (folder / model / name).write_text(content, encoding="utf-8")
         assert run(folder).exit_code == 0
         found.append(hashes(folder / "out/movies"))
-    assert found[0] == found[1]
+    assert found[0] == found[1], "a README.md is not part of a model"
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {noted}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     deps = {name: content.get("do", content)["deps"] for name, content in stages.items()}

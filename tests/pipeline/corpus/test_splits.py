@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.rows import Parts, Row
-from pipeline.corpus.splits import capped, carve, check_repeated, drop_repeated, with_ids
+from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
 from pipeline.corpus.tables import ErrorList
 from pipeline.corpus.task import Split
 
@@ -34,9 +34,8 @@ def test_two_unicode_forms_of_a_text_are_one_text() -> None:
     assert [len(part) for part in carve([composed, decomposed], {"dev": 0.5}).values()] in ([2, 0], [0, 2])
     parts: Parts = {"train": [composed], "dev": [decomposed], "test": []}
     errors = ErrorList()
-    check_repeated(parts, errors)
+    assert {split: len(part) for split, part in without_repeated(parts, errors).items()} == {"train": 0, "dev": 1, "test": 0}
     assert len(errors.lines()) == 1
-    assert {split: len(part) for split, part in drop_repeated(parts).items()} == {"train": 0, "dev": 1, "test": 0}
 
 
 @given(texts)
@@ -72,27 +71,22 @@ def test_texts_without_a_label_are_train_rows_and_one_that_has_it_elsewhere_goes
     assert sum(map(len, parts.values())) == len(found) + len(bare)
 
 
-def test_repeated_texts_are_errors_with_both_places() -> None:
+def test_a_text_stays_only_in_its_latest_split_and_repeats_within_a_split_stay() -> None:
     errors = ErrorList()
     parts: Parts = {
-        "train": rows("a", "b", "c", table="t.csv"),
+        "train": rows("a", "a", "b", "c", "d", table="t.csv"),
         "dev": rows("b", "d", table="d.csv"),
-        "test": rows("e", " b ", "d", "b", table="e.csv"),
+        "test": rows("c", " d ", "d", table="e.csv"),
     }
-    check_repeated(parts, errors)
-    first, second = errors.lines()
-    assert first.startswith("t.csv, row 3 (d.csv, row 2): this train text also occurs in the dev split")
-    assert second.startswith("d.csv, rows 2 (e.csv, row 3), 3 (e.csv, row 4): this dev text also occurs in the test split")
-
-
-def test_dropping_leaves_a_text_in_the_latest_split_alone_and_repeats_within_a_split_as_they_are() -> None:
-    parts: Parts = {"train": rows("a", "a", "b", "c"), "dev": rows("b", "d"), "test": rows("c", "d", "d")}
-    dropped = drop_repeated(parts)
-    assert {split: [row.texts[0] for row in part] for split, part in dropped.items()} == {
+    assert {split: [row.texts[0] for row in part] for split, part in without_repeated(parts, errors).items()} == {
         "train": ["a", "a"],
         "dev": ["b"],
-        "test": ["c", "d", "d"],
+        "test": ["c", " d ", "d"],
     }
+    dev, train, other = errors.lines()
+    assert dev.startswith("d.csv, row 3 (e.csv, row 3): this dev text also occurs in the test split")
+    assert train.startswith("t.csv, rows 4 (d.csv, row 2), 6 (d.csv, row 3): this train text also occurs in the dev split")
+    assert other.startswith("t.csv, row 5 (e.csv, row 2): this train text also occurs in the test split")
 
 
 def test_ids_come_from_the_texts_and_repeats_are_numbered_in_corpus_order() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
@@ -25,6 +25,7 @@ def one_hot(answers: Floats, outputs: int) -> Floats:
 
 
 @given(generator=rows, count=st.integers(2, 4))
+@settings(deadline=None)
 def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Generator, count: int) -> None:
     labels, logits = generator.integers(0, count, 40), generator.normal(size=(40, count)).astype(np.float32)
     answers = logits.argmax(axis=1)
@@ -39,6 +40,7 @@ def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Ge
 
 
 @given(generator=rows)
+@settings(deadline=None)
 def test_regression_is_measured_as_scipy_does(generator: np.random.Generator) -> None:
     labels = generator.normal(size=30)
     logits = (labels + generator.normal(size=30))[:, None] ** 3
@@ -90,6 +92,7 @@ def test_one_class_in_the_labels_or_the_answers_is_no_warning(metric: Metric, la
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @given(generator=rows)
+@settings(deadline=None)
 def test_mcc_is_that_of_scikit_learn_for_one_class_too(generator: np.random.Generator) -> None:
     labels, answers = generator.integers(0, 2, (2, int(generator.integers(1, 4))))
     wanted = sklearn.metrics.matthews_corrcoef(labels, answers)
