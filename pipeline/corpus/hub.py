@@ -76,7 +76,7 @@ def _may_be_array(file: Path) -> bool:
 
 def _splits_of_files(hub: str, builder: Any, errors: ErrorList) -> dict[str, SplitReader]:
     config, separator = builder.config, getattr(builder.config, "sep", None)
-    if builder.name == "csv" and (options := _options(config) + ([] if len(separator) == 1 else ["sep"])):
+    if builder.name == "csv" and (options := _options(config) + ([] if len(config.sep) == 1 else ["sep"])):
         message = f"its README.md sets csv options that are not supported ({', '.join(options)}); "
         errors.add(hub, message + "write its tables with commas, double quotes and a header, in UTF-8")
         return {}

@@ -18,7 +18,7 @@ TRAIN = [(f"train text {number}", ("bad", "good")[number % 2]) for number in ran
 DEV = [("dev text 1", "good"), ("dev text 2", "bad")]
 TEST = [("test text 1", "bad"), ("test text 2", "good"), ("test text 3", "good")]
 SPLITS: dict[str, Any] = {"train": TRAIN, "dev": DEV, "test": TEST}
-SHARES = {"dev": 0.2, "test": 0.2}
+SHARES: dict[str, Any] = {"dev": 0.2, "test": 0.2}
 NUMBERS = [(f"text {number}", number / 10) for number in range(40)]
 
 

@@ -21,7 +21,8 @@ def task(metric: Metric, labels: int = 2) -> Task:
 
 def one_hot(answers: Floats, outputs: int) -> Floats:
     """Logits whose highest is that of the answer."""
-    return np.eye(outputs)[answers.astype(int)] * 3 - 1
+    logits: Floats = np.eye(outputs)[answers.astype(int)] * 3 - 1
+    return logits
 
 
 @given(generator=rows, count=st.integers(2, 4))
