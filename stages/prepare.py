@@ -1,41 +1,32 @@
-"""prepare: a raw corpus becomes three checked tables of examples and the description of the task."""
+"""prepare: validated tables of examples and the description of the task, from the raw corpus."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet
 
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.task import TASK_FILE, Kind, Metric, Split, Task
+from pipeline.corpus.tables import ErrorList
+from pipeline.corpus.task import TASK_FILE, Kind, Metric
 from pipeline.corpus.tokens import Reader, check_tokens
 from pipeline.models.pretrained import config_of, folder_at_hand, load_tokenizer
 from pipeline.store.files import folder_written_whole, write_json
-from pipeline.store.hashing import canonical_json, sha256_of
+from pipeline.store.hashing import sha256_of
 from stages.command import note_unseen, out_option, params_option, stage
 
 START_FILE = "start.json"
-"""What the teacher begins with; `teach` depends on it."""
+"""The model that the teacher starts from; a dependency of `teach`."""
 
-LABELS_SHOWN = 12
 MODEL_SUFFIXES = {".json", ".model", ".safetensors", ".txt"}
-"""Of the files of weights, settings and tokenizers; no reading matter that lies beside them."""
-
-ROWS_HASHED = 10_000
-"""At once, so that memory does not grow with the texts."""
+"""Suffixes of weights, settings and tokenizers."""
 
 
 class PrepareSettings(config.Settings):
-    """What this stage reads of a task's settings."""
+    """The settings of a task that this stage reads."""
 
     kind: Kind
     metric: Metric
@@ -51,10 +42,9 @@ class PrepareSettings(config.Settings):
 def main(task: str, params: Path, out: Path) -> None:
     """Read, check and split the raw data of one task.
 
-    The corpus is what tasks.<task>.corpus names: files (csv, tsv, jsonl, parquet) or a set of the hub. Every fault in
-    it is listed with file and row before anything is written; last those that show in the tokens of the teacher, where
-    it can be loaded. Splits that the corpus lacks are taken from its train rows by a hash of the text: equal texts stay
-    together, and rows added later move no other row.
+    tasks.<task>.corpus names files (csv, tsv, jsonl, parquet) or a set of the hub. All errors are listed with file and
+    row before anything is written, including those in the teacher's tokens if it can be loaded. Missing splits are taken
+    from the train rows by a hash of the text: equal texts stay together, and rows added later move no other row.
     """
     config.task_in(params, task)
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
@@ -64,10 +54,10 @@ def main(task: str, params: Path, out: Path) -> None:
     with folder_written_whole(out) as folder:
         prepared.save(folder)
         write_json(folder / START_FILE, start_of(settings.teacher))
-        write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": texts_hash(prepared.tables)})
+        write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": prepared.texts_hash()})
         write_json(folder / "scout_start.json", start_of({"model": checkpoint}))
     for split, table in prepared.tables.items():
-        click.echo(f"{split:<5} {table.num_rows:>7} rows: {labels_of(table, prepared.task)}")
+        click.echo(f"{split:<5} {table.num_rows:>7} rows: {prepared.label_summary(split)}")
     for reason, count in notes.items():
         click.echo(f"note: {count} {reason}")
     models = [settings.teacher.get("model"), (settings.words or {}).get("model"), checkpoint]
@@ -75,11 +65,10 @@ def main(task: str, params: Path, out: Path) -> None:
 
 
 def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str, int]:
-    """What looks like a mistake once the texts are the teacher's tokens; nothing where it cannot be loaded.
+    """Check the texts with the teacher's tokenizer; a teacher that cannot be loaded is skipped.
 
     Raises:
-        Faults: rows that the teacher cannot read.
-        PipelineError: its ``max_length`` is too small.
+        PipelineError: rows that the teacher cannot read, or its ``max_length`` is too small.
     """
     model, max_length = str(teacher.get("model")), teacher.get("max_length")
     folder = folder_at_hand(model)
@@ -87,16 +76,16 @@ def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str,
         return {}
     try:
         reader = Reader(model, load_tokenizer(folder), max_length, int(config_of(folder).get_text_config().vocab_size))
-    except PipelineError:  # `check` and `teach` say what is wrong with a model
+    except PipelineError:  # `check` and `teach` report it
         return {}
-    found = FoundFaults()
-    notes = check_tokens(prepared.examples, reader, found)
-    found.raise_any(f"task {prepared.task.name}")
+    errors = ErrorList()
+    notes = check_tokens(prepared.examples, reader, errors)
+    errors.raise_if_any(f"task {prepared.task.name}")
     return notes
 
 
 def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:
-    """The model that the task's scout starts from, where that is another than its teacher."""
+    """The model that the task's scout starts from, if it is not the teacher."""
     if config.lookup(params, f"tasks.{task}.aim") != "scout":
         return None
     start = (config.lookup(params, "distill") or {}) | (config.lookup(params, "scout") or {})
@@ -104,36 +93,11 @@ def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:
     return None if found is None else str(found)
 
 
-def start_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The model that `teach`, `words` or `scout` begins with, so that DVC sees when the files of a local one change."""
+def start_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A model and the hashes of its local files, so that DVC notices when they change."""
     model = settings.get("model")
     files = sorted(file for file in Path(str(model)).glob("*") if file.is_file() and file.suffix in MODEL_SUFFIXES)
     return {"model": model, "files": {file.name: sha256_of(file) for file in files}}
-
-
-def texts_hash(tables: Mapping[Split, pa.Table]) -> str:
-    """Names the texts that `words` reads, whose labels are nothing to it."""
-    digest = hashlib.sha256()
-    for split in ("train", "dev"):
-        for batch in tables[split].drop_columns(["label"]).combine_chunks().to_batches(ROWS_HASHED):
-            digest.update(canonical_json(batch.to_pylist()))
-    return digest.hexdigest()
-
-
-def labels_of(table: pa.Table, task: Task) -> str:
-    """The labels of a split in a few words: counts of names, or the range of values."""
-    labels = table["label"].drop_null()
-    if not len(labels):
-        return "no labels"
-    if task.kind == "regression":
-        ends = pa.compute.min_max(labels)
-        words = [f"values from {ends['min'].as_py():g} to {ends['max'].as_py():g}"]
-    else:
-        counts = np.bincount(labels.to_numpy(), minlength=task.outputs)
-        words = [f"{name} {count}" for name, count in zip(task.labels, counts, strict=True)]
-        if len(words) > LABELS_SHOWN:
-            words = [f"{len(words)} labels with {counts.min()} to {counts.max()} rows each"]
-    return ", ".join(words + ([f"without label {table['label'].null_count}"] if table["label"].null_count else []))
 
 
 if __name__ == "__main__":

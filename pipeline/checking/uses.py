@@ -9,7 +9,7 @@ from pipeline.augment.recipes import aim_faults, edit_faults, kind_faults, words
 from pipeline.checking.sections import Sections, TaskSettings
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError, refusals
-from pipeline.corpus.labels import NOT_OF_TWO
+from pipeline.corpus.rows import NOT_OF_TWO
 from pipeline.corpus.settings import MISSING_SHARE
 from pipeline.corpus.task import SPLITS
 from pipeline.distill.dataset import check_use

@@ -1,4 +1,4 @@
-"""Texts to token ids, rows to batches. Knows tokenizers and lengths, not models."""
+"""Texts to token ids, and rows to padded batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,42 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.errors import PipelineError
 
 Batch = dict[str, Tensor]
-"""What a model takes: input_ids, attention_mask and, where it has them, token_type_ids, each [rows, tokens]."""
+"""Model inputs: input_ids, attention_mask and, if the model has them, token_type_ids, each [rows, tokens]."""
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 PARTNER_IDS = "partner_ids"
-"""Of a batch of mixed rows: the token ids of what is mixed into each, [rows, tokens]."""
+"""In a batch of mixed rows: the token ids of the row mixed into each, [rows, tokens]."""
 
 TEXTS_AT_ONCE = 1_000
-"""What a tokenizer says of a text beside its ids takes many times their memory; no more of it is held than of so many."""
+"""Texts tokenised at once; tokenizers return many times the memory of the ids."""
 
 EVEN_ROWS = 8
-"""Batches of a multiple of so many rows give the same bits as larger ones, whatever their size."""
+"""Batches of a multiple of this many rows give bit-identical results for a row, whatever their size."""
 
 Integers = npt.NDArray[np.integer[Any]]
 
 Ids = npt.NDArray[np.int32]
-"""Token ids of one row [tokens], special tokens included, not padded."""
+"""Token ids of one row [tokens] with special tokens, without padding."""
 Types = npt.NDArray[np.int8]
-"""Which text each token of a row is of, [tokens]."""
+"""Token types of one row [tokens]: the index of the text that a token belongs to."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of the examples, special tokens included, cut to the greatest length, not padded."""
+    """Token ids of examples with special tokens, truncated and not padded."""
 
     input_ids: list[Ids]
     token_type_ids: list[Types] | None
     truncated: int
-    """How many examples were longer than the greatest length."""
+    """Number of truncated examples."""
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
-    """Tokenise single texts, or pairs where ``second`` is given; a pair is cut at the longer of its texts.
+    """Tokenise single texts, or pairs if ``second`` is given; of a pair the longer text is truncated.
 
     Raises:
-        PipelineError: the tokenizer does not keep to ``max_length``, as many do not where it cannot hold their special tokens.
+        PipelineError: the tokenizer exceeds ``max_length``, as many do if it cannot hold their special tokens.
     """
     input_ids: list[Ids] = []
     types: list[Types] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
@@ -70,10 +70,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[st
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int, source: str) -> None:
-    """Refuse a greatest length that does not hold the special tokens and a token of each text.
+    """Require that ``max_length`` holds the special tokens and one token of each text.
 
     Raises:
-        PipelineError: ``source`` is what the tokenizer is called.
+        PipelineError: it does not; ``source`` is the tokenizer's name in the message.
     """
     special = tokenizer.num_special_tokens_to_add(pair)
     least = special + (2 if pair else 1)
@@ -86,10 +86,10 @@ def check_length(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int
 
 
 def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
-    """Positions 0..n-1 in batches of at most ``rows``, rows of like length together; a function of the arguments alone.
+    """Positions 0..n-1 in batches of at most ``rows`` rows of similar length, longest first.
 
-    Batches are cut so that padding and their number together cost least: a batch more counts as much as a tenth of the
-    tokens of a full one. All but the last, the shortest rows, have a multiple of ``EVEN_ROWS`` rows where ``rows`` is one.
+    The cuts minimise padding plus a cost per batch of a tenth of the tokens of a full batch. All batches but the last have a
+    multiple of ``EVEN_ROWS`` rows if ``rows`` is one.
     """
     order = np.argsort(-np.asarray(lengths), kind="stable")
     unit = EVEN_ROWS if rows % EVEN_ROWS == 0 else rows
@@ -101,10 +101,7 @@ def length_buckets(lengths: Integers, rows: int) -> list[Integers]:
 
 
 def _cheapest_ends(unit_costs: npt.NDArray[np.float64], most: int, batch_cost: float) -> list[int]:
-    """Where to end batches of 1..most units when a batch costs its number of units times the cost of its first unit.
-
-    By dynamic programming over the ends: the cheapest way to the end of each unit is that to an earlier end and one batch more.
-    """
+    """Ends of batches of 1..most units, by dynamic programming; a batch costs its units times the cost of its first unit."""
     costs, before = np.zeros(len(unit_costs) + 1), np.zeros(len(unit_costs) + 1, dtype=np.int64)
     for end in range(1, len(unit_costs) + 1):
         starts = np.arange(max(0, end - most), end)
@@ -123,7 +120,7 @@ def collate(
     pad_token_id: int,
     tokens: int = 0,
 ) -> Batch:
-    """Pad rows on the right to the longest of them, at least to ``tokens``."""
+    """Pad rows on the right to the longest row, and to at least ``tokens``."""
     batch = {
         "input_ids": _padded(input_ids, pad_token_id, tokens),
         "attention_mask": _padded([np.ones(len(ids), dtype=np.int64) for ids in input_ids], 0, tokens),
@@ -134,12 +131,12 @@ def collate(
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """What of a batch is the model's, without labels and whatever else a loss needs."""
+    """The model inputs of a batch, without labels and other tensors of a loss."""
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 def ordinary_tokens(batch: Batch, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Where a token is neither padding nor special, as booleans [rows, tokens]; an unknown word is ordinary."""
+    """Mask [rows, tokens] of tokens that are neither padding nor special; unknown words count as ordinary."""
     special = [number for number in tokenizer.all_special_ids if number != tokenizer.unk_token_id]
     return (batch["attention_mask"] == 1) & ~torch.isin(batch["input_ids"], torch.tensor(special).to(batch["input_ids"]))
 

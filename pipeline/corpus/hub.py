@@ -1,127 +1,97 @@
-"""Sets of the hub, folders in hub layout and folders of ``save_to_disk``, split by split. Knows datasets, not rows.
+"""Splits of hub sets, folders in hub layout and folders written by ``save_to_disk``.
 
-``datasets`` says which files make which split. These are then read as ``files`` are, so that a table means the same in both:
-csv, tsv, JSON lines, and parquet that lies on this machine. What else datasets can load is taken as it loads it: parquet of
-the hub, arrow, text, JSON arrays.
+``datasets`` decides which files belong to which split. csv, tsv, JSON lines and local parquet are then read as under ``files``,
+so that a table means the same in both places; ``datasets`` loads everything else (hub parquet, arrow, text, JSON arrays).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.files import ending_of, first_line, read_file, was_saved
-from pipeline.corpus.tables import Table, joined, with_classes
+from pipeline.corpus.tables import ErrorList, Table, with_class_names
 
 ENDINGS = {"csv": {".csv", ".tsv"}, "json": {".jsonl", ".ndjson", ".json"}, "parquet": {".parquet"}}
-"""Of the files that are read here, by what datasets calls their kind."""
+"""Endings of the files that are read here, by builder name."""
 
-NO_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter", "chunksize"}
-"""Of a set's configuration: what changes no cell, and the separator, which is followed."""
+HARMLESS_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter", "chunksize"}
+"""Builder options that change no cell, and the separator, which is supported."""
 
-SplitReader = Callable[[Sequence[str], FoundFaults], Table | None]
-"""Reads the wanted columns of one split, or notes why that cannot be done."""
+SplitReader = Callable[[Sequence[str], ErrorList], list[Table]]
+"""Reads the wanted columns of one split, one table per file; the result is empty if a file cannot be read."""
 
 
-def open_hub(hub: str, config: str | None, revision: str | None, found: FoundFaults) -> dict[str, SplitReader]:
-    """The splits of a set on the hub or in a local folder; empty if it cannot be opened, which is noted."""
-    import datasets  # takes seconds, and tables in files do without it
+def open_hub(hub: str, config: str | None, revision: str | None, errors: ErrorList) -> dict[str, SplitReader]:
+    """The splits of a set on the hub or in a local folder; empty if it cannot be opened."""
+    import datasets  # takes seconds, and tables in files do not need it
 
     folder = Path(hub)
-    if fault := _no_set(folder, config or revision):
-        found.whole(hub, fault)
-        return {}
     try:
-        if was_saved(folder):
+        if folder.is_file():
+            errors.add(hub, "the path is a file, but hub needs a folder or a hub id; use files for files")
+        elif was_saved(folder) and (config or revision):
+            errors.add(hub, f"a folder written by save_to_disk has no {config or revision}; leave config and revision out")
+        elif was_saved(folder):
             saved = datasets.load_from_disk(hub)
             return _loaded(hub, {"train": saved} if isinstance(saved, datasets.Dataset) else saved)
-        builder = datasets.load_dataset_builder(hub, config, revision=revision)
-        if _is_read_here(builder):
-            return _files_of(hub, builder, found)
-        builder.download_and_prepare()
-        return _loaded(hub, builder.as_dataset())
-    except Exception as error:  # its own, those of its builders, those of the network
-        way_out = "; name its tables as files, in place of hub" if folder.is_dir() else ""
-        found.whole(hub, f"datasets cannot load it ({first_line(error)}){way_out}")
-        return {}
-
-
-def _no_set(place: Path, chosen: str | None) -> str | None:
-    """Why a place holds no set of which ``chosen`` could be asked for."""
-    if place.is_file():
-        return "it is a file; name it as files, in place of hub"
-    if chosen and was_saved(place):
-        return f"it was saved by datasets (save_to_disk) and has no {chosen}; leave config and revision out"
-    return None
+        else:
+            builder = datasets.load_dataset_builder(hub, config, revision=revision)
+            if _is_read_here(builder):
+                return _splits_of_files(hub, builder, errors)
+            builder.download_and_prepare()
+            return _loaded(hub, builder.as_dataset())
+    except Exception as error:  # those of datasets, its builders and the network
+        way_out = "; name its tables under files instead" if folder.is_dir() else ""
+        errors.add(hub, f"datasets cannot load it ({first_line(error)}){way_out}")
+    return {}
 
 
 def _is_read_here(builder: Any) -> bool:
-    """Whether the files of a set are such that their cells are read here and not by datasets."""
-    kind, files = builder.name, _data_files(builder)
-    if kind not in ENDINGS or not files or any(ending_of(Path(file)) not in ENDINGS[kind] for file in files):
+    """Whether the files of a set are read here and not by ``datasets``."""
+    files = [Path(file) for names in (builder.config.data_files or {}).values() for file in names]
+    if not files or not {ending_of(file) for file in files} <= ENDINGS.get(builder.name, set()):
         return False
-    here = all(Path(file).is_file() for file in files)
-    if kind == "csv":
+    if builder.name == "csv":
         return True
-    if kind == "json":
-        return not _options(builder.config) and not any(_may_be_array(Path(file)) for file in files)
-    return here and not _options(builder.config)
-
-
-def _data_files(builder: Any) -> list[str]:
-    return [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+    if builder.name == "json":
+        return not _options(builder.config) and not any(map(_may_be_array, files))
+    return not _options(builder.config) and all(file.is_file() for file in files)
 
 
 def _options(config: Any) -> list[str]:
-    """The options that a set's README.md gives for reading its files."""
+    """The reading options that the README.md of a set changes."""
     usual = type(config)()
-    names = (field.name for field in fields(config) if field.name not in NO_OPTIONS)
+    names = (field.name for field in fields(config) if field.name not in HARMLESS_OPTIONS)
     return [name for name in names if getattr(config, name) != getattr(usual, name)]
 
 
 def _may_be_array(file: Path) -> bool:
-    """Whether a file may be one JSON array; only one on this machine can be looked into."""
+    """Whether a file may be one JSON array; the content of remote and gzipped files is unknown."""
     if ending_of(file) != ".json":
         return False
     return not file.is_file() or file.suffix == ".gz" or file.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
-def _files_of(hub: str, builder: Any, found: FoundFaults) -> dict[str, SplitReader]:
-    """The splits of a set whose files are read here."""
-    separator = getattr(builder.config, "sep", None)
-    if builder.name == "csv" and (fault := _unread(builder.config)):
-        found.whole(hub, fault)
+def _splits_of_files(hub: str, builder: Any, errors: ErrorList) -> dict[str, SplitReader]:
+    config, separator = builder.config, getattr(builder.config, "sep", None)
+    if builder.name == "csv" and (options := _options(config) + ([] if len(config.sep) == 1 else ["sep"])):
+        message = f"its README.md sets csv options that are not supported ({', '.join(options)}); "
+        errors.add(hub, message + "write its tables with commas, double quotes and a header, in UTF-8")
         return {}
-    features = builder.info.features or {}
-    classes = {name: kind.names for name, kind in features.items() if type(kind).__name__ == "ClassLabel"}
+    classes = _class_labels(builder.info.features or {})
 
-    def reader(split: str, files: list[str]) -> SplitReader:
-        def read(wanted: Sequence[str], found: FoundFaults) -> Table | None:
-            if (local := _fetched(hub, files, found)) is None:
-                return None
-            tables = [read_file(path, wanted, found, separator) for path in local]
-            sound = [with_classes(table, classes) for table in tables if table is not None]
-            return joined(f"{hub} ({split})", sound, found) if len(sound) == len(tables) else None
+    def read(files: list[str], wanted: Sequence[str], errors: ErrorList) -> list[Table]:
+        tables = [read_file(path, wanted, errors, separator) for path in _local(hub, files, errors)]
+        read = [with_class_names(table, classes) for table in tables if table is not None]
+        return read if len(read) == len(tables) else []
 
-        return read
-
-    return {str(split): reader(str(split), list(map(str, files))) for split, files in builder.config.data_files.items()}
+    return {str(split): partial(read, list(map(str, files))) for split, files in config.data_files.items()}
 
 
-def _unread(config: Any) -> str | None:
-    """Why csv files are not read as their set's README.md asks."""
-    options = _options(config) + ([] if len(config.sep) == 1 else ["sep"])
-    if not options:
-        return None
-    return (
-        f"its README.md asks for csv to be read with {', '.join(options)}, which is not followed here; "
-        "write its tables with commas, double quotes and a header, in UTF-8"
-    )
-
-
-def _fetched(hub: str, files: Sequence[str], found: FoundFaults) -> list[Path] | None:
-    """The files on this machine, those of a folder named as the folder is; those of the hub are downloaded."""
+def _local(hub: str, files: list[str], errors: ErrorList) -> list[Path]:
+    """Local paths of the files; those of a folder are named as the folder is, those of the hub are downloaded."""
     import datasets
 
     if all(Path(file).is_file() for file in files):
@@ -129,27 +99,28 @@ def _fetched(hub: str, files: Sequence[str], found: FoundFaults) -> list[Path] |
         paths = map(Path, files)
         return [Path(hub) / path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
     try:
-        return list(map(Path, datasets.DownloadManager().download(list(files))))
-    except Exception as error:  # its own, those of the network
-        found.whole(hub, f"datasets cannot download it ({first_line(error)})")
-        return None
+        return list(map(Path, datasets.DownloadManager().download(files)))
+    except Exception as error:  # those of datasets and the network
+        errors.add(hub, f"datasets cannot download it ({first_line(error)})")
+        return []
 
 
 def _loaded(hub: str, splits: Mapping[Any, Any]) -> dict[str, SplitReader]:
-    """The splits of a set that datasets has loaded."""
+    """Readers of the splits that ``datasets`` has loaded."""
 
-    def reader(name: str, data: Any) -> SplitReader:
-        def read(wanted: Sequence[str], found: FoundFaults) -> Table | None:
-            present = [column for column in wanted if column in data.column_names]
-            try:
-                content = data.with_format("arrow", columns=present)[:]
-                columns = {column: content[column].to_pylist() for column in present}
-            except Exception as error:  # its own, those of arrow
-                found.whole(name, f"datasets cannot read it ({first_line(error)})")
-                return None
-            classes = {column: kind.names for column, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
-            return with_classes(Table(name, tuple(data.column_names), columns, range(1, data.num_rows + 1)), classes)
+    def read(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) -> list[Table]:
+        header = tuple(data.column_names)
+        present = [column for column in wanted if column in header]
+        try:
+            content = data.with_format("arrow", columns=present)[:]
+            columns = {column: content[column].to_pylist() for column in present}
+        except Exception as error:  # those of datasets and arrow
+            errors.add(name, f"datasets cannot read it ({first_line(error)})")
+            return []
+        return [with_class_names(Table(name, header, columns, range(1, data.num_rows + 1)), _class_labels(data.features))]
 
-        return read
+    return {str(split): partial(read, f"{hub} ({split})", data) for split, data in splits.items()}
 
-    return {str(split): reader(f"{hub} ({split})", data) for split, data in splits.items()}
+
+def _class_labels(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    return {name: kind.names for name, kind in features.items() if type(kind).__name__ == "ClassLabel"}

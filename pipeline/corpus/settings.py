@@ -94,8 +94,8 @@ class CorpusSettings(Settings):
     test: Share | None = None
     rows: dict[Split, Annotated[int, Field(gt=0)]] | None = None
     """The most rows to keep of a split."""
-    duplicates: Literal["refuse", "drop"]
-    """A text in several splits: a fault, or kept in the later one of train, dev, test alone."""
+    duplicates: Literal["error", "drop"]
+    """A text that occurs in several splits is an error, or is kept only in the last of train, dev, test."""
 
     def shares(self) -> dict[Split, float]:
         """Which splits are carved from train where a corpus lacks them."""

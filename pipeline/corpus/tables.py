@@ -1,86 +1,91 @@
-"""Tables as they were read: columns, row numbers, class names. Knows no file and not what the columns mean."""
+"""Tables as they are read, and the list of all errors found in them."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.corpus.faults import FoundFaults
+from pipeline.config.errors import Faults
 from pipeline.corpus.task import Split
 
-OTHER_SEPARATORS = (";", "\t", "|", ",")
-"""Found in the name of a table's only column, they say that it is separated by something else than its kind is."""
+NAMED_ROWS = 5
+"""Number of rows that a message names; further rows are counted."""
 
+OTHER_SEPARATORS = (";", "\t", "|", ",")
 CLASS_INDEX = re.compile(r"-?\d+(\.0+)?", re.ASCII)
-"""As a text table holds the index of a class; with decimals where the column has gaps."""
+"""A class index in a text table; pandas writes integer columns with gaps as 1.0."""
+
+
+class ErrorList:
+    """All errors of a corpus in the order found; rows of one subject with the same message share a line."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, subject: str, message: str, row: int | None = None, shown: str = "") -> None:
+        """Add an error of a file, split or setting, or of one of its rows; ``shown`` is the value found there."""
+        rows = self._rows.setdefault((subject, message), [])
+        if row is not None:
+            rows.append(f"{row} ({shown})" if shown else str(row))
+
+    def mentions(self, subject: str) -> bool:
+        """Whether the list has an error of this file, split or setting."""
+        return any(subject == listed for listed, _ in self._rows)
+
+    def lines(self) -> list[str]:
+        """One line per subject and message."""
+        return [f"{subject}{_rows(rows)}: {message}" for (subject, message), rows in self._rows.items()]
+
+    def raise_if_any(self, subject: str) -> None:
+        """Raise ``Faults`` with all lines unless the list is empty."""
+        if self._rows:
+            raise Faults(subject, self.lines())
+
+
+def _rows(rows: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return f", {'row' if len(rows) == 1 else 'rows'} {', '.join(rows[:NAMED_ROWS])}{more}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """The wanted columns of one source table."""
+    """The wanted columns of one file, or of a split that ``datasets`` loaded."""
 
     name: str
-    """As a person finds it: a path, or a hub set and its split."""
-    available: tuple[str, ...]
-    """Every column of the source."""
+    """Path of the file, or hub id and split."""
+    header: tuple[str, ...]
+    """Names of all columns of the source."""
     columns: Mapping[str, Sequence[Any]]
-    """Those of the wanted columns that the source has."""
+    """The wanted columns that the source has."""
     numbers: Sequence[int]
-    """The row number of each row."""
+    """Row number of each row in the source."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Label names of columns whose type carries them."""
-    sources: Sequence[str] = ()
-    """The file of each row where several files make the table; empty where ``name`` is the file of all."""
-
-    def source(self, place: int) -> str:
-        """The file of the row at a place."""
-        return self.sources[place] if self.sources else self.name
-
-    def faulty(self, found: FoundFaults) -> bool:
-        """Whether anything was noted of the table or one of its files."""
-        return any(map(found.about, {self.name, *self.sources}))
+    """Label names of columns whose type declares them."""
 
 
-OwnSplits = Mapping[Split, Table | None]
-"""The tables that a corpus has, one a split; None for one that cannot be read."""
+SplitTables = Mapping[Split, Sequence[Table]]
+"""The tables of each split that a corpus has; empty if one of them cannot be read."""
 
 
-def separated_otherwise(header: Sequence[str]) -> str:
-    """What is wrong with a table of one column whose name holds another separator than its kind has; empty if nothing is."""
+def separator_error(header: Sequence[str]) -> str:
+    """Message for a header of one column whose name contains another separator; empty if there is no error."""
     other = next((mark for mark in OTHER_SEPARATORS if len(header) == 1 and mark in header[0]), None)
-    return f"its columns are separated by {other!r}, where commas are read in csv and tabs in tsv" if other else ""
+    return f"the columns are separated by {other!r}; use commas in csv and tabs in tsv" if other else ""
 
 
-def with_classes(table: Table, classes: Mapping[str, Sequence[str]]) -> Table:
-    """A table with the indices in some of its columns as the names that are declared for them."""
+def with_class_names(table: Table, classes: Mapping[str, Sequence[str]]) -> Table:
+    """The table with class indices replaced by their declared names."""
     names = {column: tuple(classes[column]) for column in table.columns if column in classes}
-    columns = {column: [_class_of(value, known) for value in table.columns[column]] for column, known in names.items()}
+    columns = {column: [_class_name(value, known) for value in table.columns[column]] for column, known in names.items()}
     return replace(table, columns={**table.columns, **columns}, class_names={**table.class_names, **names})
 
 
-def _class_of(value: Any, names: Sequence[str]) -> Any:
-    """A class index as its name, a text that is no index as it is; GLUE marks a label that is kept secret with -1."""
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name of a class index, other values unchanged; -1 is GLUE's mark of a hidden label and becomes None."""
     if isinstance(value, str) and value.strip() not in names and CLASS_INDEX.fullmatch(value.strip()):
         value = int(value.strip().partition(".")[0])
     if not isinstance(value, int) or value >= len(names):
         return value
     return None if value < 0 else names[value]
-
-
-def joined(name: str, tables: Sequence[Table], found: FoundFaults) -> Table | None:
-    """Tables one after the other as one table; a column that only some of them have is noted."""
-    if len(tables) == 1:
-        return tables[0]
-    columns = dict.fromkeys(column for table in tables for column in table.columns)
-    for table in tables:
-        if lacking := [column for column in columns if column not in table.columns]:
-            found.whole(table.name, f"there is no column {', '.join(lacking)}, which other files of its split have")
-            return None
-    return Table(
-        name,
-        tuple(dict.fromkeys(column for table in tables for column in table.available)),
-        {column: [value for table in tables for value in table.columns[column]] for column in columns},
-        [number for table in tables for number in table.numbers],
-        {column: names for table in tables for column, names in table.class_names.items()},
-        [table.name for table in tables for _ in table.numbers],
-    )

@@ -30,28 +30,10 @@ def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
 def run(
     folder: Path, kind: str = "classification", metric: str = "accuracy", teacher: dict[str, Any] | None = None, **corpus: Any
 ) -> Result:
-    keys = {
-        "files": f"{RAW}/x.csv",
-        "text": "text",
-        "label": "label",
-        "dev": 0.2,
-        "test": 0.3,
-        "duplicates": "refuse",
-    } | corpus
-    params = {
-        "tasks": {
-            "movies": {
-                "kind": kind,
-                "metric": metric,
-                "corpus": keys,
-                "teacher": teacher or {"model": "weights"},
-                "words": {"model": "words"},
-                "aim": "scout",
-                "augment": {"steps": 1},
-            }
-        },
-        "scout": {"start": {"checkpoint": "small"}},
-    }
+    keys = {"files": f"{RAW}/x.csv", "text": "text", "label": "label", "dev": 0.2, "test": 0.3, "duplicates": "error"}
+    task = {"kind": kind, "metric": metric, "corpus": keys | corpus, "teacher": teacher or {"model": "weights"}}
+    task |= {"words": {"model": "words"}, "aim": "scout", "augment": {"steps": 1}}
+    params = {"tasks": {"movies": task}, "scout": {"start": {"checkpoint": "small"}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
 
@@ -97,21 +79,13 @@ def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Pa
     assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
 
 
-def test_another_label_fits_no_masked_language_model_again_and_another_text_does(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
+def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Path) -> None:
     found = []
-    for changed in ("", "label", "text"):
-        rows = [
-            (
-                text + (" more" if changed == "text" and number == 0 else ""),
-                ("good" if changed == "label" and not number else label),
-            )
-            for number, (text, label) in enumerate(ROWS)
-        ]
-        files = {}
-        for split, part in {"train": rows[:24], "dev": rows[24:32], "test": rows[32:]}.items():
-            table(folder / RAW / f"{split}.csv", part)
-            files[split] = f"{RAW}/{split}.csv"
+    files = {split: f"{RAW}/{split}.csv" for split in ("train", "dev", "test")}
+    for first in (("text 0", "bad"), ("text 0", "good"), ("text 0 more", "bad")):
+        parts = [[first, *ROWS[1:24]], ROWS[24:32], ROWS[32:]]
+        for path, part in zip(files.values(), parts, strict=True):
+            table(folder / path, part)
         assert run(folder, files=files, dev=None, test=None).exit_code == 0
         found.append(hashes(folder / "out/movies"))
     assert {name for name in found[0] if found[0][name] != found[1][name]} == {"train.parquet"}
@@ -136,30 +110,11 @@ def test_a_scout_starts_from_what_its_section_or_else_the_section_distill_says(
     assert checkpoint_of_scout({"tasks": {}}, "movies") is None
 
 
-def test_what_lies_beside_a_model_to_be_read_is_no_part_of_it(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    (folder / "words").mkdir()
-    found = []
-    for name in ("model.safetensors", "README.md", "tokenizer.json"):
-        (folder / "words" / name).write_text(name, encoding="utf-8")
-        assert run(folder).exit_code == 0
-        found.append(hashes(folder / "out/movies"))
-    assert found[0] == found[1] != found[2]
-
-
-def test_a_label_is_not_read_as_text(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    assert "label: the label column must not be one of the text columns" in run(folder, text=["text", "label"]).output
-
-
-def test_a_fault_leaves_nothing_written_and_the_former_product_untouched(folder: Path) -> None:
+def test_an_error_writes_nothing_and_keeps_the_former_product(folder: Path) -> None:
     table(folder / RAW / "x.csv", [*ROWS, ("", "good")])
     result = run(folder)
     assert result.exit_code == 1
-    assert result.output == (
-        "Error: task movies: 1 fault, nothing was written\n"
-        "  - data/raw/x.csv, row 42: column 'text' holds no text; fill or remove these rows\n"
-    )
+    assert "\n  - data/raw/x.csv, row 42: column 'text' is empty" in result.output
     assert not (folder / "out").exists()
     table(folder / RAW / "x.csv", ROWS)
     run(folder)
@@ -169,8 +124,7 @@ def test_a_fault_leaves_nothing_written_and_the_former_product_untouched(folder:
     assert hashes(folder / "out/movies") == before
 
 
-def test_faults_of_the_settings_name_their_place(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
+def test_errors_of_the_settings_name_their_place(folder: Path) -> None:
     result = run(folder, kind="ranking", dev=2.0)
     assert result.exit_code == 1
     assert "tasks.movies.kind: input should be 'classification' or 'regression', not 'ranking'" in result.output
@@ -179,33 +133,22 @@ def test_faults_of_the_settings_name_their_place(folder: Path) -> None:
 
 def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> None:
     table(folder / RAW / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
-    result = run(folder, "regression", "spearman", rows={"test": 1})
+    lines = run(folder, "regression", "spearman", rows={"test": 1}).output.splitlines()
     values = pyarrow.parquet.read_table(folder / "out/movies/train.parquet")["label"].to_pylist()
-    assert f"rows: values from {min(values):g} to {max(values):g}\n" in result.output
-    assert result.output.splitlines()[-1].endswith(" left out of test: above the most rows")
+    assert lines[0].endswith(f"rows: values from {min(values):g} to {max(values):g}")
+    assert lines[-1].startswith("note: ")
+    assert " left out of test: " in lines[-1]
 
 
-def test_a_listed_label_that_no_row_has_counts_nothing(folder: Path) -> None:
+def test_labels_without_rows_count_zero_and_many_labels_are_summarised(folder: Path) -> None:
     table(folder / RAW / "x.csv", ROWS)
-    lines = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
-    *splits, note = lines
+    *splits, note = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
     assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
     assert note == "note: 1 label(s) without a train row: mixed"
-
-
-def test_many_labels_are_summed_up_and_missing_ones_counted(folder: Path) -> None:
-    rows = [(f"text {number}", number % 13) for number in range(390)]
-    table(folder / RAW / "x.csv", [*rows, ("bare", "")])
-    result = run(folder, dev=0.05, test=0.05)
-    train = next(line for line in result.output.splitlines() if line.startswith("train"))
+    table(folder / RAW / "x.csv", [*((f"text {number}", number % 13) for number in range(390)), ("bare", "")])
+    train = run(folder, dev=0.05, test=0.05).output.splitlines()[0]
     assert "13 labels with " in train
     assert train.endswith("rows each, without label 1")
-
-
-def test_help_explains_the_stage() -> None:
-    output = CliRunner().invoke(main, ["--help"]).output
-    assert "Read, check and split the raw data of one task." in output
-    assert "--task" in output
 
 
 @pytest.mark.parametrize(
@@ -218,11 +161,11 @@ def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_o
     table(folder / RAW / "x.csv", ROWS)
     (folder / model).mkdir()
     found = []
-    for content in ("old", "old", "new"):
-        (folder / model / "model.safetensors").write_text(content, encoding="utf-8")
+    for name, content in (("model.safetensors", "old"), ("README.md", "new"), ("model.safetensors", "new")):
+        (folder / model / name).write_text(content, encoding="utf-8")
         assert run(folder).exit_code == 0
         found.append(hashes(folder / "out/movies"))
-    assert found[0] == found[1]
+    assert found[0] == found[1], "a README.md is not part of a model"
     assert {name for name in found[0] if found[0][name] != found[2][name]} == {noted}
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     deps = {name: content.get("do", content)["deps"] for name, content in stages.items()}
@@ -232,34 +175,25 @@ def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_o
     assert [name for name in deps if mentioned[name]] == [stage]
 
 
-def test_texts_that_the_teacher_does_not_know_are_a_fault_and_nothing_is_written(folder: Path) -> None:
+def test_texts_that_the_teacher_does_not_know_are_an_error_and_nothing_is_written(folder: Path) -> None:
     save_teacher(folder / "clf", make_task())
     table(folder / RAW / "x.csv", ROWS)
     result = run(folder, teacher={"model": "clf", "max_length": 8})
-    assert (result.exit_code, result.output) == (
-        1,
-        "Error: task movies: 1 fault, nothing was written\n"
-        "  - the tokenizer of clf: it knows none of the texts, all their tokens are unknown; "
-        "take a teacher whose tokenizer was made for this language\n",
-    )
+    assert result.exit_code == 1
+    assert "\n  - the tokenizer of clf: all tokens of the texts are unknown" in result.output
     assert not (folder / "out").exists()
 
 
 def test_what_looks_like_a_mistake_in_the_tokens_is_noted(folder: Path) -> None:
     save_teacher(folder / "clf", make_task())
     table(folder / RAW / "x.csv", [(f"strange word{number} thing", label) for number, (_, label) in enumerate(ROWS)])
-    result = run(folder, teacher={"model": "clf", "max_length": 8})
-    assert result.exit_code == 0, result.output
-    assert "note: 67 % of the tokens of all texts are unknown to the tokenizer of clf\n" in result.output
+    assert "note: 67 % of the tokens" in run(folder, teacher={"model": "clf", "max_length": 8}).output
 
 
-def test_a_max_length_that_holds_no_text_is_refused(folder: Path) -> None:
+def test_a_max_length_that_fits_no_text_is_an_error(folder: Path) -> None:
     save_teacher(folder / "clf", make_task())
     table(folder / RAW / "x.csv", [(f"word{number}", label) for number, (_, label) in enumerate(ROWS)])
-    assert run(folder, teacher={"model": "clf", "max_length": 2}).output == (
-        "Error: max_length is 2, but the tokenizer of clf adds 2 special tokens to a text, and each text needs a token of "
-        "its own; set it to at least 3\n"
-    )
+    assert "set it to at least 3" in run(folder, teacher={"model": "clf", "max_length": 2}).output
     assert run(folder, teacher={"model": "clf", "max_length": 3}).exit_code == 0
 
 
@@ -272,9 +206,7 @@ def test_a_teacher_that_cannot_be_loaded_is_left_to_the_stages_that_need_it(fold
     assert run(folder, teacher={"model": "clf", "max_length": 8}).exit_code == 0
 
 
-def test_a_teacher_of_the_hub_is_read_where_it_lies_in_the_cache_and_the_hub_is_not_asked(folder: Path, hub: Path) -> None:
+def test_a_teacher_of_the_hub_is_read_from_the_cache_without_asking_the_hub(folder: Path, hub: Path) -> None:
     table(folder / RAW / "x.csv", ROWS)
-    assert (
-        "the tokenizer of org/teacher: it knows none" in run(folder, teacher={"model": "org/teacher", "max_length": 8}).output
-    )
+    assert "the tokenizer of org/teacher: all tokens" in run(folder, teacher={"model": "org/teacher", "max_length": 8}).output
     assert run(folder, teacher={"model": "org/other", "max_length": 8}).exit_code == 0

@@ -9,39 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.files import read_file
-from pipeline.corpus.tables import Table
+from pipeline.corpus.tables import ErrorList, Table
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
-EXACT = [
-    "NA",
-    "null",
-    "007",
-    "  leading",
-    "nan",
-    "1e5",
-    "-",
-    'say "hi"',
-    "a, b",
-    "two\nlines",
-    "naïve ☃",
-    "\u2028 inside",
-]
+EXACT = ["NA", "null", "007", "  leading", "nan", "1e5", "-", 'say "hi"', "a, b", "two\nlines", "naïve ☃", "\u2028 inside"]
 
 
 def read(path: Path, *wanted: str) -> Table:
-    found = FoundFaults()
-    table = read_file(path, wanted, found)
-    assert found.lines() == []
+    errors = ErrorList()
+    table = read_file(path, wanted, errors)
+    assert errors.lines() == []
     assert table is not None
     return table
 
 
-def faults(path: Path, *wanted: str) -> list[str]:
-    found = FoundFaults()
-    read_file(path, wanted, found)
-    return [line.replace(str(path), path.name) for line in found.lines()]
+def errors_of(path: Path, *wanted: str) -> list[str]:
+    errors = ErrorList()
+    read_file(path, wanted, errors)
+    return [line.replace(str(path), path.name) for line in errors.lines()]
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -53,8 +39,9 @@ def as_csv(texts: list[str]) -> str:
     return "text\n" + "".join('"' + text.replace('"', '""') + '"\n' for text in texts)
 
 
-def test_csv_texts_stay_exactly_as_they_stand(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "x.csv", as_csv(EXACT)), "text").columns["text"] == EXACT
+@pytest.mark.parametrize("texts", [EXACT, ["a\0b"], ["a" * 200_000]])
+def test_csv_texts_are_not_converted(tmp_path: Path, texts: list[str]) -> None:
+    assert read(written(tmp_path / "x.csv", as_csv(texts)), "text").columns["text"] == texts
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
@@ -70,172 +57,104 @@ def test_csv_rows_are_numbered_by_the_line_they_start_on(tmp_path: Path) -> None
     assert table.numbers == [2, 5]
 
 
-def test_tsv_has_no_quoting(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.tsv", 'label\ttext\n1\t"an open quote\n0\tsaid "so", twice\r\n\n')
-    assert read(path, "text").columns["text"] == ['"an open quote', 'said "so", twice']
+def test_tsv_has_no_quoting_and_only_line_feeds_end_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.tsv", 'label\ttext\n1\t"an open quote\r\n0\tsaid "so", twice\n1\ta\u2028b\x0bc\n\n')
+    assert read(path, "text").columns["text"] == ['"an open quote', 'said "so", twice', "a\u2028b\x0bc"]
 
 
-def test_a_line_separator_character_ends_no_line(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "x.tsv", "label\ttext\n1\ta\u2028b\x0bc\n"), "text").columns["text"] == ["a\u2028b\x0bc"]
-
-
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
     path = written(tmp_path / "x.csv", b"\xef\xbb\xbftext,label\nfine,1\n")
-    assert read(path, "text").available == ("text", "label")
+    assert read(path, "text").header == ("text", "label")
 
 
-def test_bytes_that_are_not_utf8_are_named_by_offset_and_row_beside_other_faults(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.csv", b"\xef\xbb\xbftext\nfine\ncaf\xe9\na,b\n")
-    assert faults(path, "text") == [
-        "x.csv, row 3 (byte 16): not UTF-8; save the file as UTF-8",
-        "x.csv, row 4 (2 fields here): the header has 1 field",
-    ]
-    assert path.read_bytes()[16] == 0xE9
-
-
-def test_utf16_is_called_by_its_name(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.tsv", "text\tlabel\na\tb\n".encode("utf-16"))
-    assert faults(path, "text") == ["x.tsv: the file is UTF-16; save it as UTF-8"]
-
-
-def test_rows_with_too_few_or_too_many_fields_are_named_with_their_count(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.tsv", "a\tb\n1\t2\n1\n1\t2\t3\n")
-    assert faults(path, "a") == ["x.tsv, rows 3 (1 field here), 4 (3 fields here): the header has 2 fields"]
+def test_bytes_that_are_not_utf8_are_named_by_offset_and_row_beside_other_errors(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.csv", b"\xef\xbb\xbftext\nfine \xef\xbf\xbd\ncaf\xe9\na,b\n")
+    assert path.read_bytes()[20] == 0xE9
+    first, second = errors_of(path, "text")
+    assert first.startswith("x.csv, row 3 (byte 20): not UTF-8")
+    assert second.startswith("x.csv, row 4 (2 fields here)")
 
 
 @pytest.mark.parametrize(
-    ("content", "row", "message", "cause"),
+    ("name", "content", "start", "cause"),
     [
-        ('text\nfine\n"never closed\nmore\n', 3, "unexpected end of data", "a quote is opened here and never closed"),
-        ('text\n"a "word" here"\nfine\n', 2, "',' expected after '\"'", "a quote inside a quoted field must be doubled"),
-        ('"text\n', 1, "unexpected end of data", "a quote is opened here and never closed"),
+        ("x.tsv", "a\tb\n1\t2\n1\n1\t2\t3\n", "x.tsv, rows 3 (1 field here), 4 (3 fields here): ", "the header has 2 fields"),
+        ("x.csv", 'a\nfine\n"never closed\nmore\n', "x.csv, row 3 (unexpected end of data): ", "opened and never closed"),
+        ("x.csv", '"a\n', "x.csv, row 1 (unexpected end of data): ", "opened and never closed"),
+        ("x.csv", 'a\n"a "word" here"\nfine\n', "x.csv, row 2 (',' expected after '\"'): ", "must be doubled"),
+        ("x.csv", "", "x.csv: ", "empty; its first line must name the columns"),
+        ("x.csv", "a,a,b\n", "x.csv: ", "column 'a' occurs more than once"),
+        ("x.jsonl", '{"a": 1, "b": 1, "b": 2}\n{"a": 1, "a": 2}', "x.jsonl, row 2: ", "column 'a' occurs more than once"),
+        ("x.jsonl", '{"a": "a"}\n[1]\n\n{"a": \n', "x.jsonl, rows 2 ('[1]'), 4 ('{\"a\": '): ", "must be one JSON object"),
+        pytest.param("x.jsonl", "{}\n" + "[" * 100_000, "x.jsonl, row 2 ('[[[", "must be one JSON object", id="deep"),
+        ("x.jsonl", json.dumps([{"a": 1}], indent=1), "x.jsonl: ", "is a JSON array; write one object per line"),
+        ("x.parquet", "a\nno\n", "x.parquet: not readable as parquet (", ")"),
+        ("x.csv", LFS, "x.csv: ", "run git lfs pull"),
+        ("x.parquet", LFS, "x.parquet: ", "run git lfs pull"),
+        ("x.xlsx", b"PK\x03\x04", "x.xlsx: ", "is an Excel file or a zip archive; save the table as csv"),
+        ("x.csv", b"PK\x03\x04", "x.csv: ", "is an Excel file or a zip archive; save the table as csv"),
+        ("x.xlsx", "x", "x.xlsx: ", "must end in .csv, .tsv, .jsonl, .ndjson, .json, .parquet; save other formats as csv"),
+        ("x.tsv", "a\tb\n".encode("utf-16"), "x.tsv: ", "is UTF-16; save it as UTF-8"),
+        ("x.csv", "a\nno mark\n".encode("utf-16-le"), "x.csv: ", "is UTF-16; save it as UTF-8"),
+        ("x.csv.gz", gzip.compress(b"a\n" * 100, mtime=0)[:-9], "x.csv.gz: not readable as gzip (", "copy the file again"),
     ],
 )
-def test_csv_that_cannot_be_parsed_is_named_by_the_row_where_it_starts(
-    tmp_path: Path, content: str, row: int, message: str, cause: str
+def test_a_file_that_cannot_be_read_is_one_error_with_the_cause(
+    tmp_path: Path, name: str, content: str | bytes, start: str, cause: str
 ) -> None:
-    path = written(tmp_path / "x.csv", content)
-    assert faults(path, "text") == [f"x.csv, row {row} ({message}): the csv cannot be parsed from here on; {cause}"]
+    (line,) = errors_of(written(tmp_path / name, content), "a")
+    assert line.startswith(start)
+    assert line.endswith(cause)
 
 
-def test_a_text_longer_than_the_csv_modules_own_limit_is_read(tmp_path: Path) -> None:
-    assert len(read(written(tmp_path / "x.csv", "text\n" + "a" * 200_000 + "\n"), "text").columns["text"][0]) == 200_000
+def test_a_missing_file_and_folders_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
+    assert errors_of(tmp_path / "y.csv") == ["y.csv: the file does not exist"]
+    for name, what in (("x.parquet", "a folder,"), ("saved", "a folder written by save_to_disk,")):
+        (line,) = errors_of(tmp_path / name)
+        assert what in line
+        assert line.endswith("use hub for folders")
 
 
-def test_a_header_that_names_a_wanted_column_twice_is_refused_and_what_nobody_reads_is_not(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.csv", "text,text,label\na,b,c\n")
-    assert faults(path, "text") == ["x.csv: it has a column twice: text"]
-    assert read(path, "label").columns == {"label": ["c"]}
-    assert read(written(tmp_path / "y.csv", "text,label,,\na,b,,\n"), "text", "label").columns == {
-        "text": ["a"],
-        "label": ["b"],
-    }
-
-
-def test_an_empty_file_and_a_missing_one_and_an_unknown_ending_are_told_apart(tmp_path: Path) -> None:
-    assert faults(written(tmp_path / "x.csv", ""), "text") == ["x.csv: the file is empty; its first line must name the columns"]
-    assert faults(tmp_path / "y.csv", "text") == ["y.csv: there is no such file"]
-    assert faults(written(tmp_path / "z.xlsx", "x"), "text") == [
-        "z.xlsx: a table's name must end in .csv, .tsv, .jsonl, .ndjson, .json, .parquet; save other tables as csv"
+def test_columns_that_nobody_reads_may_repeat(tmp_path: Path) -> None:
+    assert read(written(tmp_path / "x.csv", "text,text,label,,\na,b,c,,\n"), "label").columns == {"label": ["c"]}
+    assert read(written(tmp_path / "x.jsonl", '{"text": {"x": 1, "x": 2}, "y": 1, "y": 2}'), "text").columns["text"] == [
+        {"x": 2}
     ]
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["b"])]
+    pa.parquet.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet", "text").columns == {"text": ["a"]}
+    assert errors_of(tmp_path / "x.parquet", "text", "label") == ["x.parquet: column 'label' occurs more than once"]
 
 
-def test_jsonl_rows_may_lack_keys_and_keep_their_types(tmp_path: Path) -> None:
+def test_json_rows_may_lack_keys_and_keep_their_types(tmp_path: Path) -> None:
     rows = [{"text": "NA", "label": 1}, {"text": "\u2028"}, {"label": None, "text": "007"}]
     path = written(tmp_path / "x.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
-    assert read(path, "text", "label").columns == {"text": ["NA", "\u2028", "007"], "label": [1, None, None]}
-
-
-def test_lines_that_are_not_one_json_object_are_named(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", '{"text": "a"}\n[1]\n\n{"text": \n' + "[" * 100_000)
-    assert faults(path, "text") == [
-        f"x.jsonl, rows 2 ('[1]'), 4 ('{{\"text\": '), 5 ('{'[' * 39}…'): each line must be one JSON object"
-    ]
-
-
-def test_a_json_array_is_called_so_whatever_its_name_ends_in(tmp_path: Path) -> None:
-    path = written(tmp_path / "x.jsonl", json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
-    assert faults(path, "text") == [
-        "x.jsonl: the file is one JSON array; write one object a line, without brackets and commas around them"
-    ]
-
-
-def test_parquet_reads_only_what_is_wanted_and_lists_what_is_there(tmp_path: Path) -> None:
-    pa.parquet.write_table(pa.table({"text": ["NA", None], "more": [1, 2], "label": [1, 0]}), tmp_path / "x.parquet")
-    table = read(tmp_path / "x.parquet", "text", "label", "absent")
-    assert table.columns == {"text": ["NA", None], "label": [1, 0]}
-    assert table.available == ("text", "more", "label")
-    assert list(table.numbers) == [1, 2]
-
-
-def test_a_file_that_only_claims_to_be_parquet_is_refused(tmp_path: Path) -> None:
-    (fault,) = faults(written(tmp_path / "x.parquet", "text\nno\n"), "text")
-    assert fault.startswith("x.parquet: not readable as parquet (")
+    assert read(path, "text", "label", "absent").columns == {"text": ["NA", "\u2028", "007"], "label": [1, None, None]}
 
 
 @pytest.mark.parametrize("name", ["x.csv.gz", "X.CSV.GZ", "x.tsv.gz", "x.jsonl.gz"])
-def test_gzipped_tables_are_read_as_those_within(tmp_path: Path, name: str) -> None:
+def test_gzipped_tables_are_read(tmp_path: Path, name: str) -> None:
     content = {".csv": "text\nNA\n", ".tsv": "text\nNA\n", ".jsonl": '{"text": "NA"}\n'}[Path(name.lower()).stem[1:]]
     assert read(written(tmp_path / name, gzip.compress(content.encode())), "text").columns == {"text": ["NA"]}
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "fault"),
-    [
-        ("x.csv", LFS, "it is a pointer of git-lfs, not the table; fetch that with git lfs pull"),
-        ("x.parquet", LFS, "it is a pointer of git-lfs, not the table; fetch that with git lfs pull"),
-        ("x.xlsx", b"PK\x03\x04", "it is an Excel file or a zip archive; save the table as csv"),
-        ("x.csv", b"PK\x03\x04", "it is an Excel file or a zip archive; save the table as csv"),
-        ("x.csv", "text\nno mark\n".encode("utf-16-le"), "the file is UTF-16; save it as UTF-8"),
-        ("x.csv.gz", gzip.compress(b"text\n" * 100, mtime=0)[:-9], "not readable as gzip ("),
-        ("x.json", b'[{"text": "a"}]', "the file is one JSON array; write one object a line, without brackets"),
-        ("x.parquet", b"", "not readable as parquet ("),
-    ],
-)
-def test_what_is_no_table_is_said_in_one_sentence(tmp_path: Path, name: str, content: bytes, fault: str) -> None:
-    (line,) = faults(written(tmp_path / name, content), "text")
-    assert line.startswith(f"{name}: {fault}")
+def test_parquet_reads_the_wanted_columns_and_lists_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    text, label = pa.array(["NA", None], pa.large_string()), pa.array(["b", "a"]).dictionary_encode()
+    pa.parquet.write_table(pa.table({"text": text, "more": [1, 2], "label": label}), path)
+    table = read(path, "text", "label", "absent")
+    assert table.columns == {"text": ["NA", None], "label": ["b", "a"]}
+    assert table.header == ("text", "more", "label")
+    assert list(table.numbers) == [1, 2]
+    pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+    assert list(read(path, "text").numbers) == []
+    pa.parquet.write_table(pa.table({}), path)
+    assert read(path, "text").header == ()
 
 
-def test_a_folder_is_no_file_and_the_way_out_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.parquet").mkdir()
-    way_out = "and files takes files; name the folder as hub, in place of files"
-    assert faults(tmp_path / "x.parquet") == [f"x.parquet: it is a folder, {way_out}"]
-    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
-    assert faults(tmp_path / "saved") == [f"saved: it is a folder that datasets saved (save_to_disk), {way_out}"]
-
-
-def test_a_nul_in_a_csv_is_a_character_like_others(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "x.csv", b"text,label\na\0b,1\n"), "text").columns["text"] == ["a\0b"]
-
-
-def test_a_wanted_column_that_is_twice_in_a_parquet_is_refused_and_another_is_not(tmp_path: Path) -> None:
-    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["b"])]
-    pa.parquet.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "x.parquet")
-    assert faults(tmp_path / "x.parquet", "text", "label") == ["x.parquet: it has a column twice: label"]
-    assert read(tmp_path / "x.parquet", "text").columns == {"text": ["a"]}
-
-
-def test_a_wanted_key_that_is_twice_in_a_json_object_is_refused_with_its_row_and_another_is_not(tmp_path: Path) -> None:
-    lines = ['{"text": "a", "more": 1, "more": 2}', '{"text": "b", "text": "c"}', '{"text": {"x": 1, "x": 2}}']
-    path = written(tmp_path / "x.jsonl", "\n".join(lines))
-    assert faults(path, "text") == ["x.jsonl, row 2: it has a column twice: text"]
-
-
-def test_an_empty_parquet_and_one_without_columns_are_tables_without_rows(tmp_path: Path) -> None:
-    pa.parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "x.parquet")
-    pa.parquet.write_table(pa.table({}), tmp_path / "y.parquet")
-    assert list(read(tmp_path / "x.parquet", "text").numbers) == []
-    assert read(tmp_path / "y.parquet", "text").available == ()
-
-
-def test_categories_and_long_strings_of_a_parquet_are_texts(tmp_path: Path) -> None:
-    columns = {"text": pa.array(["NA", None], pa.large_string()), "label": pa.array(["b", "a"]).dictionary_encode()}
-    pa.parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
-    assert read(tmp_path / "x.parquet", "text", "label").columns == {"text": ["NA", None], "label": ["b", "a"]}
-
-
-def test_a_parquet_of_datasets_brings_its_class_names(tmp_path: Path) -> None:
+def test_a_parquet_file_of_datasets_brings_its_class_names(tmp_path: Path) -> None:
     features = datasets.Features({"label": datasets.ClassLabel(names=["bad", "good"])})
     datasets.Dataset.from_dict({"label": [1, 0, -1, None]}, features).to_parquet(tmp_path / "x.parquet")
     table = read(tmp_path / "x.parquet", "label")

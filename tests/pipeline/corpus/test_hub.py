@@ -6,9 +6,8 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.corpus.faults import FoundFaults
 from pipeline.corpus.hub import open_hub
-from pipeline.corpus.tables import Table
+from pipeline.corpus.tables import ErrorList, Table
 
 
 @pytest.fixture(autouse=True)
@@ -24,18 +23,23 @@ def written(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def read_parts(folder: Path, *wanted: str, config: str | None = None) -> dict[str, list[Table]]:
+    errors = ErrorList()
+    tables = {split: reader(wanted, errors) for split, reader in open_hub(str(folder), config, None, errors).items()}
+    assert errors.lines() == []
+    return tables
+
+
 def read(folder: Path, *wanted: str, config: str | None = None) -> dict[str, Table]:
-    found = FoundFaults()
-    tables = {split: reader(wanted, found) for split, reader in open_hub(str(folder), config, None, found).items()}
-    assert found.lines() == []
-    return {split: table for split, table in tables.items() if table is not None}
+    """The only table of each split."""
+    return {split: table for split, (table,) in read_parts(folder, *wanted, config=config).items()}
 
 
-def faults(place: Path, *wanted: str, config: str | None = None) -> list[str]:
-    found = FoundFaults()
-    for reader in open_hub(str(place), config, None, found).values():
-        reader(wanted, found)
-    return [line.replace(str(place), place.name) for line in found.lines()]
+def errors_of(place: Path, *wanted: str, config: str | None = None) -> list[str]:
+    errors = ErrorList()
+    for reader in open_hub(str(place), config, None, errors).values():
+        assert reader(wanted, errors) == []
+    return [line.replace(str(place), place.name) for line in errors.lines()]
 
 
 @pytest.fixture
@@ -74,13 +78,14 @@ def test_a_hub_set_gives_its_splits_with_label_names_and_secret_labels_as_none(h
     assert list(tables["test"].numbers) == [1, 2]
 
 
-def test_a_hub_set_that_cannot_be_loaded_is_one_sentence(hub: Path, tmp_path: Path) -> None:
-    (fault,) = faults(hub, "premise", config="mnil")
-    assert fault.startswith("hub: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])")
-    assert fault.endswith("; name its tables as files, in place of hub")
+def test_a_set_that_cannot_be_loaded_is_one_error_with_a_way_out(hub: Path, tmp_path: Path) -> None:
+    (line,) = errors_of(hub, "premise", config="mnil")
+    assert line.startswith("hub: datasets cannot load it (BuilderConfig 'mnil' not found. Available: ['mnli', 'plain'])")
+    assert line.endswith("; name its tables under files instead")
     (tmp_path / "empty").mkdir()
-    assert faults(tmp_path / "empty")[0].startswith("empty: datasets cannot load it (")
-    assert faults(written(tmp_path / "x.csv", "text\n")) == ["x.csv: it is a file; name it as files, in place of hub"]
+    assert errors_of(tmp_path / "empty")[0].startswith("empty: datasets cannot load it (")
+    (line,) = errors_of(written(tmp_path / "x.csv", "text\n"))
+    assert line.startswith("x.csv: the path is a file, ")
 
 
 def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,21 +94,15 @@ def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatc
     assert read(Path("ds"), "text")["train"].name == "ds/data/train.csv"
 
 
-def test_several_files_of_a_split_are_one_table_whose_rows_keep_their_file_and_number(tmp_path: Path) -> None:
+def test_a_split_of_several_files_is_a_table_for_each(tmp_path: Path) -> None:
     for part in (0, 1):
         written(tmp_path / f"ds/data/train-0000{part}-of-00002.csv", f'label,text\nNA,text {part}\n\n007," last"\n')
-    table = read(tmp_path / "ds", "text", "label")["train"]
-    assert table.columns == {"text": ["text 0", " last", "text 1", " last"], "label": ["NA", "007"] * 2}
-    places = [(Path(table.source(place)).name[:11], number) for place, number in enumerate(table.numbers)]
-    assert places == [("train-00000", 2), ("train-00000", 4), ("train-00001", 2), ("train-00001", 4)]
-
-
-def test_a_column_that_a_file_of_a_split_lacks_is_named_with_the_file(tmp_path: Path) -> None:
-    written(tmp_path / "ds/train-0.csv", "text,label\na,b\n")
-    written(tmp_path / "ds/train-1.csv", "text\na\n")
-    assert faults(tmp_path / "ds", "text", "label") == [
-        "ds/train-1.csv: there is no column label, which other files of its split have"
-    ]
+    for part, table in enumerate(read_parts(tmp_path / "ds", "text", "label")["train"]):
+        assert table.columns == {"text": [f"text {part}", " last"], "label": ["NA", "007"]}
+        assert (Path(table.name).name[:11], table.numbers) == (f"train-0000{part}", [2, 4])
+    written(tmp_path / "ds/data/train-00001-of-00002.csv", b"PK\x03\x04")
+    (line,) = errors_of(tmp_path / "ds", "text")
+    assert line.startswith("ds/data/train-00001-of-00002.csv: the file is an Excel file")
 
 
 @pytest.mark.parametrize(("content", "values"), [("0\n1\n-1\n", ["neg", "pos", None]), ("neg\n1.0\n5\n", ["neg", "pos", 5])])
@@ -120,15 +119,13 @@ def configured(folder: Path, options: str) -> None:
     written(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {options}\n---\n")
 
 
-def test_a_separator_that_a_readme_names_is_followed_and_other_options_are_refused(tmp_path: Path) -> None:
+def test_a_separator_in_a_readme_is_followed_and_other_options_are_errors(tmp_path: Path) -> None:
     written(tmp_path / "ds/train.csv", 'text;label\n"a; b";NA\n')
     configured(tmp_path / "ds", 'sep: ";"')
     assert read(tmp_path / "ds", "text", "label")["train"].columns == {"text": ["a; b"], "label": ["NA"]}
     configured(tmp_path / "ds", "skiprows: 1")
-    assert faults(tmp_path / "ds", "text") == [
-        "ds: its README.md asks for csv to be read with skiprows, which is not followed here; "
-        "write its tables with commas, double quotes and a header, in UTF-8"
-    ]
+    (line,) = errors_of(tmp_path / "ds", "text")
+    assert line.startswith("ds: its README.md sets csv options that are not supported (skiprows); ")
 
 
 def test_a_json_array_arrow_and_text_are_loaded_by_datasets(tmp_path: Path) -> None:
@@ -156,9 +153,8 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path, save: Callable[[Any, Pa
     assert list(tables) == splits
     assert tables["train"].columns == {"text": ["c", "b", "NA"], "label": [None, "pos", "neg"]}
     assert tables["train"].class_names == {"label": ("neg", "pos")}
-    assert faults(tmp_path / "saved", config="some") == [
-        "saved: it was saved by datasets (save_to_disk) and has no some; leave config and revision out"
-    ]
+    (line,) = errors_of(tmp_path / "saved", config="some")
+    assert line == "saved: a folder written by save_to_disk has no some; leave config and revision out"
 
 
 def test_csv_of_the_hub_is_fetched_and_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,4 +166,4 @@ def test_csv_of_the_hub_is_fetched_and_read_here(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda _, files: [str(fetched)] * len(files))
     assert read(Path("org/set"), "text", "label")["train"].columns == {"text": ["N/A"], "label": ["None"]}
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda *_: 1 / 0)
-    assert faults(Path("org/set"), "text") == ["org/set: datasets cannot download it (division by zero)".replace("org/", "")]
+    assert errors_of(Path("org/set"), "text") == ["set: datasets cannot download it (division by zero)"]

@@ -5,170 +5,187 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row, check_known, check_labelled, check_varied, has_columns, names_in, rows_of
-from pipeline.corpus.tables import Table
+from pipeline.corpus.rows import (
+    Parts,
+    Row,
+    check_known,
+    check_labelled,
+    check_varied,
+    has_columns,
+    names_in,
+    renamed,
+    rows_of,
+    with_one_spelling,
+)
+from pipeline.corpus.settings import CorpusSettings
+from pipeline.corpus.tables import ErrorList, Table
 from pipeline.corpus.task import Kind
 
 
 def labelled(labels: list[Any], kind: Kind = "classification") -> tuple[list[Any], list[str]]:
-    found = FoundFaults()
+    errors = ErrorList()
     columns = {"text": ["text"] * len(labels), "label": labels}
     table = Table("x.csv", tuple(columns), columns, range(2, 2 + len(labels)))
-    return [row.label for row in rows_of(table, ["text"], "label", kind, found)], found.lines()
+    return [row.label for row in rows_of(table, ["text"], "label", kind, errors)], errors.lines()
 
 
 def rows(*labels: str | float | None) -> list[Row]:
     return [Row(("text",), label, "x.csv", number) for number, label in enumerate(labels, start=2)]
 
 
-def faults(check: Any, *arguments: Any) -> list[str]:
-    found = FoundFaults()
-    check(*arguments, found)
-    return found.lines()
+def errors_of(check: Any, *arguments: Any) -> list[str]:
+    errors = ErrorList()
+    check(*arguments, errors)
+    return errors.lines()
 
 
-def test_names_and_whole_numbers_are_label_names_however_they_are_stored() -> None:
-    assert labelled(["good", " bad ", 1, 1.0, -1, "01"]) == (["good", "bad", "1", "1", "-1", "01"], [])
-
-
-def test_an_empty_cell_a_blank_one_and_a_null_are_no_label() -> None:
-    assert labelled(["", "  ", None]) == ([None, None, None], [])
-    assert labelled(["", "  ", None], "regression") == ([None, None, None], [])
-
-
-def test_a_label_name_has_one_form_of_unicode_and_whole_decimals_are_their_digits() -> None:
-    assert labelled(["caf\u00e9", " cafe\u0301"]) == (["caf\u00e9"] * 2, [])
-    numbers = [Decimal("2.00"), np.float32(2), np.int64(2), Decimal("NaN"), np.float32("nan")]
-    assert labelled(numbers) == (["2", "2", "2", None, None], [])
-
-
-def test_names_that_look_as_if_nothing_stood_there_are_names() -> None:
-    names = ["None", "NA", "N/A", "nan", "NaN", "null", "NULL", "007", "#N/A", "-"]
-    assert labelled(names) == (names, [])
-
-
-@pytest.mark.parametrize("label", [1.5, [1], {"a": 1}, b"a", date(2020, 1, 1), Decimal("1.5"), Decimal("Infinity"), "\ud83d"])
-def test_what_can_name_nothing_and_is_no_number_is_refused_without_a_traceback(label: Any) -> None:
-    (line,) = labelled([label])[1]
-    assert line.startswith("x.csv, row 2 (")
-    assert line.endswith("): the label must be a name or a whole number")
-
-
-def test_what_cannot_be_a_label_name_is_shown() -> None:
-    assert labelled([1.5, [1]])[1] == ["x.csv, rows 2 (1.5), 3 ([1]): the label must be a name or a whole number"]
-
-
-def test_a_truth_value_is_called_as_json_spells_it_and_what_is_not_a_number_is_no_label() -> None:
-    assert labelled([True, False, float("nan")]) == (["true", "false", None], [])
-    assert labelled([1.0, float("nan")], "regression") == ([1.0, None], [])
-
-
-REFUSED = [
-    *("four", "nan", "inf", "infinity", "3_5", "\uff13.\uff15", "3,5", "0x1", "1e400", "."),
-    *(1e39, True, [1], 10**39, b"3.5", date(2020, 1, 1), Decimal("Infinity")),
-]
-
-
-def test_numbers_in_ordinary_decimal_notation_are_values_of_a_regression() -> None:
-    written = ["-1.5", "2e-3", ".5", "+4", "5.", "1E2", Decimal("2.50"), np.float32(1.5)]
-    assert labelled(written, "regression") == ([-1.5, float(np.float32(2e-3)), 0.5, 4.0, 5.0, 100.0, 2.5, 1.5], [])
-
-
-def test_regression_labels_are_what_float32_holds() -> None:
-    values, lines = labelled(["4.2", 3, " -1e-3 "], "regression")
-    assert (values, lines) == ([float(np.float32(4.2)), 3.0, float(np.float32(-1e-3))], [])
-
-
-@pytest.mark.parametrize("label", REFUSED)
-def test_a_regression_label_that_is_no_finite_number_is_shown(label: Any) -> None:
-    assert labelled([label, 10**400], "regression")[0] == []
-    assert labelled([label], "regression")[1] == [f"x.csv, row 2 ({label!r}): the label must be a finite number"]
+LOOK_ABSENT = ["None", "NA", "N/A", "nan", "NaN", "null", "NULL", "007", "#N/A", "-"]
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("kind", "written", "expected"),
     [
-        ("", "row 2: column 'b' holds no text; fill or remove these rows"),
-        (" \t\n", "row 2: column 'b' holds no text; fill or remove these rows"),
-        (None, "row 2: column 'b' holds no text; fill or remove these rows"),
-        (7, "row 2 (7): column 'b' holds something other than text"),
-        (b"seven", "row 2: column 'b' holds bytes; write the column as text"),
-        ("\ud83d", "row 2: column 'b' holds half a surrogate pair, which is not a character"),
+        ("classification", ["good", " bad ", 1, 1.0, -1, "01"], ["good", "bad", "1", "1", "-1", "01"]),
+        ("classification", LOOK_ABSENT, LOOK_ABSENT),
+        ("classification", ["", "  ", None, float("nan"), np.float32("nan"), Decimal("NaN")], [None] * 6),
+        ("classification", ["caf\u00e9", " cafe\u0301"], ["caf\u00e9"] * 2),
+        ("classification", [Decimal("2.00"), np.float32(2), np.int64(2)], ["2"] * 3),
+        ("classification", [True, False], ["true", "false"]),
+        ("regression", ["", "  ", None, float("nan"), 1.0], [None, None, None, None, 1.0]),
+        ("regression", ["-1.5", ".5", "+4", "5.", "1E2", Decimal("2.50")], [-1.5, 0.5, 4.0, 5.0, 100.0, 2.5]),
+        ("regression", ["4.2", 3, " -1e-3 "], [float(np.float32(4.2)), 3.0, float(np.float32(-1e-3))]),
     ],
 )
-def test_texts_that_say_nothing_are_named_with_their_column(text: Any, fault: str) -> None:
-    found = FoundFaults()
+def test_labels_are_names_or_float32_values_however_they_are_stored(
+    kind: Kind, written: list[Any], expected: list[Any]
+) -> None:
+    assert labelled(written, kind) == (expected, [])
+
+
+UNNAMED = [1.5, [1], {"a": 1}, b"a", date(2020, 1, 1), Decimal("1.5"), Decimal("Infinity"), "\ud83d"]
+NO_VALUES = ["four", "nan", "inf", "3_5", "\uff13.\uff15", "3,5", "0x1", "1e400", ".", 1e39, True, [1], 10**39, b"3.5"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "wanted"),
+    [("classification", label, "a name or a whole number") for label in UNNAMED]
+    + [("regression", label, "a finite number") for label in [*NO_VALUES, date(2020, 1, 1), Decimal("Infinity")]],
+)
+def test_what_cannot_be_a_label_is_shown_with_its_row(kind: Kind, label: Any, wanted: str) -> None:
+    assert labelled([label], kind) == ([], [f"x.csv, row 2 ({label!r}): the label must be {wanted}"])
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    values, (line,) = labelled([10**400], "regression")
+    assert values == []
+    assert "…): the label" in line
+    assert len(line) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "message"),
+    [
+        ("", "", "is empty"),
+        (" \t\n", "", "is empty"),
+        (None, "", "is empty"),
+        (7, " (7)", "contains a value that is not text"),
+        (b"seven", "", "contains bytes"),
+        ("\ud83d", "", "contains an unpaired surrogate"),
+    ],
+)
+def test_unusable_texts_are_named_with_their_column(text: Any, shown: str, message: str) -> None:
+    errors = ErrorList()
     table = Table("x.jsonl", ("a", "b"), {"a": ["fine", "fine"], "b": [text, "fine"]}, [2, 3])
-    assert [row.number for row in rows_of(table, ["a", "b"], None, "classification", found)] == [3]
-    assert found.lines() == [f"x.jsonl, {fault}"]
+    assert [row.number for row in rows_of(table, ["a", "b"], "absent", "classification", errors)] == [3]
+    (line,) = errors.lines()
+    assert line.startswith(f"x.jsonl, row 2{shown}: column 'b' {message}")
 
 
 def test_texts_keep_their_spaces_and_their_key_does_not() -> None:
-    (row,) = rows_of(Table("x", ("t",), {"t": [" a\u00a0"]}, [1]), ["t"], None, "classification", FoundFaults())
+    (row,) = rows_of(Table("x", ("t",), {"t": [" a\u00a0"]}, [1]), ["t"], "absent", "classification", ErrorList())
     assert (row.texts, row.key) == ((" a\u00a0",), ("a",))
     assert Row(("cafe\u0301",), None, "x", 1).key == Row(("caf\u00e9 ",), None, "x", 2).key == ("caf\u00e9",)
 
 
-def test_rows_of_several_files_keep_their_file() -> None:
-    table = Table("ds (train)", ("t",), {"t": ["a", ""]}, [2, 2], sources=["0.csv", "1.csv"])
-    found = FoundFaults()
-    assert [row.table for row in rows_of(table, ["t"], "", "classification", found)] == ["0.csv"]
-    assert found.lines() == ["1.csv, row 2: column 't' holds no text; fill or remove these rows"]
-    assert table.faulty(found)
-
-
-def test_missing_columns_are_named_with_those_there_are() -> None:
-    table = Table("x.csv", ("Text", "stars"), {}, [])
-    assert faults(has_columns, table, ["text", "label"]) == [
-        "x.csv: there is no column 'text'; it has: Text, stars",
-        "x.csv: there is no column 'label'; it has: Text, stars",
+def test_missing_columns_are_named_with_the_header_and_its_separator() -> None:
+    table = Table("x.csv", ("Text", " stars", ""), {}, [])
+    assert errors_of(has_columns, table, ["text", "Text", "label"]) == [
+        f"x.csv: there is no column {name!r}; it has: Text, ' stars', ''" for name in ("text", "label")
     ]
+    (line,) = errors_of(has_columns, Table("x.csv", ("text;label",), {}, []), ["text"])
+    assert line.endswith("it has: text;label; the columns are separated by ';'; use commas in csv and tabs in tsv")
 
 
-def test_a_space_or_nothing_in_the_name_of_a_column_is_seen() -> None:
-    (fault,) = faults(has_columns, Table("x.csv", (" text", "label", ""), {}, []), ["text"])
-    assert fault == "x.csv: there is no column 'text'; it has: ' text', label, ''"
+@pytest.mark.parametrize(
+    ("check", "arguments", "start", "end"),
+    [
+        (check_labelled, (rows("a", None, "b"), "x.csv", "dev"), "x.csv, row 3: the label is empty", ""),
+        (check_labelled, (rows(None, None), "glue", "test"), "glue: no row has a label", "or use another table"),
+        (check_known, (rows("a", "b", None, "A"), ["a", "c"]), "x.csv, rows 3 ('b'), 5 ('A'): ", "must be one of: a, c"),
+        (check_known, (rows("x"), [f"n{number}" for number in range(77)]), "x.csv, row 2 ('x'): ", "n19 … (77 names)"),
+        (check_varied, (rows("good", None, "good"),), "train split: all 2 labels are 'good'", ""),
+    ],
+)
+def test_labels_that_a_task_cannot_use_are_errors(check: Any, arguments: Any, start: str, end: str) -> None:
+    (line,) = errors_of(check, *arguments)
+    assert line.startswith(start)
+    assert line.endswith(end)
 
 
-def test_a_split_for_measuring_needs_every_label() -> None:
-    assert faults(check_labelled, rows("a", None, "b"), "x.csv", "dev") == [
-        "x.csv, row 3: the label is empty, but dev needs one for every row"
-    ]
+def test_a_train_split_with_two_labels_or_none_is_valid() -> None:
+    assert errors_of(check_varied, rows("good", "bad")) == errors_of(check_varied, rows(None, None)) == []
 
 
-def test_a_split_without_any_label_is_one_fault_with_a_way_out() -> None:
-    assert faults(check_labelled, rows(None, None), "glue (test)", "test") == [
-        "glue (test): no row has a label, so nothing can be measured on this test split; "
-        "leave it out and give test as a share of train, or take another table"
-    ]
-
-
-def test_unknown_labels_are_shown_beside_the_known_ones() -> None:
-    assert faults(check_known, rows("good", "godo", None, "Bad"), ["bad", "good"]) == [
-        "x.csv, rows 3 ('godo'), 5 ('Bad'): the label is none of: bad, good"
-    ]
-
-
-def test_many_known_labels_are_cut() -> None:
-    (line,) = faults(check_known, rows("x"), [f"n{number}" for number in range(77)])
-    assert line.endswith("n18, n19 … (77 names)")
-
-
-def test_labels_that_are_all_the_same_leave_nothing_to_learn() -> None:
-    assert faults(check_varied, rows("good", None, "good"), "train split") == [
-        "train split: all its 2 labels are 'good'; there is nothing to tell apart"
-    ]
-    assert faults(check_varied, rows("good", "bad"), "train split") == []
-    assert faults(check_varied, rows(None, None), "train split") == []
-
-
-def test_names_are_sorted_as_numbers_if_all_of_them_are() -> None:
+def test_names_are_sorted_by_value_if_all_are_whole_numbers() -> None:
     assert names_in(rows("10", "9", "-1", None, "9")) == ("-1", "9", "10")
     assert names_in(rows("10", "9", "b")) == ("10", "9", "b")
-
-
-def test_two_names_of_one_number_have_an_order_too() -> None:
-    """Of a set of names each process would otherwise have an order of its own."""
     names = [f"{number:0{width}d}" for number in range(9) for width in range(1, 5)]
-    assert names_in(rows(*names)) == tuple(sorted(names, key=lambda name: (int(name), name)))
+    assert names_in(rows(*names)) == tuple(sorted(names, key=lambda name: (int(name), name))), "1 and 01 have an order too"
+
+
+def settings(labels: Any = None) -> CorpusSettings:
+    wanted = {"files": "x.csv", "text": "text", "label": "label", "duplicates": "error"}
+    return CorpusSettings.model_validate(wanted | ({"labels": labels} if labels else {}))
+
+
+def spelled(labels: list[Any], listed: Any = None, read: list[Any] | None = None) -> Parts:
+    """The rows of train and test after the labels have one spelling; ``read`` is the label column of another table."""
+    table = Table("x", ("label",), {"label": read or []}, [1])
+    parts: Parts = {"train": rows(*labels[:2]), "test": rows(*labels[2:])}
+    return with_one_spelling(parts, {"test": [table]}, settings(listed))
+
+
+@pytest.mark.parametrize(
+    ("labels", "listed", "expected"),
+    [
+        (["0.0", None, "1.00", "-2.0", "3"], None, ["0", None, "1", "-2", "3"]),
+        (["1.0", "1.5", "2.0"], None, None),
+        (["1.0", "two"], None, None),
+        (["1.0", "2.0"], {"1.0": "bad", "2.0": "good"}, None),
+        (["1.0", "2.0"], ["2.0", "1.0"], None),
+        (["v1.0", "v2.0"], None, None),
+        ([1.0, 2.5], None, None),
+        ([None, None], None, None),
+    ],
+)
+def test_whole_labels_lose_their_decimals_unless_the_settings_list_them(labels: list[Any], listed: Any, expected: Any) -> None:
+    assert [row.label for part in spelled(labels, listed).values() for row in part] == (expected or labels)
+
+
+@pytest.mark.parametrize(
+    ("read", "listed", "expected"),
+    [
+        ([True, "x"], None, ["true", "true", "false", "x", None]),
+        (["True", "x"], None, ["true", "True", "FALSE", "x", None]),
+        ([False], ["True", "False"], ["True", "True", "False", "x", None]),
+        ([False], ["true", "True", "x"], ["true", "True", "false", "x", None]),
+    ],
+)
+def test_texts_are_truth_values_only_if_the_corpus_has_some(read: list[Any], listed: Any, expected: list[Any]) -> None:
+    found = spelled(["true", "True", "FALSE", "x", None], listed, read)
+    assert [row.label for part in found.values() for row in part] == expected
+
+
+def test_labels_without_another_name_keep_theirs() -> None:
+    found = renamed({"train": rows("0", None, "x"), "dev": rows(2.5)}, {"0": "bad"})
+    assert [[row.label for row in part] for part in found.values()] == [["bad", None, "x"], [2.5]]

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,19 @@ class Section(config.Settings):
     corpus: CorpusSettings
 
 
-def complaint(tmp_path: Path, **changes: Any) -> str:
-    """What a person reads about a section of params.yaml; a key changed to ``...`` is left out."""
-    section = {"files": "x.csv", "text": "text", "label": "label", "duplicates": "refuse"} | changes
+def errors_of(tmp_path: Path, **changes: Any) -> list[str]:
+    """The errors of a section of params.yaml; a key changed to ``...`` is left out."""
+    section = {"files": "x.csv", "text": "text", "label": "label", "duplicates": "error"} | changes
     section = {key: value for key, value in section.items() if value is not ...}
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump({"tasks": {"movies": {"corpus": section}}}), encoding="utf-8")
     with pytest.raises(Faults) as caught:
         config.load(path, Section, corpus="tasks.movies.corpus")
-    return "\n".join(caught.value.faults)
+    return list(caught.value.faults)
 
 
 def settings(**keys: Any) -> CorpusSettings:
-    return CorpusSettings.model_validate({"text": "text", "label": "label", "duplicates": "refuse"} | keys)
+    return CorpusSettings.model_validate({"text": "text", "label": "label", "duplicates": "error"} | keys)
 
 
 def test_settings_read_lists_and_one_or_many_files() -> None:
@@ -35,59 +36,46 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
     assert settings(files={"train": "x.csv", "dev": "y.csv"}).files == {"train": "x.csv", "dev": "y.csv"}
 
 
+SPLIT_LESS = "one path, or one for each split: {train: …, dev: …, test: …}"
+TRUTH = "YAML reads an unquoted true or false as a truth value"
+
+
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "place", "cause"),
     [
-        ({"files": ...}, ".hub: name your table as files, or a hub set as hub"),
-        (
-            {"files": ["a.csv", "b.csv"]},
-            ".files: one path, or one for each split: {train: …, dev: …, test: …}, not ['a.csv', 'b.csv']",
-        ),
-        ({"text": 5}, ".text: the name of a column, or a list of two, not 5"),
-        (
-            {"labels": "a,b"},
-            ".labels: a list of names in the order of the logits, or a mapping of what the table has to them, not 'a,b'",
-        ),
-        (
-            {"labels": {"0:bad": None}},
-            ".labels: put a space after the colon; YAML reads 0:bad as one word, not {'0:bad': None}",
-        ),
-        ({"hub": "imdb"}, ".hub: exactly one of files and hub must be given, not 'imdb'"),
-        ({"files": {"dev": "x.csv"}}, ".files: a train split must be named, not {'dev': 'x.csv'}"),
-        ({"files": {"train": "x", "validation": "y"}}, "files.validation: input should be 'train', 'dev' or 'test'"),
-        ({"config": "sst2"}, ".config: this belongs to hub and must be left out with files, not 'sst2'"),
-        ({"revision": "main"}, ".revision: this belongs to hub and must be left out with files, not 'main'"),
-        (
-            {"splits": {"train": "t"}},
-            ".splits: this belongs to hub and must be left out with files, not {'train': 't'}",
-        ),
-        ({"dev": 1.0}, ".dev: input should be less than 1, not 1.0"),
-        ({"test": 0}, ".test: input should be greater than 0, not 0"),
-        ({"dev": 0.5, "test": 0.5}, ".test: dev (0.5) and test together must be less than 1, not 0.5"),
-        ({"text": []}, ".text: one text column or two different ones must be named, not []"),
-        ({"text": ["a", "a"]}, ".text: one text column or two different ones must be named, not ['a', 'a']"),
-        ({"text": ["a", "b", "c"]}, "one text column or two different ones must be named, not ['a', 'b', 'c']"),
-        ({"labels": ["a"]}, ".labels: at least two different label names must be listed, not ['a']"),
-        ({"labels": ["a", "a", "b"]}, ".labels: each label name must be listed once, not ['a', 'a', 'b']"),
-        (
-            {"labels": {"a": "x", "b": "x"}},
-            ".labels: at least two different label names must be listed, not {'a': 'x', 'b': 'x'}",
-        ),
-        ({"labels": {True: "x"}}, "YAML reads an unquoted true or false as a truth value, not {True: 'x'}"),
-        ({"labels": [False, True]}, "YAML reads an unquoted true or false as a truth value, not [False, True]"),
-        (
-            {"labels": [{0: "bad"}, {1: "good"}]},
-            ".labels: an entry of the list is no label name; a mapping is written without dashes, {0: bad, 1: good}, "
-            "not [{0: 'bad'}, {1: 'good'}]",
-        ),
-        ({"rows": {"train": 0}}, ".rows.train: input should be greater than 0, not 0"),
-        ({"duplicates": ...}, ".duplicates is missing"),
-        ({"duplicates": "keep"}, ".duplicates: input should be 'refuse' or 'drop', not 'keep'"),
-        ({"lable": "label"}, ".lable is not a setting known here (value: 'label')"),
+        ({"files": ...}, "hub", "name your table as files, or a hub set as hub"),
+        ({"hub": "imdb"}, "hub", "exactly one of files and hub"),
+        ({"files": ["a.csv", "b.csv"]}, "files", SPLIT_LESS),
+        ({"files": {"dev": "x.csv"}}, "files", "a train split must be named"),
+        ({"files": {"train": "x", "validation": "y"}}, "files.validation", "should be 'train', 'dev' or 'test'"),
+        ({"config": "sst2"}, "config", "belongs to hub"),
+        ({"revision": "main"}, "revision", "belongs to hub"),
+        ({"splits": {"train": "t"}}, "splits", "belongs to hub"),
+        ({"dev": 1.0}, "dev", "less than 1, not 1.0"),
+        ({"test": 0}, "test", "greater than 0, not 0"),
+        ({"dev": 0.5, "test": 0.5}, "test", "dev (0.5) and test together must be less than 1"),
+        ({"text": 5}, "text", "a list of two, not 5"),
+        ({"text": []}, "text", "one text column or two different ones"),
+        ({"text": ["a", "a"]}, "text", "one text column or two different ones"),
+        ({"text": ["a", "b", "c"]}, "text", "one text column or two different ones"),
+        ({"text": ["label", "b"]}, "label", "must not be one of the text columns"),
+        ({"labels": "a,b"}, "labels", "a list of names in the order of the logits, or a mapping"),
+        ({"labels": {"0:bad": None}}, "labels", "put a space after the colon; YAML reads 0:bad as one word"),
+        ({"labels": ["a"]}, "labels", "at least two different"),
+        ({"labels": {"a": "x", "b": "x"}}, "labels", "at least two different"),
+        ({"labels": ["a", "a", "b"]}, "labels", "listed once"),
+        ({"labels": {True: "x"}}, "labels", TRUTH),
+        ({"labels": [False, True]}, "labels", TRUTH),
+        ({"labels": [{0: "bad"}, {1: "good"}]}, "labels", "written without dashes, {0: bad, 1: good}"),
+        ({"rows": {"train": 0}}, "rows.train", "greater than 0"),
+        ({"duplicates": ...}, "duplicates", "is missing"),
+        ({"duplicates": "keep"}, "duplicates", "should be 'error' or 'drop', not 'keep'"),
+        ({"lable": "label"}, "lable", "is not a setting known here"),
     ],
 )
-def test_faults_of_the_settings_are_sentences(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
-    said = complaint(tmp_path, **changes)
-    assert said.count("\n") == 0
-    assert said.startswith("tasks.movies.corpus.")
-    assert said.endswith(sentence)
+def test_an_error_of_the_settings_names_its_place_and_cause(
+    tmp_path: Path, changes: dict[str, Any], place: str, cause: str
+) -> None:
+    (line,) = errors_of(tmp_path, **changes)
+    assert re.match(rf"tasks\.movies\.corpus\.{re.escape(place)}\b", line)
+    assert cause in line

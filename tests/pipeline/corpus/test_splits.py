@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.faults import FoundFaults
-from pipeline.corpus.rows import Row
-from pipeline.corpus.splits import capped, carve, drop_repeated, measurable, named, refuse_repeated
+from pipeline.corpus.rows import Parts, Row
+from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
+from pipeline.corpus.tables import ErrorList
 from pipeline.corpus.task import Split
 
 SHARES: dict[Split, float] = {"dev": 0.2, "test": 0.3}
@@ -29,14 +29,13 @@ def test_adding_rows_never_moves_a_row_to_another_split(few: list[str], more: li
         assert after[split][: len(kept)] == kept
 
 
-def test_texts_of_two_forms_of_unicode_are_one_text_and_plain_ones_keep_their_place() -> None:
+def test_two_unicode_forms_of_a_text_are_one_text() -> None:
     composed, decomposed = rows("caf\u00e9", "cafe\u0301")
     assert [len(part) for part in carve([composed, decomposed], {"dev": 0.5}).values()] in ([2, 0], [0, 2])
-    parts = {"train": [composed], "dev": [decomposed], "test": []}
-    found = FoundFaults()
-    refuse_repeated(parts, found)
-    assert len(found.lines()) == 1
-    assert {split: len(part) for split, part in drop_repeated(parts).items()} == {"train": 0, "dev": 1, "test": 0}
+    parts: Parts = {"train": [composed], "dev": [decomposed], "test": []}
+    errors = ErrorList()
+    assert {split: len(part) for split, part in without_repeated(parts, errors).items()} == {"train": 0, "dev": 1, "test": 0}
+    assert len(errors.lines()) == 1
 
 
 @given(texts)
@@ -52,10 +51,6 @@ def test_shares_are_met_and_another_dev_share_moves_no_test_row() -> None:
     parts = carve(many(10_000), SHARES)
     assert [len(parts[split]) for split in ("train", "dev", "test")] == pytest.approx([5000, 2000, 3000], rel=0.05)
     assert carve(many(10_000), {"dev": 0.4, "test": 0.3})["test"] == parts["test"]
-
-
-def test_only_the_splits_with_a_share_are_carved() -> None:
-    assert set(carve(many(10), {"dev": 0.5})) == {"train", "dev"}
 
 
 def test_both_texts_of_a_pair_decide_its_split() -> None:
@@ -76,49 +71,35 @@ def test_texts_without_a_label_are_train_rows_and_one_that_has_it_elsewhere_goes
     assert sum(map(len, parts.values())) == len(found) + len(bare)
 
 
-def test_a_carved_split_keeps_its_labelled_rows() -> None:
-    labelled, bare = rows("a", "b"), rows("c", label=None)
-    assert measurable([*labelled, *bare]) == labelled
-    assert measurable(bare) == []
-
-
-def test_repeated_texts_are_refused_with_both_places() -> None:
-    found = FoundFaults()
-    parts = {
-        "train": rows("a", "b", "c", table="t.csv"),
+def test_a_text_stays_only_in_its_latest_split_and_repeats_within_a_split_stay() -> None:
+    errors = ErrorList()
+    parts: Parts = {
+        "train": rows("a", "a", "b", "c", "d", table="t.csv"),
         "dev": rows("b", "d", table="d.csv"),
-        "test": rows("e", " b ", "d", "b", table="e.csv"),
+        "test": rows("c", " d ", "d", table="e.csv"),
     }
-    refuse_repeated(parts, found)
-    assert found.lines() == [
-        "t.csv, row 3 (d.csv, row 2): "
-        "this train text also stands in the dev split; duplicates: drop would leave it there alone",
-        "d.csv, rows 2 (e.csv, row 3), 3 (e.csv, row 4): "
-        "this dev text also stands in the test split; duplicates: drop would leave it there alone",
-    ]
-
-
-def test_dropping_leaves_a_text_in_the_latest_split_alone_and_repeats_within_a_split_as_they_are() -> None:
-    parts = {"train": rows("a", "a", "b", "c"), "dev": rows("b", "d"), "test": rows("c", "d", "d")}
-    dropped = drop_repeated(parts)
-    assert {split: [row.texts[0] for row in part] for split, part in dropped.items()} == {
+    assert {split: [row.texts[0] for row in part] for split, part in without_repeated(parts, errors).items()} == {
         "train": ["a", "a"],
         "dev": ["b"],
-        "test": ["c", "d", "d"],
+        "test": ["c", " d ", "d"],
     }
+    dev, train, other = errors.lines()
+    assert dev.startswith("d.csv, row 3 (e.csv, row 3): this dev text also occurs in the test split")
+    assert train.startswith("t.csv, rows 4 (d.csv, row 2), 6 (d.csv, row 3): this train text also occurs in the dev split")
+    assert other.startswith("t.csv, row 5 (e.csv, row 2): this train text also occurs in the test split")
 
 
 def test_ids_come_from_the_texts_and_repeats_are_numbered_in_corpus_order() -> None:
     digits = hashlib.sha256(b"one\x1ftwo").hexdigest()[:16]
     pair, other = Row(("one", "two"), None, "x", 1), Row(("two", "one"), None, "x", 2)
-    names = list(named([pair, other, pair, pair]))
+    names = list(with_ids([pair, other, pair, pair]))
     assert [names[0], names[2], names[3]] == [digits, f"{digits}.2", f"{digits}.3"]
     assert len(names[1]) == 16
 
 
 @given(texts, st.integers(1, 20), st.integers(0, 20))
 def test_a_higher_cap_only_adds_examples_and_keeps_ids_and_order(found: list[str], most: int, more: int) -> None:
-    everything = named(rows(*found))
+    everything = with_ids(rows(*found))
     few, many = capped(everything, most), capped(everything, most + more)
     assert len(few) == min(most, len(everything))
     assert few.items() <= many.items()
@@ -126,13 +107,13 @@ def test_a_higher_cap_only_adds_examples_and_keeps_ids_and_order(found: list[str
 
 
 def test_a_cap_chooses_by_text_and_not_by_place() -> None:
-    forwards, backwards = named(many(100)), named(many(100)[::-1])
+    forwards, backwards = with_ids(many(100)), with_ids(many(100)[::-1])
     assert set(capped(forwards, 10)) == set(capped(backwards, 10)) != set(list(forwards)[:10])
     assert capped(forwards, None) == forwards
 
 
 def test_a_cap_keeps_labels_before_texts_without_one() -> None:
     """Else a large pool of them would leave a teacher little to be fine-tuned on."""
-    pool = named(rows(*(f"pool {number}" for number in range(90)), label=None) + many(10))
+    pool = with_ids(rows(*(f"pool {number}" for number in range(90)), label=None) + many(10))
     assert [row.label for row in capped(pool, 10).values()] == ["a"] * 10
     assert sum(row.label is None for row in capped(pool, 30).values()) == 20

@@ -1,16 +1,14 @@
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, one_answer, predictions
+from pipeline.corpus.task import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, one_answer
 
 rows = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -23,10 +21,12 @@ def task(metric: Metric, labels: int = 2) -> Task:
 
 def one_hot(answers: Floats, outputs: int) -> Floats:
     """Logits whose highest is that of the answer."""
-    return np.eye(outputs)[answers.astype(int)] * 3 - 1
+    logits: Floats = np.eye(outputs)[answers.astype(int)] * 3 - 1
+    return logits
 
 
 @given(generator=rows, count=st.integers(2, 4))
+@settings(deadline=None)
 def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Generator, count: int) -> None:
     labels, logits = generator.integers(0, count, 40), generator.normal(size=(40, count)).astype(np.float32)
     answers = logits.argmax(axis=1)
@@ -41,17 +41,12 @@ def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Ge
 
 
 @given(generator=rows)
+@settings(deadline=None)
 def test_regression_is_measured_as_scipy_does(generator: np.random.Generator) -> None:
     labels = generator.normal(size=30)
     logits = (labels + generator.normal(size=30))[:, None] ** 3
     assert measure(task("pearson"), labels, logits) == pytest.approx(scipy.stats.pearsonr(labels, logits[:, 0])[0])
     assert measure(task("spearman"), labels, logits) == pytest.approx(scipy.stats.spearmanr(labels, logits[:, 0])[0])
-
-
-def test_labels_may_be_floats_as_shards_give_them() -> None:
-    labels, logits = np.array([0.0, 1.0, 1.0, 0.0]), one_hot(np.array([0, 1, 0, 0]), 2)
-    assert measure(task("accuracy"), labels, logits) == 0.75
-    assert measure(task("f1"), labels, logits) == pytest.approx(2 / 3)
 
 
 LABELS, ANSWERS = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
@@ -98,25 +93,11 @@ def test_one_class_in_the_labels_or_the_answers_is_no_warning(metric: Metric, la
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
 @given(generator=rows)
+@settings(deadline=None)
 def test_mcc_is_that_of_scikit_learn_for_one_class_too(generator: np.random.Generator) -> None:
     labels, answers = generator.integers(0, 2, (2, int(generator.integers(1, 4))))
     wanted = sklearn.metrics.matthews_corrcoef(labels, answers)
     assert measure(task("mcc"), labels, one_hot(answers, 2)) == pytest.approx(wanted)
-
-
-def test_answers_are_the_highest_logit_or_the_value() -> None:
-    logits = np.array([[0.1, 0.9, 0.5], [2.0, -1.0, 0.0]])
-    np.testing.assert_array_equal(predictions(task("accuracy", 3), logits), [1, 0])
-    np.testing.assert_array_equal(predictions(task("pearson"), np.array([[0.25], [-3.0]])), [0.25, -3.0])
-
-
-def test_every_metric_fits_exactly_one_kind_of_task() -> None:
-    fitting = [fitting_metrics(kind) for kind in get_args(Kind)]
-    assert sorted(sum(fitting, ())) == sorted(get_args(Metric))
-
-
-def test_a_classifier_has_a_logit_a_label_and_a_regressor_one() -> None:
-    assert [task("accuracy", 5).outputs, task("spearman").outputs] == [5, 1]
 
 
 NAMED = Task(name="ö", kind="classification", metric="mcc", labels=("ja", "naïve"), pair=True)
@@ -145,13 +126,6 @@ def test_what_is_saved_is_what_is_read(tmp_path: Path, saved: Task) -> None:
     assert Task.read(tmp_path) == saved
 
 
-def test_a_folder_that_no_stage_made_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_a_folder_that_no_stage_made_is_an_error_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=rf"^{tmp_path} has no {TASK_FILE}; .* dvc repro$"):
         Task.read(tmp_path)
-
-
-def test_a_task_cannot_be_changed_nor_hold_what_is_not_known(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="frozen"):
-        task("f1").metric = "mcc"  # type: ignore[misc]
-    with pytest.raises(ValidationError, match="metric"):
-        Task(name="t", kind="classification", metric="bleu", labels=("a", "b"), pair=False)  # type: ignore[arg-type]
