@@ -29,7 +29,7 @@ from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
 from pipeline.corpus.tables import ErrorList, SplitTables, Table
 from pipeline.corpus.task import SPLITS, Kind, Metric, Split, Task, fitting_metrics
-from pipeline.store.files import canonical_json
+from pipeline.store.hashing import canonical_json
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
 HUB_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
