@@ -43,7 +43,7 @@ from pipeline.distill.losses import StudentLoss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from stages.command import params_option, stage
 
 STEPS = 3
@@ -225,7 +225,7 @@ def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
     return [Figure(key, seconds[key] / seconds["scores"], f"{what} {USES[key][1]}") for key in uses]
 
 
-def step_of(made: StageOne, student: Student, settings: StudentSettings) -> tuple[Examples, list[Piece], StudentLoss]:
+def step_of(made: StageOne, student: Student, settings: StudentSettings) -> tuple[Examples, list[MicroBatch], StudentLoss]:
     """Rows, some of an epoch's steps, and the loss, as a training of these settings has them."""
     rows, kind = train_rows(made, settings), Shards(made.scores).manifest.task.kind
     loss = StudentLoss(student.map, settings.objective, kind, settings.variants)

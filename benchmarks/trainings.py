@@ -38,8 +38,8 @@ from pipeline.perturbation.search import Search, perturb, radius_of
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import Checkpoints, Conduct
-from pipeline.training.order import EpochOrder, Piece, Sharing
+from pipeline.training.callbacks import Checkpoints, RunOptions
+from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 from pipeline.training.trainer import Loss, OptimiserSettings
 
 VARIANTS = 3
@@ -229,9 +229,9 @@ def _whole_loss(
     return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind)
 
 
-def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[Piece]:
+def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[MicroBatch]:
     """The steps of an epoch, as every training here takes them."""
-    order = EpochOrder(rows.lengths(), settings.batch_size, settings.epochs, settings.seed, Sharing())
+    order = EpochOrder(rows.lengths(), settings.batch_size, settings.epochs, settings.seed, StepSharding())
     order.set_epoch(epoch)
     return list(order)
 
@@ -275,7 +275,7 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
 
     with mock.patch.object(Checkpoints, "on_save", timed_save):
         sources, settings = Sources.open(world.teacher, made.scores, made.shards), world.student(epochs)
-        student, fit = train("offline", sources, settings, Conduct(folder / "states"))
+        student, fit = train("offline", sources, settings, RunOptions(folder / "states"))
         write_student(folder / "student", sources, student, fit.history)
     return [end - before for before, end in pairwise(ends)]
 

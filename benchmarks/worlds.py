@@ -5,13 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pipeline.models.folder import load_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
-from pipeline.models.pretrained import load_tokenizer
 
 BATCH_ROWS = 32
 RADIUS = 0.05

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import click
+from pipeline.models.folder import on_hub
+from pipeline.models.precision import asking_for, note_slow_precision
 
 from pipeline.checking.sections import Sections, read_sections
 from pipeline.checking.uses import unasked, use_faults
 from pipeline.config.errors import Faults
 from pipeline.config.params import Places, existing
-from pipeline.config.runtime import asking_for, note_slow_precision
 from pipeline.models.forward import pick_device
-from pipeline.models.pretrained import on_hub
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
 

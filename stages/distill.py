@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import click
+from pipeline.models.precision import note_slow_precision
 
 from pipeline.config import params as config
 from pipeline.config.errors import Faults
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings

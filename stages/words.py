@@ -3,15 +3,14 @@
 from pathlib import Path
 
 import click
+from pipeline.models.precision import note_slow_precision
 
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.training.masked_lm import WordsSettings, check_words, prepare_words
-from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WORDS_FILE, words_in
+from pipeline.training.masked_lm import WORDS_FILE, FitSettings, WordsSettings, check_words, prepare_words, words_in
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import TeacherSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage

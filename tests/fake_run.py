@@ -26,7 +26,7 @@ STUDENT: dict[str, Any] = {
     "layers": 3,
     "variants": "rotate",
     "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
-    "optimiser": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
+    "optimiser": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
 """Settings as in a lineage."""
 
@@ -34,7 +34,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
     "half-plain": STUDENT | {"variants": "none"},
     "narrow": STUDENT | {"layers": 6, "hidden": 192},
-    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"epochs": 6}},
+    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"num_train_epochs": 6}},
 }
 
 NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
@@ -152,7 +152,7 @@ def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipe
 def write_student(data: Path, task: Task, name: str, logits: Floats, labels: Floats, teacher: Floats) -> None:
     """A student's history, lineage, cost and evaluation."""
     settings, size, latency = STUDENTS.get(name, STUDENT), PARAMETERS.get(name, 1_000_000), LATENCY.get(name, 2.0)
-    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["epochs"])
+    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["num_train_epochs"])
     value, best = measure(task, labels, logits), measure(task, labels, teacher)
     _write_history(folder, value, epochs)
     lineage = {

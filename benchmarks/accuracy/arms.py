@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.models.precision import bfloat16_slowdown
 from pydantic import Field
 
 from benchmarks.accuracy.corpora import DEV_ROWS, TEST_ROWS, Case, Corpus
@@ -12,7 +13,6 @@ from benchmarks.accuracy.online import Aim
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
-from pipeline.config.runtime import slow_bfloat16
 from pipeline.store.hashing import canonical_json, hash_of
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ def base() -> dict[str, Any]:
 
 def usual_precision() -> Precision:
     """That of trainings on this machine: float32 in place of bfloat16 where the processor is slow at it."""
-    return "float32" if slow_bfloat16() else PRECISION
+    return "float32" if bfloat16_slowdown() else PRECISION
 
 
 def in_precision(settings: dict[str, Any], precision: Precision) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Run:
         if "layers" in arm.student and self.student != "half":
             raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
         seeds = {"seed": case.seed}
-        seeded = {"optimiser": {"epochs": self.all_epochs} | seeds}
+        seeded = {"optimiser": {"num_train_epochs": self.all_epochs} | seeds}
         task = {
             "kind": case.corpus.kind,
             "metric": case.corpus.metric,

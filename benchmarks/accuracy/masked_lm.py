@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
 from pipeline.corpus.task import Task
-from pipeline.training.masked_lm import WordsSettings, prepare_words
-from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WordsFacts
+from pipeline.training.masked_lm import FitSettings, WordsFacts, WordsSettings, prepare_words
 
 MAX_LENGTH = 48
 MASKED = 0.15

@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from pipeline.models.folder import load_tokenizer
+from pipeline.models.loading import load_classifier
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,11 +27,10 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
 from pipeline.models.forward import bare, freeze, pick_device
-from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.shards.batches import variant_at
 from pipeline.shards.reader import Rows, Shards
-from pipeline.training.callbacks import Conduct
-from pipeline.training.order import Lengths, Piece
+from pipeline.training.callbacks import RunOptions
+from pipeline.training.order import Lengths, MicroBatch
 from pipeline.training.trainer import OptimiserSettings, fine_tune
 
 
@@ -55,7 +56,7 @@ class Copies:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """Inputs and labels of a piece."""
         return variant_at(self.rows, piece.rows, self.shards.manifest) | {"labels": self._labels[torch.from_numpy(piece.rows)]}
 
@@ -162,7 +163,7 @@ def train_layers(
         loss,
         lambda nearness: float(nearness.mean()),
         optimiser,
-        Conduct(checkpoints=states),
+        RunOptions(checkpoints=states),
         answer=lambda model, batch: -loss(model, batch)[:, None],
     )
     student.model.save_pretrained(out)

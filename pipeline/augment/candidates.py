@@ -31,11 +31,12 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.loading import load_masked_lm
+from pipeline.models.soundness import check_tokenizer
 from pipeline.shards.reader import Rows
 from pipeline.shards.schema import candidates_schema
-from pipeline.training.proposing import check_tokenizer, load_masked_lm
 
 Booleans = npt.NDArray[np.bool_]
 

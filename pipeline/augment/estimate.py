@@ -13,7 +13,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
-from pipeline.models.pretrained import embedding_width
+from pipeline.models.folder import embedding_width
 from pipeline.shards.codec import CODECS
 from pipeline.shards.schema import CodecName
 from pipeline.store.store import Store

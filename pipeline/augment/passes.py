@@ -17,14 +17,14 @@ from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Kind, Task
-from pipeline.models.pretrained import embedding_width, load_tokenizer
+from pipeline.models.folder import embedding_width, load_tokenizer
 from pipeline.perturbation.search import Effect
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
 from pipeline.store.hashing import Key
 from pipeline.store.store import Entry, Store, stored_as
-from pipeline.training.proposing import words_in
+from pipeline.training.masked_lm import words_in
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:

@@ -20,8 +20,7 @@ from pipeline.augment.variants import Making, Scored
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import SPLITS, Task
-from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer, model_hash
 from pipeline.perturbation.surrogate import ScoutFolder
 from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
@@ -29,7 +28,7 @@ from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.code import computed_by
 from pipeline.store.hashing import Key, hash_of
 from pipeline.store.store import Store
-from pipeline.training.proposing import words_in
+from pipeline.training.masked_lm import words_in
 
 SCORING, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("scoring", "variant_jobs", "calibration"))
 """The modules that compute each kind of result; their code stands in its key."""

@@ -17,9 +17,9 @@ from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
+from pipeline.models.folder import load_tokenizer, model_hash
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
-from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import carried, view_embeddings
 from pipeline.perturbation.surrogate import ScoutFolder
 

@@ -15,10 +15,11 @@ from pipeline.corpus.task import SPLITS
 from pipeline.distill.dataset import check_use
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint, check_size, check_start
-from pipeline.models.pretrained import check_folder, check_place, folder_at_hand, load_tokenizer
+from pipeline.models.folder import folder_at_hand, load_tokenizer
+from pipeline.models.pretrained import check_folder, check_place
 from pipeline.training.masked_lm import check_words
 from pipeline.training.teacher import teacher_faults
-from pipeline.training.trainer import check_services
+from pipeline.training.trainer import check_reporting
 
 
 def use_faults(sections: Sections, to_come: Path) -> list[str]:
@@ -29,7 +30,7 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
         to_come: a model's folder that may be absent, since a stage is still to bring it.
     """
     runtime = sections.runtime
-    faults = refusals(lambda: check_services(runtime.log_to)) if runtime else []
+    faults = refusals(lambda: check_reporting(runtime.report_to)) if runtime else []
     for name in sections.variants:
         faults += _aim_faults(name, sections)
     faulty = set[str]()

@@ -18,7 +18,7 @@ from pipeline.perturbation.surrogate import Aims, aims_of
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Rows, Shards, join
-from pipeline.training.order import Lengths, Piece
+from pipeline.training.order import Lengths, MicroBatch
 
 VARIANT = "variant_"
 """Prefix of a batch's entries that belong to the variants."""
@@ -105,7 +105,7 @@ class Variants:
         self._rows = shards.rows("train", *numbers)
         self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """The variants that a piece shows: the first one of all rows, then the second one of all rows."""
         numbers = chosen(self._use, self._aims, self._snapshots, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
@@ -148,7 +148,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """Inputs, labels and teacher logits of a piece's rows; their variants under names with the prefix ``VARIANT``."""
         batch = inputs_at(self.rows, piece.rows, self.shards.manifest.pad_token_id)
         batch["labels"] = torch.from_numpy(self._labels[piece.rows])

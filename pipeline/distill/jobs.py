@@ -12,7 +12,7 @@ from pipeline.distill.card import write_card
 from pipeline.distill.settings import StudentSettings, effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
-from pipeline.models.hashes import source_hash
+from pipeline.models.folder import source_hash
 from pipeline.shards.manifest import LINEAGE_FILE, Manifest, lineage, manifest_hash, training_hash
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole, write_json

@@ -6,16 +6,19 @@ from pathlib import Path
 
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train, units_of
+from pipeline.models.folder import load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.models.outputs import Scale
-from pipeline.models.pretrained import load_classifier, load_tokenizer
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
-from pipeline.training.callbacks import NO_STATES, Conduct
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.trainer import write_history
 
 
-def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path, conduct: Conduct = NO_STATES) -> ScoutFacts:
+def train_scout(
+    scores: Path, teacher: Path, settings: ScoutSettings, out: Path, conduct: RunOptions = NO_CHECKPOINTS
+) -> ScoutFacts:
     """Train a scout and write its snapshots to ``out``; on the way they lie where ``conduct`` keeps states.
 
     Raises:

@@ -25,16 +25,9 @@ from pipeline.config.params import Settings
 from pipeline.corpus.task import Task
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.models.architectures import FIRST_LAYER_APART
+from pipeline.models.folder import answers_values, config_of, load_tokenizer, longest_input, tokenizer_hash
 from pipeline.models.forward import head_of, word_embeddings
-from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import (
-    answers_values,
-    check_classifier,
-    config_of,
-    load_classifier,
-    load_tokenizer,
-    longest_input,
-)
+from pipeline.models.loading import check_classifier, load_classifier
 
 Size = Annotated[int, Field(ge=1)] | None
 LAYER_NUMBER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")

@@ -15,13 +15,13 @@ from pipeline.distill.dataset import Examples, Variants, aims_in, check_use, sna
 from pipeline.distill.losses import StudentLoss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze_unused, head_of
 from pipeline.models.outputs import Scale
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import Conduct
-from pipeline.training.order import Piece
+from pipeline.training.callbacks import RunOptions
+from pipeline.training.order import MicroBatch
 from pipeline.training.trainer import Fit, best_epoch, fine_tune, write_history
 
 AGAIN = "Make them again for this teacher: dvc repro"
@@ -76,7 +76,7 @@ def check_made_from(shards: Path, scores: Path) -> None:
     check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
 
 
-def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:
+def train(name: str, sources: Sources, settings: StudentSettings, conduct: RunOptions) -> tuple[Student, Fit]:
     """Build a student and train it.
 
     Raises:
@@ -93,7 +93,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     if scale is not None:
         _begin_reduced(student, scale)
     if dist.is_initialized():
-        freeze_unused(student.model, dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
+        freeze_unused(student.model, dev.batch(MicroBatch(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
     labels = dev.rows.labels()
     fit = fine_tune(
         name,

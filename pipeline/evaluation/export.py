@@ -24,9 +24,9 @@ from pipeline.evaluation.quality import (
     logits_of,
     speeds,
 )
+from pipeline.models.folder import load_tokenizer, model_hash, tokenizer_hash
 from pipeline.models.forward import logits_from_ids
-from pipeline.models.hashes import model_hash, tokenizer_hash
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.manifest import Manifest, check_agreement, check_trained_from
 from pipeline.shards.reader import Rows, Shards

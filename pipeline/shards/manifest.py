@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.task import Split, Task
-from pipeline.models.hashes import model_hash, tokenizer_hash
-from pipeline.models.pretrained import load_tokenizer, saved_labels
+from pipeline.models.folder import load_tokenizer, model_hash, saved_labels, tokenizer_hash
 from pipeline.shards.schema import FORMAT_VERSION, CodecName, Content
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, differences, hash_of, sha256_of

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.runtime import RuntimeSettings
-from pipeline.models.hashes import source_hash, tokenizer_hash
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer, source_hash, tokenizer_hash
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole
 from pipeline.store.hashing import Key, sha256_of
 from pipeline.store.store import Facts, Store, write_stored_as
-from pipeline.training.callbacks import Conduct
+from pipeline.training.callbacks import RunOptions
 
 
 def training_key(content: str, module: str, files: Iterable[Path], model: str, settings: Mapping[str, Any]) -> Key:
@@ -34,13 +33,13 @@ def training_key(content: str, module: str, files: Iterable[Path], model: str, s
     }
 
 
-def conduct_of(store: Store, key: Key, runtime: RuntimeSettings) -> Conduct:
+def conduct_of(store: Store, key: Key, runtime: RuntimeSettings) -> RunOptions:
     """How to run the training of an entry, with checkpoints in the store until it is put."""
-    return Conduct(store.unfinished(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
+    return RunOptions(store.unfinished(key), runtime.save_steps, runtime.dataloader_num_workers, tuple(runtime.report_to))
 
 
 def fetch_or_train(
-    key: Key, title: str, out: Path, runtime: RuntimeSettings, train: Callable[[Path, Conduct], Facts]
+    key: Key, title: str, out: Path, runtime: RuntimeSettings, train: Callable[[Path, RunOptions], Facts]
 ) -> dict[str, Any]:
     """Place a finished training at ``out``, from the store or trained now; returns its facts.
 

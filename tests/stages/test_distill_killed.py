@@ -17,7 +17,7 @@ from tests.running import ROOT
 from tests.world import OPTIMISER, RUNTIME, STUDENT
 
 Folders = tuple[Path, Path]
-LONG: dict[str, Any] = STUDENT | {"optimiser": OPTIMISER | {"epochs": 16}}
+LONG: dict[str, Any] = STUDENT | {"optimiser": OPTIMISER | {"num_train_epochs": 16}}
 """A hundred and twenty-eight steps with dropout and stored variants."""
 
 SECONDS = 120.0
@@ -28,7 +28,7 @@ class Distill:
 
     def __init__(self, folder: Path, made: Folders, teacher: Path, trainers: int = 1) -> None:
         self.folder, self.out, self.store = folder, folder / "half", folder / "store"
-        runtime = RUNTIME | {"store": "store", "checkpoint_steps": 3, "trainers": trainers}
+        runtime = RUNTIME | {"store": "store", "save_steps": 3, "trainers": trainers}
         params = {"distill": LONG, "students": {"half": {"layers": 1}}, "runtime": runtime}
         folder.mkdir(exist_ok=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -90,7 +90,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_losses_and_weights_to_th
         process.stdout.close()
         assert not distill.out.exists(), "nothing half-written"
     said = distill.run()
-    assert "distill tiny half: goes on after step " in said
+    assert "distill tiny half: resumes after step " in said
     assert distill.files() == undisturbed
     assert not distill.states(), "what it went on from is gone when it is finished"
 
@@ -106,7 +106,7 @@ def test_one_of_two_trainers_is_killed_and_they_go_on_together(made: Folders, te
     trainers[1].kill()
     said, _ = process.communicate(timeout=4 * SECONDS)
     assert process.returncode == 0, said
-    assert "distill tiny half: goes on after step " in said
+    assert "distill tiny half: resumes after step " in said
     assert (distill.out / "model.safetensors").exists()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pipeline.models.folder import load_tokenizer
 
 from benchmarks.accuracy.adversary import OwnGradient
 from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
@@ -15,16 +16,15 @@ from pipeline.distill.dataset import Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.outputs import divergence
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.search import radius_of
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import AUGMENT_SETTINGS, SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 
 @pytest.fixture
 def batch(scores: Path) -> Batch:
-    return Examples(Shards(scores), "train").batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return Examples(Shards(scores), "train").batch(MicroBatch(np.arange(12), 0, 0.0, 1.0))
 
 
 def loss_of(teacher: Path, aim: Aim, student: Student, soft: float = 1.0) -> OnlineLoss:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from pipeline.models.folder import model_hash
 from torch import Tensor
 
 from pipeline.augment import plans
@@ -16,13 +17,12 @@ from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
 from pipeline.distill.dataset import aims_in
-from pipeline.models.hashes import model_hash
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
 from pipeline.store.hashing import hash_of
 from pipeline.store.store import Store
-from pipeline.training.proposing import WORDS_FILE, WordsFacts
+from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
 from tests.world import (
     SCORE_SETTINGS,
     augment_settings,

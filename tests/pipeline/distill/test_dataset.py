@@ -20,7 +20,7 @@ from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.hashing import Key
-from pipeline.training.order import EpochOrder, Piece, Sharing
+from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
@@ -108,11 +108,11 @@ def examples_of(sets: tuple[Shards, Shards], use: Use = "rotate") -> Examples:
 
 def steps_of_epoch(
     examples: Examples, epoch: int, processes: int, turns: int, seed: int = 3
-) -> list[list[tuple[Piece, Batch]]]:
+) -> list[list[tuple[MicroBatch, Batch]]]:
     """Of each step the pieces of all processes and turns, with their batches."""
     taken = []
     for process in range(processes):
-        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, seed, Sharing(processes, process, turns))
+        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, seed, StepSharding(processes, process, turns))
         order.set_epoch(epoch)
         taken.append([(piece, examples.batch(piece)) for piece in order])
     return [
@@ -198,7 +198,7 @@ def test_by_progress_passes_on_from_snapshot_to_snapshot_within_an_epoch(sets: t
 
 @pytest.mark.parametrize("use", ["none", "rotate", "all"])
 def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use) -> None:
-    piece = Piece(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
+    piece = MicroBatch(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
     batch = examples_of(sets, use).batch(piece)
     assert untouched_in(batch) == [9, 4, 36, 0]
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array([np.nan, np.nan, 0, 0], dtype=np.float32))
@@ -232,7 +232,7 @@ def test_another_split_has_its_own_rows_and_no_variants(sets: tuple[Shards, Shar
     assert len(dev) == len(dev.lengths()) == len(dev.labels()) == 11
     assert dev.lengths().tolist() == [3 + number % 7 for number in range(40, 51)]
     assert np.isnan(dev.labels()).tolist() == [number % 5 == 4 for number in range(40, 51)]
-    batch = dev.batch(Piece(np.array([10, 2]), epoch=0, progress=0.0, weight=1.0))
+    batch = dev.batch(MicroBatch(np.array([10, 2]), epoch=0, progress=0.0, weight=1.0))
     assert untouched_in(batch) == [50, 42]
     assert not any(name.startswith(VARIANT) for name in batch)
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline.models.loading import load_classifier
 from pydantic import ValidationError
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -18,10 +19,9 @@ from pipeline.distill.losses import ObjectiveSettings, StudentLoss, clean_loss, 
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
 from pipeline.models.outputs import divergence
-from pipeline.models.pretrained import load_classifier
 from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Row, Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import (
     SCORE_SETTINGS,
     augment_settings,
@@ -74,8 +74,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return watched
 
 
-def everything(epoch: int, rows: int) -> Piece:
-    return Piece(np.arange(rows), epoch, progress=0.0, weight=1.0)
+def everything(epoch: int, rows: int) -> MicroBatch:
+    return MicroBatch(np.arange(rows), epoch, progress=0.0, weight=1.0)
 
 
 def stored(kin: Folders, recipes: list[list[str]], folder: Path, use: Any = "rotate") -> tuple[Examples, list[list[Row]]]:

@@ -212,7 +212,7 @@ def test_names_and_settings_are_escaped(tmp_path: Path) -> None:
 
 def test_every_setting_and_hash_is_shown_once(movies: TaskReport) -> None:
     elements = Elements(page([movies], SETTINGS))
-    assert elements.row("optimiser.epochs") == ["4", "4", "4", "6"]
+    assert elements.row("optimiser.num_train_epochs") == ["4", "4", "4", "6"]
     assert elements.row("objective.temperature") == ["1"], "a setting of all students has one value"
     assert elements.row("hidden") == ["–", "–", "192", "128"]
     assert elements.row("settings.perturbation.radius") == ["0.104"]

@@ -2,6 +2,8 @@ import math
 from pathlib import Path
 
 import pytest
+from pipeline.models.folder import saved_labels
+from pipeline.models.loading import load_classifier
 from transformers import (
     BartConfig,
     BertConfig,
@@ -13,10 +15,6 @@ from transformers import (
 
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import SUPPORTED, positions_of
-from pipeline.models.pretrained import (
-    load_classifier,
-    saved_labels,
-)
 from tests.architectures import CONFIGURATIONS
 
 

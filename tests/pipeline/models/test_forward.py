@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.models.loading import load_classifier
 
 from pipeline.corpus.encoding import collate, encode
 from pipeline.models.architectures import DECODERS
@@ -12,9 +13,6 @@ from pipeline.models.forward import (
     logits_from_ids,
     parameter_count,
     word_embeddings,
-)
-from pipeline.models.pretrained import (
-    load_classifier,
 )
 from tests.architectures import CONFIGURATIONS, LENGTHS, PAD, assert_as_plain, of_type, rows_of
 from tests.world import make_tokenizer

@@ -10,17 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from pipeline.models.folder import load_tokenizer, model_hash
 from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
 from pipeline.augment.batches import Inputs
 from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import ENCODERS
-from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import load_tokenizer
-from pipeline.training.masked_lm import WordsSettings, prepare_words
-from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WORDS_FILE, WordsFacts, words_in
+from pipeline.training.masked_lm import WORDS_FILE, FitSettings, WordsFacts, WordsSettings, prepare_words, words_in
 from pipeline.training.trainer import HISTORY_FILE
 from stages.words import main
 from tests.architectures import WITH_TOKEN_TYPES, of_type
