@@ -30,7 +30,7 @@ from pipeline.augment.teacher import FrozenTeacher, Precision
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer
 from pipeline.perturbation.search import divergence, radius_of
 from pipeline.shards.codec import CODECS, CodecName, dequantise
 from pipeline.shards.store import ShardStore

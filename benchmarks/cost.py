@@ -43,10 +43,10 @@ from pipeline.distill.examples import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import word_embeddings
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from stages.command import params_option, stage
 
 STEPS = 3
@@ -233,7 +233,7 @@ def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
 
 def step_of(
     world: World, made: StageOne, student: Student, settings: StudentSettings
-) -> tuple[Examples, list[Piece], StudentLoss]:
+) -> tuple[Examples, list[MicroBatch], StudentLoss]:
     """Rows, some of an epoch's steps, and the loss, as a training of these settings has them."""
     rows, kind, shares = train_rows(made, settings), Shards(made.scores).manifest.task.kind, settings.adversary
     table, tokenizer = word_embeddings(student.model), load_tokenizer(world.teacher)

@@ -34,9 +34,8 @@ from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
 from pipeline.distill.uses import Use
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import Conduct, EpochTurns
-from pipeline.training.loading import Ready, piece_loader
-from pipeline.training.order import EpochOrder, Sharing
+from pipeline.training.callbacks import EpochBoundaries, RunOptions
+from pipeline.training.order import EpochOrder, StepSharding, TrainDataset, train_loader
 from pipeline.training.trainer import Fit
 from stages.command import params_option, stage
 
@@ -47,7 +46,7 @@ def half_depth(params: Path, teacher: Path) -> StudentSettings:
     """A student of half the teacher's layers with stored variants, one epoch long; the rest as the section distill has it."""
     section = read_params(params)["distill"]
     layers = AutoConfig.from_pretrained(teacher).num_hidden_layers // 2
-    optimiser = section["optimiser"] | {"epochs": 1}
+    optimiser = section["optimiser"] | {"num_train_epochs": 1}
     return StudentSettings.model_validate(section | {"layers": layers, "adversary": "shards", "optimiser": optimiser})
 
 
@@ -55,8 +54,8 @@ def loader_of(scores: Shards, shards: Shards, use: Use = "rotate", batch_rows: i
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
     plain = Examples(scores, "train", seed=1)
     rows = Examples(scores, "train", 1, Variants(shards, plain.rows, use))
-    order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharing=Sharing())
-    return piece_loader(Ready(rows), order, readers=0)
+    order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharding=StepSharding())
+    return train_loader(TrainDataset(rows), order, workers=0)
 
 
 def read(batches: Iterator[Batch] | DataLoader[Any]) -> int:
@@ -75,7 +74,7 @@ def student_steps(sources: Sources, settings: StudentSettings, batches: list[Bat
     def steps() -> None:
         for batch in batches:
             loss(model, {name: value.to(device) for name, value in batch.items()}).mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimiser.clip)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimiser.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad()
 
@@ -118,28 +117,28 @@ class Watch:
 def watched() -> Iterator[Watch]:
     """Watch the trainings of this process that read between their steps."""
     watch = Watch()
-    get, begin, end = Ready.__getitems__, EpochTurns.on_epoch_begin, EpochTurns.on_epoch_end
+    get, begin, end = TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end
 
-    def timed_get(self: Ready, piece: Any) -> Batch:
+    def timed_get(self: TrainDataset, piece: Any) -> Batch:
         asked = time.perf_counter()
         batch = get(self, piece)
         watch.waited += time.perf_counter() - asked
         return batch
 
-    def timed_begin(self: EpochTurns, *facts: Any, **named: Any) -> None:
+    def timed_begin(self: EpochBoundaries, *facts: Any, **named: Any) -> None:
         begin(self, *facts, **named)
         watch.began = time.perf_counter()
 
-    def timed_end(self: EpochTurns, *facts: Any, **named: Any) -> None:
+    def timed_end(self: EpochBoundaries, *facts: Any, **named: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         watch.stepped += time.perf_counter() - watch.began
         end(self, *facts, **named)
 
     with (
-        mock.patch.object(Ready, "__getitems__", timed_get),
-        mock.patch.object(EpochTurns, "on_epoch_begin", timed_begin),
-        mock.patch.object(EpochTurns, "on_epoch_end", timed_end),
+        mock.patch.object(TrainDataset, "__getitems__", timed_get),
+        mock.patch.object(EpochBoundaries, "on_epoch_begin", timed_begin),
+        mock.patch.object(EpochBoundaries, "on_epoch_end", timed_end),
     ):
         yield watch
 
@@ -157,7 +156,7 @@ def training_figures(sources: Sources, settings: StudentSettings) -> list[Figure
 def watched_training(sources: Sources, settings: StudentSettings) -> tuple[Watch, Fit]:
     """Train a student as the stage does."""
     with watched() as watch:
-        _, fit = train("half", sources, settings, Conduct())
+        _, fit = train("half", sources, settings, RunOptions())
     return watch, fit
 
 

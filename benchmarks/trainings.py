@@ -38,8 +38,8 @@ from pipeline.perturbation.search import Answer, perturb, radius_of
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import Checkpoints, Conduct
-from pipeline.training.order import EpochOrder, Piece, Sharing
+from pipeline.training.callbacks import Checkpoints, RunOptions
+from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 from pipeline.training.trainer import Loss, OptimiserSettings
 
 VARIANTS = 3
@@ -134,7 +134,11 @@ class World:
         """Settings of the student, in float32 and whole steps as the loops here take them."""
         usual = self.needs.students[self.name]
         search = usual.perturbation.model_dump() | {"start": changed.pop("start", usual.perturbation.start)}
-        fitting = usual.optimiser.model_dump() | {"epochs": epochs, "accumulation": 1, "precision": "float32"}
+        fitting = usual.optimiser.model_dump() | {
+            "num_train_epochs": epochs,
+            "gradient_accumulation_steps": 1,
+            "precision": "float32",
+        }
         fixed = {"adversary": "shards", "variants": "rotate", "residual": False, "perturbation": search, "optimiser": fitting}
         return StudentSettings.model_validate(usual.model_dump() | fixed | changed)
 
@@ -143,13 +147,13 @@ class Loop:
     """The least that trains: AdamW, a clipped gradient, a learning rate that follows its schedule."""
 
     def __init__(self, model: PreTrainedModel, settings: OptimiserSettings, steps: int) -> None:
-        self._device, self._clip = pick_device(), settings.clip
+        self._device, self._clip = pick_device(), settings.max_grad_norm
         self._model = model.to(self._device).train()  # type: ignore[arg-type]
         decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
         groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        self._schedule = get_scheduler(settings.schedule, self._optimiser, round(settings.warmup * steps), steps)
+        self._schedule = get_scheduler(settings.lr_scheduler_type, self._optimiser, round(settings.warmup_ratio * steps), steps)
 
     def run(self, batches: Iterable[Batch], loss: Loss) -> None:
         """One step a batch."""
@@ -232,9 +236,9 @@ def _whole_loss(
     return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind, progress)
 
 
-def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[Piece]:
+def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[MicroBatch]:
     """The steps of an epoch, as every training here takes them."""
-    order = EpochOrder(rows.lengths(), settings.batch_size, settings.epochs, settings.seed, Sharing())
+    order = EpochOrder(rows.lengths(), settings.batch_size, settings.num_train_epochs, settings.seed, StepSharding())
     order.set_epoch(epoch)
     return list(order)
 
@@ -279,7 +283,7 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
 
     with mock.patch.object(Checkpoints, "on_save", timed_save):
         sources, settings = Sources.open(world.teacher, made.scores, made.shards), world.student(epochs)
-        student, fit = train("offline", sources, settings, Conduct(folder / "states"))
+        student, fit = train("offline", sources, settings, RunOptions(folder / "states"))
         write_student(folder / "student", sources, student, fit.history)
     return [end - before for before, end in pairwise(ends)]
 

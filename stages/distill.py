@@ -7,11 +7,12 @@ import click
 from pipeline.config import params as config
 from pipeline.config.errors import Faults
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
+from pipeline.models.precision import note_slow_precision
 from pipeline.shards.lineage import LINEAGE_FILE
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 

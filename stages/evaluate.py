@@ -22,7 +22,7 @@ from pipeline.evaluation.quality import (
     speeds,
 )
 from pipeline.models.forward import logits_from_ids, pick_device
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.shards.lineage import check_trained_from, lineage
 from pipeline.shards.manifest import check_agreement
 from pipeline.shards.reader import Shards

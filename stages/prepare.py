@@ -18,7 +18,7 @@ from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.task import TASK_FILE, Kind, Metric, Split, Task
 from pipeline.corpus.tokens import Reader, check_tokens
-from pipeline.models.pretrained import config_of, folder_at_hand, load_tokenizer
+from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
 from pipeline.store.files import canonical_json, folder_written_whole, sha256_of, write_json
 from stages.command import note_unseen, out_option, params_option, stage
 

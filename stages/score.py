@@ -9,7 +9,8 @@ from pipeline.augment.passes import score
 from pipeline.augment.recipes import ScoreSettings
 from pipeline.config import params as config
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE
 from stages.command import folder_option, out_option, params_option, plan_option, stage
 

@@ -6,11 +6,12 @@ import click
 
 from pipeline.config import params as config
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.student import Checkpoint
-from pipeline.models.hashes import source_hash
+from pipeline.models.folder import source_hash
+from pipeline.models.precision import note_slow_precision
 from pipeline.perturbation.surrogate import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, training_hash
 from pipeline.store.files import folder_written_whole, write_json
@@ -48,8 +49,8 @@ def main(task: str, scores: Path, teacher: Path, params: Path, out: Path) -> Non
         check_apart(out, "the model that it begins with", start.checkpoint)
     decided_by = deciding([], str(teacher), needs) | {"scores": training_hash(scores)}
     decided_by |= {"checkpoint": source_hash(start.checkpoint)} if isinstance(start, Checkpoint) else {}
-    with resumable(out, decided_by, needs.runtime) as conduct:
-        facts = train_scout(scores, teacher, needs.scout, out, conduct)
+    with resumable(out, decided_by, needs.runtime) as options:
+        facts = train_scout(scores, teacher, needs.scout, out, options)
     click.echo(f"{out}: {facts.snapshots} snapshots, dev {facts.dev:.4f} at the end")
 
 

@@ -7,8 +7,9 @@ from transformers.utils import CONFIG_NAME
 
 from pipeline.config import params as config
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import TASK_FILE, Task
+from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import deciding, resumable
 from pipeline.training.teacher import TeacherSettings, teach
 from pipeline.training.trainer import OptimiserSettings
@@ -39,8 +40,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     if needs.teacher.fine_tune:
         note_slow_precision(params, "teach")
     files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
-    with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as conduct:
-        value = teach(prepared, needs.teacher, needs.teach, out, conduct)
+    with resumable(out, deciding(files, needs.teacher.model, needs), needs.runtime) as options:
+        value = teach(prepared, needs.teacher, needs.teach, out, options)
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 
 

@@ -8,12 +8,11 @@ import click
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.training.callbacks import NO_STATES, Conduct
-from pipeline.training.masked_lm import WordsSettings, prepare_words
-from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WORDS_FILE
+from pipeline.models.precision import note_slow_precision
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.masked_lm import WORDS_FILE, FitSettings, WordsSettings, prepare_words
 from pipeline.training.resuming import deciding, resumable
 from pipeline.training.teacher import TeacherSettings
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
@@ -51,16 +50,15 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         check_apart(out, "the model that it begins with", chosen.model)
         if chosen.fit:
             note_slow_precision(params, "words")
-    teacher, max_length = needs.teacher.model, needs.teacher.max_length
-    with _conduct(prepared, chosen, needs, out) as conduct:
-        facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out, conduct)
+    with _options(prepared, chosen, needs, out) as options:
+        facts = prepare_words(prepared, needs.teacher, chosen, needs.words, out, options)
     click.echo(f"{out}: {facts.told()}")
 
 
-def _conduct(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Path) -> AbstractContextManager[Conduct]:
-    """How a fit is run; what is not fitted keeps no states."""
+def _options(prepared: Path, chosen: WordsSettings | None, needs: Needs, out: Path) -> AbstractContextManager[RunOptions]:
+    """How a fit is run; an adopted model needs no checkpoints."""
     if chosen is None or not chosen.fit:
-        return nullcontext(NO_STATES)
+        return nullcontext(NO_CHECKPOINTS)
     files = [prepared / name for name in ("train.parquet", "dev.parquet")]
     return resumable(out, deciding(files, chosen.model, needs), needs.runtime)
 

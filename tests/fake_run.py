@@ -39,7 +39,7 @@ STUDENT: dict[str, Any] = {
     "perturbation": OWN_PERTURBATION,
     "residual": False,
     "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "hidden": 0.0, "form": "kl", "temperature": 1.0},
-    "optimiser": {"epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
+    "optimiser": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
 """As a lineage has them: without what is left as in the teacher."""
 
@@ -47,7 +47,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
     "half-plain": STUDENT | {"adversary": NOBODY},
     "narrow": STUDENT | {"layers": 6, "hidden": 192},
-    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"epochs": 6}},
+    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"num_train_epochs": 6}},
 }
 OTHERS: dict[str, dict[str, Any]] = {
     "own": STUDENT | {"adversary": OWN},
@@ -193,7 +193,7 @@ def write_student(
     data: Path, task: Task, name: str, settings: Mapping[str, Any], logits: Floats, labels: Floats, teacher: Floats
 ) -> None:
     """A student's history, lineage, evaluation and what its training took."""
-    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["epochs"])
+    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["num_train_epochs"])
     _write_history(folder, measure(task, labels, logits), epochs)
     start = settings["start"]["checkpoint"] if isinstance(settings["start"], Mapping) else settings["start"]
     lineage = {

@@ -29,8 +29,9 @@ from pipeline.evaluation.export_check import logits_in_mixed_batches
 from pipeline.evaluation.onnx_graph import open_graph, write_graph
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.architectures import DECODERS, head_settings
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import logits_from_ids
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Rows, Shards
 from pipeline.training.teacher import TeacherSettings, teach
@@ -169,7 +170,7 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     perturbed = in_order(rows, rows.matrix("perturbed_logits"))
     torch.testing.assert_close(perturbed, by_transformers(teacher, deltas_of(rows)), **TOLERANCE, msg="perturbed logits")
 
-    learnt = student_settings({"epochs": 1}, layers=1)
+    learnt = student_settings({"num_train_epochs": 1}, layers=1)
     obtain(StudentJob("half", tmp_path / "scores", tmp_path / "shards", teacher, learnt), runtime, out, tmp_path / "cost.json")
     student, test = load_classifier(out), scores.rows("test", 0)
     pad = scores.manifest.pad_token_id

@@ -36,7 +36,7 @@ from pipeline.models.architectures import head_settings
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import Key
 from pipeline.store.files import write_json
-from pipeline.training.proposing import WORDS_FILE, WordsFacts
+from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
 
 WORDS = [f"word{number}" for number in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -159,16 +159,16 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
 
 
 FIT: dict[str, Any] = {
-    "masked": 0.15,
+    "mlm_probability": 0.15,
     "rows": None,
-    "epochs": 2,
+    "num_train_epochs": 2,
     "batch_size": 8,
-    "accumulation": 1,
+    "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3,
-    "schedule": "linear",
-    "warmup": 0.1,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.1,
     "weight_decay": 0.01,
-    "clip": 1.0,
+    "max_grad_norm": 1.0,
     "precision": "float32",
     "seed": 1,
 }
@@ -199,8 +199,9 @@ AUGMENT: dict[str, Any] = {
 
 
 OPTIMISER: dict[str, Any] = {
-    "epochs": 2, "batch_size": 8, "accumulation": 1, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.1,
-    "weight_decay": 0.0, "clip": 1.0, "precision": "float32", "seed": 3,
+    "num_train_epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32",
+    "seed": 3,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "start": "teacher",
@@ -231,8 +232,8 @@ AUGMENT_SETTINGS = augment_settings()
 
 
 RUNTIME: dict[str, Any] = {
-    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1, "readers": 0, "checkpoint_steps": 0,
-    "log_to": [],
+    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1,
+    "dataloader_num_workers": 0, "save_steps": 0, "report_to": [],
 }  # fmt: skip
 
 

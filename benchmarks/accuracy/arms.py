@@ -12,7 +12,7 @@ from benchmarks.accuracy.online import Aim
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
-from pipeline.config.runtime import slow_bfloat16
+from pipeline.models.precision import bfloat16_slowdown
 from pipeline.store.files import canonical_json, hash_of
 
 HERE = Path(__file__).parent
@@ -98,7 +98,7 @@ def base() -> dict[str, Any]:
 
 def usual_precision() -> Precision:
     """That of trainings on this machine: float32 in place of bfloat16 where the processor is slow at it."""
-    return "float32" if slow_bfloat16() else PRECISION
+    return "float32" if bfloat16_slowdown() else PRECISION
 
 
 def in_precision(settings: dict[str, Any], precision: Precision) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Run:
         if "layers" in arm.student and self.student != "half":
             raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
         seeds = {"seed": case.seed}
-        seeded = {"optimiser": {"epochs": self.all_epochs} | seeds}
+        seeded = {"optimiser": {"num_train_epochs": self.all_epochs} | seeds}
         task = {
             "kind": case.corpus.kind,
             "metric": case.corpus.metric,
@@ -184,7 +184,7 @@ class Run:
         return first | {
             "tasks": {case.task: task},
             "teach": start["teach"] | seeds,
-            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None} | seeds,
+            "words": (arm.fit or start["teach"] | {"mlm_probability": 0.15}) | {"rows": None} | seeds,
             "score": overlaid(start["score"], arm.score),
             "scout": overlaid(start["scout"], arm.scout or {}),
             "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),

@@ -27,7 +27,7 @@ from pipeline.config.params import Settings
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import Manifest, key_hash, manifest_hash
 from pipeline.shards.store import ShardStore
 from pipeline.store.files import canonical_json, hash_of, write_json
@@ -151,8 +151,8 @@ def _shared(run: Run, place: Place, case: Path) -> None:
     params = _params(run, place, case / "tables")
     task, prepared = {"--task": run.case.task}, _prepared(run, place, case, params)
     steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
-    epochs = max(params["teach"]["epochs"], -(-TEACHER_STEPS // steps))
-    given = _written(params | {"teach": params["teach"] | {"epochs": epochs}}, case / "params.yaml")
+    epochs = max(params["teach"]["num_train_epochs"], -(-TEACHER_STEPS // steps))
+    given = _written(params | {"teach": params["teach"] | {"num_train_epochs": epochs}}, case / "params.yaml")
     _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / TEACHER})
 
 

@@ -22,13 +22,12 @@ from pipeline.distill.objective import imitation_loss, untouched_loss
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, write_lineage, write_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.inputs import carried
 from pipeline.perturbation.search import Answer, Effect, PerturbationSettings, perturb, radius_of
 from pipeline.store.files import write_json
-from pipeline.training.callbacks import Conduct
-from pipeline.training.trainer import fine_tune
+from pipeline.training.trainer import Objective, TrainDev, fine_tune
 
 Aim = Literal["student", "teacher"]
 """Whose gradient is followed; the teacher labels the perturbed input in either case."""
@@ -106,7 +105,7 @@ def train_online(
     def worth(logits: Any) -> float:
         return measure(task, labels, logits)
 
-    fit = fine_tune(f"online {task.name}", student.model, rows, dev, loss, worth, settings.optimiser, Conduct())
+    fit = fine_tune(f"online {task.name}", student.model, TrainDev(rows, dev), Objective(loss, worth), settings.optimiser)
     outcome = write_student(out, sources, student, fit.history)
     write_lineage(out, "online", scores, None, settings, outcome)
     write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})

@@ -24,13 +24,14 @@ from pipeline.distill.examples import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import bare, freeze, pick_device
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.shards.batches import variant_at
 from pipeline.shards.reader import Rows, Shards
-from pipeline.training.callbacks import Conduct
-from pipeline.training.order import Lengths, Piece
-from pipeline.training.trainer import OptimiserSettings, fine_tune
+from pipeline.training.callbacks import RunOptions
+from pipeline.training.order import Lengths, MicroBatch
+from pipeline.training.trainer import Objective, OptimiserSettings, TrainDev, fine_tune
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Copies:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """Inputs and labels of a piece."""
         return variant_at(self.rows, piece.rows, self.shards.manifest) | {"labels": self._labels[torch.from_numpy(piece.rows)]}
 
@@ -157,13 +158,10 @@ def train_layers(
     fit = fine_tune(
         f"layers {sources.task.name}",
         student.model,
-        Copies(sources.variants),
-        Examples(sources.scores, "dev", optimiser.seed),
-        loss,
-        lambda nearness: float(nearness.mean()),
+        TrainDev(Copies(sources.variants), Examples(sources.scores, "dev", optimiser.seed)),
+        Objective(loss, lambda nearness: float(nearness.mean()), lambda model, batch: -loss(model, batch)[:, None]),
         optimiser,
-        Conduct(checkpoints=states),
-        answer=lambda model, batch: -loss(model, batch)[:, None],
+        RunOptions(checkpoints=states),
     )
     student.model.save_pretrained(out)
     load_tokenizer(sources.teacher).save_pretrained(out)

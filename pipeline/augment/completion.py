@@ -12,7 +12,7 @@ from pipeline.augment.progress import Counter
 from pipeline.augment.workers import Workers
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer
 from pipeline.shards.manifest import Coding, Key, Manifest, Receipt, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.shards.store import ShardStore

@@ -17,7 +17,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings, cores
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
-from pipeline.models.pretrained import embedding_width
+from pipeline.models.folder import embedding_width
 from pipeline.perturbation.search import Effect
 from pipeline.shards.codec import CODECS, CodecName
 from pipeline.shards.store import ShardStore

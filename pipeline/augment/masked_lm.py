@@ -31,9 +31,10 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Ids, Types, collate, length_buckets
 from pipeline.models.architectures import positions_of
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
-from pipeline.models.pretrained import load_tokenizer
-from pipeline.training.proposing import check_tokenizer, load_masked_lm
+from pipeline.models.loading import load_masked_lm
+from pipeline.models.soundness import check_tokenizer
 
 
 class MaskedLMSettings(Settings):

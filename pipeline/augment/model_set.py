@@ -12,7 +12,7 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, Precision, Scout
 from pipeline.config.errors import PipelineError
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.perturbation.surrogate import ScoutFolder
 
 CHANGED = "{} was changed while this run was going; start it again"

@@ -16,11 +16,11 @@ from pipeline.augment.workers import ThisProcess, Workers
 from pipeline.config.errors import PipelineError
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Kind, Task
-from pipeline.models.pretrained import embedding_width
+from pipeline.models.folder import embedding_width
 from pipeline.perturbation.search import Effect
 from pipeline.shards.manifest import Coding, Manifest, Receipt, manifest_hash
 from pipeline.shards.store import ShardStore
-from pipeline.training.proposing import words_in
+from pipeline.training.masked_lm import words_in
 
 
 def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:

@@ -33,9 +33,8 @@ from pipeline.augment.variants import Making, Scored
 from pipeline.config.errors import PipelineError
 from pipeline.corpus import encoding
 from pipeline.corpus.task import SPLITS, Task
-from pipeline.models import architectures, forward, pretrained
-from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import depth_of, load_tokenizer
+from pipeline.models import architectures, folder, forward, loading
+from pipeline.models.folder import depth_of, load_tokenizer, model_hash
 from pipeline.perturbation import inputs as views
 from pipeline.perturbation import search as perturbation
 from pipeline.perturbation import surrogate as scouting
@@ -52,11 +51,10 @@ from pipeline.store import seeding
 from pipeline.store.files import hash_of
 from pipeline.store.sampling import sample
 from pipeline.store.sources import BUILD
-from pipeline.training import proposing
-from pipeline.training.proposing import words_in
+from pipeline.training.masked_lm import words_in
 
 SCORING_CODE = (
-    architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, pretrained,
+    architectures, batches_code, columns_code, encoding, forward, inputs_code, jobs_code, model_set_code, folder, loading,
     reader_code, seeding, teacher_code, views, writer_code,
 )  # fmt: skip
 """What computes a shard's rows; it stands in the key, so that nothing computed by other code is taken from the store."""
@@ -231,8 +229,8 @@ class Augmentation:
                 forward,
                 masked_lm_code,
                 model_set_code,
-                pretrained,
-                proposing,
+                folder,
+                loading,
                 reader_code,
                 text_edits_code,
                 words_code,
@@ -270,4 +268,4 @@ def _code_of(recipe: Sequence[Step]) -> list[ModuleType]:
     found = [*SCORING_CODE, variants_code, perturbation]
     found += [codec_code, scouting] if "perturb" in recipe else []
     found += [text_edits_code] if set(recipe) & {*OPERATIONS, "masked_lm"} else []
-    return found + ([masked_lm_code, proposing, words_code] if "masked_lm" in recipe else [])
+    return found + ([masked_lm_code, words_code] if "masked_lm" in recipe else [])

@@ -18,8 +18,9 @@ from pipeline.augment.inputs import Inputs
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, freeze, logits_and_states, logits_from_embeddings, pick_device, word_embeddings
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import carried, view_embeddings
 from pipeline.perturbation.surrogate import ScoutFolder
 

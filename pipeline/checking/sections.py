@@ -15,8 +15,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.task import Kind, Metric, fitting_metrics
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.evaluation.quality import EvaluationSettings
-from pipeline.training.masked_lm import WordsSettings
-from pipeline.training.masking import FitSettings
+from pipeline.training.masked_lm import FitSettings, WordsSettings
 from pipeline.training.teacher import TeacherSettings
 from pipeline.training.trainer import OptimiserSettings
 

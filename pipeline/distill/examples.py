@@ -17,7 +17,7 @@ from pipeline.models.scale import Scale
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.reader import Positions, Rows, Shards, join
 from pipeline.store.seeding import seed_of
-from pipeline.training.order import Lengths, Piece
+from pipeline.training.order import Lengths, MicroBatch
 
 VARIANT = "variant_"
 """Before the names of a batch's entries that belong to the variants."""
@@ -44,7 +44,7 @@ class Variants:
         self._rows = shards.rows("train", *numbers)
         self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """The variants that a piece shows: all rows' first one, then all rows' second."""
         numbers = chosen(self._use, self._aims, self._snapshots, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
@@ -92,7 +92,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         """Inputs, labels and scores of a piece's rows, and under names of their own their variants."""
         batch = inputs_at(self.rows, piece.rows, self.shards.manifest.pad_token_id)
         batch["labels"] = torch.from_numpy(self._labels[piece.rows])

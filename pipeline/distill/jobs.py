@@ -27,8 +27,8 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.shares import effective
 from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_lineage, write_student
-from pipeline.models import architectures, forward, pretrained, scale
-from pipeline.models.hashes import source_hash
+from pipeline.models import architectures, folder, forward, loading, scale
+from pipeline.models.folder import source_hash
 from pipeline.perturbation import inputs as views
 from pipeline.perturbation import search as perturbation
 from pipeline.perturbation import surrogate as scouting
@@ -39,13 +39,13 @@ from pipeline.store import seeding
 from pipeline.store.files import folder_written_whole, hash_of, sha256_of, write_json
 from pipeline.store.sources import BUILD, TRAINING_LIBRARIES
 from pipeline.training import callbacks as conduct
-from pipeline.training import checkpoints, loading, order
+from pipeline.training import checkpoints, order
 from pipeline.training import trainer as finetuning
-from pipeline.training.callbacks import Conduct
+from pipeline.training.callbacks import RunOptions
 
 CODE: tuple[ModuleType, ...] = (
-    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, forward, loading, manifest,
-    narrowing, objective, order, perturbation, pretrained, reader, scale, scouting, seeding, settings, shares, step, student,
+    adversary, architectures, batches, checkpoints, codec, conduct, encoding, examples, finetuning, folder, forward, loading,
+    manifest, narrowing, objective, order, perturbation, reader, scale, scouting, seeding, settings, shares, step, student,
     tasks, training, uses, views,
 )  # fmt: skip
 """Modules whose source decides a student's weights."""
@@ -245,8 +245,8 @@ class StudentStore:
 def train_into(store: StudentStore, job: StudentJob, runtime: RuntimeSettings) -> None:
     """Train a student and keep it; where several processes do so together, each calls this and the first one writes."""
     sources, key = job.sources(), job.key()
-    conduct = Conduct(store.states_of(key), runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
-    made, fit = train(job.called.title, sources, job.settings, conduct)
+    options = RunOptions(store.states_of(key), runtime.save_steps, runtime.dataloader_num_workers, tuple(runtime.report_to))
+    made, fit = train(job.called.title, sources, job.settings, options)
     if dist.is_initialized() and dist.get_rank():
         return
     with store.kept(key, job.called) as folder:

@@ -6,17 +6,20 @@ from pathlib import Path
 
 from pipeline.distill.settings import ScoutSettings
 from pipeline.distill.training import Sources, train, units_of
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.folder import load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.shards.manifest import manifest_hash
 from pipeline.store.files import folder_written_whole
-from pipeline.training.callbacks import NO_STATES, Conduct
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.trainer import write_history
 
 
-def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path, conduct: Conduct = NO_STATES) -> ScoutFacts:
-    """Train a scout and write its snapshots to ``out``; on the way they lie where ``conduct`` keeps states.
+def train_scout(
+    scores: Path, teacher: Path, settings: ScoutSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+) -> ScoutFacts:
+    """Train a scout and write its snapshots to ``out``; on the way they lie where ``options`` keeps states.
 
     Raises:
         ShardMismatch: the scores are not this teacher's.
@@ -24,10 +27,10 @@ def train_scout(scores: Path, teacher: Path, settings: ScoutSettings, out: Path,
     """
     sources, tokenizer = Sources.open(teacher, scores, None), load_tokenizer(teacher)
     with folder_written_whole(out) as folder:
-        made, underway = ScoutFolder(folder), ScoutFolder(conduct.checkpoints or folder / "underway")
+        made, underway = ScoutFolder(folder), ScoutFolder(options.checkpoints or folder / "underway")
         numbers = range(1, settings.snapshots + 1)
-        conduct = replace(conduct, snapshots=[underway.snapshot(number) for number in numbers])
-        scout, fit = train(f"scout {sources.task.name}", sources, settings, conduct)
+        options = replace(options, snapshots=[underway.snapshot(number) for number in numbers])
+        scout, fit = train(f"scout {sources.task.name}", sources, settings, options)
         scale = units_of(sources, scout.model)
         for number in numbers:
             _publish(underway.snapshot(number), made.snapshot(number), scale)

@@ -21,17 +21,17 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.uses import aims_in, check_use, snapshots_of
+from pipeline.models.folder import depth_of, embedding_width, load_tokenizer
 from pipeline.models.forward import freeze_unused, head_of, word_embeddings
-from pipeline.models.pretrained import depth_of, embedding_width, load_tokenizer
 from pipeline.models.scale import Scale
 from pipeline.perturbation.search import Effect, PerturbationSettings
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
-from pipeline.training.callbacks import Conduct
-from pipeline.training.order import Piece
-from pipeline.training.trainer import Fit, best_epoch, fine_tune, write_history
+from pipeline.training.callbacks import RunOptions
+from pipeline.training.order import MicroBatch
+from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine_tune, write_history
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
@@ -87,7 +87,7 @@ def check_made_from(shards: Path, scores: Path) -> None:
     check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
 
 
-def train(name: str, sources: Sources, settings: StudentSettings, conduct: Conduct) -> tuple[Student, Fit]:
+def train(name: str, sources: Sources, settings: StudentSettings, options: RunOptions) -> tuple[Student, Fit]:
     """Build a student and train it.
 
     Raises:
@@ -109,7 +109,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     if scale is not None:
         _begin_reduced(student, scale)
     if dist.is_initialized():
-        freeze_unused(student.model, dev.batch(Piece(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
+        freeze_unused(student.model, dev.batch(MicroBatch(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
     adversary = _own_adversary(student, settings, sources.task, tokenizer, scale)
     if settings.residual and sources.variants is not None:
         student.learn_residual(embedding_width(sources.teacher))
@@ -127,13 +127,10 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: Condu
     fit = fine_tune(
         name,
         student.model,
-        train_rows,
-        dev,
-        loss,
-        lambda logits: measure(sources.task, labels, logits),
+        TrainDev(train_rows, dev),
+        Objective(loss, lambda logits: measure(sources.task, labels, logits), memory=adversary),
         settings.optimiser,
-        conduct,
-        adversary,
+        options,
     )
     student.forget_residual()
     if scale is not None:
@@ -216,7 +213,7 @@ def _own_adversary(
     if not settings.adversary.student:
         return None
     check_search(settings.perturbation, task.kind)
-    turns = settings.optimiser.accumulation
+    turns = settings.optimiser.gradient_accumulation_steps
     search = settings.perturbation if scale is None else _in_reduced_units(settings.perturbation, scale)
     return OwnAdversary(search, task.kind, word_embeddings(student.model), tokenizer, turns)
 

@@ -32,9 +32,9 @@ from pipeline.evaluation.quality import (
     logits_of,
     speeds,
 )
+from pipeline.models.folder import load_tokenizer, model_hash, tokenizer_hash
 from pipeline.models.forward import logits_from_ids
-from pipeline.models.hashes import model_hash, tokenizer_hash
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.shards.lineage import check_trained_from
 from pipeline.shards.manifest import Manifest, check_agreement
 from pipeline.shards.reader import Shards

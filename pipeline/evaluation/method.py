@@ -88,7 +88,7 @@ def _lesson(settings: Mapping[str, Any]) -> str:
         parts.append(f"the teacher’s answer to {_use(settings['variants'])}")
     if objective["perturbed"] and shares["student"]:
         parts.append(f"the same as of the untouched input where it has perturbed that itself: {_own(settings['perturbation'])}")
-    return f"for {_count(settings['optimiser']['epochs'], 'epoch')}: {'; '.join(parts)}"
+    return f"for {_count(settings['optimiser']['num_train_epochs'], 'epoch')}: {'; '.join(parts)}"
 
 
 def _use(use: Any) -> str:

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.config.params import Settings, read_facts
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.store.files import hash_of, sha256_of, write_json
 
 SCOUT_FILE = "scout.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
-from pipeline.models.hashes import model_hash, tokenizer_hash
-from pipeline.models.pretrained import load_tokenizer, saved_labels
+from pipeline.models.folder import load_tokenizer, model_hash, saved_labels, tokenizer_hash
 from pipeline.shards.manifest import Key, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 

@@ -11,17 +11,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings
-from pipeline.models.hashes import source_hash, tokenizer_hash
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer, source_hash, tokenizer_hash
 from pipeline.store.files import hash_of, sha256_of, write_json
 from pipeline.store.sources import BUILD
-from pipeline.training.callbacks import Conduct
+from pipeline.training.callbacks import RunOptions
 
 KEY_FILE = "key.json"
 
 
 @contextmanager
-def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings) -> Iterator[Conduct]:
+def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings) -> Iterator[RunOptions]:
     """How to run the training that makes ``out``, so that the next run of the same goes on where this one is killed.
 
     The states lie beside ``out`` until the block ends without an error, or with one before the first of them. Those of a
@@ -40,7 +39,7 @@ def resumable(out: Path, decided_by: Mapping[str, Any], runtime: RuntimeSettings
         write_json(states / KEY_FILE, {"key": key})
     goes_on = True
     try:
-        yield Conduct(states, runtime.checkpoint_steps, runtime.readers, tuple(runtime.log_to))
+        yield RunOptions(states, runtime.save_steps, runtime.dataloader_num_workers, tuple(runtime.report_to))
         goes_on = False
     finally:
         if not goes_on or not any(states.glob(f"{PREFIX_CHECKPOINT_DIR}-*")):

@@ -20,7 +20,7 @@ from pipeline.corpus.encoding import Batch
 from pipeline.distill import step
 from pipeline.distill.examples import VARIANT, Examples
 from pipeline.distill.student import make_student
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import SCORE_SETTINGS, augment_settings, student_settings
 
 PARAMS = Path(__file__).parent.parent.parent / "params.yaml"
@@ -66,7 +66,7 @@ def test_the_pace_from_shards_is_that_of_a_second_epoch_and_what_else_a_student_
     read, steps = Examples.batch, -(-ROWS // 8)
     naps = [0.0, 0.0]
 
-    def slow(self: Examples, piece: Piece) -> Batch:
+    def slow(self: Examples, piece: MicroBatch) -> Batch:
         if self.split == "train":
             time.sleep(naps[piece.epoch])
         return read(self, piece)

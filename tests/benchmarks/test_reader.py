@@ -17,13 +17,12 @@ from pipeline.distill.examples import VARIANT, Examples
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources
 from pipeline.shards.reader import Rows, Shards
-from pipeline.training.callbacks import EpochTurns
-from pipeline.training.loading import Ready
-from pipeline.training.order import EpochOrder, Piece, steps_of
+from pipeline.training.callbacks import EpochBoundaries
+from pipeline.training.order import EpochOrder, MicroBatch, TrainDataset, steps_of
 from tests.world import student_settings
 
 ROWS, BATCH_ROWS = 60, 8
-HALF = student_settings({"epochs": 1, "batch_size": BATCH_ROWS}, layers=2)
+HALF = student_settings({"num_train_epochs": 1, "batch_size": BATCH_ROWS}, layers=2)
 STEPS = 8
 """Of an epoch of so many rows."""
 
@@ -44,7 +43,7 @@ def by_key(figures: list[Figure]) -> dict[str, float]:
 def test_the_loader_is_that_of_a_training_and_gives_every_row_with_its_variant(sources: Sources) -> None:
     assert sources.variants is not None
     loader = reader.loader_of(sources.scores, sources.variants, "rotate", BATCH_ROWS)
-    assert isinstance(loader.dataset, Ready)
+    assert isinstance(loader.dataset, TrainDataset)
     assert isinstance(loader.batch_sampler, EpochOrder)
     batches = list(loader)
     assert len(batches) == STEPS
@@ -87,7 +86,7 @@ def test_the_student_has_half_the_layers_and_the_settings_of_the_default_run(tea
     default = read_params(PARAMS)["distill"]
     found = reader.half_depth(PARAMS, teacher)
     assert found.layers == 2, "of the teacher's 4"
-    assert (found.adversary.shards, found.variants, found.optimiser.epochs) == (1.0, default["variants"], 1)
+    assert (found.adversary.shards, found.variants, found.optimiser.num_train_epochs) == (1.0, default["variants"], 1)
     assert found.objective.model_dump(exclude_none=True) == default["objective"]
     assert found.optimiser.learning_rate == default["optimiser"]["learning_rate"]
 
@@ -107,7 +106,7 @@ def test_waiting_is_what_train_rows_take_and_steps_end_where_dev_begins(
 ) -> None:
     batch_of = Examples.batch
 
-    def slow(self: Examples, piece: Piece) -> Batch:
+    def slow(self: Examples, piece: MicroBatch) -> Batch:
         time.sleep(0.05 if self.split == "train" else 0.5)
         return batch_of(self, piece)
 
@@ -120,9 +119,9 @@ def test_waiting_is_what_train_rows_take_and_steps_end_where_dev_begins(
 
 
 def test_after_a_watched_training_nothing_is_watched_any_more(sources: Sources) -> None:
-    before = Ready.__getitems__, EpochTurns.on_epoch_begin, EpochTurns.on_epoch_end
+    before = TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end
     found = by_key(reader.training_figures(sources, HALF))
-    assert (Ready.__getitems__, EpochTurns.on_epoch_begin, EpochTurns.on_epoch_end) == before
+    assert (TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end) == before
     assert 0 < found["data_wait"] < found["steps_share"] < 1
 
 

@@ -64,21 +64,21 @@ def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
 def test_a_fault_of_one_entry_hides_nothing_of_the_others(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     movies = content["tasks"]["movies"]
-    content["teach"]["epochs"] = 0
+    content["teach"]["num_train_epochs"] = 0
     content["students"] |= {1: {"layers": 2}, "half": {"layer": 3}}
     content["tasks"]["other"] = movies | {"metric": "f1", "corpus": movies["corpus"] | {"labels": ["a", "b", "c"], "dev": None}}
     content["tasks"]["third"] = {}
-    content["runtime"]["log_to"] = ["tensorbord"]
+    content["runtime"]["report_to"] = ["tensorbord"]
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert status == 1
     for sentence in (
-        "teach.epochs: input should be greater than or equal to 1, not 0",
+        "teach.num_train_epochs: input should be greater than or equal to 1, not 0",
         "students.1: YAML reads this name as no text",
         "students.half.layer is not a setting known here",
         "tasks.third.kind is missing",
         "tasks.other.metric: f1: it is the F1 of the second of two labels, and there are 3",
         "tasks.other.corpus.dev: the corpus has no dev split",
-        "runtime.log_to names tensorbord, which is not installed",
+        "runtime.report_to names tensorbord, which is not installed",
     ):
         assert sentence in text, text
 

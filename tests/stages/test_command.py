@@ -252,8 +252,15 @@ def test_a_model_that_settings_name_is_not_written_over(
     """The only copy of a classifier may lie where its teacher is to be written."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(teacher, "mine")
-    fit = {"epochs": 1, "batch_size": 8, "accumulation": 1, "learning_rate": 1e-3, "schedule": "linear", "warmup": 0.0}
-    section = fit | {"weight_decay": 0.0, "clip": 1.0, "precision": "float32", "seed": 1}
+    fit = {
+        "num_train_epochs": 1,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.0,
+    }
+    section = fit | {"weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32", "seed": 1}
     named = {"model": "mine", "fine_tune": True, "max_length": 16}
     settings = {"tasks": {"tiny": {"teacher": named}}, "teach": section, "runtime": RUNTIME}
     Path("params.yaml").write_text(yaml.safe_dump(settings))

@@ -21,7 +21,7 @@ EFFECT = STUDENT["perturbation"] | {"radius": {"divergence": 0.05}, "start": 0.5
 LONG: dict[str, Any] = STUDENT | {
     "adversary": {"shards": 0.5, "student": 0.5},
     "perturbation": EFFECT,
-    "optimiser": OPTIMISER | {"epochs": 16},
+    "optimiser": OPTIMISER | {"num_train_epochs": 16},
 }
 """A hundred and twenty-eight steps with dropout, stored variants, a random start and a radius that is searched on the way."""
 
@@ -33,7 +33,7 @@ class Distill:
 
     def __init__(self, folder: Path, made: Folders, teacher: Path, trainers: int = 1) -> None:
         self.folder, self.out, self.store = folder, folder / "half", folder / "store"
-        runtime = RUNTIME | {"store": "store", "checkpoint_steps": 3, "trainers": trainers}
+        runtime = RUNTIME | {"store": "store", "save_steps": 3, "trainers": trainers}
         params = {"distill": LONG, "students": {"half": {"layers": 1}}, "runtime": runtime}
         folder.mkdir(exist_ok=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -95,7 +95,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_losses_and_weights_to_th
         process.stdout.close()
         assert not distill.out.exists(), "nothing half-written"
     said = distill.run()
-    assert "distill tiny half: goes on after step " in said
+    assert "distill tiny half: resumes after step " in said
     assert distill.files() == undisturbed
     assert not distill.states(), "what it went on from is gone when it is finished"
 
@@ -111,7 +111,7 @@ def test_one_of_two_trainers_is_killed_and_they_go_on_together(made: Folders, te
     trainers[1].kill()
     said, _ = process.communicate(timeout=4 * SECONDS)
     assert process.returncode == 0, said
-    assert "distill tiny half: goes on after step " in said
+    assert "distill tiny half: resumes after step " in said
     assert (distill.out / "model.safetensors").exists()
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation.quality import logits_of
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.shards.lineage import LINEAGE_FILE, lineage
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards

@@ -49,7 +49,7 @@ def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: s
         scout=("distill", "scout"),
         **{name: name for name in ("teach", "score", "augment", "evaluate", "runtime")},
     )
-    assert needs.student.optimiser.epochs == run.all_epochs
+    assert needs.student.optimiser.num_train_epochs == run.all_epochs
     assert {needs.teach.seed, needs.augment.seed, needs.student.optimiser.seed} == {3}
     stored = all_arms()[arm].augment is not None
     assert bool(needs.student.adversary.shards) == stored
@@ -79,7 +79,7 @@ def test_who_has_learnt_layers_starts_from_what_it_has_learnt() -> None:
     run = Run(Case("trec", 500, 3), "tinybert", "half", 18)
     params = run.params(CORPUS, MODELS, Path("case"))
     assert params["students"][STUDENT]["start"] == {"checkpoint": f"case/{run.name}/{LAYERS}"}
-    assert params[LAYERS] == base()["distill"]["optimiser"] | {"epochs": 20, "learning_rate": 5e-5, "seed": 3}
+    assert params[LAYERS] == base()["distill"]["optimiser"] | {"num_train_epochs": 20, "learning_rate": 5e-5, "seed": 3}
     assert LAYERS not in Run(Case("trec", 500, 3), "general_all", "half", 18).params(CORPUS, MODELS, Path("case"))
 
 

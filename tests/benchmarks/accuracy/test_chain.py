@@ -95,7 +95,10 @@ def test_shards_cost_what_it_took_to_make_them_whichever_runs_did(tmp_path: Path
 def test_a_student_that_first_learns_layers_goes_on_from_them_and_its_row_counts_both_phases(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = {"layers_first": {"epochs": 2, "learning_rate": 1e-3}, "augment": all_arms()["tinybert"].augment | {"variants": 3}}
+    short = {
+        "layers_first": {"num_train_epochs": 2, "learning_rate": 1e-3},
+        "augment": all_arms()["tinybert"].augment | {"variants": 3},
+    }
     monkeypatch.setitem(all_arms(), "tinybert", all_arms()["tinybert"].model_copy(update=short))
     result, _ = result_of(Run(CASE, "tinybert", "half", 3), place)
     assert result.steps == 2 * 3 * 40 // 32 + 1 + 2 * 10, "two epochs of three copies of each row, then ten of one of them"

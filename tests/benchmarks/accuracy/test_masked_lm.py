@@ -5,7 +5,7 @@ import pytest
 from benchmarks.accuracy import masked_lm
 from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
-from pipeline.models.pretrained import load_tokenizer
+from pipeline.models.folder import load_tokenizer
 from tests.benchmarks.accuracy.sets import save_set
 from tests.world import MAX_LENGTH, make_task, save_teacher
 

@@ -13,17 +13,17 @@ from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.adversary import OwnAdversary
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.search import divergence
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 
 @pytest.fixture
 def batch(scores: Path) -> Batch:
-    return Examples(Shards(scores), "train", 3).batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return Examples(Shards(scores), "train", 3).batch(MicroBatch(np.arange(12), 0, 0.0, 1.0))
 
 
 def loss_of(teacher: Path, aim: Aim, student: Student, soft: float = 1.0) -> OnlineLoss:

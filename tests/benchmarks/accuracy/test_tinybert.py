@@ -13,17 +13,18 @@ from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.examples import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import student_settings
 
 
 @pytest.fixture
 def batch(scores: Path) -> Batch:
     """Rows of different lengths."""
-    return Examples(Shards(scores), "train", 3).batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return Examples(Shards(scores), "train", 3).batch(MicroBatch(np.arange(12), 0, 0.0, 1.0))
 
 
 def of_row(batch: Batch, row: int) -> Batch:
@@ -67,7 +68,7 @@ def test_copies_are_all_variants_of_all_rows(made: tuple[Path, Path]) -> None:
     copies = Copies(shards)
     assert len(copies) == 60 * shards.manifest.variants
     rows = shards.rows("train", 2)
-    batch = copies.batch(Piece(np.arange(60, 63), 0, 0.0, 1.0))
+    batch = copies.batch(MicroBatch(np.arange(60, 63), 0, 0.0, 1.0))
     for number, ids in enumerate(rows.lists("input_ids")[:3]):
         assert batch["input_ids"][number, : len(ids)].tolist() == ids.tolist()
     assert batch["labels"].tolist() == rows.labels()[:3].tolist()
@@ -75,7 +76,7 @@ def test_copies_are_all_variants_of_all_rows(made: tuple[Path, Path]) -> None:
 
 def taught(teacher: Path, made: tuple[Path, Path], folder: Path, **changes: Any) -> Path:
     settings = student_settings(layers=2)
-    optimiser = settings.optimiser.model_copy(update={"epochs": 3, "learning_rate": 1e-3} | changes)
+    optimiser = settings.optimiser.model_copy(update={"num_train_epochs": 3, "learning_rate": 1e-3} | changes)
     sources = Sources.open(teacher, *made)
     cost = train_layers(sources, settings, optimiser, folder / "states", folder / "out")
     assert cost["steps"] == 3 * -(-len(Copies(Shards(made[1]))) // optimiser.batch_size)

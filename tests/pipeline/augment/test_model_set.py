@@ -7,7 +7,7 @@ import pytest
 from pipeline.augment.masked_lm import MaskedLMSettings
 from pipeline.augment.model_set import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import MAX_LENGTH, make_inputs, make_task, save_masked_lm, save_scout, save_teacher
 

@@ -19,13 +19,13 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
 from pipeline.distill.uses import aims_in
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.store import ShardStore
 from pipeline.store.files import hash_of, write_json
-from pipeline.training.proposing import WORDS_FILE, WordsFacts
+from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
 from tests.world import (
     SCORE_SETTINGS,
     augment_settings,

@@ -10,10 +10,10 @@ from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
 
 def test_a_students_settings_stand_over_those_of_distill(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["students"]["half"]["optimiser"] = {"epochs": 0}
+    content["students"]["half"]["optimiser"] = {"num_train_epochs": 0}
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
     assert status == 1
-    assert "students.half.optimiser.epochs: input should be greater than or equal to 1, not 0" in text
+    assert "students.half.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text
     assert "1 fault," in text
 
 
@@ -55,7 +55,7 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
             "augment.masked_lm.replace is missing",
         ),
         ({f"{MOVIES}.words": {"model": "data/raw/words"}}, "tasks.movies.words.fit is missing"),
-        ({"words.masked": 1.0}, "words.masked: input should be less than 1, not 1.0"),
+        ({"words.mlm_probability": 1.0}, "words.mlm_probability: input should be less than 1, not 1.0"),
         ({"augment.recipes": ["mask", "swap"]}, "augment.recipes: a recipe is a list of steps, and there may be several"),
         ({"augment.recipes": []}, "augment.recipes: list should have at least 1 item"),
         ({MOVIES: 5}, "tasks.movies: must be a mapping of names to settings, not 5"),
@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_a_sentence_that_names_the_place(
 
 
 def test_a_scout_overrides_distill_and_one_fault_is_told_once(write: Callable[[str, str], Path]) -> None:
-    status, text = check(write("params.yaml", changed(SCOUTED | {"scout.optimiser": {"epochs": 0}})))
+    status, text = check(write("params.yaml", changed(SCOUTED | {"scout.optimiser": {"num_train_epochs": 0}})))
     assert status == 1
     assert "1 fault," in text
-    assert "scout.optimiser.epochs: input should be greater than or equal to 1, not 0" in text
+    assert "scout.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text

@@ -23,9 +23,9 @@ REGRESSION = {
 
 def test_a_service_that_is_not_installed_is_told_before_any_stage_runs(write: Callable[[str, str], Path]) -> None:
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["runtime"]["log_to"] = ["tensorbord"]
+    content["runtime"]["report_to"] = ["tensorbord"]
     status, text = check(write("params.yaml", yaml.safe_dump(content)))
-    assert (status, "runtime.log_to names tensorbord, which is not installed" in text) == (1, True)
+    assert (status, "runtime.report_to names tensorbord, which is not installed" in text) == (1, True)
 
 
 @pytest.mark.parametrize("changes", [{}, {"augment.perturbation.objective": "gap"}])

@@ -10,15 +10,16 @@ import torch
 
 from pipeline.config import runtime
 from pipeline.config.params import Places
-from pipeline.config.runtime import RuntimeSettings, asking_for, bfloat16_slowdown, note_slow_precision
+from pipeline.config.runtime import RuntimeSettings
+from pipeline.models.precision import asking_for, bfloat16_slowdown, note_slow_precision
 from tests.world import RUNTIME
 
 
 @pytest.mark.parametrize(
     "fault",
     [
-        {"workers": -1}, {"max_bytes": 0}, {"store": None}, {"ray_address": 1}, {"trainers": 0}, {"readers": -1},
-        {"checkpoint_steps": -1}, {"log_to": "dvclive"}, {"store": "s3://bucket/store"},
+        {"workers": -1}, {"max_bytes": 0}, {"store": None}, {"ray_address": 1}, {"trainers": 0}, {"dataloader_num_workers": -1},
+        {"save_steps": -1}, {"report_to": "dvclive"}, {"store": "s3://bucket/store"},
     ],
 )  # fmt: skip
 def test_runtime_settings_out_of_range_are_refused(fault: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from pipeline.distill.adversary import GAIN, OwnAdversary
 from pipeline.distill.examples import SEEDS, Examples
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
-from pipeline.models.pretrained import load_tokenizer
 from pipeline.perturbation.search import Effect, PerturbationSettings, divergence, radius_of
 from pipeline.shards.reader import Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import student_settings
 
 Folders = tuple[Path, Path]
@@ -33,7 +33,7 @@ def student(teacher: Path) -> Student:
 def batch(made: Folders) -> Batch:
     """Twelve rows of several lengths, with seeds."""
     examples = Examples(Shards(made[0]), "train", 3, seeded=True)
-    return examples.batch(Piece(np.arange(12), 0, 0.0, 1.0))
+    return examples.batch(MicroBatch(np.arange(12), 0, 0.0, 1.0))
 
 
 def search(**changed: Any) -> PerturbationSettings:

@@ -17,7 +17,7 @@ from pipeline.shards.manifest import Coding, Key, Manifest, ShardEntry, ShardMis
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.training.order import EpochOrder, Piece, Sharing
+from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
@@ -101,11 +101,11 @@ def examples_of(sets: tuple[Shards, Shards], use: Use | None = "rotate", seed: i
     return Examples(sets[0], "train", seed, None if use is None else Variants(sets[1], plain.rows, use), seeded)
 
 
-def steps_of_epoch(examples: Examples, epoch: int, processes: int, turns: int) -> list[list[tuple[Piece, Batch]]]:
+def steps_of_epoch(examples: Examples, epoch: int, processes: int, turns: int) -> list[list[tuple[MicroBatch, Batch]]]:
     """Of each step the pieces of all processes and turns, with their batches."""
     taken = []
     for process in range(processes):
-        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, examples.seed, Sharing(processes, process, turns))
+        order = EpochOrder(examples.lengths(), BATCH_SIZE, EPOCHS, examples.seed, StepSharding(processes, process, turns))
         order.set_epoch(epoch)
         taken.append([(piece, examples.batch(piece)) for piece in order])
     return [
@@ -191,7 +191,7 @@ def test_by_progress_passes_on_from_snapshot_to_snapshot_within_an_epoch(sets: t
 
 @pytest.mark.parametrize("use", [None, "rotate", "all"])
 def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use | None) -> None:
-    piece = Piece(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
+    piece = MicroBatch(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
     batch = examples_of(sets, use).batch(piece)
     assert untouched_in(batch) == [9, 4, 36, 0]
     np.testing.assert_array_equal(batch["labels"].numpy(), np.array([np.nan, np.nan, 0, 0], dtype=np.float32))
@@ -233,13 +233,13 @@ def test_the_seed_of_an_example_is_the_same_again_whoever_takes_it_and_beside_wh
     examples = examples_of(sets)
     once = seeds_of(examples, 1)
     assert once == seeds_of(examples, 1) == seeds_of(examples_of(sets, None), 1, processes=3)
-    alone = examples.batch(Piece(np.array([17]), epoch=1, progress=0.0, weight=1.0))
+    alone = examples.batch(MicroBatch(np.array([17]), epoch=1, progress=0.0, weight=1.0))
     assert alone[SEEDS].tolist() == [once[17]]
     assert alone[SEEDS].dtype == torch.int64
 
 
 def test_seeds_are_there_only_where_they_are_wanted(sets: tuple[Shards, Shards]) -> None:
-    piece = Piece(np.arange(3), epoch=0, progress=0.0, weight=1.0)
+    piece = MicroBatch(np.arange(3), epoch=0, progress=0.0, weight=1.0)
     assert SEEDS not in examples_of(sets, seeded=False).batch(piece)
 
 
@@ -268,7 +268,7 @@ def test_another_split_has_its_own_rows_and_no_variants(sets: tuple[Shards, Shar
     assert len(dev) == len(dev.lengths()) == len(dev.labels()) == 11
     assert dev.lengths().tolist() == [3 + number % 7 for number in range(40, 51)]
     assert np.isnan(dev.labels()).tolist() == [number % 5 == 4 for number in range(40, 51)]
-    batch = dev.batch(Piece(np.array([10, 2]), epoch=0, progress=0.0, weight=1.0))
+    batch = dev.batch(MicroBatch(np.array([10, 2]), epoch=0, progress=0.0, weight=1.0))
     assert untouched_in(batch) == [50, 42]
     assert not any(name.startswith(VARIANT) for name in batch)
 

@@ -159,14 +159,14 @@ def test_settings_that_mean_nothing_for_a_student_are_not_in_its_key(job: Studen
 
 
 def test_the_key_does_not_ask_how_it_is_run(job: StudentJob, tmp_path: Path, trained: list[str]) -> None:
-    for number, changed in enumerate([{"readers": 0}, {"readers": 1}, {"checkpoint_steps": 1}]):
+    for number, changed in enumerate([{"dataloader_num_workers": 0}, {"dataloader_num_workers": 1}, {"save_steps": 1}]):
         obtain(job, runtime_at(tmp_path).model_copy(update=changed), tmp_path / str(number), tmp_path / f"{number}.json")
     assert len(trained) == 1
 
 
 def test_reading_ahead_in_other_processes_changes_no_byte(job: StudentJob, tmp_path: Path) -> None:
     for name, readers in {"none": 0, "two": 2}.items():
-        runtime = runtime_at(tmp_path / name).model_copy(update={"readers": readers})
+        runtime = runtime_at(tmp_path / name).model_copy(update={"dataloader_num_workers": readers})
         obtain(job, runtime, tmp_path / f"{name}-out", tmp_path / f"{name}.json")
     assert files_of(tmp_path / "none-out") == files_of(tmp_path / "two-out")
 

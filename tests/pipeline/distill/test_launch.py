@@ -12,7 +12,7 @@ from pipeline.distill import launch
 from pipeline.distill.jobs import StudentJob, StudentStore
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.store.sources import BUILD, Build
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings

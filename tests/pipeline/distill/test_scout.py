@@ -19,21 +19,21 @@ from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
-from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import load_classifier, load_tokenizer
+from pipeline.models.folder import load_tokenizer, tokenizer_hash
+from pipeline.models.loading import load_classifier
 from pipeline.models.scale import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.lineage import lineage
 from pipeline.shards.manifest import Manifest, ShardMismatch, manifest_hash
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import NO_STATES
+from pipeline.training.callbacks import NO_CHECKPOINTS
 from pipeline.training.trainer import Fit
 from stages.scout import main
 from tests import world
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 Folders = tuple[Path, Path]
-STUDENT: dict[str, Any] = world.STUDENT | {"optimiser": world.OPTIMISER | {"epochs": 3, "batch_size": 16}}
+STUDENT: dict[str, Any] = world.STUDENT | {"optimiser": world.OPTIMISER | {"num_train_epochs": 3, "batch_size": 16}}
 NARROW = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}
 
 
@@ -122,7 +122,7 @@ def test_two_runs_give_the_same_bytes_wherever_they_are_written(
 def test_another_seed_or_another_number_of_snapshots_is_another_scout_but_the_last_state_stays(
     scored: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    optimiser = STUDENT["optimiser"] | {"epochs": 1}
+    optimiser = STUDENT["optimiser"] | {"num_train_epochs": 1}
     changes = {"two": {"snapshots": 2}, "one": {"snapshots": 1}, "seed": {"optimiser": optimiser | {"seed": 4}}}
     for name, change in changes.items():
         train_scout(scored, teacher, settings(**({"optimiser": optimiser, "snapshots": 2} | change)), tmp_path / name)
@@ -133,7 +133,7 @@ def test_another_seed_or_another_number_of_snapshots_is_another_scout_but_the_la
 
 def test_variants_are_not_read_whatever_the_adversary_is(scored: Path, teacher: Path, tmp_path: Path) -> None:
     for name in ("shards", "none"):
-        optimiser = STUDENT["optimiser"] | {"epochs": 1}
+        optimiser = STUDENT["optimiser"] | {"num_train_epochs": 1}
         train_scout(scored, teacher, settings(adversary=name, snapshots=1, optimiser=optimiser), tmp_path / name)
     assert ScoutFolder(tmp_path / "shards").hashes() == ScoutFolder(tmp_path / "none").hashes()
 
@@ -207,7 +207,7 @@ def test_a_student_learns_from_what_was_aimed_at_a_scout_and_its_card_says_so(
 
 
 def test_the_command_merges_the_tasks_scout_over_distill(scored: Path, teacher: Path, tmp_path: Path) -> None:
-    own = {"layers": 1, "snapshots": 2, "optimiser": {"epochs": 1}}
+    own = {"layers": 1, "snapshots": 2, "optimiser": {"num_train_epochs": 1}}
     params = {"distill": STUDENT, "scout": own, "tasks": {"tiny": {"aim": "scout"}}, "runtime": world.RUNTIME}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     places = {"scores": scored, "teacher": teacher, "params": tmp_path / "params.yaml", "out": tmp_path / "out"}
@@ -215,7 +215,7 @@ def test_the_command_merges_the_tasks_scout_over_distill(scored: Path, teacher: 
     result = CliRunner().invoke(main, ["--task", "tiny", *options])
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "out" / SCOUT_FILE).read_text())
-    assert facts["settings"]["optimiser"] == STUDENT["optimiser"] | {"epochs": 1}
+    assert facts["settings"]["optimiser"] == STUDENT["optimiser"] | {"num_train_epochs": 1}
     assert facts["key"].items() >= lineage(teacher).items()
     assert f"{tmp_path / 'out'}: 2 snapshots, dev {facts['dev']:.4f} at the end" in result.output
 
@@ -245,7 +245,7 @@ def test_every_snapshot_of_a_regression_gives_real_values(elsewhere: bool, tmp_p
         folder, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores",
     )  # fmt: skip
     told = Shards(tmp_path / "scores").rows("train", 0).matrix("teacher_logits")
-    conduct = replace(NO_STATES, checkpoints=tmp_path / "states") if elsewhere else NO_STATES
+    conduct = replace(NO_CHECKPOINTS, checkpoints=tmp_path / "states") if elsewhere else NO_CHECKPOINTS
     train_scout(tmp_path / "scores", folder, settings(), tmp_path / "scout", conduct)
     for number in (1, 2, 3):
         snapshot = load_classifier(ScoutFolder(tmp_path / "scout").snapshot(number))

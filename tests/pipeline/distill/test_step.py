@@ -14,11 +14,11 @@ from pipeline.distill.examples import VARIANT, Examples, Variants
 from pipeline.distill.step import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.perturbation.search import divergence
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Row, Shards
-from pipeline.training.order import Piece
+from pipeline.training.order import MicroBatch
 from tests.world import (
     SCORE_SETTINGS,
     augment_settings,
@@ -67,8 +67,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return watched
 
 
-def everything(epoch: int, rows: int) -> Piece:
-    return Piece(np.arange(rows), epoch, progress=0.0, weight=1.0)
+def everything(epoch: int, rows: int) -> MicroBatch:
+    return MicroBatch(np.arange(rows), epoch, progress=0.0, weight=1.0)
 
 
 def stored(kin: Folders, recipes: list[list[str]], folder: Path, use: Any = "rotate") -> tuple[Examples, list[list[Row]]]:

@@ -14,7 +14,7 @@ from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import Checkpoint, SizeSettings, Student, chosen_layers, make_student, principal_map
 from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import carried
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_task, make_tokenizer, save_teacher

@@ -19,7 +19,7 @@ from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student
 from pipeline.distill.training import Sources, train
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
-from pipeline.training.callbacks import NO_STATES
+from pipeline.training.callbacks import NO_CHECKPOINTS
 from tests.world import (
     AUGMENT_SETTINGS,
     SCORE_SETTINGS,
@@ -43,7 +43,7 @@ def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: Stud
 
 
 def test_a_student_comes_to_answer_as_its_teacher(made: Folders, teacher: Path, tmp_path: Path) -> None:
-    distill("half", *made, teacher, student_settings({"epochs": 20}), tmp_path / "half")
+    distill("half", *made, teacher, student_settings({"num_train_epochs": 20}), tmp_path / "half")
     losses = [float(line.split(",")[2]) for line in (tmp_path / "half" / "history.csv").read_text().splitlines()[1:]]
     assert len(losses) == 20
     assert min(losses) < losses[0] / 2
@@ -198,7 +198,12 @@ def test_labels_alone_teach_nothing_where_no_train_row_has_one(
     scores, _ = make_shards(tmp_path, corpus, teacher)
     weights = student_settings().objective.model_dump() | {"hard": 1.0, "soft": 0.0}
     with pytest.raises(PipelineError, match="half: no train row has a label, and nothing else is learnt from; set objective"):
-        train("half", Sources.open(teacher, scores, None), student_settings(adversary=adversary, objective=weights), NO_STATES)
+        train(
+            "half",
+            Sources.open(teacher, scores, None),
+            student_settings(adversary=adversary, objective=weights),
+            NO_CHECKPOINTS,
+        )
 
 
 @pytest.mark.parametrize("use", ["rotate", "all", {"worst_of": 2}])
@@ -245,7 +250,7 @@ def test_pieces_and_schedules_are_settings_of_the_optimiser(made: Folders, teach
         return (tmp_path / name / "model.safetensors").read_bytes()
 
     usual = weights("usual")
-    changes = {"cosine": {"schedule": "cosine"}, "clipped": {"clip": 1e-3}, "bf16": {"precision": "bfloat16"}}
+    changes = {"cosine": {"lr_scheduler_type": "cosine"}, "clipped": {"max_grad_norm": 1e-3}, "bf16": {"precision": "bfloat16"}}
     for name, change in changes.items():
         assert weights(name, **change) != usual, name
 
@@ -256,9 +261,9 @@ def test_float16_is_refused_without_a_gpu(made: Folders, teacher: Path, tmp_path
 
 
 def test_an_unknown_service_is_refused_by_name(made: Folders, teacher: Path, tmp_path: Path) -> None:
-    runtime = runtime_at(tmp_path).model_copy(update={"log_to": ["nowhere"]})
+    runtime = runtime_at(tmp_path).model_copy(update={"report_to": ["nowhere"]})
     job = StudentJob("half", *made, teacher, student_settings())
-    with pytest.raises(PipelineError, match=r"runtime.log_to names nowhere, which is not installed; installed are"):
+    with pytest.raises(PipelineError, match=r"runtime.report_to names nowhere, which is not installed; installed are"):
         obtain(job, runtime, tmp_path / "half", tmp_path / "cost.json")
 
 

@@ -20,7 +20,7 @@ from pipeline.evaluation import export_check as checking
 from pipeline.evaluation.export import export
 from pipeline.evaluation.export_check import mixed_groups
 from pipeline.evaluation.quality import EvaluationSettings, Speed
-from pipeline.models.hashes import model_hash
+from pipeline.models.folder import model_hash
 from pipeline.shards.lineage import LINEAGE_FILE
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards

@@ -13,10 +13,8 @@ from transformers import (
 
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import SUPPORTED, positions_of
-from pipeline.models.pretrained import (
-    load_classifier,
-    saved_labels,
-)
+from pipeline.models.folder import saved_labels
+from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS
 
 

@@ -14,9 +14,7 @@ from pipeline.models.forward import (
     parameter_count,
     word_embeddings,
 )
-from pipeline.models.pretrained import (
-    load_classifier,
-)
+from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS, LENGTHS, PAD, alone, assert_as_plain, of_type, rows_of
 from tests.world import make_tokenizer
 

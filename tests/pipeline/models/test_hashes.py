@@ -12,11 +12,8 @@ from transformers import (
 )
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.hashes import check_saving, model_hash, source_hash, tokenizer_hash
-from pipeline.models.pretrained import (
-    load_classifier,
-    load_tokenizer,
-)
+from pipeline.models.folder import check_saving, load_tokenizer, model_hash, source_hash, tokenizer_hash
+from pipeline.models.loading import load_classifier
 from tests.world import make_task, make_tokenizer, rewrite, save_on_hub, save_teacher
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.models.pretrained import check_folder
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
@@ -16,21 +17,12 @@ from transformers import (
 
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import labels_of
+from pipeline.models.folder import config_of, embedding_width, load_tokenizer, longest_input, tokenizer_hash
 from pipeline.models.forward import (
     logits_from_ids,
     word_embeddings,
 )
-from pipeline.models.hashes import tokenizer_hash
-from pipeline.models.pretrained import (
-    check_classifier,
-    check_folder,
-    config_of,
-    embedding_width,
-    load_classifier,
-    load_pretrained,
-    load_tokenizer,
-    longest_input,
-)
+from pipeline.models.loading import check_classifier, load_classifier, load_pretrained
 from tests.architectures import CONFIGURATIONS, LENGTHS, NARROW_WORDS, PAD, VOCABULARY, assert_as_plain, of_type, rows_of
 from tests.world import make_task, make_tokenizer, rewrite, save_on_hub, save_teacher
 

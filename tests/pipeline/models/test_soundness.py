@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from pipeline.models.pretrained import check_folder
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.pretrained import check_classifier, check_folder, config_of, load_classifier, load_tokenizer
+from pipeline.models.folder import config_of, load_tokenizer
+from pipeline.models.loading import check_classifier, load_classifier
 from pipeline.models.soundness import check_label_names, check_token_types, check_values, check_vocabulary
 from tests.architectures import of_type
 from tests.world import make_task, make_tokenizer, rewrite, save_teacher

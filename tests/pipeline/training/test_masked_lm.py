@@ -15,11 +15,8 @@ from transformers import BartConfig, BartForConditionalGeneration, BertForMasked
 from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import ENCODERS
-from pipeline.models.hashes import model_hash
-from pipeline.models.pretrained import load_tokenizer
-from pipeline.training.masked_lm import WordsSettings, prepare_words
-from pipeline.training.masking import FitSettings
-from pipeline.training.proposing import WORDS_FILE, WordsFacts, words_in
+from pipeline.models.folder import load_tokenizer, model_hash
+from pipeline.training.masked_lm import WORDS_FILE, FitSettings, WordsFacts, WordsSettings, prepare_words, words_in
 from pipeline.training.trainer import HISTORY_FILE
 from stages.words import main
 from tests.architectures import WITH_TOKEN_TYPES, of_type

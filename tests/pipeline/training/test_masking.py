@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional
 from transformers import BertForMaskedLM
 
-from pipeline.models.pretrained import load_tokenizer
-from pipeline.training.masking import NOT_ASKED, FitSettings, MaskedRows, loss_of, masked_rows
-from pipeline.training.order import Piece
+from pipeline.models.folder import load_tokenizer
+from pipeline.training.masked_lm import IGNORED, FitSettings, MaskedRows, loss_of, masked_rows
+from pipeline.training.order import MicroBatch
 from tests.world import FIT, MAX_LENGTH, make_task, make_tokenizer, save_masked_lm, save_prepared
 
 ROWS = 400
@@ -24,14 +24,14 @@ def rows_of(prepared: Path, **changed: object) -> MaskedRows:
     return masked_rows(prepared, "train", make_tokenizer(), len(make_tokenizer()), MAX_LENGTH, settings)
 
 
-def at(rows: list[int], epoch: int = 0) -> Piece:
-    return Piece(np.array(rows), epoch, 0.0, 1.0)
+def at(rows: list[int], epoch: int = 0) -> MicroBatch:
+    return MicroBatch(np.array(rows), epoch, 0.0, 1.0)
 
 
 def test_a_batch_shows_every_token_that_is_not_asked_for_and_asks_for_those_it_hides(prepared: Path) -> None:
     tokenizer, rows = make_tokenizer(), rows_of(prepared)
     batch = rows.batch(at([5, 0, 7]))
-    asked = batch["labels"] != NOT_ASKED
+    asked = batch["labels"] != IGNORED
     for place, row in enumerate((5, 0, 7)):
         whole = torch.tensor(rows.input_ids[row])
         length = len(whole)
@@ -73,7 +73,7 @@ def test_the_shares_are_those_of_bert(prepared: Path) -> None:
     rows, tokenizer = rows_of(prepared, masked=0.3), make_tokenizer()
     batches = [rows.batch(at(list(range(ROWS)), epoch)) for epoch in range(3)]
     shown, labels = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("input_ids", "labels"))
-    asked = labels != NOT_ASKED
+    asked = labels != IGNORED
     ordinary = sum(int((~np.isin(ids, tokenizer.all_special_ids)).sum()) for ids in rows.input_ids) * 3
     assert int(asked.sum()) / ordinary == pytest.approx(0.3, abs=0.02)
     hidden = shown[asked] == tokenizer.mask_token_id
@@ -87,7 +87,7 @@ def test_the_shares_are_those_of_bert(prepared: Path) -> None:
 
 def test_every_text_is_asked_about_however_short_and_small_the_share(prepared: Path) -> None:
     batch = rows_of(prepared, masked=0.0001).batch(at(list(range(ROWS))))
-    assert (batch["labels"] != NOT_ASKED).sum(dim=1).tolist() == [1] * ROWS
+    assert (batch["labels"] != IGNORED).sum(dim=1).tolist() == [1] * ROWS
 
 
 def test_what_is_asked_is_a_function_of_seed_example_and_epoch(prepared: Path) -> None:
@@ -104,7 +104,7 @@ def test_the_loss_is_the_cross_entropy_of_the_tokens_asked_for_as_transformers_h
     found = loss_of(model, batch)
     for row in range(4):
         inputs = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask", "token_type_ids")}
-        wanted = functional.cross_entropy(model(**inputs).logits[0], batch["labels"][row], ignore_index=NOT_ASKED)
+        wanted = functional.cross_entropy(model(**inputs).logits[0], batch["labels"][row], ignore_index=IGNORED)
         torch.testing.assert_close(found[row], wanted, atol=1e-5, rtol=1e-5)
 
 

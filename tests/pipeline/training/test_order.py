@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
-from pipeline.training.order import EpochOrder, Lengths, Piece, Sharing, steps_of
+from pipeline.training.order import EpochOrder, Lengths, MicroBatch, StepSharding, steps_of
 
 some_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
-def pieces_of(lengths: Lengths, batch_size: int, epoch: int, sharing: Sharing, epochs: int = 9) -> list[Piece]:
+def pieces_of(lengths: Lengths, batch_size: int, epoch: int, sharing: StepSharding, epochs: int = 9) -> list[MicroBatch]:
     order = EpochOrder(lengths, batch_size, epochs, 0, sharing)
     order.set_epoch(epoch)
     found = list(order)
@@ -37,9 +37,9 @@ def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_turns(
     steps = steps_of(lengths, batch_size, 0, epoch)
     if min(map(len, steps)) < processes * turns:
         with pytest.raises(PipelineError, match=rf"cannot be shared by {processes} processes × {turns} turns"):
-            EpochOrder(lengths, batch_size, 9, 0, Sharing(processes, 0, turns))
+            EpochOrder(lengths, batch_size, 9, 0, StepSharding(processes, 0, turns))
         return
-    taken = [pieces_of(lengths, batch_size, epoch, Sharing(processes, number, turns)) for number in range(processes)]
+    taken = [pieces_of(lengths, batch_size, epoch, StepSharding(processes, number, turns)) for number in range(processes)]
     assert {len(pieces) for pieces in taken} == {len(steps) * turns}, "as many steps for every process"
     for number, rows in enumerate(steps):
         of_step = [piece for pieces in taken for piece in pieces[number * turns : (number + 1) * turns]]
@@ -59,8 +59,8 @@ def test_a_training_that_goes_on_with_other_processes_loses_and_repeats_no_row(
     done = min(done, len(steps))
     if min(map(len, steps)) < max(before, after):
         return
-    first = [pieces_of(lengths, batch_size, 0, Sharing(before, number))[:done] for number in range(before)]
-    rest = [pieces_of(lengths, batch_size, 0, Sharing(after, number))[done:] for number in range(after)]
+    first = [pieces_of(lengths, batch_size, 0, StepSharding(before, number))[:done] for number in range(before)]
+    rest = [pieces_of(lengths, batch_size, 0, StepSharding(after, number))[done:] for number in range(after)]
     seen = sorted(int(row) for pieces in first + rest for piece in pieces for row in piece.rows)
     assert seen == list(range(len(lengths)))
 
@@ -72,7 +72,7 @@ def test_an_epochs_order_is_decided_by_seed_and_epoch_whatever_came_before(
     def rows_of(pieces: Any) -> list[list[int]]:
         return [piece.rows.tolist() for piece in pieces]
 
-    order = EpochOrder(lengths, 4, 9, seed, Sharing())
+    order = EpochOrder(lengths, 4, 9, seed, StepSharding())
     for epoch in epochs:
         order.set_epoch(epoch)
         np.random.default_rng(0).random(3)
@@ -106,7 +106,7 @@ def test_little_of_a_step_is_padding(batch_size: int) -> None:
 
 def test_the_pieces_of_a_step_are_alike_in_length() -> None:
     lengths = realistic_lengths(5000)
-    taken = [pieces_of(lengths, 32, 0, Sharing(4, number)) for number in range(4)]
+    taken = [pieces_of(lengths, 32, 0, StepSharding(4, number)) for number in range(4)]
     for pieces in zip(*taken, strict=True):
         longest = [int(lengths[piece.rows].max()) for piece in pieces]
         assert max(longest) - min(longest) <= 40

@@ -5,7 +5,9 @@ import safetensors.torch
 from transformers import BertConfig
 
 from pipeline.config.errors import PipelineError
-from pipeline.training.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm, words_in
+from pipeline.models.loading import load_masked_lm
+from pipeline.models.soundness import check_tokenizer
+from pipeline.training.masked_lm import WORDS_FILE, WordsFacts, words_in
 from tests.world import make_task, make_tokenizer, save_masked_lm, save_teacher
 
 

@@ -83,7 +83,7 @@ def test_a_killed_stage_goes_on_and_makes_the_same_bytes(
         assert not out.exists(), "nothing half-written"
     capsys.readouterr()
     run(stage, out)
-    assert f"{stage} tiny: goes on after step 6 of 16" in capsys.readouterr().out
+    assert f"{stage} tiny: resumes after step 6 of 16" in capsys.readouterr().out
     assert files(out) == files(whole)
     assert [path.name for path in out.parent.iterdir()] == ["tiny"], "no states are left of what is finished"
 

@@ -24,11 +24,11 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, collate, model_inputs
 from pipeline.corpus.task import Floats, Kind, Task
 from pipeline.models.architectures import head_settings
-from pipeline.models.pretrained import load_classifier
+from pipeline.models.loading import load_classifier
 from pipeline.training import callbacks as conduct
-from pipeline.training.callbacks import Conduct
+from pipeline.training.callbacks import RunOptions
 from pipeline.training.checkpoints import mark_whole, newest_whole
-from pipeline.training.order import Lengths, Piece, steps_of
+from pipeline.training.order import Lengths, MicroBatch, steps_of
 from pipeline.training.trainer import HISTORY_FILE, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
 from tests import world
 from tests.world import MAX_LENGTH, SPECIAL, WORDS
@@ -102,7 +102,7 @@ class Toy:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, piece: Piece) -> Batch:
+    def batch(self, piece: MicroBatch) -> Batch:
         self.asked += [(int(row), piece.epoch) for row in piece.rows]
         self.progress.append(piece.progress)
         labels = torch.tensor(self.classes[piece.rows], dtype=torch.float32)
@@ -295,7 +295,7 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     history = tune(plain, measure_dev=Scripted(0.9, 0.5, 0.2))
     handle.remove()
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), conduct=Conduct(snapshots=folders)) == history
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), conduct=RunOptions(snapshots=folders)) == history
     assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
     assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
     assert sorted(tmp_path.iterdir()) == sorted(folders)
@@ -304,7 +304,7 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
 def test_more_snapshots_than_steps_are_refused_before_training(model: PreTrainedModel, tmp_path: Path) -> None:
     before = weights(model)
     with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ; keep fewer, or train longer"):
-        tune(model, conduct=Conduct(snapshots=[tmp_path / str(number) for number in range(25)]))
+        tune(model, conduct=RunOptions(snapshots=[tmp_path / str(number) for number in range(25)]))
     assert weights(model) == before
 
 
@@ -359,10 +359,10 @@ class Remembering:
 def test_a_training_that_was_stopped_goes_on_with_the_same_losses_to_the_last_digit(
     untrained: PreTrainedModel, tmp_path: Path, stop: int, every: int, again: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped before step ``stop`` + 1 of 24, it goes on after step ``again``, the last that was kept; dropout and all."""
+    """Stopped before step ``stop`` + 1 of 24, it resumes after step ``again``, the last that was kept; dropout and all."""
     whole, plain = Remembering(), copy.deepcopy(untrained)
     wanted = tune(plain, loss=whole, memory=whole)
-    conduct = Conduct(checkpoints=tmp_path / "states", checkpoint_steps=every)
+    conduct = RunOptions(checkpoints=tmp_path / "states", checkpoint_steps=every)
     first = Remembering(stop)
     with pytest.raises(Stopped):
         tune(copy.deepcopy(untrained), loss=first, memory=first, conduct=conduct)
@@ -374,7 +374,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_losses_to_the_last_di
     assert second.losses == whole.losses[again:]
     assert found == wanted
     assert weights(model) == weights(plain)
-    said = f"toy: goes on after step {again} of 24\n" if again else ""
+    said = f"toy: resumes after step {again} of 24\n" if again else ""
     assert capsys.readouterr().out.startswith(said + f"toy: epoch {again // 8 + 1}/3")
 
 
@@ -384,9 +384,9 @@ def test_a_finished_training_whose_folder_was_moved_is_left_with_its_best_weight
     """All steps were done when its process ended, so that going on means no more than to load the best."""
     figures = (0.2, 0.9, 0.5)
     plain, moved = copy.deepcopy(untrained), copy.deepcopy(untrained)
-    wanted = tune(plain, measure_dev=Scripted(*figures), conduct=Conduct(checkpoints=tmp_path / "here"))
+    wanted = tune(plain, measure_dev=Scripted(*figures), conduct=RunOptions(checkpoints=tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
-    found = tune(moved, measure_dev=Scripted(), conduct=Conduct(checkpoints=tmp_path / "there"))
+    found = tune(moved, measure_dev=Scripted(), conduct=RunOptions(checkpoints=tmp_path / "there"))
     assert found == wanted
     assert weights(moved) == weights(plain)
 
@@ -396,7 +396,7 @@ def test_a_training_that_ends_while_its_new_best_state_is_written_goes_on_from_a
 ) -> None:
     plain = copy.deepcopy(untrained)
     wanted = tune(plain, measure_dev=Scripted(0.2, 0.5, 0.9))
-    folder = Conduct(checkpoints=tmp_path, checkpoint_steps=3)
+    folder = RunOptions(checkpoints=tmp_path, checkpoint_steps=3)
 
     def end_at_16(states: Path, step: int, *more: Any) -> None:
         if step == 16:
