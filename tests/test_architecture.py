@@ -114,7 +114,6 @@ DECIDES_NO_WEIGHT = {
         "config.errors",
         "config.params",
         "store.files",
-        "models.hashes",
         "shards.schema",
         "shards.lineage",
     )
