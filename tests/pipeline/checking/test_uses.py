@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
 from tests.world import make_task, make_tokenizer, save_on_hub, save_teacher
@@ -324,3 +325,22 @@ def test_a_checkpoint_with_another_tokenizer_than_the_teachers_is_told_before_an
     }
     _, text = check(write("params.yaml", changed(at)))
     assert f"  - students.half, cut from {other}: {other} has another tokenizer (" in text, text
+
+
+def test_each_model_is_opened_once(write: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = str(save_teacher(tmp_path / "pretrained", make_task())), list[str]()
+    original = AutoTokenizer.from_pretrained
+
+    def note(pretrained_model_name_or_path: Path, **more: Any) -> Any:
+        read.append(str(pretrained_model_name_or_path))
+        return original(pretrained_model_name_or_path, **more)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
+    settings = {
+        f"{MOVIES}.teacher": {"model": model, "max_length": 16, "fine_tune": True},
+        f"{MOVIES}.words": {"model": model, "fit": True},
+        "augment.recipes": [["masked_lm"]],
+        "students": {"half": {"layers": 2}, "other": {"layers": 1, "start": {"checkpoint": model}}},
+    }
+    status, text = check(write("params.yaml", changed(settings)))
+    assert (status, read) == (0, [model]), text

@@ -42,7 +42,7 @@ def run(tmp_path: Path, prepared: Path, teacher: Path, scores: Path) -> Callable
             "words": FIT | LONG | optimiser,
             "distill": STUDENT | {"optimiser": OPTIMISER | LONG | optimiser},
             "scout": {"layers": 1, "snapshots": 5},
-            "runtime": RUNTIME | {"checkpoint_steps": 3},
+            "runtime": RUNTIME | {"save_steps": 3},
         }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         options = {"--task": "tiny", "--params": tmp_path / "params.yaml", "--out": out}
@@ -143,7 +143,7 @@ def test_of_settings_all_but_the_runtime_decides(prepared: Path, tmp_path: Path)
 
     teacher, runtime = str(save_teacher(tmp_path / "teacher", make_task())), runtime_at(tmp_path)
     one, hurried, other = (
-        deciding([], teacher, Needs(rate=rate, runtime=runtime.model_copy(update={"readers": readers})))
+        deciding([], teacher, Needs(rate=rate, runtime=runtime.model_copy(update={"dataloader_num_workers": readers})))
         for rate, readers in ((0.1, 0), (0.1, 2), (0.2, 0))
     )
     assert one == hurried
