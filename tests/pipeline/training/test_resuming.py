@@ -17,7 +17,7 @@ from stages import scout, teach, words
 from tests.world import FIT, MAX_LENGTH, OPTIMISER, RUNTIME, STUDENT, make_task, make_tokenizer, runtime_at, save_teacher
 
 STAGES: dict[str, click.Command] = {"teach": teach.main, "words": words.main, "scout": scout.main}
-LONG: dict[str, Any] = {"epochs": 4, "batch_size": 16}
+LONG: dict[str, Any] = {"num_train_epochs": 4, "batch_size": 16}
 
 
 class Killed(BaseException):
