@@ -94,7 +94,7 @@ def test_a_training_that_is_decided_by_something_else_begins_anew(
     killed_after(2, monkeypatch, lambda: run("teach", tmp_path / "tiny"))
     capsys.readouterr()
     run("teach", tmp_path / "tiny", learning_rate=2e-3)
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes" not in capsys.readouterr().out
 
 
 def test_states_are_kept_for_the_same_training_by_the_same_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
