@@ -15,7 +15,6 @@ import click
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from pipeline.models.folder import load_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
@@ -32,6 +31,7 @@ from pipeline.augment.variant_jobs import read_scored
 from pipeline.augment.variants import Making, Scored, make_variant
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import radius_of
 from pipeline.shards.codec import CODECS, dequantise

@@ -53,8 +53,8 @@ def loader_of(scores: Shards, shards: Shards, use: Use = "rotate", batch_rows: i
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
     plain = Examples(scores, "train")
     rows = Examples(scores, "train", Variants(shards, plain.rows, use))
-    order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharing=StepSharding())
-    return train_loader(TrainDataset(rows), order, readers=0)
+    order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharding=StepSharding())
+    return train_loader(TrainDataset(rows), order, workers=0)
 
 
 def read(batches: Iterator[Batch] | DataLoader[Any]) -> int:

@@ -133,7 +133,11 @@ class World:
     def student(self, epochs: int, **changed: Any) -> StudentSettings:
         """Settings of the student, in float32 and whole steps as the loops here take them."""
         usual = self.needs.students[self.name]
-        fitting = usual.optimiser.model_dump() | {"epochs": epochs, "accumulation": 1, "precision": "float32"}
+        fitting = usual.optimiser.model_dump() | {
+            "num_train_epochs": epochs,
+            "gradient_accumulation_steps": 1,
+            "precision": "float32",
+        }
         fixed = {"variants": "rotate", "optimiser": fitting}
         return StudentSettings.model_validate(usual.model_dump() | fixed | changed)
 
@@ -142,13 +146,13 @@ class Loop:
     """The least that trains: AdamW, a clipped gradient, a learning rate that follows its schedule."""
 
     def __init__(self, model: PreTrainedModel, settings: OptimiserSettings, steps: int) -> None:
-        self._device, self._clip = pick_device(), settings.clip
+        self._device, self._clip = pick_device(), settings.max_grad_norm
         self._model = model.to(self._device).train()  # type: ignore[arg-type]
         decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
         others = [parameter for parameter in model.parameters() if parameter.dim() < 2]
         groups = [{"params": decaying, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self._optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
-        self._schedule = get_scheduler(settings.schedule, self._optimiser, round(settings.warmup * steps), steps)
+        self._schedule = get_scheduler(settings.lr_scheduler_type, self._optimiser, round(settings.warmup_ratio * steps), steps)
 
     def run(self, batches: Iterable[Batch], loss: Loss) -> None:
         """One step a batch."""
@@ -231,7 +235,7 @@ def _whole_loss(
 
 def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[MicroBatch]:
     """The steps of an epoch, as every training here takes them."""
-    order = EpochOrder(rows.lengths(), settings.batch_size, settings.epochs, settings.seed, StepSharding())
+    order = EpochOrder(rows.lengths(), settings.batch_size, settings.num_train_epochs, settings.seed, StepSharding())
     order.set_epoch(epoch)
     return list(order)
 

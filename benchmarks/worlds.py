@@ -5,13 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pipeline.models.folder import load_tokenizer
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from pipeline.augment.recipes import AugmentSettings
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
+from pipeline.models.folder import load_tokenizer
 
 BATCH_ROWS = 32
 RADIUS = 0.05
@@ -44,9 +44,9 @@ def runtime_of(store: Path, workers: int = 0) -> RuntimeSettings:
         store=str(store),
         max_bytes=None,
         trainers=1,
-        readers=0,
-        checkpoint_steps=0,
-        log_to=[],
+        dataloader_num_workers=0,
+        save_steps=0,
+        report_to=[],
     )
 
 

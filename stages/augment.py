@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from pipeline.models.precision import note_slow_precision
 
 from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
@@ -11,6 +10,7 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings
+from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import click
-from pipeline.models.folder import on_hub
-from pipeline.models.precision import asking_for, note_slow_precision
 
 from pipeline.checking.sections import Sections, read_sections
-from pipeline.checking.uses import unasked, use_faults
+from pipeline.checking.uses import Models, use_errors
 from pipeline.config.errors import Faults
 from pipeline.config.params import Places, existing
+from pipeline.models.folder import on_hub
 from pipeline.models.forward import pick_device
+from pipeline.models.precision import asking_for, note_slow_precision
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
 
@@ -25,12 +25,12 @@ def main(params: Path) -> None:
     What depends on a table, or on a model that is not there yet, is found by the stage that reads it.
     """
     sections, faults = read_sections(params)
-    to_come = RAW / MODEL_FOLDER
-    faults += use_faults(sections, to_come)
-    for model in unasked(sections, to_come):
+    models = Models(to_come=RAW / MODEL_FOLDER)
+    faults += use_errors(sections, models)
+    for model in models.missing(sections):
         name, revision = on_hub(model)
         fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
-        click.echo(f"note: {model} is not on this machine yet, so nothing is checked of it; after `{fetch}` it is")
+        click.echo(f"note: {model} is not on this machine yet, so it is not checked; after `{fetch}` it is")
     computed = _computed(params, sections)
     note_slow_precision(params, *computed)
     if pick_device().type == "cpu" and (asking := asking_for("float16", params, *computed)):

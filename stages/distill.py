@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from pipeline.models.precision import note_slow_precision
 
 from pipeline.config import params as config
 from pipeline.config.errors import Faults
@@ -13,6 +12,7 @@ from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint
+from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import LINEAGE_FILE
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pipeline.models.loading import load_classifier
 
 from pipeline.config.params import Settings, load
 from pipeline.evaluation.quality import (
@@ -23,6 +22,7 @@ from pipeline.evaluation.quality import (
     speeds,
 )
 from pipeline.models.forward import logits_from_ids, pick_device
+from pipeline.models.loading import load_classifier
 from pipeline.shards.manifest import check_agreement, check_trained_from, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import folder_written_whole, write_json

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
 
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
@@ -14,6 +13,7 @@ from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.tables import ErrorList
 from pipeline.corpus.task import TASK_FILE, Kind, Metric
 from pipeline.corpus.tokens import Reader, check_tokens
+from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.store.hashing import sha256_of
 from stages.command import note_unseen, out_option, params_option, stage

@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import click
-from pipeline.models.folder import source_hash
-from pipeline.models.precision import note_slow_precision
 
 from pipeline.config import params as config
 from pipeline.config.params import Settings
@@ -12,6 +10,8 @@ from pipeline.config.runtime import RuntimeSettings
 from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings, effective
 from pipeline.distill.student import Checkpoint
+from pipeline.models.folder import source_hash
+from pipeline.models.precision import note_slow_precision
 from pipeline.perturbation.surrogate import SCOUT_FILE
 from pipeline.shards.manifest import Manifest, lineage, training_hash
 from pipeline.store.files import folder_written_whole, write_json

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import click
-from pipeline.models.precision import note_slow_precision
 from transformers.utils import CONFIG_NAME
 
 from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import TASK_FILE, Task
+from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import TeacherSettings, teach
 from pipeline.training.trainer import OptimiserSettings

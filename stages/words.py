@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import click
-from pipeline.models.precision import note_slow_precision
 
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
+from pipeline.models.folder import ModelFolder
+from pipeline.models.precision import note_slow_precision
 from pipeline.training.masked_lm import WORDS_FILE, FitSettings, WordsSettings, check_words, prepare_words, words_in
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import TeacherSettings
@@ -49,21 +50,19 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         check_apart(out, "the model that it begins with", chosen.model)
         if chosen.fit:
             note_slow_precision(params, "words")
-    teacher, max_length = needs.teacher.model, needs.teacher.max_length
+    teacher = needs.teacher
     if chosen is None or not chosen.fit:  # an adopted model is not stored
-        facts = prepare_words(prepared, teacher, max_length, chosen, needs.words, out)
+        facts = prepare_words(prepared, teacher, chosen, needs.words, out)
     else:
-        check_words(chosen, teacher, max_length)
+        check_words(ModelFolder(chosen.model), ModelFolder(teacher.model), chosen.fit, teacher.max_length)
         files = [prepared / name for name in ("train.parquet", "dev.parquet")]
-        fit = {"max_length": max_length, "words": needs.words.model_dump(mode="json")}
+        fit = {"max_length": teacher.max_length, "words": needs.words.model_dump(mode="json")}
         fetch_or_train(
             training_key("masked_lm", "pipeline.training.masked_lm", files, chosen.model, fit),
             f"words {task}",
             out,
             needs.runtime,
-            lambda folder, conduct: prepare_words(
-                prepared, teacher, max_length, chosen, needs.words, folder, conduct
-            ).model_dump(),
+            lambda folder, options: prepare_words(prepared, teacher, chosen, needs.words, folder, options).model_dump(),
         )
         facts = words_in(out)
     click.echo(f"{out}: {facts.told()}")

@@ -13,8 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipeline.models.folder import load_tokenizer
-from pipeline.models.loading import load_classifier
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -31,7 +29,9 @@ from pipeline.evaluation.export import logits_in_mixed_batches
 from pipeline.evaluation.onnx_graph import open_graph, write_graph
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.architectures import DECODERS, head_settings
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import logits_from_ids
+from pipeline.models.loading import load_classifier
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Rows, Shards
 from pipeline.training.teacher import TeacherSettings, teach

@@ -198,8 +198,9 @@ AUGMENT: dict[str, Any] = {
 
 
 OPTIMISER: dict[str, Any] = {
-    "num_train_epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "lr_scheduler_type": "linear", "warmup_ratio": 0.1,
-    "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32", "seed": 3,
+    "num_train_epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+    "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32",
+    "seed": 3,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "start": "teacher",
@@ -225,8 +226,8 @@ AUGMENT_SETTINGS = augment_settings()
 
 
 RUNTIME: dict[str, Any] = {
-    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1, "dataloader_num_workers": 0, "save_steps": 0,
-    "report_to": [],
+    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1, "dataloader_num_workers": 0,
+    "save_steps": 0, "report_to": [],
 }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.models.precision import bfloat16_slowdown
 from pydantic import Field
 
 from benchmarks.accuracy.corpora import DEV_ROWS, TEST_ROWS, Case, Corpus
@@ -13,6 +12,7 @@ from benchmarks.accuracy.online import Aim
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
+from pipeline.models.precision import bfloat16_slowdown
 from pipeline.store.hashing import canonical_json, hash_of
 
 HERE = Path(__file__).parent
@@ -183,7 +183,7 @@ class Run:
         return first | {
             "tasks": {case.task: task},
             "teach": start["teach"] | seeds,
-            "words": (arm.fit or start["teach"] | {"masked": 0.15}) | {"rows": None} | seeds,
+            "words": (arm.fit or start["teach"] | {"mlm_probability": 0.15}) | {"rows": None} | seeds,
             "score": start["score"],
             "scout": overlaid(start["scout"], arm.scout or {}),
             "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),

@@ -14,7 +14,6 @@ from typing import Any
 import click
 import pandas as pd
 import pyarrow.parquet as pq
-from pipeline.models.folder import model_hash
 
 from benchmarks.accuracy.arms import LAYERS, STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
@@ -28,6 +27,7 @@ from pipeline.config.params import Settings
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
+from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import SHARD_FILE, Manifest, manifest_hash
 from pipeline.store.code import BUILD
 from pipeline.store.files import write_json
@@ -153,7 +153,7 @@ def _shared(run: Run, place: Place, case: Path) -> None:
     task, prepared = {"--task": run.case.task}, _prepared(run, place, case, params)
     steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
     epochs = max(params["teach"]["num_train_epochs"], -(-TEACHER_STEPS // steps))
-    given = _written(params | {"teach": params["teach"] | {"epochs": epochs}}, case / "params.yaml")
+    given = _written(params | {"teach": params["teach"] | {"num_train_epochs": epochs}}, case / "params.yaml")
     _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / TEACHER})
 
 

@@ -17,6 +17,7 @@ from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
 from pipeline.corpus.task import Task
 from pipeline.training.masked_lm import FitSettings, WordsFacts, WordsSettings, prepare_words
+from pipeline.training.teacher import TeacherSettings
 
 MAX_LENGTH = 48
 MASKED = 0.15
@@ -36,7 +37,7 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
 
 def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> WordsFacts:
     """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``."""
-    changed = {"masked": MASKED, "rows": None, "epochs": epochs, "learning_rate": LEARNING_RATE}
+    changed = {"mlm_probability": MASKED, "rows": None, "num_train_epochs": epochs, "learning_rate": LEARNING_RATE}
     settings = FitSettings(**in_precision(base()["teach"], usual_precision()) | changed)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
@@ -45,4 +46,5 @@ def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: i
             ids = [f"{split}{number}" for number in range(len(texts))]
             pq.write_table(pa.table({"id": ids, "text_a": texts}), prepared / f"{split}.parquet")
         Task(name="texts", kind="regression", metric="pearson", labels=(), pair=False).save(prepared)
-        return prepare_words(prepared, pretrained, MAX_LENGTH, WordsSettings(model=pretrained, fit=True), settings, out)
+        teacher = TeacherSettings(model=pretrained, fine_tune=True, max_length=MAX_LENGTH)
+        return prepare_words(prepared, teacher, WordsSettings(model=pretrained, fit=True), settings, out)

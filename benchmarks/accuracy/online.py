@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pipeline.models.folder import load_tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,13 +22,13 @@ from pipeline.distill.losses import ObjectiveSettings, clean_loss, imitation_los
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, write_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.perturbation.inputs import carried
 from pipeline.perturbation.search import Effect, PerturbationSettings, Search, perturb, radius_of
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
-from pipeline.training.callbacks import RunOptions
-from pipeline.training.trainer import fine_tune
+from pipeline.training.trainer import Objective, TrainDev, fine_tune
 
 Aim = Literal["student", "teacher"]
 """Whose gradient is followed; the teacher labels the perturbed input in either case."""
@@ -103,7 +102,7 @@ def train_online(
     def worth(logits: Any) -> float:
         return measure(task, labels, logits)
 
-    fit = fine_tune(f"online {task.name}", student.model, rows, dev, loss, worth, settings.optimiser, RunOptions())
+    fit = fine_tune(f"online {task.name}", student.model, TrainDev(rows, dev), Objective(loss, worth), settings.optimiser)
     outcome = write_student(out, sources, student, fit.history)
     made_from = {"task": task.name, "student": "online", "scores": manifest_hash(scores), "shards": None}
     write_json(out / LINEAGE_FILE, made_from | {"settings": settings.model_dump(mode="json", exclude_none=True)} | outcome)

@@ -15,8 +15,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from pipeline.models.folder import load_tokenizer
-from pipeline.models.loading import load_classifier
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -26,12 +24,14 @@ from pipeline.distill.dataset import Examples
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import bare, freeze, pick_device
+from pipeline.models.loading import load_classifier
 from pipeline.shards.batches import variant_at
 from pipeline.shards.reader import Rows, Shards
 from pipeline.training.callbacks import RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import OptimiserSettings, fine_tune
+from pipeline.training.trainer import Objective, OptimiserSettings, TrainDev, fine_tune
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,10 @@ def train_layers(
     fit = fine_tune(
         f"layers {sources.task.name}",
         student.model,
-        Copies(sources.variants),
-        Examples(sources.scores, "dev"),
-        loss,
-        lambda nearness: float(nearness.mean()),
+        TrainDev(Copies(sources.variants), Examples(sources.scores, "dev")),
+        Objective(loss, lambda nearness: float(nearness.mean()), lambda model, batch: -loss(model, batch)[:, None]),
         optimiser,
         RunOptions(checkpoints=states),
-        answer=lambda model, batch: -loss(model, batch)[:, None],
     )
     student.model.save_pretrained(out)
     load_tokenizer(sources.teacher).save_pretrained(out)

@@ -1,9 +1,7 @@
-"""What one entry of params.yaml asks of another, or of a model's folder, and does not find. Knows no table and no YAML."""
+"""Whether the entries of params.yaml agree with each other and with the models that they name; reads no table."""
 
 from collections.abc import Collection
 from pathlib import Path
-
-from transformers.utils import CONFIG_NAME
 
 from pipeline.augment.recipes import aim_faults, edit_faults, kind_faults, words_faults
 from pipeline.checking.sections import Sections, TaskSettings
@@ -15,20 +13,47 @@ from pipeline.corpus.task import SPLITS
 from pipeline.distill.dataset import check_use
 from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Checkpoint, check_size, check_start
-from pipeline.models.folder import folder_at_hand, load_tokenizer
-from pipeline.models.pretrained import check_folder, check_place
+from pipeline.models.folder import ModelFolder
 from pipeline.training.masked_lm import check_words
-from pipeline.training.teacher import teacher_faults
+from pipeline.training.teacher import teacher_errors
 from pipeline.training.trainer import check_reporting
 
 
-def use_faults(sections: Sections, to_come: Path) -> list[str]:
-    """Every such fault of the entries that could be read, as a sentence with its place.
+class Models:
+    """The models on this machine, each opened once.
 
     Args:
-        sections: the parameter file.
-        to_come: a model's folder that may be absent, since a stage is still to bring it.
+        to_come: a model folder that may be missing, since the stage ``download`` makes it.
     """
+
+    def __init__(self, to_come: Path) -> None:
+        self._to_come, self._opened = to_come, dict[str, ModelFolder | None]()
+
+    def find(self, model: str) -> ModelFolder | None:
+        """The model if it is on this machine.
+
+        Raises:
+            PipelineError: it is neither a folder nor a hub id.
+        """
+        if model not in self._opened:
+            found = ModelFolder.at_hand(model)
+            if found is None and Path(model) != self._to_come:
+                ModelFolder(model).check_exists()
+            self._opened[model] = found
+        return self._opened[model]
+
+    def missing(self, sections: Sections) -> list[str]:
+        """The hub models that are not on this machine yet, so that nothing is known of them."""
+        starts = [student.start for student in (*sections.students.values(), *filter(None, [sections.scout]))]
+        models = [task.teacher.model for task in sections.tasks.values()]
+        models += [task.words.model for task in sections.tasks.values() if task.words is not None]
+        models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
+        hub = [model for model in dict.fromkeys(models) if not refusals(lambda: self.find(model))]  # noqa: B023
+        return [model for model in hub if Path(model) != self._to_come and self.find(model) is None]
+
+
+def use_errors(sections: Sections, models: Models) -> list[str]:
+    """Every such error of the entries that could be read, as a sentence with its place."""
     runtime = sections.runtime
     faults = refusals(lambda: check_reporting(runtime.report_to)) if runtime else []
     for name in sections.variants:
@@ -36,31 +61,16 @@ def use_faults(sections: Sections, to_come: Path) -> list[str]:
     faulty = set[str]()
     for name, task in sections.tasks.items():
         faults += _corpus_faults(name, task)
-        found = _teacher_faults(name, task, sections, to_come)
+        found = _teacher_faults(name, task, sections, models)
         faulty |= {task.teacher.model} if found else set()
-        faults += found or _words_faults(name, task, to_come)
+        faults += found or _words_faults(name, task, models)
         if task.aim == "scout" and sections.scout is not None:
-            faults += _size_faults("scout", sections.scout, task, faulty, to_come)
+            faults += _size_faults("scout", sections.scout, task, faulty, models)
     for name, student in sections.students.items():
         for task_name, task in sections.tasks.items():
-            faults += _size_faults(f"students.{name}", student, task, faulty, to_come)
+            faults += _size_faults(f"students.{name}", student, task, faulty, models)
             faults += _learning_faults(name, student, task_name, sections)
     return faults
-
-
-def unasked(sections: Sections, to_come: Path) -> list[str]:
-    """The models of the hub that lie not on this machine yet, of which therefore nothing is known here."""
-    starts = [student.start for student in (*sections.students.values(), *filter(None, [sections.scout]))]
-    models = [task.teacher.model for task in sections.tasks.values()]
-    models += [task.words.model for task in sections.tasks.values() if task.words is not None]
-    models += [start.checkpoint for start in starts if isinstance(start, Checkpoint)]
-    hubs = [model for model in dict.fromkeys(models) if not refusals(lambda: check_place(model, "model"))]  # noqa: B023
-    return [model for model in hubs if Path(model) != to_come and folder_at_hand(model) is None]
-
-
-def _check_there(model: str, what: str, to_come: Path) -> None:
-    if Path(model) != to_come:
-        check_place(model, what)
 
 
 def _aim_faults(name: str, sections: Sections) -> list[str]:
@@ -75,15 +85,6 @@ def _aim_faults(name: str, sections: Sections) -> list[str]:
     return [f"{place}: {fault}" for fault in faults]
 
 
-def _by_name(fault: PipelineError | str, *models: str) -> str:
-    """A fault that calls models of the hub by their ids, not by their folders in the cache."""
-    told = str(fault)
-    for model in models:
-        if not Path(model).is_dir() and (folder := folder_at_hand(model)) is not None:
-            told = told.replace(str(folder), model)
-    return told
-
-
 def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
     """What of a corpus its settings alone show to be wrong."""
     corpus, faults = task.corpus, []
@@ -95,60 +96,55 @@ def _corpus_faults(name: str, task: TaskSettings) -> list[str]:
     return faults
 
 
-def _teacher_faults(name: str, task: TaskSettings, sections: Sections, to_come: Path) -> list[str]:
-    """What is asked of a teacher that its model cannot do, where that is there to ask."""
-    teacher, model, labels = task.teacher, task.teacher.model, task.corpus.labels
+def _teacher_faults(name: str, task: TaskSettings, sections: Sections, models: Models) -> list[str]:
+    """Why a model on this machine cannot be the teacher of a task."""
+    teacher, labels = task.teacher, task.corpus.labels
     try:
-        _check_there(model, "model", to_come)
-        if (folder := folder_at_hand(model)) is None:
+        if (folder := models.find(teacher.model)) is None:
             return []
-        check_folder(folder, "model" if teacher.fine_tune else "classifier")
-    except PipelineError as fault:
-        return [f"tasks.{name}.teacher: {_by_name(fault, model)}"]
+        folder.check_files()
+    except PipelineError as error:
+        return [f"tasks.{name}.teacher: {error}"]
     known = tuple(dict.fromkeys((labels or {}).values())) if labels or task.kind == "regression" else None
-    pair, source = len(task.corpus.text) == 2, str(folder)
-    faults = teacher_faults(source, teacher, name, task.kind, known, pair)
-    if not faults:
-        faults += _edit_faults(name, folder, pair, sections)
-    return [f"tasks.{name}.teacher: {_by_name(fault, model)}" for fault in faults]
+    pair = len(task.corpus.text) == 2
+    errors = teacher_errors(folder, teacher, name, task.kind, known, pair)
+    if not errors:
+        augment = sections.variants.get(name)
+        errors += edit_faults(augment, folder.tokenizer, pair) if augment else []
+    return [f"tasks.{name}.teacher: {error}" for error in errors]
 
 
-def _edit_faults(name: str, folder: Path, pair: bool, sections: Sections) -> list[str]:
-    """Edits that a task's variants need and its tokenizer has no token for."""
-    augment = sections.variants.get(name)
-    return [] if augment is None else edit_faults(augment, load_tokenizer(folder), pair)
-
-
-def _words_faults(name: str, task: TaskSettings, to_come: Path) -> list[str]:
-    """Why a masked language model cannot serve the teacher, where both are there to ask."""
+def _words_faults(name: str, task: TaskSettings, models: Models) -> list[str]:
+    """Why a masked language model cannot serve the teacher, if both are on this machine."""
     words, teacher = task.words, task.teacher
     if words is None:
         return []
     try:
-        _check_there(words.model, "masked language model", to_come)
-        own, theirs = folder_at_hand(words.model), folder_at_hand(teacher.model)
-        if own and theirs and all((folder / CONFIG_NAME).is_file() for folder in (own, theirs)):
-            check_words(words.model_copy(update={"model": str(own)}), str(theirs), teacher.max_length)
-    except PipelineError as fault:
-        return [f"tasks.{name}.words: {_by_name(fault, words.model, teacher.model)}"]
+        own, theirs = models.find(words.model), models.find(teacher.model)
+        if own and theirs:
+            check_words(own, theirs, words.fit, teacher.max_length)
+    except PipelineError as error:
+        return [f"tasks.{name}.words: {error}"]
     return []
 
 
-def _size_faults(place: str, student: StudentSettings, task: TaskSettings, faulty: Collection[str], to_come: Path) -> list[str]:
-    """Why a student cannot be cut from its model, where that is there to ask and no faulty one."""
-    teacher, start = task.teacher, student.start.checkpoint if isinstance(student.start, Checkpoint) else task.teacher.model
+def _size_faults(
+    place: str, student: StudentSettings, task: TaskSettings, faulty: Collection[str], models: Models
+) -> list[str]:
+    """Why a student cannot be cut from its model, if that is on this machine and has no error itself."""
+    teacher, other = task.teacher, isinstance(student.start, Checkpoint)
+    start = student.start.checkpoint if isinstance(student.start, Checkpoint) else teacher.model
     try:
-        if isinstance(student.start, Checkpoint):
-            _check_there(start, "checkpoint", to_come)
-    except PipelineError as fault:
-        return [f"{place}: {fault}"]
-    folder, theirs = folder_at_hand(start), folder_at_hand(teacher.model)
-    if {start, teacher.model} & {*faulty} or folder is None or not (folder / CONFIG_NAME).is_file():
+        folder = models.find(start)
+    except PipelineError as error:
+        return [f"{place}: {error}"] if other else []
+    if {start, teacher.model} & {*faulty} or folder is None:
         return []
+    theirs = models.find(teacher.model)
     found = refusals(lambda: check_size(folder, student))
-    if isinstance(student.start, Checkpoint) and theirs is not None:
-        found += refusals(lambda: check_start(str(folder), load_tokenizer(theirs), teacher.max_length))
-    return [f"{place}, cut from {start}: {fault.replace(str(folder), start)}" for fault in found]
+    if other and theirs is not None:
+        found += refusals(lambda: check_start(folder, theirs.tokenizer, teacher.max_length))
+    return [f"{place}, cut from {start}: {error}" for error in found]
 
 
 def _learning_faults(name: str, student: StudentSettings, task: str, sections: Sections) -> list[str]:
@@ -157,8 +153,9 @@ def _learning_faults(name: str, student: StudentSettings, task: str, sections: S
     if augment is None or (augment.aims() and sections.tasks[task].aim == "scout" and scout is None):
         return []
     try:
-        snapshots = scout.snapshots if scout and augment.aims() else 0
-        check_use(student.variants, augment.aimed_at(snapshots), snapshots)
+        if student.variants != "none":
+            snapshots = scout.snapshots if scout and augment.aims() else 0
+            check_use(student.variants, augment.aimed_at(snapshots), snapshots)
     except PipelineError as fault:
         return [f"students.{name}, task {task}: {fault}"]
     return []

@@ -25,7 +25,7 @@ from pipeline.config.params import Settings
 from pipeline.corpus.task import Task
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.models.architectures import FIRST_LAYER_APART
-from pipeline.models.folder import answers_values, config_of, load_tokenizer, longest_input, tokenizer_hash
+from pipeline.models.folder import ModelFolder, answers_values, load_tokenizer, tokenizer_hash
 from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.loading import check_classifier, load_classifier
 
@@ -105,45 +105,42 @@ def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> 
     """The model whose weights a student starts from, its head one of the teacher's labels."""
     if not isinstance(start, Checkpoint):
         return teacher
-    tokenizer = load_tokenizer(folder)
-    check_start(start.checkpoint, tokenizer, tokenizer.model_max_length)
-    return load_classifier(start.checkpoint, Task.read(folder))
+    tokenizer, checkpoint = load_tokenizer(folder), ModelFolder(start.checkpoint)
+    check_start(checkpoint, tokenizer, tokenizer.model_max_length)
+    return load_classifier(checkpoint, Task.read(folder))
 
 
-def check_start(checkpoint: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
     """Refuse a model to start from that cannot read what a teacher stored; no weight is read.
 
     Args:
-        checkpoint: where the model lies.
+        checkpoint: the model.
         tokenizer: the teacher's.
         max_length: the most tokens of a stored row.
 
     Raises:
         PipelineError: it has another tokenizer, takes fewer tokens, or is not whole.
     """
-    theirs = load_tokenizer(checkpoint)
-    if tokenizer_hash(tokenizer) != tokenizer_hash(theirs):
+    if tokenizer_hash(tokenizer) != checkpoint.tokenizer_hash:
         raise PipelineError(
-            f"{checkpoint} has another tokenizer ({tokenizer_hash(theirs)[:12]}) than the teacher "
+            f"{checkpoint.source} has another tokenizer ({checkpoint.tokenizer_hash[:12]}) than the teacher "
             f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read what is stored; start from a checkpoint that shares it"
         )
-    longest = longest_input(checkpoint, theirs)
-    if longest < max_length:
+    if (longest := checkpoint.longest_input) < max_length:
         raise PipelineError(
-            f"{checkpoint} takes at most {longest} tokens, stored rows have up to {max_length}; "
+            f"{checkpoint.source} takes at most {longest} tokens, stored rows have up to {max_length}; "
             f"start from another checkpoint, or set teacher.max_length to {longest} or less"
         )
     check_classifier(checkpoint, new_head=True)
 
 
-def check_size(model: Path, size: SizeSettings) -> None:
-    """Refuse a size that the model in a folder cannot be cut to, by its configuration alone.
+def check_size(model: ModelFolder, size: SizeSettings) -> None:
+    """Refuse a size that a model cannot be cut to, by its configuration alone.
 
     Raises:
         PipelineError: it has no such layers, or the widths do not go together.
     """
-    config = config_of(model)
-    smaller_config(config, size, chosen_layers(size.layers, config.num_hidden_layers))
+    smaller_config(model.config, size, chosen_layers(size.layers, model.depth))
 
 
 def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:

@@ -22,7 +22,7 @@ from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, l
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import RunOptions
 from pipeline.training.order import MicroBatch
-from pipeline.training.trainer import Fit, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine_tune, write_history
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
@@ -76,7 +76,7 @@ def check_made_from(shards: Path, scores: Path) -> None:
     check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
 
 
-def train(name: str, sources: Sources, settings: StudentSettings, conduct: RunOptions) -> tuple[Student, Fit]:
+def train(name: str, sources: Sources, settings: StudentSettings, options: RunOptions) -> tuple[Student, Fit]:
     """Build a student and train it.
 
     Raises:
@@ -98,12 +98,12 @@ def train(name: str, sources: Sources, settings: StudentSettings, conduct: RunOp
     fit = fine_tune(
         name,
         student.model,
-        rows,
-        dev,
-        StudentLoss(student.map, objective, task.kind, settings.variants),
-        lambda logits: measure(task, labels, logits),
+        TrainDev(rows, dev),
+        Objective(
+            StudentLoss(student.map, objective, task.kind, settings.variants), lambda logits: measure(task, labels, logits)
+        ),
         settings.optimiser,
-        conduct,
+        options,
     )
     if scale is not None:
         scale.put_into(student.model)

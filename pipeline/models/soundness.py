@@ -1,4 +1,4 @@
-"""Whether a saved model fits its tokenizer and says what its answers mean. Reads configurations and tokenizers, no weight."""
+"""Whether a saved model fits its tokenizer and says what its logits mean; reads configurations and tokenizers, no weights."""
 
 import json
 import re
@@ -7,28 +7,25 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import label_name
+from pipeline.corpus.task import Kind, label_name
 from pipeline.models.architectures import IDENTITY, activation_of, labels_of
-from pipeline.models.hashes import ROLES
-from pipeline.models.pretrained import config_of
+from pipeline.models.folder import TOKEN_ROLES, ModelFolder, tokenizer_hash
 
 GENERIC = re.compile(r"LABEL_\d+")
-"""What transformers calls a label that nobody has named."""
+"""The label names that transformers makes up."""
 
-NAMED = 3
-"""Tokens or labels that a sentence names."""
+MAX_NAMED = 3
+"""How many tokens an error names."""
 
 
-def check_vocabulary(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that gives ids for which its model has no embedding.
+def check_vocabulary(folder: ModelFolder) -> None:
+    """Raise if the tokenizer gives ids for which the model has no embedding.
 
-    Added special tokens without a role may lie outside, as Gemma's for images do: no ordinary text has them, and rows that do
-    are found when a corpus is prepared.
-
-    Raises:
-        PipelineError: its vocabulary is larger than the model's, or an added token or the padding token lies outside.
+    Added special tokens without a role may be outside, as Gemma's for images are: ordinary text has none, and ``prepare``
+    rejects rows that do.
     """
-    known = int(config_of(source).get_text_config().vocab_size)
+    tokenizer, source = folder.tokenizer, folder.source
+    known = int(folder.config.get_text_config().vocab_size)
     if tokenizer.vocab_size > known:
         raise PipelineError(f"{source} knows {known} tokens, but its tokenizer gives {tokenizer.vocab_size}")
     if int(tokenizer.pad_token_id) >= known:
@@ -36,41 +33,87 @@ def check_vocabulary(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> 
             f"{source} knows {known} tokens, but its tokenizer pads with the id {tokenizer.pad_token_id}; "
             "name one of its own as pad_token in its tokenizer_config.json"
         )
-    roles = {getattr(tokenizer, f"{role}_token_id") for role in ROLES}
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in TOKEN_ROLES}
     added = tokenizer.added_tokens_decoder
     outside = sorted(number for number in added if number >= known)
     if lost := [added[number].content for number in outside if not added[number].special or number in roles]:
         raise PipelineError(
             f"{source} has embeddings for {known} tokens, but tokens were added to its tokenizer that have none "
-            f"({', '.join(lost[:NAMED])}); call resize_token_embeddings and fine-tune, or save the tokenizer without them"
+            f"({', '.join(lost[:MAX_NAMED])}); call resize_token_embeddings and fine-tune, or save the tokenizer without them"
         )
 
 
-def check_token_types(source: str | Path, tokenizer: PreTrainedTokenizerBase, pair: bool) -> None:
-    """Refuse a tokenizer that gives token types for which its model has no embedding.
-
-    Raises:
-        PipelineError: it does, for a text or, where ``pair``, for a pair of texts.
-    """
-    known = getattr(config_of(source), "type_vocab_size", None)
+def check_token_types(folder: ModelFolder, pair: bool) -> None:
+    """Raise if, for a text or a ``pair`` of texts, the tokenizer gives token types for which the model has no embedding."""
+    known, tokenizer = getattr(folder.config, "type_vocab_size", None), folder.tokenizer
     if not known or "token_type_ids" not in tokenizer.model_input_names:
         return
     most = max(tokenizer("a", "b" if pair else None)["token_type_ids"], default=0)
     if most >= known:
         raise PipelineError(
-            f"{source} has type_vocab_size: {known}, but its tokenizer gives {'a pair' if pair else 'a text'} the token type "
-            f"{most}; save the tokenizer that the model was trained with beside it, or one whose model_input_names are "
+            f"{folder.source} has type_vocab_size: {known}, but its tokenizer gives {'a pair' if pair else 'a text'} the token "
+            f"type {most}; save the tokenizer that the model was trained with beside it, or one whose model_input_names are "
             '["input_ids", "attention_mask"]'
         )
 
 
-def check_label_names(source: str | Path) -> None:
-    """Refuse a classifier whose configuration does not say which label each logit is of.
+def check_outputs(folder: ModelFolder, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
+    """Raise if a classifier's outputs are not those of a task.
 
-    Raises:
-        PipelineError: names are missing, no texts, or given twice, or its two maps contradict each other.
+    Args:
+        folder: the classifier.
+        task: the task's name.
+        kind: the task's kind.
+        labels: the task's label names in order; empty for regression.
     """
-    config = config_of(source, "classifier")
+    source, config = folder.source, folder.config
+    if kind == "regression":
+        if config.num_labels != 1:
+            raise PipelineError(f"{source} answers {config.num_labels} classes, but {task} is a regression")
+        return
+    if config.problem_type == "multi_label_classification":
+        raise PipelineError(
+            f"{source} gives each label an answer of its own (problem_type: multi_label_classification), "
+            f"but {task} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
+        )
+    check_label_names(folder)
+    if folder.labels != labels:
+        raise PipelineError(
+            f"{source} answers {list(folder.labels)}, but the labels of {task} are {list(labels)}; "
+            f"{_label_remedy(folder.labels, labels)}"
+        )
+
+
+def _label_remedy(found: tuple[str, ...], labels: tuple[str, ...]) -> str:
+    """What to write so that a task's labels match its classifier's."""
+    generic = all(GENERIC.fullmatch(name) for name in found)
+    if {*labels} < {*found}:
+        return f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
+    if len(found) != len(labels):
+        unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
+        return f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
+    mapping = f"{{{', '.join(f'…: {_yaml(name)}' for name in found)}}}"
+    if set(found) == set(labels):
+        return (
+            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; where the table calls them otherwise, "
+            f"{mapping} with its own names in place of …"
+        )
+    if generic:
+        return (
+            "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports use "
+            "these names"
+        )
+    return f"if they mean the same, say which of the table's is which: corpus.labels: {mapping}"
+
+
+def _yaml(value: object) -> str:
+    """A value as it can be written into params.yaml; JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def check_label_names(folder: ModelFolder) -> None:
+    """Raise unless the configuration names the label of each logit: names missing, not text, duplicate or contradictory."""
+    config, source = folder.config, folder.source
     names, numbers = config.id2label or {}, config.label2id or {}
     shown = json.dumps(names)
     if sorted(names) != list(range(len(names))) or not all(map(_is_name, names.values())):
@@ -81,8 +124,8 @@ def check_label_names(source: str | Path) -> None:
     if len({*labels_of(config)}) < len(names):
         raise PipelineError(f"{source} gives two labels one name: id2label in its config.json is {shown}")
     inverse = {label_name(name): str(number) for number, name in names.items()}
-    said = {label_name(str(name)): str(number) for name, number in numbers.items()}
-    if said != inverse and not all(map(GENERIC.fullmatch, said)):
+    written = {label_name(str(name)): str(number) for name, number in numbers.items()}
+    if written != inverse and not all(map(GENERIC.fullmatch, written)):
         raise PipelineError(
             f"{source} contradicts itself in its config.json: id2label is {shown}, but label2id is "
             f"{json.dumps(numbers)}; make one the inverse of the other"
@@ -90,22 +133,17 @@ def check_label_names(source: str | Path) -> None:
 
 
 def _is_name(value: object) -> bool:
-    """Whether a value names a label: a text that says something and can be written, as half a surrogate pair cannot."""
+    """Whether a value is non-blank text that can be encoded, as half a surrogate pair cannot."""
     try:
         return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
     except UnicodeEncodeError:
         return False
 
 
-def check_values(source: str | Path) -> None:
-    """Refuse a regression whose logit is not its answer.
-
-    Raises:
-        PipelineError: something comes behind the head, or transformers would serve the logit's sigmoid.
-    """
-    config = config_of(source, "classifier")
-    activation, said = activation_of(config), config.problem_type == "regression"
-    if not activation and said:
+def check_values(folder: ModelFolder) -> None:
+    """Raise if a regression's logit is not its prediction: an activation follows, or transformers would serve a sigmoid."""
+    activation, says_so = activation_of(folder.config), folder.config.problem_type == "regression"
+    if not activation and says_so:
         return
     reason = (
         f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
@@ -113,8 +151,29 @@ def check_values(source: str | Path) -> None:
         else "has one output and does not say problem_type: regression, so transformers.pipeline serves its sigmoid"
     )
     missing = [f'"activation_fn": "{IDENTITY}"'] if activation else []
-    missing += [] if said else ['"problem_type": "regression"']
+    missing += [] if says_so else ['"problem_type": "regression"']
     raise PipelineError(
-        f"{source} {reason}; if the labels are logits, write {' and '.join(missing)} into its config.json, else set "
+        f"{folder.source} {reason}; if the labels are logits, write {' and '.join(missing)} into its config.json, else set "
         "teacher.fine_tune: true, which fits the head to the labels"
     )
+
+
+def check_tokenizer(source: str | Path, own: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase) -> None:
+    """Raise if a masked language model's tokenizer is not the teacher's, or has no mask token.
+
+    Args:
+        source: the masked language model, for the error message.
+        own: its tokenizer.
+        teachers: the teacher's tokenizer.
+    """
+    hashes = [tokenizer_hash(tokenizer)[:12] for tokenizer in (own, teachers)]
+    if hashes[0] != hashes[1]:
+        raise PipelineError(
+            f"the masked language model {source} has another tokenizer ({hashes[0]}) than the teacher {teachers.name_or_path} "
+            f"({hashes[1]}), so its words are not the teacher's; name a model that shares it"
+        )
+    if teachers.mask_token_id is None:
+        raise PipelineError(
+            f"the tokenizer of {teachers.name_or_path} has no mask token, so no word can be masked; take masked_lm out of "
+            "the recipes and set the task's words: null"
+        )

@@ -1,7 +1,4 @@
-"""States of a training that survive its process: which of them are whole, and what stands beside the trainer's own files.
-
-Knows the folders that transformers.Trainer writes; not what is trained.
-"""
+"""Checkpoints of transformers.Trainer that survive a killed process: which are complete, and from which to resume."""
 
 import json
 import shutil
@@ -14,11 +11,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from pipeline.store.files import sync_tree, write_json
 
 BESIDE_FILE = "beside.json"
-"""Written last: a checkpoint without it was being written when the process ended."""
+"""Written last: a checkpoint without it is incomplete."""
 
 
 def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str, Any]) -> None:
-    """Complete the checkpoint after ``step`` with what the trainer does not keep; then all but it and the best one go."""
+    """Complete the checkpoint after ``step`` with what the Trainer does not save, then delete all but it and the best one."""
     checkpoint = _checkpoint(folder, step)
     sync_tree(checkpoint)
     write_json(checkpoint / BESIDE_FILE, beside)
@@ -28,9 +25,9 @@ def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str,
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The latest checkpoint from which a training can go on, and what stands beside it; every other one is deleted.
+    """The latest checkpoint from which a training can resume, with what was saved beside it; deletes later and incomplete ones.
 
-    A checkpoint whose best predecessor is gone or not whole is none: the training would end with other weights.
+    A checkpoint whose best predecessor is missing or incomplete does not count: the training would end with other weights.
     """
     found = sorted(_checkpoints(folder), key=_step, reverse=True)
     whole = [checkpoint for checkpoint in found if (checkpoint / BESIDE_FILE).exists()]
@@ -41,9 +38,9 @@ def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         best = state["best_global_step"]
         if not best or _checkpoint(folder, best) in whole:
-            # The trainer notes the best state by its path, and would forget it where the folder was moved.
-            noted = str(_checkpoint(folder, best)) if best else None
-            write_json(checkpoint / TRAINER_STATE_NAME, state | {"best_model_checkpoint": noted})
+            # The Trainer refers to the best checkpoint by its path, and would not find it if the folder was moved.
+            path = str(_checkpoint(folder, best)) if best else None
+            write_json(checkpoint / TRAINER_STATE_NAME, state | {"best_model_checkpoint": path})
             return checkpoint, json.loads((checkpoint / BESIDE_FILE).read_text(encoding="utf-8"))
         shutil.rmtree(checkpoint)
     return None

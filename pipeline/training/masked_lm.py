@@ -1,33 +1,47 @@
-"""The masked language model of a task: fitted to its train texts, adopted as it is, or none. Knows texts and one model."""
+"""The masked language model of a task: fitted to its train texts, adopted as it is, or none."""
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from pydantic import Field
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
-from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Floats, Split, Task
+from pipeline.config.params import Settings, read_facts
+from pipeline.corpus.encoding import Batch, Ids, Integers, Types, collate, encode
+from pipeline.corpus.seeding import sample, seed_of
+from pipeline.corpus.task import Floats, Task
 from pipeline.models.architectures import positions_of, refuse_maskless
-from pipeline.models.forward import word_embeddings
-from pipeline.models.hashes import source_hash
-from pipeline.models.pretrained import config_of, load_pretrained, load_tokenizer
-from pipeline.models.soundness import check_vocabulary
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import logits_at, word_embeddings
+from pipeline.models.loading import load_masked_encoder, load_masked_lm
+from pipeline.models.soundness import check_tokenizer, check_vocabulary
 from pipeline.store.files import folder_written_whole, write_json
-from pipeline.training.callbacks import NO_STATES, Conduct
-from pipeline.training.masking import FitSettings, loss_of, masked_rows
-from pipeline.training.proposing import WORDS_FILE, WordsFacts, check_tokenizer, load_masked_lm
-from pipeline.training.trainer import best_epoch, fine_tune, write_history
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.order import Lengths, MicroBatch
+from pipeline.training.teacher import TeacherSettings
+from pipeline.training.trainer import Objective, OptimiserSettings, TrainDev, best_epoch, fine_tune, write_history
 
-FITTED_ON: tuple[Split, Split] = ("train", "dev")
-"""What a masked language model learns from, and what chooses its best epoch."""
+WORDS_FILE = "words.json"
 
 MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
-"""How transformers' classes end that fill masks."""
+"""Suffixes of transformers' classes that fill masks."""
+
+SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1
+"""Shares of the tokens to be guessed; the rest is shown unchanged (Devlin et al. 2019, §3.1)."""
+
+IGNORED = -100
+"""The label of a token that is not to be guessed."""
 
 
 class WordsSettings(Settings):
@@ -39,110 +53,139 @@ class WordsSettings(Settings):
     """Whether it is fitted to the task's train texts; false adopts it as it is."""
 
 
+class FitSettings(OptimiserSettings):
+    """How a masked language model is fitted."""
+
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)]
+    """Share of a text's tokens that are to be guessed."""
+    rows: Annotated[int, Field(ge=1)] | None
+    """Greatest number of rows of a split that are read; null reads all."""
+
+
+class WordsFacts(Settings):
+    """``words.json``, written last."""
+
+    model: str | None
+    """Identity of the model that was adopted or fitted; None if the task needs none."""
+    fitted: bool = False
+    perplexity: float | None = None
+    """Of a fitted model on dev: exp of the masked tokens' mean cross-entropy, every text counting equally."""
+
+    def told(self) -> str:
+        """A summary for the terminal."""
+        if self.model is None:
+            return "no masked language model, since the task asks for none"
+        if self.perplexity is None:
+            return "adopted as it is"
+        return f"fitted, {1 / self.perplexity:.4f} on dev: the probability of a masked token (perplexity {self.perplexity:.3g})"
+
+
+def words_in(folder: Path) -> WordsFacts:
+    """The facts in a folder of ``prepare_words``.
+
+    Raises:
+        PipelineError: it is no such folder, or is damaged.
+    """
+    return read_facts(WordsFacts, folder / WORDS_FILE, f"{folder} has no {WORDS_FILE}; the stage words writes it")
+
+
 def prepare_words(
     prepared: Path,
-    teacher: str,
-    max_length: int,
+    teacher: TeacherSettings,
     words: WordsSettings | None,
     settings: FitSettings,
     out: Path,
-    conduct: Conduct = NO_STATES,
+    options: RunOptions = NO_CHECKPOINTS,
 ) -> WordsFacts:
-    """Write the masked language model of a task to ``out``, or a note that there is none.
+    """Write the masked language model of a task to ``out``, or only the facts if there is none.
 
     Args:
-        prepared: what ``prepare`` wrote.
-        teacher: the model that the teacher is made from, whose tokenizer is wanted.
-        max_length: tokens that a text is cut to, as the teacher's.
+        prepared: output of ``prepare``.
+        teacher: its model's tokenizer must be the masked language model's; texts are cut to its ``max_length``.
         words: the model, or None.
         settings: how it is fitted.
         out: replaced as a whole.
-        conduct: how the fit is run.
+        options: how the training is run.
 
     Raises:
-        PipelineError: the model cannot be loaded, has another tokenizer or too few positions, or is none that fills masks.
+        PipelineError: the model cannot be loaded or fill masks, or has another tokenizer or too few positions.
     """
     if words is None:
         facts = WordsFacts(model=None)
         with folder_written_whole(out) as folder:
             write_json(folder / WORDS_FILE, facts.model_dump())
         return facts
-    check_words(words, teacher, max_length)
-    tokenizer, named = load_tokenizer(words.model), source_hash(words.model)
+    source = ModelFolder(words.model)
+    check_words(source, ModelFolder(teacher.model), words.fit, teacher.max_length)
     if words.fit:
-        model, history = _fitted(prepared, words.model, tokenizer, max_length, settings, conduct)
+        model, history = _fitted(prepared, source, teacher.max_length, settings, options)
     else:
-        model, history = load_masked_lm(words.model), []
+        model, history = load_masked_lm(source), []
     perplexity = 1 / best_epoch(history)["dev"] if history else None
-    facts = WordsFacts(model=named, fitted=words.fit, perplexity=perplexity)
+    facts = WordsFacts(model=source.identity, fitted=words.fit, perplexity=perplexity)
     with folder_written_whole(out) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        source.tokenizer.save_pretrained(folder)
         write_history(folder, history)
         write_json(folder / WORDS_FILE, facts.model_dump())
     return facts
 
 
-def check_words(words: WordsSettings, teacher: str, max_length: int) -> None:
-    """Refuse a masked language model that cannot serve a teacher; no weight is read.
+def check_words(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length: int) -> None:
+    """Raise if a masked language model cannot serve a teacher; reads names and shapes of weights only.
 
-    Raises:
-        PipelineError: it is not there or not whole, of another type, has another tokenizer, too few positions or too small a
-            vocabulary.
+    Args:
+        model: an encoder, or a finished masked language model.
+        teacher: the model with the tokenizer that is wanted.
+        fit: whether the model will be fitted, so that it needs no head.
+        max_length: number of tokens that texts are cut to.
     """
-    config, tokenizer = config_of(words.model, "masked language model"), load_tokenizer(words.model)
-    check_tokenizer(words.model, tokenizer, load_tokenizer(teacher))
-    refuse_maskless(config, words.model)
+    config, source = model.config, model.source
+    check_tokenizer(source, model.tokenizer, teacher.tokenizer)
+    refuse_maskless(config, source)
     if (longest := positions_of(config)) < max_length:
         raise PipelineError(
-            f"{words.model} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
+            f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
         )
     kinds = getattr(config, "architectures", None) or []
-    if not words.fit and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
+    if not fit and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
         raise PipelineError(
-            f"{words.model} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to "
-            "fill masks, or fit this one: tasks.<task>.words.fit: true"
+            f"{source} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to fill "
+            "masks, or fit this one: tasks.<task>.words.fit: true"
         )
-    check_vocabulary(words.model, tokenizer)
-    if words.fit:
-        _encoder(words.model, device_map="meta")
-    else:
-        load_masked_lm(words.model, device_map="meta")
+    check_vocabulary(model)
+    (load_masked_encoder if fit else load_masked_lm)(model, device_map="meta")
 
 
 def _fitted(
-    prepared: Path,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    settings: FitSettings,
-    conduct: Conduct,
+    prepared: Path, source: ModelFolder, max_length: int, settings: FitSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    set_seed(settings.seed % 2**32)  # what has no saved weights starts from random ones
+    set_seed(settings.seed % 2**32)  # weights that the file lacks start at random
     model = _with_head(source)
     known = len(word_embeddings(model))  # a tokenizer may name tokens beyond them that no text has
-    train, dev = (masked_rows(prepared, split, tokenizer, known, max_length, settings) for split in FITTED_ON)
+    train, dev = (masked_rows(prepared / f"{split}.parquet", source.tokenizer, known, max_length, settings)
+                  for split in ("train", "dev"))  # fmt: skip
 
-    def measured(model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Log-probability of the tokens asked for, mean over those of each row, [rows, 1]."""
+    def log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Of the masked tokens, mean over those of each row, [rows, 1]."""
         return -loss_of(model, batch).unsqueeze(1)
 
     def probability(found: Floats) -> float:
         """Geometric mean over rows: the inverse of the perplexity."""
         return math.exp(found.mean())
 
-    name = f"words {Task.read(prepared).name}"
-    fit = fine_tune(name, model, train, dev, loss_of, probability, settings, conduct, answer=measured)
+    objective = Objective(loss_of, probability, log_probabilities)
+    fit = fine_tune(f"words {Task.read(prepared).name}", model, TrainDev(train, dev), objective, settings, options)
     return model, fit.history
 
 
-def _with_head(source: str) -> PreTrainedModel:
+def _with_head(source: ModelFolder) -> PreTrainedModel:
     """An encoder with a head that fills masks.
 
-    Square layers of it that were not saved begin as the identity: where, as in BERT, one layer comes before a projection to the
-    word embeddings, the head begins by asking which word the output is like.
+    Square layers of a new head begin as the identity. If, as in BERT, one layer precedes the projection to the word embeddings,
+    the head begins by comparing the encoder's output with the words' embeddings.
     """
-    model, fresh = _encoder(source)
+    model, fresh = load_masked_encoder(source)
     with torch.no_grad():
         for weight in (model.get_parameter(name) for name in fresh):
             if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:
@@ -150,12 +193,81 @@ def _with_head(source: str) -> PreTrainedModel:
     return model
 
 
-def _encoder(source: str, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-    """An encoder as a masked language model, and the names of the weights of its head that are made up here."""
-    model, fresh = load_pretrained(AutoModelForMaskedLM, source, "masked language model", new_head=True, **settings)
-    if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
-        raise PipelineError(
-            f"{source} is not a finished encoder: it lacks weights that its configuration asks for, or has them in another "
-            f"shape ({', '.join(body[:3])}); name a checkpoint of this architecture"
-        )
-    return model, fresh
+@dataclass(frozen=True)
+class MaskedRows:
+    """Encoded texts, some of whose tokens are masked; which ones is a function of seed, example and epoch."""
+
+    example_ids: list[str]
+    input_ids: list[Ids]
+    token_type_ids: list[Types] | None
+    settings: FitSettings
+    special: npt.NDArray[np.int64]
+    """Ids that are never masked, nor drawn in another token's place."""
+    mask_id: int
+    pad_id: int
+    vocabulary: int
+
+    def lengths(self) -> Lengths:
+        """Number of tokens of each row."""
+        return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def batch(self, rows: MicroBatch) -> Batch:
+        """Masked inputs; "labels" [rows, tokens] are the tokens to be guessed, ``IGNORED`` elsewhere."""
+        shown, guessed = zip(*(self._masked(int(row), rows.epoch) for row in rows.rows), strict=True)
+        types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in rows.rows]
+        batch = collate(list(shown), types, self.pad_id)
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for row, tokens in enumerate(guessed):
+            labels[row, : len(tokens)] = torch.from_numpy(tokens)
+        return batch | {"labels": labels}
+
+    def _masked(self, row: int, epoch: int) -> tuple[Integers, Integers]:
+        """A row's masked inputs and labels; at least one token is to be guessed if any is ordinary."""
+        ids = self.input_ids[row]
+        draw = np.random.Generator(np.random.Philox(key=seed_of("masked", self.settings.seed, self.example_ids[row], epoch)))
+        chance = np.where(np.isin(ids, self.special), np.inf, draw.random(len(ids)))
+        guessed = (chance < self.settings.mlm_probability) | ((chance == chance.min()) & (chance < np.inf))
+        how, others = draw.random(len(ids)), self._ordinary[draw.integers(len(self._ordinary), size=len(ids))]
+        hidden = np.where(how < SHOWN_AS_MASK, self.mask_id, np.where(how < SHOWN_AS_MASK + SHOWN_AS_ANOTHER, others, ids))
+        return np.where(guessed, hidden, ids), np.where(guessed, ids, IGNORED)
+
+    @cached_property
+    def _ordinary(self) -> npt.NDArray[np.int64]:
+        return np.setdiff1d(np.arange(self.vocabulary), self.special)
+
+
+def masked_rows(
+    table: Path, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: FitSettings
+) -> MaskedRows:
+    """The rows of a prepared split, or a sample of ``settings.rows`` of them, for a model of ``known`` tokens."""
+    columns = _sampled(pq.read_table(table), settings).to_pydict()
+    encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
+    return MaskedRows(
+        columns["id"],
+        encoded.input_ids,
+        encoded.token_type_ids,
+        settings,
+        np.array(sorted(tokenizer.all_special_ids), dtype=np.int64),
+        int(tokenizer.mask_token_id),
+        int(tokenizer.pad_token_id),
+        min(len(tokenizer), known),
+    )
+
+
+def _sampled(table: pa.Table, settings: FitSettings) -> pa.Table:
+    """The rows whose ids have the smallest hashes, in the order of the corpus."""
+    if settings.rows is None or len(table) <= settings.rows:
+        return table
+    return table.take(sample(table["id"].to_pylist(), settings.rows, "words", settings.seed))
+
+
+def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Cross-entropy of the tokens to be guessed, in nats, mean over those of each row, [rows]."""
+    rows, places = (batch["labels"] != IGNORED).nonzero(as_tuple=True)
+    logits = logits_at(model, batch, rows, places).float()
+    losses = functional.cross_entropy(logits, batch["labels"][rows, places], reduction="none")
+    zeros = losses.new_zeros(len(batch["labels"]))
+    return zeros.index_add(0, rows, losses) / zeros.index_add(0, rows, torch.ones_like(losses)).clamp(min=1)

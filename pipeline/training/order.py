@@ -1,56 +1,68 @@
-"""The order in which a training sees rows: a function of lengths, seed and epoch, cut into equal shares of every step.
-
-Knows numbers of rows and their lengths; not what rows hold, nor who computes a share.
-"""
+"""The rows of a training in an order that depends on lengths, seed and epoch alone, divided into micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.config.errors import PipelineError
+from pipeline.corpus.encoding import Batch
 from pipeline.corpus.seeding import seed_of
+from pipeline.corpus.task import Floats
 
 Lengths = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]
 
 POOL = 32
-"""Steps whose rows are sorted by length among themselves; larger pads less and shuffles less."""
+"""Steps whose rows are sorted by length among themselves; a larger pool pads less and shuffles less."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """The rows of one step that one process takes at once."""
+class MicroBatch:
+    """The rows of one step that one process computes at once."""
 
     rows: Positions
     epoch: int
     progress: float
-    """Share of the training that lies before this step."""
+    """Share of the training before this step."""
     weight: float
-    """Rows here ÷ mean rows of the step's pieces: with it the mean over pieces of mean losses is that over the step's rows."""
+    """Rows here ÷ mean rows of the step's micro-batches; weighted by it, the mean of their mean losses is the step's mean."""
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Into how many pieces a step is cut, and which of them are taken here."""
+class StepSharding:
+    """Into how many micro-batches a step is divided, and which process this is."""
 
-    processes: int = 1
-    process: int = 0
-    turns: int = 1
-    """Pieces that one process takes one after the other before it steps."""
+    world_size: int = 1
+    rank: int = 0
+    gradient_accumulation_steps: int = 1
 
     @property
-    def pieces(self) -> int:
-        """Of every step."""
-        return self.processes * self.turns
+    def micro_batches(self) -> int:
+        """Per step, over all processes."""
+        return self.world_size * self.gradient_accumulation_steps
+
+
+class RowData(Protocol):
+    """Rows to train or evaluate on."""
+
+    def lengths(self) -> Lengths:
+        """Number of tokens of each row."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: MicroBatch, /) -> Batch:
+        """The rows of a micro-batch, with "labels"."""
 
 
 def steps_of(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> list[Positions]:
-    """The rows of each step of an epoch: every row once, rows of like length together, no step above ``batch_size``.
+    """The rows of each step of an epoch: every row once, rows of similar length together, at most ``batch_size`` per step.
 
-    Steps differ by at most one row, so that none is too small to be shared out.
+    Steps differ by at most one row, so that none is too small to be divided.
     """
     generator = np.random.Generator(np.random.Philox(key=seed_of(seed, "order", epoch)))
     shuffled = generator.permutation(len(lengths))
@@ -62,28 +74,28 @@ def steps_of(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> list[P
 
 
 def step_count(rows: int, batch_size: int) -> int:
-    """Steps of an epoch."""
+    """Steps per epoch."""
     return -(-rows // batch_size)
 
 
-class EpochOrder(Sampler[Piece]):
-    """The pieces of one epoch that one process takes; the trainer chooses the epoch."""
+class EpochOrder(Sampler[MicroBatch]):
+    """The micro-batches of one epoch that one process computes.
 
-    def __init__(self, lengths: Lengths, batch_size: int, epochs: int, seed: int, sharing: Sharing) -> None:
-        """Refuse what cannot be shared out.
+    Raises:
+        PipelineError: some step has fewer rows than micro-batches.
+    """
 
-        Raises:
-            PipelineError: some step has fewer rows than pieces.
-        """
+    def __init__(self, lengths: Lengths, batch_size: int, epochs: int, seed: int, sharding: StepSharding) -> None:
         self._lengths, self._batch_size, self._epochs, self._seed = lengths, batch_size, epochs, seed
-        self._sharing = sharing
+        self._sharding = sharding
         self._epoch = 0
         self.steps = step_count(len(lengths), batch_size)
         fewest = len(lengths) // self.steps if self.steps else 0
-        if fewest < sharing.pieces:
+        if fewest < sharding.micro_batches:
             raise PipelineError(
-                f"a step of {fewest} rows (batch_size {batch_size}, {len(lengths)} rows in all) cannot be shared by "
-                f"{sharing.processes} processes × {sharing.turns} turns; have fewer of these, or a larger batch_size"
+                f"a step of {fewest} rows (batch_size {batch_size}, {len(lengths)} rows in all) cannot be divided among "
+                f"{sharding.world_size} processes × {sharding.gradient_accumulation_steps} gradient_accumulation_steps; lower "
+                "these, or raise batch_size"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,13 +103,62 @@ class EpochOrder(Sampler[Piece]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * self._sharing.turns
+        return self.steps * self._sharding.gradient_accumulation_steps
 
-    def __iter__(self) -> Iterator[Piece]:
-        epoch, sharing = self._epoch, self._sharing
+    def __iter__(self) -> Iterator[MicroBatch]:
+        epoch, sharding = self._epoch, self._sharding
         for number, rows in enumerate(steps_of(self._lengths, self._batch_size, self._seed, epoch)):
             progress = (epoch + number / self.steps) / self._epochs
-            for turn in range(sharing.turns):
-                # Every so-many-th row, not a run of them: rows are sorted by length, and nobody shall wait for the longest.
-                part = rows[turn * sharing.processes + sharing.process :: sharing.pieces]
-                yield Piece(part, epoch, progress, weight=len(part) * sharing.pieces / len(rows))
+            for turn in range(sharding.gradient_accumulation_steps):
+                # Strided, because rows are sorted by length: no process has to wait for one with all the long ones.
+                part = rows[turn * sharding.world_size + sharding.rank :: sharding.micro_batches]
+                yield MicroBatch(part, epoch, progress, weight=len(part) * sharding.micro_batches / len(rows))
+
+
+class TrainDataset(Dataset[Any]):
+    """Train rows, read one whole micro-batch at a time."""
+
+    def __init__(self, rows: RowData) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, rows: MicroBatch) -> Batch:
+        return self._rows.batch(rows) | {"weight": torch.tensor(rows.weight)}
+
+
+class DevDataset(Dataset[Any]):
+    """Rows to evaluate on, longest first, so that little is padding."""
+
+    def __init__(self, rows: RowData) -> None:
+        self._rows = rows
+        self.positions: Positions = np.argsort(-rows.lengths(), kind="stable")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return self._rows.batch(MicroBatch(self.positions[indices], epoch=0, progress=0.0, weight=1.0))
+
+    def in_row_order(self, logits: Floats) -> Floats:
+        """Logits [rows, outputs] of this dataset in the order of the rows."""
+        ordered = np.empty_like(logits)
+        ordered[self.positions] = logits
+        return ordered
+
+
+def train_loader(rows: TrainDataset, order: EpochOrder, workers: int) -> DataLoader[Any]:
+    """The micro-batches of an epoch in their order, read ahead by this many worker processes."""
+    return DataLoader(
+        rows,
+        batch_sampler=cast(Any, order),
+        collate_fn=cast(Any, as_it_is),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The collator of datasets that return whole batches."""
+    return batch

@@ -1,6 +1,5 @@
-"""The teacher: fine-tuned on the task, or adopted after a check that it answers it. Knows texts and one model."""
+"""The teacher of a task: a model fine-tuned on it, or a classifier adopted after validation."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,31 +17,27 @@ from pipeline.config.errors import Faults, PipelineError, refusals
 from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode, length_buckets
 from pipeline.corpus.task import Floats, Kind, Split, Task, measure, one_answer
-from pipeline.models.architectures import head_settings
+from pipeline.models.architectures import head_settings, refuse_unsupported
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids, pick_device
-from pipeline.models.hashes import check_saving
+from pipeline.models.loading import check_classifier, load_classifier
 from pipeline.models.outputs import Scale
-from pipeline.models.pretrained import (
-    answers_values,
-    check_classifier,
-    check_classifier_type,
-    config_of,
-    load_classifier,
-    load_tokenizer,
-    longest_input,
-    saved_labels,
-)
-from pipeline.models.soundness import GENERIC, check_label_names, check_token_types, check_values, check_vocabulary
+from pipeline.models.soundness import check_outputs, check_token_types, check_values, check_vocabulary
 from pipeline.store.files import folder_written_whole
-from pipeline.training.callbacks import NO_STATES, Conduct
-from pipeline.training.order import Piece
-from pipeline.training.trainer import OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.order import MicroBatch
+from pipeline.training.trainer import (
+    Objective,
+    OptimiserSettings,
+    TrainDev,
+    best_epoch,
+    fine_tune,
+    label_loss,
+    write_history,
+)
 
-ROWS_OF_A_BATCH = 64
-"""When an adopted teacher answers dev."""
-
-WAY_OUT = "lower teach.learning_rate where it is above 5.0e-5, else train longer"
-"""What to do about a fine-tuned teacher that has learnt nothing."""
+BATCH_ROWS = 64
+"""Rows per batch when an adopted teacher is evaluated on dev."""
 
 
 class TeacherSettings(Settings):
@@ -63,9 +58,16 @@ class Examples:
     input_ids: list[Ids]
     token_type_ids: list[Types] | None
     labels: Floats
-    """[rows]; NaN where there is none."""
-
+    """[rows]; NaN if unknown."""
     pad_token_id: int
+
+    @classmethod
+    def read(cls, prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Examples":
+        """Tokenise a prepared split."""
+        columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
+        encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
+        labels = np.array([np.nan if label is None else label for label in columns["label"]], dtype=np.float64)
+        return cls(encoded.input_ids, encoded.token_type_ids, labels, int(tokenizer.pad_token_id))
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each row."""
@@ -74,179 +76,123 @@ class Examples:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def batch(self, piece: Piece) -> Batch:
-        """The rows of a piece, with their labels."""
-        return self.inputs_at(piece.rows) | {"labels": torch.from_numpy(self.labels[piece.rows].astype(np.float32))}
+    def batch(self, rows: MicroBatch) -> Batch:
+        """Inputs and labels of a micro-batch."""
+        return self.inputs_at(rows.rows) | {"labels": torch.from_numpy(self.labels[rows.rows].astype(np.float32))}
 
     def inputs_at(self, positions: Integers) -> Batch:
-        """What a model reads of some rows."""
+        """Model inputs of some rows."""
         types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in positions]
         return collate([self.input_ids[row] for row in positions], types, self.pad_token_id)
 
+    def labelled(self) -> "Examples":
+        """The rows that have a label."""
+        known = np.flatnonzero(~np.isnan(self.labels))
+        types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in known]
+        return Examples([self.input_ids[row] for row in known], types, self.labels[known], self.pad_token_id)
+
 
 def teach(
-    prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path, conduct: Conduct = NO_STATES
+    prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> float:
     """Make the teacher of a task and write it to ``out``; returns its dev metric.
 
     Raises:
-        PipelineError: the checkpoint does not fit the task, or there is no label to learn from.
+        PipelineError: the checkpoint does not fit the task, or no train row has a label.
     """
-    task = Task.read(prepared)
-    if faults := teacher_faults(settings.model, settings, task.name, task.kind, task.labels, task.pair):
-        raise PipelineError(faults[0]) if len(faults) == 1 else Faults(f"teacher of {task.name}", faults)
-    tokenizer = _tokenizer(settings)
-    dev = _examples(prepared, "dev", tokenizer, settings.max_length)
+    task, folder = Task.read(prepared), ModelFolder(settings.model)
+    if errors := teacher_errors(folder, settings, task.name, task.kind, task.labels, task.pair):
+        raise PipelineError(errors[0]) if len(errors) == 1 else Faults(f"teacher of {task.name}", errors)
+    tokenizer = folder.tokenizer
+    tokenizer.model_max_length = settings.max_length  # the saved copy tells every later stage where to cut
+    dev = Examples.read(prepared, "dev", tokenizer, settings.max_length)
     if settings.fine_tune:
-        train = _labelled(_examples(prepared, "train", tokenizer, settings.max_length), task)
-        model, history = _fine_tuned(task, train, dev, settings, optimiser, conduct)
+        train = Examples.read(prepared, "train", tokenizer, settings.max_length).labelled()
+        model, history = _fine_tuned(task, folder, train, dev, optimiser, options)
         dev_value = best_epoch(history)["dev"]
     else:
-        model, history = load_classifier(settings.model), []
+        model, history = load_classifier(folder), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
     if dev_value <= (trivial := measure(task, dev.labels, one_answer(task, dev.labels))):
-        way_out = f"; {WAY_OUT}" if settings.fine_tune else ""
+        remedy = "; lower teach.learning_rate if it is above 5.0e-5, else train longer" if settings.fine_tune else ""
         found = f"{task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}"
-        print(f"note: teacher of {task.name}: {found}; students will learn as little{way_out}", flush=True)
-    with folder_written_whole(out) as folder:
+        print(f"note: teacher of {task.name}: {found}; students will learn as little{remedy}", flush=True)
+    with folder_written_whole(out) as written:
         model.config.update(head_settings(task))
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        task.save(folder)
-        write_history(folder, history)
+        model.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        task.save(written)
+        write_history(written, history)
     return dev_value
 
 
-def teacher_faults(
-    model: str, settings: TeacherSettings, task: str, kind: Kind, labels: tuple[str, ...] | None, pair: bool
+def teacher_errors(
+    folder: ModelFolder, settings: TeacherSettings, task: str, kind: Kind, labels: tuple[str, ...] | None, pair: bool
 ) -> list[str]:
     """Every reason why a model cannot teach a task, by its configuration, tokenizer and the names of its weights alone.
 
     Args:
-        model: where it lies; ``settings.model``, or the folder of that in the hub's cache.
+        folder: the model.
         settings: how it becomes the teacher.
-        task: what the task is called.
-        kind: the task's.
-        labels: its label names in their order; none for a regression, None where they are not known yet.
-        pair: whether its inputs are pairs of texts.
+        task: the task's name.
+        kind: the task's kind.
+        labels: label names in order; empty for regression, None if not known yet.
+        pair: whether inputs are pairs of texts.
     """
     try:
-        check_classifier_type(model)
-    except PipelineError as fault:  # of which everything else would say the same
-        return [str(fault)]
-    checks: list[Callable[[], object]] = [lambda: check_classifier(model, new_head=settings.fine_tune)]
+        refuse_unsupported(folder.config, folder.source)
+    except PipelineError as error:  # every other check would say the same
+        return [str(error)]
+    checks: list[Callable[[], object]] = [lambda: check_classifier(folder, new_head=settings.fine_tune)]
     if not settings.fine_tune and kind == "regression":
-        checks += [lambda: check_values(model)]
+        checks += [lambda: check_values(folder)]
     if not settings.fine_tune and labels is not None:
-        checks += [lambda: check_answers(model, task, kind, labels)]
+        checks += [lambda: check_outputs(folder, task, kind, labels)]
     try:
-        tokenizer = load_tokenizer(model)
-    except PipelineError as fault:
-        return [*refusals(*checks), str(fault)]
-    checks += [
-        lambda: _check_longest(model, settings, tokenizer),
-        lambda: check_length(tokenizer, pair, settings.max_length, model),
-        lambda: check_vocabulary(model, tokenizer),
-        lambda: check_token_types(model, tokenizer, pair),
-        lambda: check_saving(model, tokenizer),
-    ]
-    return refusals(*checks)
+        tokenizer = folder.tokenizer
+    except PipelineError as error:
+        return [*refusals(*checks), str(error)]
+    return refusals(
+        *checks,
+        lambda: _check_longest(folder, settings.max_length),
+        lambda: check_length(tokenizer, pair, settings.max_length, str(folder.source)),
+        lambda: check_vocabulary(folder),
+        lambda: check_token_types(folder, pair),
+        folder.check_saving,
+    )
 
 
-def _check_longest(model: str, settings: TeacherSettings, tokenizer: PreTrainedTokenizerBase) -> None:
-    longest = longest_input(model, tokenizer)
-    if settings.max_length > longest:
-        raise PipelineError(f"max_length is {settings.max_length}, but {settings.model} takes at most {longest} tokens")
-
-
-def _tokenizer(settings: TeacherSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, made to cut where the settings say; the saved copy tells every later stage."""
-    tokenizer = load_tokenizer(settings.model)
-    tokenizer.model_max_length = settings.max_length
-    return tokenizer
+def _check_longest(folder: ModelFolder, max_length: int) -> None:
+    if max_length > (longest := folder.longest_input):
+        raise PipelineError(f"max_length is {max_length}, but {folder.source} takes at most {longest} tokens")
 
 
 def _fine_tuned(
-    task: Task, train: Examples, dev: Examples, settings: TeacherSettings, optimiser: OptimiserSettings, conduct: Conduct
+    task: Task, folder: ModelFolder, train: Examples, dev: Examples, optimiser: OptimiserSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    if not len(train):
+        raise PipelineError(
+            f"no training example of {task.name} has a label, so no teacher can be fine-tuned; "
+            "name a classifier that is already fine-tuned and set teacher.fine_tune: false"
+        )
     set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
-    model = load_classifier(settings.model, task)
-    if model.config.pad_token_id is None:  # so that what is served of a decoder may come in batches
+    model = load_classifier(folder, task)
+    if model.config.pad_token_id is None:  # else a decoder could not be served in batches
         model.config.pad_token_id = train.pad_token_id
     scale = Scale.of(train.labels, model) if task.kind == "regression" else None
     if scale is not None:
         train = replace(train, labels=scale.reduced(train.labels))
-        if answers_values(settings.model):
+        if folder.has_regression_head:
             scale.take_out_of(model)
 
     def loss(model: PreTrainedModel, batch: Batch) -> Tensor:
         return label_loss(logits_from_ids(model, batch).float(), batch["labels"], task.kind)
 
-    def dev_metric(logits: Floats) -> float:
-        return measure(task, dev.labels, logits)
-
-    fit = fine_tune(f"teach {task.name}", model, train, dev, loss, dev_metric, optimiser, conduct)
+    objective = Objective(loss, lambda logits: measure(task, dev.labels, logits))
+    fit = fine_tune(f"teach {task.name}", model, TrainDev(train, dev), objective, optimiser, options)
     if scale is not None:
         scale.put_into(model)
     return model, fit.history
-
-
-def check_answers(model: str, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
-    """Refuse a classifier whose answers are not a task's; no weight is read.
-
-    Args:
-        model: the classifier's hub id or folder.
-        task: what the task is called.
-        kind: the task's.
-        labels: its label names in their order; none for a regression.
-
-    Raises:
-        PipelineError: it answers classes where a value is wanted, several labels a row, or others than these.
-    """
-    config = config_of(model, "classifier")
-    if kind == "regression":
-        if config.num_labels != 1:
-            raise PipelineError(f"{model} answers {config.num_labels} classes, but {task} is a regression")
-        return
-    if config.problem_type == "multi_label_classification":
-        raise PipelineError(
-            f"{model} gives each label an answer of its own (problem_type: multi_label_classification), "
-            f"but {task} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
-        )
-    check_label_names(model)
-    found = saved_labels(model)
-    if found != labels:
-        raise PipelineError(
-            f"{model} answers {list(found)}, but the labels of {task} are {list(labels)}; {_reconciled(found, labels)}"
-        )
-
-
-def _reconciled(found: tuple[str, ...], labels: tuple[str, ...]) -> str:
-    """What to write so that a task's labels are those of its classifier."""
-    generic = all(GENERIC.fullmatch(name) for name in found)
-    if {*labels} < {*found}:
-        return f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
-    if len(found) != len(labels):
-        unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
-        return f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
-    if set(found) == set(labels):
-        mapping = ", ".join(f"…: {_yaml(answer)}" for answer in found)
-        return (
-            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; where the table calls them otherwise, "
-            f"{{{mapping}}} with its own names in place of …"
-        )
-    if generic:
-        return (
-            "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports name "
-            "their answers by it"
-        )
-    pairs = ", ".join(f"…: {_yaml(answer)}" for answer in found)
-    return f"if they mean the same, say which of the table's is which: corpus.labels: {{{pairs}}}"
-
-
-def _yaml(value: object) -> str:
-    """A value as it can be written into params.yaml: JSON is YAML, whatever stands in its texts."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 @torch.inference_mode()
@@ -254,27 +200,8 @@ def _logits(model: PreTrainedModel, rows: Examples) -> Floats:
     device = pick_device()
     model.to(device)  # type: ignore[arg-type]
     result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
-    for positions in length_buckets(rows.lengths(), ROWS_OF_A_BATCH):
+    for positions in length_buckets(rows.lengths(), BATCH_ROWS):
         batch = {name: value.to(device) for name, value in rows.inputs_at(positions).items()}
         result[positions] = logits_from_ids(model, batch).float().cpu().numpy()
     model.to("cpu")  # type: ignore[arg-type]
     return result
-
-
-def _examples(prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
-    columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
-    encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
-    labels = np.array([np.nan if label is None else label for label in columns["label"]], dtype=np.float64)
-    return Examples(encoded.input_ids, encoded.token_type_ids, labels, int(tokenizer.pad_token_id))
-
-
-def _labelled(rows: Examples, task: Task) -> Examples:
-    """The rows that have a label."""
-    known = np.flatnonzero(~np.isnan(rows.labels))
-    if not len(known):
-        raise PipelineError(
-            f"no training example of {task.name} has a label, so no teacher can be fine-tuned; "
-            "name a classifier that is already fine-tuned and set teacher.fine_tune: false"
-        )
-    types = None if rows.token_type_ids is None else [rows.token_type_ids[i] for i in known]
-    return Examples([rows.input_ids[i] for i in known], types, rows.labels[known], rows.pad_token_id)

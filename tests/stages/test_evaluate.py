@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from pipeline.models.loading import load_classifier
 from transformers import BertConfig, BertForSequenceClassification
 
 from pipeline.evaluation.quality import logits_of
+from pipeline.models.loading import load_classifier
 from pipeline.shards.manifest import LINEAGE_FILE, lineage, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json

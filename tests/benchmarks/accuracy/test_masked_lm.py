@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from pipeline.models.folder import load_tokenizer
 
 from benchmarks.accuracy import masked_lm
 from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
 from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
+from pipeline.models.folder import load_tokenizer
 from tests.benchmarks.accuracy.sets import save_set
 from tests.world import MAX_LENGTH, make_task, save_teacher
 

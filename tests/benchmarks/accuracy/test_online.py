@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.models.folder import load_tokenizer
 
 from benchmarks.accuracy.adversary import OwnGradient
 from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
@@ -14,6 +13,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.distill.dataset import Examples
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import radius_of

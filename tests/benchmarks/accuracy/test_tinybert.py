@@ -4,8 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.models.folder import load_tokenizer
-from pipeline.models.loading import load_classifier
 from torch.nn.functional import mse_loss
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
@@ -15,7 +13,9 @@ from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.dataset import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
+from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze
+from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.training.order import MicroBatch
 from tests.world import student_settings

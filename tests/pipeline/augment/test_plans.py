@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-from pipeline.models.folder import model_hash
 from torch import Tensor
 
 from pipeline.augment import plans
@@ -17,6 +16,7 @@ from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError
 from pipeline.distill.dataset import aims_in
+from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pipeline.models.folder import model_hash
 from torch import Tensor
 from transformers import RobertaConfig
 from transformers import RobertaForSequenceClassification as Roberta
@@ -15,6 +14,7 @@ from pipeline.augment.candidates import MaskedLMSettings
 from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision, Scout
 from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
+from pipeline.models.folder import model_hash
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from tests.world import (
     MAX_LENGTH,

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
 from tests.world import make_task, make_tokenizer, save_on_hub, save_teacher
@@ -109,7 +110,7 @@ def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_mad
         ({f"{MOVIES}.teacher.max_length": 64}, "tasks.movies.teacher: max_length is 64, but "),
         (
             {f"{MOVIES}.words": {"model": "data/nope", "fit": True}, "augment.recipes": [["masked_lm"]]},
-            "tasks.movies.words: no masked language model can be loaded from data/nope: there is no such folder",
+            "tasks.movies.words: no model can be loaded from data/nope: there is no such folder",
         ),
         ({f"{MOVIES}.teacher.model": "data/nope"}, "no model can be loaded from data/nope: there is no such folder"),
         (
@@ -118,7 +119,7 @@ def test_a_size_that_its_teacher_does_not_have_is_told_before_the_teacher_is_mad
         ),
         (
             {"students": {"half": {"start": {"checkpoint": "data/nope"}}}},
-            "students.half: no checkpoint can be loaded from data/nope",
+            "students.half: no model can be loaded from data/nope",
         ),
         ({f"{MOVIES}.corpus.dev": None}, "tasks.movies.corpus.dev: the corpus has no dev split; say which share of train"),
         (
@@ -179,7 +180,7 @@ def of_several_labels_a_row(folder: Path) -> None:
         (pickled, "it has no weights as safetensors; .bin files are not read, since they can run code; load them where you"),
         (an_adapter, "it has no config.json; it holds an adapter: merge that into its model (merge_and_unload) and save the"),
         (states_of_a_training, "it has no config.json; name one of its checkpoints, such as {}/checkpoint-100"),
-        (no_json, "no classifier can be loaded from {}: "),
+        (no_json, "no model can be loaded from {}: "),
         (of_fewer_tokens, "{} knows 7 tokens, but its tokenizer gives "),
         (of_several_labels_a_row, "{} gives each label an answer of its own (problem_type: multi_label_classification), but "),
     ],
@@ -242,9 +243,7 @@ def test_a_model_in_the_cache_of_the_hub_is_asked_as_one_in_a_folder_is(write: C
 def test_a_model_of_the_hub_that_is_not_here_yet_is_noted(write: Callable[[str, str], Path], hub: Path) -> None:
     status, text = check(write("params.yaml", changed(of_hub("org/other"))))
     assert status == 0, text
-    assert (
-        "note: org/other is not on this machine yet, so nothing is checked of it; after `hf download org/other` it is" in text
-    )
+    assert "note: org/other is not on this machine yet, so it is not checked; after `hf download org/other` it is" in text
 
 
 def test_a_revision_of_a_model_is_asked_where_it_is_here_and_noted_where_it_is_not(
@@ -318,3 +317,22 @@ def test_a_checkpoint_with_another_tokenizer_than_the_teachers_is_told_before_an
     }
     _, text = check(write("params.yaml", changed(at)))
     assert f"  - students.half, cut from {other}: {other} has another tokenizer (" in text, text
+
+
+def test_each_model_is_opened_once(write: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = str(save_teacher(tmp_path / "pretrained", make_task())), list[str]()
+    original = AutoTokenizer.from_pretrained
+
+    def note(pretrained_model_name_or_path: Path, **more: Any) -> Any:
+        read.append(str(pretrained_model_name_or_path))
+        return original(pretrained_model_name_or_path, **more)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
+    settings = {
+        f"{MOVIES}.teacher": {"model": model, "max_length": 16, "fine_tune": True},
+        f"{MOVIES}.words": {"model": model, "fit": True},
+        "augment.recipes": [["masked_lm"]],
+        "students": {"half": {"layers": 2}, "other": {"layers": 1, "start": {"checkpoint": model}}},
+    }
+    status, text = check(write("params.yaml", changed(settings)))
+    assert (status, read) == (0, [model]), text

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pipeline.models.loading import load_classifier
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
@@ -13,6 +12,7 @@ from pipeline.distill import launch
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
+from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.store.code import BUILD, Build
 from pipeline.store.store import Store

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.models.loading import load_classifier
 from pydantic import ValidationError
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -18,6 +17,7 @@ from pipeline.distill.dataset import VARIANT, Examples, Variants
 from pipeline.distill.losses import ObjectiveSettings, StudentLoss, clean_loss, imitation_loss, soft_loss
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
+from pipeline.models.loading import load_classifier
 from pipeline.models.outputs import divergence
 from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Row, Shards

@@ -8,8 +8,6 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from pipeline.models.folder import load_tokenizer, tokenizer_hash
-from pipeline.models.loading import load_classifier
 from pydantic import ValidationError
 
 from pipeline.augment.passes import augment, score
@@ -21,6 +19,8 @@ from pipeline.distill.scout import train_scout
 from pipeline.distill.settings import ScoutSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
+from pipeline.models.folder import load_tokenizer, tokenizer_hash
+from pipeline.models.loading import load_classifier
 from pipeline.models.outputs import Scale
 from pipeline.perturbation.surrogate import MAP_FILE, SCOUT_FILE, ScoutFolder
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage, manifest_hash, training_hash

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from pipeline.models.loading import load_classifier
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertModel, PreTrainedModel, set_seed
 
 from pipeline.config.errors import PipelineError
@@ -15,6 +14,7 @@ from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import Checkpoint, SizeSettings, chosen_layers, make_student, principal_map
 from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
+from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import carried
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_task, make_tokenizer, save_teacher

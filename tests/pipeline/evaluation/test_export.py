@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pipeline.models.folder import model_hash
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from pipeline.config.errors import PipelineError
@@ -28,6 +27,7 @@ from pipeline.evaluation.export import (
     mixed_groups,
 )
 from pipeline.evaluation.quality import EvaluationSettings, Speed
+from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.shards.reader import Rows, Shards
 from pipeline.store.files import write_json

@@ -2,11 +2,8 @@ import math
 from pathlib import Path
 
 import pytest
-from pipeline.models.folder import saved_labels
-from pipeline.models.loading import load_classifier
 from transformers import (
     BartConfig,
-    BertConfig,
     FunnelConfig,
     Gemma3Config,
     PreTrainedConfig,
@@ -15,6 +12,7 @@ from transformers import (
 
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import SUPPORTED, positions_of
+from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS
 
 
@@ -46,9 +44,3 @@ def test_an_xlnet_that_summarises_over_padding_is_refused(tmp_path: Path) -> Non
 
 def test_relative_positions_and_none_at_all_have_no_end() -> None:
     assert positions_of(XLNetConfig()) == positions_of(FunnelConfig()) == math.inf
-
-
-def test_label_names_come_in_the_order_of_the_logits(tmp_path: Path) -> None:
-    names = {number: f"name{number}" for number in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
-    BertConfig(id2label=names).save_pretrained(tmp_path)
-    assert saved_labels(tmp_path) == tuple(f"name{number}" for number in range(11))

@@ -7,13 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
-from pipeline.training.order import EpochOrder, Lengths, MicroBatch, StepSharding, steps_of
+from pipeline.corpus.encoding import Batch
+from pipeline.training.order import (
+    DevDataset,
+    EpochOrder,
+    Lengths,
+    MicroBatch,
+    StepSharding,
+    TrainDataset,
+    as_it_is,
+    steps_of,
+    train_loader,
+)
 
 some_lengths = st.lists(st.integers(1, 64), min_size=1, max_size=80).map(lambda lengths: np.array(lengths, dtype=np.int64))
 
 
-def pieces_of(lengths: Lengths, batch_size: int, epoch: int, sharing: StepSharding, epochs: int = 9) -> list[MicroBatch]:
-    order = EpochOrder(lengths, batch_size, epochs, 0, sharing)
+def micro_batches_of(
+    lengths: Lengths, batch_size: int, epoch: int, sharding: StepSharding, epochs: int = 9
+) -> list[MicroBatch]:
+    order = EpochOrder(lengths, batch_size, 9, 0, sharding)
     order.set_epoch(epoch)
     found = list(order)
     assert len(found) == len(order)
@@ -31,36 +44,38 @@ def test_an_epoch_holds_every_row_once_in_steps_of_nearly_one_size(lengths: Leng
 
 
 @given(some_lengths, st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
-def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_turns(
-    lengths: Lengths, batch_size: int, processes: int, turns: int, epoch: int
+def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_micro_batches(
+    lengths: Lengths, batch_size: int, world_size: int, turns: int, epoch: int
 ) -> None:
     steps = steps_of(lengths, batch_size, 0, epoch)
-    if min(map(len, steps)) < processes * turns:
-        with pytest.raises(PipelineError, match=rf"cannot be shared by {processes} processes × {turns} turns"):
-            EpochOrder(lengths, batch_size, 9, 0, StepSharding(processes, 0, turns))
+    if min(map(len, steps)) < world_size * turns:
+        with pytest.raises(PipelineError, match=rf"cannot be divided among {world_size} processes × {turns} gradient"):
+            EpochOrder(lengths, batch_size, 9, 0, StepSharding(world_size, 0, turns))
         return
-    taken = [pieces_of(lengths, batch_size, epoch, StepSharding(processes, number, turns)) for number in range(processes)]
+    taken = [
+        micro_batches_of(lengths, batch_size, epoch, StepSharding(world_size, number, turns)) for number in range(world_size)
+    ]
     assert {len(pieces) for pieces in taken} == {len(steps) * turns}, "as many steps for every process"
     for number, rows in enumerate(steps):
         of_step = [piece for pieces in taken for piece in pieces[number * turns : (number + 1) * turns]]
         assert sorted(int(row) for piece in of_step for row in piece.rows) == sorted(rows.tolist())
-        assert sum(piece.weight for piece in of_step) == pytest.approx(processes * turns)
+        assert sum(piece.weight for piece in of_step) == pytest.approx(world_size * turns)
         assert {piece.progress for piece in of_step} == {(epoch + number / len(steps)) / 9}
         values = {int(row): float(row) for row in rows}
-        mean = sum(piece.weight * np.mean([values[int(row)] for row in piece.rows]) for piece in of_step) / (processes * turns)
+        mean = sum(piece.weight * np.mean([values[int(row)] for row in piece.rows]) for piece in of_step) / (world_size * turns)
         assert mean == pytest.approx(np.mean(list(values.values()))), "weighted, the mean of means is the mean over the step"
 
 
 @given(some_lengths, st.integers(2, 5), st.integers(0, 4), st.integers(1, 3), st.integers(1, 3))
-def test_a_training_that_goes_on_with_other_processes_loses_and_repeats_no_row(
+def test_a_training_that_resumes_with_another_world_size_loses_and_repeats_no_row(
     lengths: Lengths, batch_size: int, done: int, before: int, after: int
 ) -> None:
     steps = steps_of(lengths, batch_size, 0, 0)
     done = min(done, len(steps))
     if min(map(len, steps)) < max(before, after):
         return
-    first = [pieces_of(lengths, batch_size, 0, StepSharding(before, number))[:done] for number in range(before)]
-    rest = [pieces_of(lengths, batch_size, 0, StepSharding(after, number))[done:] for number in range(after)]
+    first = [micro_batches_of(lengths, batch_size, 0, StepSharding(before, number))[:done] for number in range(before)]
+    rest = [micro_batches_of(lengths, batch_size, 0, StepSharding(after, number))[done:] for number in range(after)]
     seen = sorted(int(row) for pieces in first + rest for piece in pieces for row in piece.rows)
     assert seen == list(range(len(lengths)))
 
@@ -104,9 +119,9 @@ def test_little_of_a_step_is_padding(batch_size: int) -> None:
     assert unsorted / lengths.sum() > 1.5, "the distribution is one on which bucketing matters"
 
 
-def test_the_pieces_of_a_step_are_alike_in_length() -> None:
+def test_the_micro_batches_of_a_step_are_alike_in_length() -> None:
     lengths = realistic_lengths(5000)
-    taken = [pieces_of(lengths, 32, 0, StepSharding(4, number)) for number in range(4)]
+    taken = [micro_batches_of(lengths, 32, 0, StepSharding(4, number)) for number in range(4)]
     for pieces in zip(*taken, strict=True):
         longest = [int(lengths[piece.rows].max()) for piece in pieces]
         assert max(longest) - min(longest) <= 40
@@ -126,3 +141,39 @@ def test_rows_that_share_a_step_are_others_in_the_next_epoch_even_if_no_two_rows
     lengths = np.random.default_rng(0).permutation(5000) + 1
     together = [{frozenset(rows.tolist()) for rows in steps_of(lengths, 8, 0, epoch)} for epoch in (0, 1)]
     assert len(together[0] & together[1]) <= 2
+
+
+class Numbers:
+    """Rows that consist of their number, as often as they are long."""
+
+    def __init__(self, lengths: Lengths) -> None:
+        self._lengths = lengths
+
+    def lengths(self) -> Lengths:
+        return self._lengths
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def batch(self, rows: MicroBatch) -> Batch:
+        return {"rows": torch.from_numpy(rows.rows), "longest": torch.tensor(self._lengths[rows.rows].max())}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_reads_the_micro_batches_in_their_order_with_their_weights(workers: int) -> None:
+    lengths = realistic_lengths(50)
+    order = EpochOrder(lengths, 8, 9, 0, StepSharding(2, 1, 2))
+    order.set_epoch(3)
+    found = list(train_loader(TrainDataset(Numbers(lengths)), order, workers))
+    assert [batch["rows"].tolist() for batch in found] == [part.rows.tolist() for part in order]
+    assert [float(batch["weight"]) for batch in found] == pytest.approx([part.weight for part in order])
+
+
+@given(some_lengths, st.integers(1, 9))
+def test_dev_rows_come_longest_first_and_their_logits_return_to_their_rows(lengths: Lengths, batch_size: int) -> None:
+    dataset = DevDataset(Numbers(lengths))
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=as_it_is))
+    longest = [int(batch["longest"]) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    logits = np.concatenate([batch["rows"].numpy()[:, None] for batch in batches])
+    assert dataset.in_row_order(logits)[:, 0].tolist() == list(range(len(lengths)))

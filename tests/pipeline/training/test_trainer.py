@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline.models.loading import load_classifier
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
@@ -25,16 +24,26 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, collate, model_inputs
 from pipeline.corpus.task import Floats, Kind, Task
 from pipeline.models.architectures import head_settings
-from pipeline.training import callbacks as conduct
-from pipeline.training.callbacks import RunOptions
+from pipeline.models.loading import load_classifier
+from pipeline.training import callbacks
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.checkpoints import mark_whole, newest_whole
 from pipeline.training.order import Lengths, MicroBatch, steps_of
-from pipeline.training.trainer import HISTORY_FILE, OptimiserSettings, best_epoch, fine_tune, label_loss, write_history
+from pipeline.training.trainer import (
+    HISTORY_FILE,
+    Objective,
+    OptimiserSettings,
+    TrainDev,
+    best_epoch,
+    fine_tune,
+    label_loss,
+    write_history,
+)
 from tests import world
 from tests.world import MAX_LENGTH, SPECIAL, WORDS
 
 SETTINGS = OptimiserSettings.model_validate(
-    world.OPTIMISER | {"epochs": 3, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 5}
+    world.OPTIMISER | {"num_train_epochs": 3, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 5}
 )
 
 
@@ -69,15 +78,15 @@ def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Ki
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("epochs", 0),
+        ("num_train_epochs", 0),
         ("batch_size", 0),
         ("learning_rate", 0.0),
-        ("warmup", 1.0),
-        ("warmup", -0.1),
+        ("warmup_ratio", 1.0),
+        ("warmup_ratio", -0.1),
         ("weight_decay", -0.1),
-        ("accumulation", 0),
-        ("clip", -1.0),
-        ("schedule", "wild"),
+        ("gradient_accumulation_steps", 0),
+        ("max_grad_norm", -1.0),
+        ("lr_scheduler_type", "wild"),
         ("precision", "int8"),
     ],
 )  # fmt: skip
@@ -147,14 +156,11 @@ TRAIN, DEV = Toy(120, seed=0), Toy(70, seed=1)
 
 
 def tune(model: PreTrainedModel, more: Any = None, **changes: Any) -> list[dict[str, float]]:
-    given = {
-        "train": TRAIN,
-        "dev": DEV,
-        "loss": toy_loss,
-        "measure_dev": accuracy_on(DEV),
-        "settings": SETTINGS.model_copy(update=more or {}),
-    }
-    return fine_tune("toy", model, **(given | changes)).history
+    rows = TrainDev(changes.get("train", TRAIN), changes.get("dev", DEV))
+    metric, memory = changes.get("measure_dev", accuracy_on(DEV)), changes.get("memory")
+    objective = Objective(changes.get("loss", toy_loss), metric, memory=memory)
+    settings, options = SETTINGS.model_copy(update=more or {}), changes.get("options", NO_CHECKPOINTS)
+    return fine_tune("toy", model, rows, objective, settings, options).history
 
 
 def test_a_separable_problem_is_learnt_and_its_history_says_so(
@@ -222,7 +228,7 @@ def test_the_same_seed_gives_the_same_history_and_weights_and_another_seed_other
     for seed in (5, 5, 6):
         model = copy.deepcopy(untrained)
         torch.rand(seed)
-        history = tune(model, {"epochs": 2, "seed": seed})
+        history = tune(model, {"num_train_epochs": 2, "seed": seed})
         results.append((history, one_by_one(model, DEV).tobytes()))
     assert results[0] == results[1]
     assert results[0][0] != results[2][0]
@@ -241,14 +247,14 @@ def test_the_seed_decides_chance_inside_the_model_too_and_what_ran_before_does_n
     losses = []
     for seed in (5, 5, 6):
         torch.rand(seed)
-        (entry,) = tune(copy.deepcopy(untrained), {"epochs": 1, "seed": seed}, train=OneRow())
+        (entry,) = tune(copy.deepcopy(untrained), {"num_train_epochs": 1, "seed": seed}, train=OneRow())
         losses.append(entry["loss"])
     assert losses[0] == losses[1]
     assert abs(losses[0] - losses[2]) > 1e-3
 
 
 def test_a_seed_may_be_as_large_as_those_that_names_give(model: PreTrainedModel) -> None:
-    assert len(tune(model, {"epochs": 1, "seed": 2**63 - 1})) == 1
+    assert len(tune(model, {"num_train_epochs": 1, "seed": 2**63 - 1})) == 1
 
 
 @pytest.fixture
@@ -275,7 +281,7 @@ def test_the_learning_rate_rises_for_its_share_of_the_steps_then_falls_to_zero(
         schedule.step()
     wanted = [step["groups"][0]["lr"] for step in steps]
     steps.clear()
-    tune(model, {"warmup": 0.25, "weight_decay": 0.03, "epochs": 2})
+    tune(model, {"warmup_ratio": 0.25, "weight_decay": 0.03, "num_train_epochs": 2})
     assert [step["groups"][0]["lr"] for step in steps] == pytest.approx(wanted)
     assert {step["name"] for step in steps} == {"AdamW"}
     assert [group["weight_decay"] for group in steps[0]["groups"]] == [0.03, 0.0]
@@ -295,7 +301,7 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     history = tune(plain, measure_dev=Scripted(0.9, 0.5, 0.2))
     handle.remove()
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), conduct=RunOptions(snapshots=folders)) == history
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(snapshots=folders)) == history
     assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
     assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
     assert sorted(tmp_path.iterdir()) == sorted(folders)
@@ -304,7 +310,7 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
 def test_more_snapshots_than_steps_are_refused_before_training(model: PreTrainedModel, tmp_path: Path) -> None:
     before = weights(model)
     with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ; keep fewer, or train longer"):
-        tune(model, conduct=RunOptions(snapshots=[tmp_path / str(number) for number in range(25)]))
+        tune(model, options=RunOptions(snapshots=[tmp_path / str(number) for number in range(25)]))
     assert weights(model) == before
 
 
@@ -312,7 +318,7 @@ def test_the_loss_that_is_told_is_the_loss_that_was_given(model: PreTrainedModel
     def constant(model: PreTrainedModel, batch: Batch) -> Tensor:
         return model(**model_inputs(batch)).logits.sum(dim=1) * 0.0 + 2.5
 
-    history = tune(model, {"epochs": 2}, loss=constant)
+    history = tune(model, {"num_train_epochs": 2}, loss=constant)
     assert [entry["loss"] for entry in history] == pytest.approx([2.5, 2.5])
 
 
@@ -324,7 +330,7 @@ def test_pieces_of_a_step_change_nothing_but_last_digits(untrained: PreTrainedMo
         for module in each.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    wanted, found = tune(whole, {"batch_size": 7}), tune(model, {"batch_size": 7, "accumulation": turns})
+    wanted, found = tune(whole, {"batch_size": 7}), tune(model, {"batch_size": 7, "gradient_accumulation_steps": turns})
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in wanted], rel=1e-3)
     np.testing.assert_allclose(one_by_one(model, DEV), one_by_one(whole, DEV), atol=2e-2)
 
@@ -333,19 +339,26 @@ class Stopped(Exception):
     """The process ends here."""
 
 
-class Noting:
-    """A loss that notes its values, and ends the process at one of them."""
+class Remembering:
+    """A loss whose value depends on how often it was asked, which it must know again when a training goes on."""
 
     def __init__(self, stop: int | None = None) -> None:
-        self.stop = stop
+        self.asked, self.stop = 0.0, stop
         self.losses: list[float] = []
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         if self.stop is not None and len(self.losses) == self.stop:
             raise Stopped
-        loss = toy_loss(model, batch)
+        self.asked += 1
+        loss = toy_loss(model, batch) * (1 + self.asked / 100)
         self.losses.append(float(loss.detach().mean()))
         return loss
+
+    def state(self) -> dict[str, float]:
+        return {"asked": self.asked}
+
+    def restore(self, state: dict[str, float]) -> None:
+        self.asked = state["asked"]
 
 
 @pytest.mark.parametrize(("stop", "every", "again"), [(5, 2, 4), (8, 3, 8), (11, 3, 9), (17, 0, 16), (23, 5, 20), (2, 3, 0)])
@@ -353,17 +366,17 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_losses_to_the_last_di
     untrained: PreTrainedModel, tmp_path: Path, stop: int, every: int, again: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Stopped before step ``stop`` + 1 of 24, it resumes after step ``again``, the last that was kept; dropout and all."""
-    whole, plain = Noting(), copy.deepcopy(untrained)
-    wanted = tune(plain, loss=whole)
-    conduct = RunOptions(checkpoints=tmp_path / "states", checkpoint_steps=every)
-    first = Noting(stop)
+    whole, plain = Remembering(), copy.deepcopy(untrained)
+    wanted = tune(plain, loss=whole, memory=whole)
+    options = RunOptions(checkpoints=tmp_path / "states", save_steps=every)
+    first = Remembering(stop)
     with pytest.raises(Stopped):
-        tune(copy.deepcopy(untrained), loss=first, conduct=conduct)
+        tune(copy.deepcopy(untrained), loss=first, memory=first, options=options)
     assert first.losses == whole.losses[:stop]
     capsys.readouterr()
     torch.rand(3)
-    second, model = Noting(), copy.deepcopy(untrained)
-    found = tune(model, loss=second, conduct=conduct)
+    second, model = Remembering(), copy.deepcopy(untrained)
+    found = tune(model, loss=second, memory=second, options=options)
     assert second.losses == whole.losses[again:]
     assert found == wanted
     assert weights(model) == weights(plain)
@@ -377,9 +390,9 @@ def test_a_finished_training_whose_folder_was_moved_is_left_with_its_best_weight
     """All steps were done when its process ended, so that going on means no more than to load the best."""
     figures = (0.2, 0.9, 0.5)
     plain, moved = copy.deepcopy(untrained), copy.deepcopy(untrained)
-    wanted = tune(plain, measure_dev=Scripted(*figures), conduct=RunOptions(checkpoints=tmp_path / "here"))
+    wanted = tune(plain, measure_dev=Scripted(*figures), options=RunOptions(checkpoints=tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
-    found = tune(moved, measure_dev=Scripted(), conduct=RunOptions(checkpoints=tmp_path / "there"))
+    found = tune(moved, measure_dev=Scripted(), options=RunOptions(checkpoints=tmp_path / "there"))
     assert found == wanted
     assert weights(moved) == weights(plain)
 
@@ -389,22 +402,22 @@ def test_a_training_that_ends_while_its_new_best_state_is_written_goes_on_from_a
 ) -> None:
     plain = copy.deepcopy(untrained)
     wanted = tune(plain, measure_dev=Scripted(0.2, 0.5, 0.9))
-    folder = RunOptions(checkpoints=tmp_path, checkpoint_steps=3)
+    folder = RunOptions(checkpoints=tmp_path, save_steps=3)
 
     def end_at_16(states: Path, step: int, *more: Any) -> None:
         if step == 16:
             raise Stopped
         mark_whole(states, step, *more)
 
-    monkeypatch.setattr(conduct, "mark_whole", end_at_16)
+    monkeypatch.setattr(callbacks, "mark_whole", end_at_16)
     with pytest.raises(Stopped):
-        tune(copy.deepcopy(untrained), measure_dev=Scripted(0.2, 0.5), conduct=folder)
+        tune(copy.deepcopy(untrained), measure_dev=Scripted(0.2, 0.5), options=folder)
     monkeypatch.undo()
     whole = newest_whole(tmp_path)
     assert whole is not None
     assert whole[0].name == "checkpoint-15"
     model = copy.deepcopy(untrained)
-    assert tune(model, measure_dev=Scripted(0.5, 0.9), conduct=folder) == wanted
+    assert tune(model, measure_dev=Scripted(0.5, 0.9), options=folder) == wanted
     assert weights(model) == weights(plain)
 
 
