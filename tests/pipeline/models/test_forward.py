@@ -2,20 +2,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from pipeline.models.pretrained import (
+    load_classifier,
+)
 
 from pipeline.corpus.encoding import collate, encode
 from pipeline.models.architectures import DECODERS
 from pipeline.models.forward import (
     embed,
     freeze,
-    logits_and_states,
     logits_from_embeddings,
     logits_from_ids,
     parameter_count,
     word_embeddings,
 )
-from pipeline.models.loading import load_classifier
-from tests.architectures import CONFIGURATIONS, LENGTHS, PAD, alone, assert_as_plain, of_type, rows_of
+from tests.architectures import CONFIGURATIONS, LENGTHS, PAD, assert_as_plain, of_type, rows_of
 from tests.world import make_tokenizer
 
 
@@ -23,20 +24,6 @@ from tests.world import make_tokenizer
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_ids_and_embeddings_give_the_logits_that_transformers_gives_each_row_alone(kind: str, lengths: tuple[int, ...]) -> None:
     assert_as_plain(of_type(kind), rows_of(kind, lengths))
-
-
-@pytest.mark.parametrize("kind", CONFIGURATIONS)
-def test_states_are_those_that_transformers_has_of_each_row_alone_where_its_head_reads(kind: str) -> None:
-    model, batch = of_type(kind), rows_of(kind)
-    words = embed(model, batch["input_ids"])
-    logits, states = logits_and_states(model, batch, words, [1, 2])
-    torch.testing.assert_close(logits, logits_from_embeddings(model, batch, words))
-    place = -1 if kind in (*DECODERS, "xlnet") else 0
-    for row in range(len(logits)):
-        one = {name: value for name, value in alone(batch, row).items() if name != "attention_mask"}
-        found = model(**one, output_hidden_states=True).hidden_states
-        wanted = torch.stack([found[layer][0, place] for layer in (1, 2)])
-        torch.testing.assert_close(states[row], wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)

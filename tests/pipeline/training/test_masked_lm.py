@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
-from pipeline.augment.masked_lm import MaskedLM, MaskedLMSettings
 from torch.nn import functional
 from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
+from pipeline.augment.batches import Inputs
+from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import ENCODERS
 from pipeline.models.folder import load_tokenizer, model_hash
@@ -83,7 +84,7 @@ def test_a_fitted_model_learns_which_word_was_masked_and_proposes_it(prepared: P
     tokenizer = load_tokenizer(teacher)
     model = MaskedLM(tmp_path / "12", MaskedLMSettings(replace=0.4, candidates=1, batch_rows=8), tokenizer)
     texts = [" ".join([word] * 3) for word in WORDS[:8]]
-    found = model.candidates([torch.tensor(tokenizer(text)["input_ids"]).numpy().astype("int32") for text in texts], None)
+    found = model.candidates(Inputs(texts, [np.array(tokenizer(text)["input_ids"], np.int32) for text in texts], None))
     right = [int((row.ids == len(SPECIAL) + number).sum()) for number, row in enumerate(found)]
     assert sum(right) > 20, "of 24"
 
@@ -183,7 +184,7 @@ def test_every_encoder_is_fitted_from_a_classifier_and_proposes_words(prepared: 
     assert later.perplexity is not None
     assert later.perplexity < first.perplexity
     model = MaskedLM(tmp_path / "4", MaskedLMSettings(replace=0.4, candidates=3, batch_rows=8), load_tokenizer(tmp_path / "4"))
-    (row,) = model.candidates([np.array([2, 9, 10, 3], dtype=np.int32)], None)
+    (row,) = model.candidates(Inputs(["a"], [np.array([2, 9, 10, 3], dtype=np.int32)], None))
     assert row.ids.shape == (6,)
 
 
