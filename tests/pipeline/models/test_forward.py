@@ -2,9 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipeline.models.pretrained import (
-    load_classifier,
-)
 
 from pipeline.corpus.encoding import collate, encode
 from pipeline.models.architectures import DECODERS
@@ -16,6 +13,7 @@ from pipeline.models.forward import (
     parameter_count,
     word_embeddings,
 )
+from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS, LENGTHS, PAD, assert_as_plain, of_type, rows_of
 from tests.world import make_tokenizer
 
