@@ -21,21 +21,18 @@ from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
 from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, runtime_of, settings_of
-from pipeline.augment.candidates import MaskedLMSettings
 from pipeline.augment.partition import places
 from pipeline.augment.passes import open_workers, score
 from pipeline.augment.plans import Augmentation
-from pipeline.augment.recipes import ScoreSettings
-from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision
+from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet
 from pipeline.augment.variant_jobs import read_scored
 from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import CodecName, InferenceSettings, Precision, ReplacementSettings, RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
 from pipeline.models.folder import load_tokenizer
 from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import radius_of
 from pipeline.shards.codec import CODECS, dequantise
-from pipeline.shards.schema import CodecName
 from pipeline.store.store import Store
 from stages.command import stage
 
@@ -49,7 +46,7 @@ class World:
     def __init__(self, folder: Path, prepared: Path, teacher: Path, rows: int, shard_rows: int) -> None:
         self.folder, self.teacher = folder, teacher
         self.prepared = first_rows(prepared, folder / "prepared", rows)
-        score_settings = ScoreSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
+        score_settings = InferenceSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
         score(self.prepared, teacher, score_settings, self.runtime(0), self.scores)
 
     @property
@@ -216,7 +213,7 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
         set_seed(0)
         AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
         load_tokenizer(world.teacher).save_pretrained(folder)
-        words = MaskedLMSettings(replace=0.4, candidates=15, batch_rows=64)
+        words = ReplacementSettings(replace=0.4, candidates=15, batch_rows=64)
         models = ModelSet(ModelFolders(world.teacher, None, Path(folder), words), "float32")
         part = world.scored()[0].take(np.arange(min(64, len(world.scored()[0].inputs))))
         inputs = part.inputs

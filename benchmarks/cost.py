@@ -37,10 +37,10 @@ from benchmarks.trainings import (
     varied_batches,
     with_teacher,
 )
+from pipeline.config.settings import StudentSettings
 from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import Examples
 from pipeline.distill.losses import StudentLoss
-from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.shards.reader import Shards
 from pipeline.training.order import MicroBatch

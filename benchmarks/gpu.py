@@ -21,9 +21,10 @@ from benchmarks.augment import bare_loop
 from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import RADIUS, settings_of
 from pipeline.augment.batches import Inputs
-from pipeline.augment.teacher import ModelFolders, ModelSet, Precision
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variant_jobs import VariantWork
 from pipeline.augment.variants import Making, Scored, make_variant
+from pipeline.config.settings import Precision
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.forward import pick_device

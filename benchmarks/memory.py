@@ -13,7 +13,7 @@ import click
 from benchmarks.timing import Figure
 from benchmarks.worlds import BATCH_ROWS, first_rows, runtime_of, settings_of, small_teacher
 from pipeline.augment.passes import augment, score
-from pipeline.augment.recipes import ScoreSettings
+from pipeline.config.settings import InferenceSettings
 from pipeline.corpus.task import Task
 from pipeline.shards.reader import Shards
 from stages.command import stage
@@ -52,7 +52,7 @@ def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = peak_kilobytes()
         runtime = runtime_of(folder / "store")
-        scoring = ScoreSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
+        scoring = InferenceSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
         score(subset, teacher, scoring, runtime, folder / "scores")
         augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
         rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)

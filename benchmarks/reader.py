@@ -26,10 +26,10 @@ from benchmarks.random_shards import random_shards
 from benchmarks.streaming import own_batches, streamed, streamed_batches
 from benchmarks.timing import Figure, medians, print_table
 from pipeline.config.params import read_params
+from pipeline.config.settings import StudentSettings, VariantPolicy
 from pipeline.corpus.encoding import Batch
-from pipeline.distill.dataset import Examples, Use, Variants
+from pipeline.distill.dataset import Examples, Variants
 from pipeline.distill.losses import StudentLoss
-from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
 from pipeline.shards.reader import Shards
@@ -49,7 +49,7 @@ def half_depth(params: Path, teacher: Path) -> StudentSettings:
     return StudentSettings.model_validate(section | {"layers": layers, "optimiser": optimiser})
 
 
-def loader_of(scores: Shards, shards: Shards, use: Use = "rotate", batch_rows: int = BATCH_ROWS) -> DataLoader[Any]:
+def loader_of(scores: Shards, shards: Shards, use: VariantPolicy = "rotate", batch_rows: int = BATCH_ROWS) -> DataLoader[Any]:
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
     plain = Examples(scores, "train")
     rows = Examples(scores, "train", Variants(shards, plain.rows, use))

@@ -20,16 +20,15 @@ from transformers import PreTrainedModel, get_scheduler
 from benchmarks.timing import timed
 from benchmarks.worlds import RADIUS, first_rows, runtime_of
 from pipeline.augment.passes import augment, score
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config import params as config
+from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
+from pipeline.config.settings import AugmentSettings, InferenceSettings, StudentSettings, TrainingSettings
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
-from pipeline.corpus.task import Kind
 from pipeline.distill.dataset import VARIANT, Examples, Variants
 from pipeline.distill.losses import clean_loss, imitation_loss
-from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
@@ -40,7 +39,7 @@ from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import Checkpoints, RunOptions
 from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
-from pipeline.training.trainer import Loss, OptimiserSettings
+from pipeline.training.trainer import Loss
 
 VARIANTS = 3
 
@@ -51,7 +50,7 @@ DELTA = "delta"
 class OneStudent(Settings):
     """What a student needs of params.yaml, stage 1 included."""
 
-    score: ScoreSettings
+    score: InferenceSettings
     augment: AugmentSettings
     student: StudentSettings
 
@@ -59,7 +58,7 @@ class OneStudent(Settings):
 class Needs(Settings):
     """What of params.yaml is measured."""
 
-    score: ScoreSettings
+    score: InferenceSettings
     augment: AugmentSettings
     students: dict[str, StudentSettings]
 
@@ -145,7 +144,7 @@ class World:
 class Loop:
     """The least that trains: AdamW, a clipped gradient, a learning rate that follows its schedule."""
 
-    def __init__(self, model: PreTrainedModel, settings: OptimiserSettings, steps: int) -> None:
+    def __init__(self, model: PreTrainedModel, settings: TrainingSettings, steps: int) -> None:
         self._device, self._clip = pick_device(), settings.max_grad_norm
         self._model = model.to(self._device).train()  # type: ignore[arg-type]
         decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -233,7 +232,7 @@ def _whole_loss(
     return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind)
 
 
-def pieces_of(rows: Examples, settings: OptimiserSettings, epoch: int) -> list[MicroBatch]:
+def pieces_of(rows: Examples, settings: TrainingSettings, epoch: int) -> list[MicroBatch]:
     """The steps of an epoch, as every training here takes them."""
     order = EpochOrder(rows.lengths(), settings.batch_size, settings.num_train_epochs, settings.seed, StepSharding())
     order.set_epoch(epoch)

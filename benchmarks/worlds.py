@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-from pipeline.augment.recipes import AugmentSettings
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import AugmentSettings, RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.folder import load_tokenizer

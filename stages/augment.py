@@ -6,10 +6,10 @@ import click
 
 from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
-from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import params as config
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.sections import augment_places
+from pipeline.config.settings import AugmentSettings, RuntimeSettings
 from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
@@ -21,35 +21,38 @@ class Needs(Settings):
 
 
 @stage
-@click.option("--task", required=True, help="Name of the task in params.yaml, whose entry `augment` stands over the section.")
-@folder_option("--scores", "Folder that `score` wrote.")
-@folder_option("--teacher", "Folder that `teach` wrote.")
-@folder_option("--aim", "Folder of the model whose gradient is followed: the teacher's again, or that of a scout.")
-@folder_option("--words", "Folder that `words` wrote, for recipes with masked_lm.", required=False)
+@click.option("--task", required=True, help="Name of the task in params.yaml, whose `augment` and `perturbation` override.")
+@folder_option("--soft-labels", "Output of `soft_label`.")
+@folder_option("--teacher", "Output of `teach`.")
+@folder_option("--surrogate", "Output of `surrogate`; needed if gradient_from is surrogate.", required=False)
+@folder_option("--masked-lm", "Output of `masked_lm`; needed if a recipe contains masked_lm.", required=False)
 @params_option
-@out_option("Where to write the shards and their manifest; replaced as a whole.", MANIFEST_FILE)
+@out_option("Folder for the shards and their manifest; replaced as a whole.", MANIFEST_FILE)
 @plan_option
-def main(task: str, scores: Path, teacher: Path, aim: Path, words: Path | None, params: Path, out: Path, plan: bool) -> None:
-    """Make variants of every training example and store them with the teacher's answer to each.
+def main(
+    task: str,
+    soft_labels: Path,
+    teacher: Path,
+    surrogate: Path | None,
+    masked_lm: Path | None,
+    params: Path,
+    out: Path,
+    plan: bool,
+) -> None:
+    """Make variants of every training example and store them with the teacher's logits on each.
 
-    Workers write one shard a partition and variant to the shard store; what the store already has is not computed again,
-    so an interrupted run goes on where it was.
+    Workers write one shard per partition and variant to the store; shards that the store has are not computed again, so an
+    interrupted run resumes.
     """
-    _check_task(task, scores, params)
-    places = config.existing(params, "augment", f"tasks.{task}.augment")
-    needs = config.load(params, Needs, augment=places, runtime="runtime")
-    note_slow_precision(params, places)
-    scout = None if aim.resolve() == teacher.resolve() else aim
-    if plan:
-        click.echo("\n".join(augment_estimate(scores, teacher, scout, needs.augment, needs.runtime, words).lines()))
-    else:
-        augment(scores, teacher, scout, needs.augment, needs.runtime, out, words)
-
-
-def _check_task(task: str, scores: Path, params: Path) -> None:
-    """A task that is not there, or not that of the scores, would silently leave its own settings out."""
     config.task_in(params, task)
-    check_task(task, scores, "scores", Manifest.read(scores).task.name)
+    check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
+    needs = config.load(params, Needs, augment=augment_places(config.read_params(params), task), runtime="runtime")
+    note_slow_precision(params)
+    if plan:
+        found = augment_estimate(soft_labels, teacher, needs.augment, needs.runtime, surrogate, masked_lm)
+        click.echo("\n".join(found.lines()))
+    else:
+        augment(soft_labels, teacher, needs.augment, needs.runtime, out, surrogate, masked_lm)
 
 
 if __name__ == "__main__":

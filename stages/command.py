@@ -63,7 +63,7 @@ def note_unseen(*paths: str | None) -> None:
 
 
 def check_task(task: str, place: Path, what: str, found: str) -> None:
-    """Refuse the products of another task than that which is named: settings of both would be mixed."""
+    """Reject the products of another task than that which is named: settings of both would be mixed."""
     if found != task:
         raise PipelineError(f"{place} holds the {what} of {found}, not of {task}")
 
@@ -89,13 +89,13 @@ def stage(function: Callable[..., None]) -> click.Command:
 
 
 def check_apart(out: Path, what: str, place: str | Path) -> None:
-    """Refuse to replace a folder in which something lies that is read."""
+    """Reject to replace a folder in which something lies that is read."""
     if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
         raise PipelineError(f"--out {out} would replace {what}, {place}; name another folder")
 
 
 def _check_out(marks: Sequence[str] | None, arguments: Mapping[str, Any]) -> None:
-    """Refuse a folder that a command would replace and must not; one without ``marks`` replaces none."""
+    """Reject a folder that a command would replace and must not; one without ``marks`` replaces none."""
     out = arguments.get("out")
     if marks is None or out is None:
         return

@@ -90,10 +90,10 @@ def main(out: Path) -> None:
         for name, content in weights.items():
             (partial / name).write_bytes(content)
     write_table(out / "movies.csv", sentiments(ratings))
-    write_table(out / "movie_scores.csv", ratings)
+    write_table(out / "movie_ratings.csv", ratings)
     with written_whole(out / "SOURCES.md") as file:
         file.write_text(sources(CORPUS, WEIGHTS), encoding="utf-8")
-    click.echo(f"{out}: {len(ratings)} rated sentences in movies.csv and movie_scores.csv, the model in {MODEL_FOLDER}")
+    click.echo(f"{out}: {len(ratings)} rated sentences in movies.csv and movie_ratings.csv, the model in {MODEL_FOLDER}")
 
 
 def take(package: Package, folder: Path) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Evaluates one student: data/scores, teacher, student → data/evaluation/<task>/<student>."""
+"""Evaluates one student: data/soft_labels, teacher, student → data/evaluation/<task>/<student>."""
 
 from functools import partial
 from pathlib import Path
@@ -8,22 +8,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.params import Settings, load
+from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.quality import (
+    BATCH_SIZE,
     PREDICTIONS_FILE,
     QUALITY_FILE,
     SPEED_FILE,
-    EvaluationSettings,
     Qualities,
     Speeds,
-    check_answers,
     check_labelled,
+    check_labels,
     logits_of,
     quality,
     speeds,
 )
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.loading import load_classifier
-from pipeline.shards.manifest import check_agreement, check_trained_from, lineage
+from pipeline.shards.manifest import SKIPPED_FILE, check_agreement, check_trained_from, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import folder_written_whole, write_json
 from stages.command import folder_option, out_option, params_option, stage
@@ -36,30 +37,37 @@ class Sections(Settings):
 
 
 @stage
-@folder_option("--scores", "Shards with the clean inputs and the teacher's logits.")
+@folder_option("--soft-labels", "Shards with the clean inputs and the teacher's logits.")
 @folder_option("--teacher", "The fine-tuned teacher; only its speed is measured here.")
 @folder_option("--student", "The student to evaluate.")
-@out_option("Folder for predictions, quality and speed; replaced as a whole.", QUALITY_FILE)
+@out_option("Folder for predictions, quality and speed; replaced as a whole.")
 @params_option
-def main(scores: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
+def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
     """Measure a student on the test split: quality, agreement with the teacher, size and speed."""
+    if (student / SKIPPED_FILE).exists():
+        with folder_written_whole(out) as folder:
+            write_json(folder / SKIPPED_FILE, {})
+        click.echo(f"{out}: not evaluated, since the student was not trained for this task")
+        return
     settings = load(params, Sections, evaluate="evaluate").evaluate
-    shards = Shards.holding("scores", scores)
-    check_agreement(f"the scores in {scores}", lineage(teacher), shards.manifest.key, "Name the teacher that made them")
-    check_trained_from(student, scores)
+    shards = Shards.holding("soft_labels", soft_labels)
+    check_agreement(
+        f"the soft_labels in {soft_labels}", lineage(teacher), shards.manifest.key, "Name the teacher that made them"
+    )
+    check_trained_from(student, soft_labels)
     task, pad = shards.manifest.task, shards.manifest.pad_token_id
     rows = shards.rows("test", 0)
     check_labelled(task, rows)
     models = {folder: load_classifier(folder) for folder in (teacher, student)}
     for folder, model in models.items():
-        check_answers(task, model, folder)
+        check_labels(task, model, folder)
 
     wanted = rows.matrix("teacher_logits")
-    found = logits_of(models[student].to(pick_device()), rows, pad, settings.batch_rows)  # type: ignore[arg-type]
+    found = logits_of(models[student].to(pick_device()), rows, pad, BATCH_SIZE)  # type: ignore[arg-type]
     answers = {teacher: wanted, student: found}
     worth = [quality(models[folder], folder, task, rows.labels(), answers[folder], wanted) for folder in answers]
     timed = [partial(logits_from_ids, model.cpu()) for model in models.values()]
-    cost = speeds(timed, rows, pad, settings.timed_rows, settings.timed_rounds)
+    cost = speeds(timed, rows, pad, settings.timed_rows)
 
     table = pa.table(
         {

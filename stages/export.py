@@ -1,4 +1,4 @@
-"""Exports a student to ONNX: data/scores, student → a folder for onnxruntime (a command, not a DVC stage)."""
+"""Exports a student to ONNX: data/soft_labels, student → a folder for onnxruntime (a command, not a DVC stage)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.params import Settings, load
+from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.export import FACTS_FILE, Facts, export
-from pipeline.evaluation.quality import EvaluationSettings, Speed
+from pipeline.evaluation.quality import Speed
 from stages.command import folder_option, out_option, params_option, stage
 
 WIDTH = 200
@@ -23,15 +24,15 @@ class Sections(Settings):
 
 
 @stage
-@folder_option("--scores", "Shards with the clean inputs; the file is checked on their test split.")
+@folder_option("--soft-labels", "Shards with the clean inputs; the file is checked on their test split.")
 @folder_option("--student", "The student to export.")
 @out_option("Folder for the ONNX file, tokenizer and configuration; an earlier export is replaced.", FACTS_FILE)
 @click.option("--int8", is_flag=True, help="Also write a file with int8 weights: smaller and faster, slightly less accurate.")
 @params_option
-def main(scores: Path, student: Path, out: Path, int8: bool, params: Path) -> None:
+def main(soft_labels: Path, student: Path, out: Path, int8: bool, params: Path) -> None:
     """Export a student to ONNX, check its logits against torch and measure its speed on one thread."""
     settings = load(params, Sections, evaluate="evaluate").evaluate
-    facts, speeds = export(student, scores, out, settings, int8)
+    facts, speeds = export(student, soft_labels, out, settings, int8)
     Console(width=WIDTH, highlight=False, markup=False).print(printed_table(student.name, facts, speeds))
     click.echo(f"{facts.rows:,} test rows; accepted logit difference of {facts.files[0].file}: {facts.allowed:.1e}")
     click.echo(f"export: {out}, usage: {out / 'README.md'}")

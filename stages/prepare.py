@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from pipeline.config import params as config
+from pipeline.config.corpus import CorpusSettings, Kind, Metric
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.preparation import Prepared, prepare
-from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.tables import ErrorList
-from pipeline.corpus.task import TASK_FILE, Kind, Metric
+from pipeline.corpus.task import TASK_FILE
 from pipeline.corpus.tokens import Reader, check_tokens
 from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
 from pipeline.store.files import folder_written_whole, write_json
@@ -32,7 +32,6 @@ class PrepareSettings(config.Settings):
     metric: Metric
     corpus: CorpusSettings
     teacher: dict[str, Any]
-    words: dict[str, Any] | None = None
 
 
 @stage
@@ -48,19 +47,21 @@ def main(task: str, params: Path, out: Path) -> None:
     """
     config.task_in(params, task)
     settings = config.load(params, PrepareSettings, **{name: f"tasks.{task}.{name}" for name in PrepareSettings.model_fields})
-    checkpoint = checkpoint_of_scout(config.read_params(params), task)
+    content = config.read_params(params)
+    masked_lm, checkpoint = config.lookup(content, "masked_lm.model"), surrogate_checkpoint(content)
     prepared = prepare(task, settings.kind, settings.metric, settings.corpus)
     notes = prepared.notes | notes_on_tokens(prepared, settings.teacher)
     with folder_written_whole(out) as folder:
         prepared.save(folder)
         write_json(folder / START_FILE, start_of(settings.teacher))
-        write_json(folder / "words_start.json", start_of(settings.words or {}) | {"texts": prepared.texts_hash()})
-        write_json(folder / "scout_start.json", start_of({"model": checkpoint}))
+        start = start_of({"model": masked_lm or settings.teacher.get("model")})
+        write_json(folder / "masked_lm_start.json", start | {"texts": prepared.texts_hash()})
+        write_json(folder / "surrogate_start.json", start_of({"model": checkpoint}))
     for split, table in prepared.tables.items():
         click.echo(f"{split:<5} {table.num_rows:>7} rows: {prepared.label_summary(split)}")
     for reason, count in notes.items():
         click.echo(f"note: {count} {reason}")
-    models = [settings.teacher.get("model"), (settings.words or {}).get("model"), checkpoint]
+    models = [settings.teacher.get("model"), masked_lm, checkpoint]
     note_unseen(*(settings.corpus.files or {}).values(), settings.corpus.hub, *models)
 
 
@@ -84,12 +85,10 @@ def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str,
     return notes
 
 
-def checkpoint_of_scout(params: dict[str, Any], task: str) -> str | None:
-    """The model that the task's scout starts from, if it is not the teacher."""
-    if config.lookup(params, f"tasks.{task}.aim") != "scout":
-        return None
-    start = (config.lookup(params, "distill") or {}) | (config.lookup(params, "scout") or {})
-    found = config.lookup(start, "start.checkpoint")
+def surrogate_checkpoint(params: dict[str, Any]) -> str | None:
+    """The model that surrogates start from, if it is not the teacher."""
+    start = config.merged(params, ("distill", "surrogate")) or {}
+    found = config.lookup(start, "initial_weights.checkpoint")
     return None if found is None else str(found)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.params import load
-from pipeline.evaluation.facts import PARETO_LINE, Result, gather
+from pipeline.evaluation.facts import PARETO_LINE, Result, gather, skipped
 from pipeline.evaluation.page import PAGE_FILE, ReportSettings, duration, read_results, write_report
 from stages.command import folder_option, params_option, stage
 
@@ -33,7 +33,8 @@ def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
         places = {"tasks": "tasks", "students": "students", "evaluate": "evaluate"}
         settings = load(params, ReportSettings, **places)
         students, resamples = list(settings.students), settings.evaluate.bootstrap_resamples
-        reports = [gather(data, task, students, resamples) for task in settings.tasks]
+        trained = {task: [name for name in students if not skipped(data, task, name)] for task in settings.tasks}
+        reports = [gather(data, task, trained[task], resamples) for task in settings.tasks]
         write_report(out, reports, settings.evaluate)
     Console(width=WIDTH, highlight=False, markup=False).print(printed_table(read_results(out)))
     click.echo(f"* on the Pareto line: {PARETO_LINE}")

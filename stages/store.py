@@ -50,8 +50,8 @@ def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None
     uses = collect.uses_of(data, store)
     items = collect.items_of(store, uses)
     Console(width=WIDTH, highlight=False, markup=False).print(_table(items, uses))
-    for fault in uses.unreadable:
-        click.echo(f"not read, so what it uses is not known: {fault}")
+    for error in uses.unreadable:
+        click.echo(f"not read, so what it uses is not known: {error}")
     for folder in uses.without:
         click.echo(f"no {collect.MANIFEST_FILE} below {folder}, so it uses nothing")
     click.echo(f"{store.folder}: {len(items)} entries, {_megabytes(items)} MB")
@@ -68,13 +68,13 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
     """
     store = _store(named, params)
     items = collect.items_of(store, Uses({}, (), ()))
-    damaged = [(item, fault) for item in items if (fault := collect.fault_of(store, item))]
+    damaged = [(item, error) for item in items if (error := collect.error_of(store, item))]
     if damaged:
         ending = "the next run that needs what is damaged computes it again; --delete removes it now"
         if delete:
             gone = sum(collect.delete(store, item) for item, _ in damaged)
             ending = f"{gone} of {len(damaged)} deleted; the next run that needs them computes them again"
-        lines = [f"{fault}: {item.label}" for item, fault in damaged]
+        lines = [f"{error}: {item.label}" for item, error in damaged]
         raise PipelineError("\n  - ".join([f"{store.folder}: {len(damaged)} damaged", *lines]) + f"\n{ending}")
     click.echo(f"{store.folder}: nothing is damaged")
 

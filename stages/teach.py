@@ -7,18 +7,18 @@ from transformers.utils import CONFIG_NAME
 
 from pipeline.config import params as config
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.sections import TEACH
+from pipeline.config.settings import RuntimeSettings, TeacherSettings, TrainingSettings
 from pipeline.corpus.task import TASK_FILE, Task
 from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import fetch_or_train, training_key
-from pipeline.training.teacher import TeacherSettings, teach
-from pipeline.training.trainer import OptimiserSettings
+from pipeline.training.teacher import teach
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
     teacher: TeacherSettings
-    teach: OptimiserSettings
+    teach: TrainingSettings
     runtime: RuntimeSettings
 
 
@@ -36,10 +36,10 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """
     config.task_in(params, task)
     check_task(task, prepared, "corpus", Task.read(prepared).name)
-    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach="teach", runtime="runtime")
+    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach=TEACH, runtime="runtime")
     check_apart(out, "the model that it begins with", needs.teacher.model)
     if needs.teacher.fine_tune:
-        note_slow_precision(params, "teach")
+        note_slow_precision(params)
     if not needs.teacher.fine_tune:  # an adopted teacher is not stored
         value = teach(prepared, needs.teacher, needs.teach, out)
     else:
@@ -51,7 +51,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
             f"teach {task}",
             out,
             needs.runtime,
-            lambda folder, conduct: {"dev": teach(prepared, needs.teacher, needs.teach, folder, conduct)},
+            lambda folder, options: {"dev": teach(prepared, needs.teacher, needs.teach, folder, options)},
         )["dev"]
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 

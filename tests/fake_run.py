@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.task import Floats, Split, Task, measure
+from pipeline.corpus.task import Floats, Task, measure
+from pipeline.config.corpus import Split
 from pipeline.evaluation.quality import PREDICTIONS_FILE, QUALITY_FILE, SPEED_FILE, Qualities, Quality, Speed, Speeds, agreement
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema

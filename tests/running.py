@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 import stages.augment
 from pipeline.augment.passes import augment, score
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.shards.manifest import manifest_hash
 from pipeline.store.store import Store
 from tests.stored import shards_in
@@ -169,7 +169,7 @@ def title(process: psutil.Process) -> str:
 def scored(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
     """A corpus of so many training rows, and its scores in ``folder / "scores"``."""
     prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
-    settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
+    settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
     with unsynced():
         score(prepared, teacher, settings, runtime_at(folder / "scoring"), folder / "scores")
     return folder / "scores"

@@ -23,7 +23,6 @@ ROOMS = [
     "augment",
     "distill",
     "evaluation",
-    "checking",
 ]
 """A room imports only from itself and from those that stand above it."""
 

@@ -34,8 +34,9 @@ from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import load_classifier
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Rows, Shards
-from pipeline.training.teacher import TeacherSettings, teach
-from pipeline.training.trainer import OptimiserSettings
+from pipeline.config.settings import TeacherSettings
+from pipeline.training.teacher import teach
+from pipeline.config.settings import TrainingSettings
 from tests.architectures import CONFIGURATIONS, VOCABULARY, of_type
 from tests.world import OPTIMISER, SCORE_SETTINGS, augment_settings, make_task, runtime_at, student_settings
 
@@ -154,7 +155,7 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     )
     teacher, out = tmp_path / "teacher", tmp_path / "student"
     settings = TeacherSettings(model=str(folder), fine_tune=False, max_length=LENGTH)
-    teach(prepared, settings, OptimiserSettings.model_validate(OPTIMISER), teacher)
+    teach(prepared, settings, TrainingSettings.model_validate(OPTIMISER), teacher)
     wanted = by_transformers(folder)
     torch.testing.assert_close(by_transformers(teacher), wanted, **TOLERANCE, msg="the adopted teacher as it was saved")
 

@@ -27,11 +27,12 @@ from transformers import (
 
 from pipeline.augment.batches import Inputs
 from pipeline.augment.passes import augment, score
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.augment.variants import Label
-from pipeline.config.runtime import RuntimeSettings
-from pipeline.corpus.task import Split, Task
-from pipeline.distill.settings import StudentSettings
+from pipeline.config.settings import RuntimeSettings
+from pipeline.config.corpus import Split
+from pipeline.corpus.task import Task
+from pipeline.config.settings import StudentSettings
 from pipeline.models.architectures import head_settings
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.store.files import write_json
@@ -172,7 +173,7 @@ FIT: dict[str, Any] = {
     "precision": "float32",
     "seed": 1,
 }
-SCORE_SETTINGS = ScoreSettings(rows_per_shard=16, batch_rows=8, precision="float32")
+SCORE_SETTINGS = InferenceSettings(rows_per_shard=16, batch_rows=8, precision="float32")
 AUGMENT: dict[str, Any] = {
     "variants": 2,
     "recipes": [["perturb"]],

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.config.corpus import Kind
 from pipeline.corpus.encoding import Batch, ordinary_tokens
-from pipeline.corpus.task import Kind
 from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import radius_of, steepest
 

@@ -20,11 +20,10 @@ from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
 from benchmarks.accuracy.online import Aim, train_online
 from benchmarks.accuracy.results import Curve, Result
 from benchmarks.accuracy.tinybert import train_layers
-from pipeline.augment.recipes import AugmentSettings
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.distill.settings import StudentSettings
+from pipeline.config.settings import AugmentSettings, StudentSettings, TrainingSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
 from pipeline.models.folder import model_hash
@@ -33,7 +32,7 @@ from pipeline.store.code import BUILD
 from pipeline.store.files import write_json
 from pipeline.store.hashing import canonical_json, hash_of, key_hash
 from pipeline.store.store import Store
-from pipeline.training.trainer import HISTORY_FILE, OptimiserSettings
+from pipeline.training.trainer import HISTORY_FILE
 from stages import augment, distill, evaluate, prepare, score, scout, teach, words
 
 COST, LAYERS_COST = "cost.json", "layers_cost.json"
@@ -60,7 +59,7 @@ class LayersNeeds(Settings):
     """What the first phase of an arm that has one reads of its parameter file; its student starts from the teacher."""
 
     student: StudentSettings
-    layers: OptimiserSettings
+    layers: TrainingSettings
 
 
 @contextmanager

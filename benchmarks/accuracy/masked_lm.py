@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
+from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.corpus.task import Task
-from pipeline.training.masked_lm import FitSettings, WordsFacts, WordsSettings, prepare_words
-from pipeline.training.teacher import TeacherSettings
+from pipeline.training.masked_lm import WordsFacts, WordsSettings, prepare_words
 
 MAX_LENGTH = 48
 MASKED = 0.15
@@ -38,7 +38,7 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
 def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> WordsFacts:
     """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``."""
     changed = {"mlm_probability": MASKED, "rows": None, "num_train_epochs": epochs, "learning_rate": LEARNING_RATE}
-    settings = FitSettings(**in_precision(base()["teach"], usual_precision()) | changed)
+    settings = MaskedLMSettings(**in_precision(base()["teach"], usual_precision()) | changed)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
         for split in ("train", "dev"):

@@ -15,17 +15,17 @@ from transformers import PreTrainedModel
 from benchmarks.accuracy.adversary import OwnGradient
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import Effect, LossSettings, PerturbationSettings, StudentSettings
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.corpus.task import measure
 from pipeline.distill.dataset import Examples
-from pipeline.distill.losses import ObjectiveSettings, clean_loss, imitation_loss
-from pipeline.distill.settings import StudentSettings
+from pipeline.distill.losses import clean_loss, imitation_loss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, write_student
 from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.perturbation.inputs import carried
-from pipeline.perturbation.search import Effect, PerturbationSettings, Search, perturb, radius_of
+from pipeline.perturbation.search import Search, perturb, radius_of
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from pipeline.training.trainer import Objective, TrainDev, fine_tune
@@ -41,7 +41,7 @@ class OnlineLoss:
     teacher: FrozenTeacher
     map: Tensor | None
     """[teacher's embedding width, student's]; None if both share one space."""
-    objective: ObjectiveSettings
+    objective: LossSettings
     search: PerturbationSettings
     """How δ is searched by the teacher's gradient."""
     own: OwnGradient | None

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import StudentSettings, TrainingSettings
 from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.dataset import Examples
-from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
 from pipeline.models.folder import load_tokenizer
@@ -31,7 +31,7 @@ from pipeline.shards.batches import variant_at
 from pipeline.shards.reader import Rows, Shards
 from pipeline.training.callbacks import RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import Objective, OptimiserSettings, TrainDev, fine_tune
+from pipeline.training.trainer import Objective, TrainDev, fine_tune
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _squared_error(found: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
 
 
 def train_layers(
-    sources: Sources, settings: StudentSettings, optimiser: OptimiserSettings, states: Path, out: Path
+    sources: Sources, settings: StudentSettings, optimiser: TrainingSettings, states: Path, out: Path
 ) -> dict[str, float]:
     """Teach a student its teacher's layers on every stored copy, and write it; returns the seconds and steps that it took.
 

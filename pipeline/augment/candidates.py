@@ -14,21 +14,20 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.augment.batches import Batches, Columns, Compute, Inputs, Packed, packed, unpacked
-from pipeline.augment.text_edits import Positions, Share, runs, special_ids
+from pipeline.augment.text_edits import Positions, runs, special_ids
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
+from pipeline.config.settings import AugmentSettings
 from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
 from pipeline.models.folder import load_tokenizer
@@ -45,17 +44,6 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 UNSPACED = ("CJK ", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
 """Prefixes of the Unicode names of characters whose scripts put no space between words."""
-
-
-class MaskedLMSettings(Settings):
-    """How many words of a masked language model are taken; the task's ``words`` names the model."""
-
-    replace: Share
-    """Probability that a word is replaced; p_t of TinyBERT, there 0.4."""
-    candidates: Annotated[int, Field(ge=1)]
-    """Candidates a word; K of TinyBERT, there 15."""
-    batch_rows: Annotated[int, Field(ge=1)]
-    """Masked copies of rows a batch."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +113,7 @@ def _rows_of(columns: Sequence[Sequence[Any]]) -> list[RowCandidates]:
 class MaskedLM:
     """A frozen masked language model on this worker's device, which proposes candidates."""
 
-    def __init__(
-        self, folder: Path, settings: MaskedLMSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> None:
         """Load the model.
 
         Args:
@@ -147,7 +133,7 @@ class MaskedLM:
         self._table = word_embeddings(self._model)
         self._pieces = Pieces.of(tokenizer)
         self._mask_id, self._pad_id = int(tokenizer.mask_token_id), int(tokenizer.pad_token_id)
-        self._barred = _barred(self._pieces.whole, settings.candidates, len(self._table)).to(self._device)
+        self._barred = _barred(self._pieces.whole, settings.masked_lm.candidates, len(self._table)).to(self._device)
         self.batches = Batches()
 
     @torch.inference_mode()
@@ -164,7 +150,7 @@ class MaskedLM:
         spans = [self._pieces.words(ids) for ids in inputs.input_ids]
         rows = np.repeat(np.arange(len(spans)), [len(words) for words in spans])
         starts, stops = np.concatenate(spans).T
-        found = np.empty((len(rows), self._settings.candidates), dtype=np.int32)
+        found = np.empty((len(rows), self._settings.masked_lm.candidates), dtype=np.int32)
         one, several = np.flatnonzero(stops - starts == 1), np.flatnonzero(stops - starts > 1)
         directions = functional.normalize(self._table)
 
@@ -175,7 +161,7 @@ class MaskedLM:
             return self._nearest(words.input_ids, directions)
 
         def fill(words: Positions, inputs: Inputs, compute: Compute[Ids]) -> None:
-            for positions, ids in self.batches.pieces(inputs, self._settings.batch_rows, compute):
+            for positions, ids in self.batches.pieces(inputs, self._settings.inference.batch_size, compute):
                 found[words[positions]] = ids
 
         fill(one, inputs.take(rows[one]), most_probable)
@@ -208,9 +194,9 @@ class MaskedLM:
         means = [self._table[torch.tensor(pieces).long().to(self._device)].mean(dim=0) for pieces in words]
         return self._best(functional.normalize(torch.stack(means)) @ directions.T)
 
-    def _best(self, scores: Tensor) -> Ids:
-        """Ids [rows, K] of the highest scores [rows, vocabulary] among whole words."""
-        best = scores.masked_fill(self._barred, -torch.inf).topk(self._settings.candidates).indices
+    def _best(self, values: Tensor) -> Ids:
+        """Ids [rows, K] of the highest values [rows, vocabulary] among whole words."""
+        best = values.masked_fill(self._barred, -torch.inf).topk(self._settings.masked_lm.candidates).indices
         return cast(Ids, best.to(torch.int32).cpu().numpy())
 
 

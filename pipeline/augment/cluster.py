@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import joblib
 import ray
 from ray.exceptions import (
     NodeDiedError,
@@ -23,12 +24,12 @@ from ray.exceptions import (
 )
 
 from pipeline.augment.jobs import Done, Job, Work
-from pipeline.augment.teacher import ModelFolders, Precision
-from pipeline.augment.workers import PIECE_BYTES, AnyJob, Sight, Worker, failure, landmark
+from pipeline.augment.teacher import ModelFolders
+from pipeline.augment.workers import PIECE_BYTES, AnyJob, NodeVisibility, Worker, failure, probe_file
 from pipeline.config.errors import PipelineError, last_line
-from pipeline.config.runtime import RuntimeSettings, cores
+from pipeline.config.settings import Precision, RuntimeSettings
 from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.code import BUILD, refused
+from pipeline.store.code import BUILD, rejection
 from pipeline.store.hashing import sha256_of
 from pipeline.store.store import Store
 from pipeline.training.ray_session import join_ray
@@ -47,7 +48,7 @@ LEAVING_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerHandle:
     """A worker that has all it needs."""
 
     worker: Any
@@ -61,9 +62,9 @@ class Cluster:
     def __init__(self, folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> None:
         self._folders = folders.at(Path.resolve)
         self._precision, self._store, self._runtime = precision, store, runtime
-        self._idle: list[Seat] = []
+        self._idle: list[WorkerHandle] = []
         self._arriving: dict[Any, Any] = {}
-        self._guests: list[Any] = []
+        self._remotes: list[Any] = []
         self._failed_arrivals = 0  # one after the other
         self._open = ExitStack()
         self._mark: Path | None = None
@@ -83,21 +84,21 @@ class Cluster:
         self._start(len(jobs))
         waiting = list(reversed(jobs))
         deaths: dict[int, int] = {}
-        busy: dict[Any, tuple[Seat, AnyJob]] = {}
+        busy: dict[Any, tuple[WorkerHandle, AnyJob]] = {}
         while waiting or busy:
             while waiting and self._idle:
-                seat, job = self._idle.pop(), waiting.pop()
-                busy[seat.worker.run.remote(_read(job))] = (seat, job)
+                handle, job = self._idle.pop(), waiting.pop()
+                busy[handle.worker.run.remote(_read(job))] = (handle, job)
             ready = self._next([*busy, *self._arriving], patient=bool(busy))
             if ready in self._arriving:
                 self._arrived(ready)
                 continue
-            seat, job = busy.pop(ready)
+            handle, job = busy.pop(ready)
             try:
                 done = ray.get(ready)
-                self._bring_home(seat, done)
+                self._bring_home(handle, done)
             except WORKER_LOST as cause:
-                self._guests = [guest for guest in self._guests if guest is not seat.worker]
+                self._remotes = [remote for remote in self._remotes if remote is not handle.worker]
                 deaths[id(job)] = deaths.get(id(job), 0) + 1
                 if deaths[id(job)] >= DEATHS_ALLOWED:
                     raise PipelineError(f"{job.name} killed {DEATHS_ALLOWED} workers: {last_line(cause)}") from cause
@@ -110,13 +111,13 @@ class Cluster:
             except (RayError, PipelineError) as error:
                 raise failure(job.name, error) from error
             else:
-                self._idle.append(seat)
+                self._idle.append(handle)
                 yield job, done
 
     def _start(self, jobs: int) -> None:
         if self._mark is None:
-            self._mark = self._open.enter_context(landmark(self._store))
-            join_ray(self._runtime, self._runtime.workers or cores())
+            self._mark = self._open.enter_context(probe_file(self._store))
+            join_ray(self._runtime, self._runtime.workers or int(joblib.cpu_count()))
             self._open.callback(ray.shutdown)
             self._open.callback(self._take_leave)
             self._hashes = {str(file): sha256_of(file) for file in self._folders.files()}
@@ -145,15 +146,15 @@ class Cluster:
         return ready[0]
 
     def _arrived(self, promise: Any) -> None:
-        """Give a new worker what it does not see, and a seat."""
+        """Give a new worker what it does not see, and a handle."""
         worker = self._arriving.pop(promise)
         try:
-            sight: Sight = ray.get(promise)
-            if sight.strange:
-                raise PipelineError(refused(sight.strange))
-            if not (sight.models and sight.store):
-                self._guests.append(worker)
-            if not sight.models:
+            visibility: NodeVisibility = ray.get(promise)
+            if visibility.differences:
+                raise PipelineError(rejection(visibility.differences))
+            if not (visibility.models and visibility.store):
+                self._remotes.append(worker)
+            if not visibility.models:
                 self._send_models(worker)
         except (*WORKER_LOST, RayTaskError) as cause:
             self._failed_arrivals += 1
@@ -162,7 +163,7 @@ class Cluster:
             self._call_workers(len(self._arriving) + len(self._idle) + 1, busy=0)
         else:
             self._failed_arrivals = 0
-            self._idle.append(Seat(worker, sight.store))
+            self._idle.append(WorkerHandle(worker, visibility.store))
 
     def _send_models(self, worker: Any) -> None:
         for path in self._hashes:
@@ -172,30 +173,30 @@ class Cluster:
                     ray.get(worker.receive.remote(path, piece))
         ray.get(worker.use_received.remote())
 
-    def _bring_home(self, seat: Seat, done: Done) -> None:
+    def _bring_home(self, handle: WorkerHandle, done: Done) -> None:
         """Fetch a shard that a worker could not write to the store itself."""
         receipt = done.result
-        if seat.home or not isinstance(receipt, Receipt):
+        if handle.home or not isinstance(receipt, Receipt):
             return
         try:
             with self._store.put(receipt.key, receipt.facts()) as folder:
-                self._fetch(seat, receipt, folder / SHARD_FILE)
+                self._fetch(handle, receipt, folder / SHARD_FILE)
         except RayError:
             raise
         except OSError as cause:
             raise PipelineError(f"the store {self._store.folder} does not take it: {cause.strerror or cause}") from cause
-        ray.get(seat.worker.forget.remote(receipt))
+        ray.get(handle.worker.forget.remote(receipt))
 
-    def _fetch(self, seat: Seat, receipt: Receipt, partial: Path) -> None:
+    def _fetch(self, handle: WorkerHandle, receipt: Receipt, partial: Path) -> None:
         with partial.open("wb") as file:
-            while file.tell() < receipt.bytes and (piece := ray.get(seat.worker.piece.remote(receipt, file.tell()))):
+            while file.tell() < receipt.bytes and (piece := ray.get(handle.worker.piece.remote(receipt, file.tell()))):
                 file.write(piece)
         if sha256_of(partial) != receipt.sha256:
             raise PipelineError("what came from its worker is not what the worker wrote; look for a full or failing disk there")
 
     def _take_leave(self) -> None:
         """Have workers of other machines delete what they received; those at work do it if they are done in time."""
-        leaving = [worker.leave.remote() for worker in self._guests]
+        leaving = [worker.leave.remote() for worker in self._remotes]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
 

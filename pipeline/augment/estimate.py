@@ -6,20 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.augment.plans import Augmentation, scoring
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.augment.plans import Augmentation, soft_label_jobs
 from pipeline.augment.variant_jobs import VariantJob
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import AugmentSettings, CodecName, InferenceSettings, RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.models.folder import embedding_width
 from pipeline.shards.codec import CODECS
-from pipeline.shards.schema import CodecName
 from pipeline.store.store import Store
 
-UNKNOWN_RADIUS = 0.123456789
-"""Stands for a radius that is not known yet; no shard of the store has it."""
+UNKNOWN_EPSILON = 0.123456789
+"""Stands for a epsilon that is not known yet; no shard of the store has it."""
 
 SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 6100
 """Of a token's scale, id and type, of a logit, of a row's other columns, and of a file's metadata."""
@@ -56,28 +54,28 @@ class Estimate:
         return found + ([f"  bytes to write   {', '.join(sizes)}"] if sizes else [])
 
 
-def score_estimate(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings) -> Estimate:
-    """What the store lacks of ``score``."""
+def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings) -> Estimate:
+    """What the store lacks of ``soft_label``."""
     store = Store(Path(runtime.store).resolve())
-    _, jobs = scoring(prepared, teacher, settings)
+    _, jobs = soft_label_jobs(prepared, teacher, settings)
     missing = [job for job in jobs if store.peek(job.key) is None]
     rows, missing_rows = (sum(job.place.stop - job.place.start for job in some) for some in (jobs, missing))
-    return Estimate(f"score {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
+    return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
 
 
 def augment_estimate(
-    scores: Path,
+    soft_labels: Path,
     teacher: Path,
-    scout: Path | None,
     settings: AugmentSettings,
     runtime: RuntimeSettings,
-    words: Path | None = None,
+    surrogate: Path | None = None,
+    masked_lm: Path | None = None,
 ) -> Estimate:
-    """What the store lacks of ``augment``: every perturbed variant while the radius is unknown."""
-    plan = Augmentation.of(scores, teacher, scout, settings, words)
+    """What the store lacks of ``augment``: every perturbed variant while the epsilon is unknown."""
+    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
     store = Store(Path(runtime.store).resolve())
-    known = known_radius(plan, store)
-    jobs = plan.jobs(UNKNOWN_RADIUS if known is None else known, store)
+    known = known_epsilon(plan, store)
+    jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known, store)
     missing = [job for job in jobs if store.peek(job.key) is None]
     return Estimate(
         name=plan.name,
@@ -85,7 +83,7 @@ def augment_estimate(
         variants=settings.variants,
         shards=len(jobs),
         missing=len(missing),
-        missing_rows=sum(job.scores.entry.receipt.rows for job in missing),
+        missing_rows=sum(job.soft_labels.entry.receipt.rows for job in missing),
         codec=settings.codec,
         bytes=sizes_of(plan, missing, store, embedding_width(teacher)),
     )
@@ -116,8 +114,8 @@ def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: Store, width
 
 def candidates_bytes(plan: Augmentation, jobs: Sequence[VariantJob], store: Store) -> int:
     """An upper bound for the bytes of the candidates that these jobs lack: as if every token were a word."""
-    unknown = [job.scores.entry.receipt for job in plan.candidates(jobs) if store.peek(job.key) is None]
-    if not unknown or plan.settings.masked_lm is None:
+    unknown = [job.soft_labels.entry.receipt for job in plan.candidates(jobs) if store.peek(job.key) is None]
+    if not unknown:
         return 0
     a_token = ID_BYTES * (plan.settings.masked_lm.candidates + 3)
     return sum(receipt.tokens * a_token + receipt.rows * ROW_BYTES + SHARD_BYTES for receipt in unknown)
@@ -130,9 +128,9 @@ def bytes_of(plan: Augmentation, jobs: Sequence[VariantJob], codec: CodecName, w
     coded = width * CODECS[codec].bits / 8 + SCALE_BYTES
     total = 0.0
     for job in jobs:
-        receipt, recipe = job.scores.entry.receipt, job.making.recipe
+        receipt, recipe = job.soft_labels.entry.receipt, job.spec.recipe
         if "mix" in recipe:
-            lengths = plan.source.rows_of(job.scores.entry).lengths()
+            lengths = plan.source.rows_of(job.soft_labels.entry).lengths()
             total += mixed_tokens(lengths) * (a_token + ID_BYTES) + receipt.rows * NAME_BYTES
         else:
             total += receipt.tokens * (a_token + (coded if "perturb" in recipe else 0.0))
@@ -146,12 +144,12 @@ def mixed_tokens(lengths: Integers) -> float:
     return float(np.sort(lengths) @ np.arange(1, 2 * rows, 2)) / rows
 
 
-def known_radius(plan: Augmentation, store: Store) -> float | None:
-    """The radius if the store knows it, 0 if no variant is perturbed; leaves no trace of the look-up."""
-    if not plan.settings.perturbs():
+def known_epsilon(plan: Augmentation, store: Store) -> float | None:
+    """The epsilon if the store knows it, 0 if no variant is perturbed; leaves no trace of the look-up."""
+    if not plan.settings.uses("perturb"):
         return 0.0
     known = store.peek(plan.calibration[0])
-    return None if known is None else float(known.facts["radius"])
+    return None if known is None else float(known.facts["epsilon"])
 
 
 def _size(size: float) -> str:

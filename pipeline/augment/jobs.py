@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.augment.teacher import ModelSet
+from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Split
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.store.hashing import Key
 from pipeline.store.store import Facts, Store

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.corpus import Split
 from pipeline.corpus.seeding import seed_of
-from pipeline.corpus.task import Split
 from pipeline.store.hashing import hash_of
 
 ROWS_A_READ = 4096

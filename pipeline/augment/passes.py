@@ -6,91 +6,90 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
-from pipeline.augment.estimate import UNKNOWN_RADIUS, check_room, known_radius
+from pipeline.augment.estimate import UNKNOWN_EPSILON, check_room, known_epsilon
 from pipeline.augment.jobs import ShardJob
-from pipeline.augment.plans import Augmentation, no_radius, scoring
+from pipeline.augment.plans import Augmentation, no_epsilon, soft_label_jobs
 from pipeline.augment.progress import Counter
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
-from pipeline.augment.teacher import ModelFolders, Precision
+from pipeline.augment.teacher import ModelFolders
 from pipeline.augment.variant_jobs import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
+from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings
-from pipeline.corpus.task import Kind, Task
+from pipeline.config.settings import AugmentSettings, Effect, InferenceSettings, Precision, RuntimeSettings
+from pipeline.corpus.task import Task
 from pipeline.models.folder import embedding_width, load_tokenizer
-from pipeline.perturbation.search import Effect
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
 from pipeline.store.hashing import Key
 from pipeline.store.store import Entry, Store, stored_as
-from pipeline.training.masked_lm import words_in
+from pipeline.training.masked_lm import masked_lm_in
 
 
-def score(prepared: Path, teacher: Path, settings: ScoreSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
+def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
     task = Task.read(prepared)
     store = Store(Path(runtime.store).resolve())
-    key, jobs = scoring(prepared, teacher, settings)
+    key, jobs = soft_label_jobs(prepared, teacher, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
-        receipts = finish(f"score {task.name}", jobs, take_stock(jobs, store), workers)
+        receipts = finish(f"soft_label {task.name}", jobs, take_stock(jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
     manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
-        print(f"score {task.name}: {truncated} of {rows} examples were cut to {key['max_length']} tokens", flush=True)
+        print(f"soft_label {task.name}: {truncated} of {rows} examples were cut to {key['max_length']} tokens", flush=True)
     return publish(out, store, manifest)
 
 
 def augment(
-    scores: Path,
+    soft_labels: Path,
     teacher: Path,
-    scout: Path | None,
     settings: AugmentSettings,
     runtime: RuntimeSettings,
     out: Path,
-    words: Path | None = None,
+    surrogate: Path | None = None,
+    masked_lm: Path | None = None,
 ) -> Manifest:
     """Make every variant of the train split and write shards and manifest to ``out``.
 
     Args:
-        scores: what ``score`` wrote.
-        teacher: labels the variants, and gives the gradient if there is no scout.
-        scout: what ``scout`` wrote, if its snapshots give the gradient.
+        soft_labels: what ``soft_label`` wrote.
+        teacher: labels the variants, and gives the gradient if there is no surrogate.
         settings: of the variants.
         runtime: workers and store.
         out: replaced as a whole.
-        words: what ``words`` wrote, if a recipe needs a masked language model.
+        surrogate: what ``surrogate`` wrote, if its checkpoints give the gradient.
+        masked_lm: what ``masked_lm`` wrote, if a recipe needs a masked language model.
 
     Raises:
-        ShardMismatch: scores or scout were made with another teacher, tokenizer, label order or format.
+        ShardMismatch: soft_labels or surrogate were made with another teacher, tokenizer, label order or format.
         PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
     """
-    plan = Augmentation.of(scores, teacher, scout, settings, words)
+    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
     store = Store(Path(runtime.store).resolve())
     folders = ModelFolders(
         teacher,
-        scout,
+        surrogate,
         plan.masked_lm,
-        settings.masked_lm,
+        settings,
         teacher_hash=plan.key["teacher"],
-        scout_hashes=plan.snapshots,
+        surrogate_hashes=plan.checkpoints,
         masked_lm_hash=plan.masked_lm_hash,
     )
     width = embedding_width(teacher)
-    if known_radius(plan, store) is None:
-        check_room(plan, _missing(plan.jobs(UNKNOWN_RADIUS, store), store), store, runtime.max_bytes, width)
-    with open_workers(folders, settings.precision, store, runtime) as workers:
-        found = radius_found(plan, store, workers) if settings.perturbs() else no_radius()
-        jobs = plan.jobs(found.radius, store)
+    if known_epsilon(plan, store) is None:
+        check_room(plan, _missing(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes, width)
+    with open_workers(folders, settings.inference.precision, store, runtime) as workers:
+        found = epsilon_found(plan, store, workers) if settings.uses("perturb") else no_epsilon()
+        jobs = plan.jobs(found.epsilon, store)
         stock = take_stock(jobs, store)
         missing = [jobs[number] for number in stock.missing]
         check_room(plan, missing, store, runtime.max_bytes, width)
         find_words(plan, missing, store, workers)
         receipts = finish(plan.name, jobs, stock, workers)
     _tell_of_vanished(plan, jobs, receipts)
-    return publish(out, store, _manifest(plan, teacher, scores, found, jobs, receipts))
+    return publish(out, store, _manifest(plan, teacher, soft_labels, found, jobs, receipts))
 
 
 def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
@@ -101,7 +100,7 @@ def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: 
         rows = sum(receipt.rows for receipt in perturbed)
         print(
             f"{plan.name}: {vanished} of {rows} perturbed rows had a zero gradient, so their perturbation did not change in "
-            "that step; a larger perturbation.start may help",
+            "that step; a larger perturbation.init may help",
             flush=True,
         )
 
@@ -119,35 +118,35 @@ def open_workers(folders: ModelFolders, precision: Precision, store: Store, runt
     return Cluster(folders, precision, store, runtime)
 
 
-def radius_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
-    """The radius and its effect on a sample, kept in the store."""
+def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
+    """The epsilon and its effect on a sample, kept in the store."""
     key, calibration = plan.calibration
     entry = store.get(key)
     known = None if entry is None else entry.facts
     kind = plan.source.manifest.task.kind
     if known is None:
-        seeking = "seeking the radius" if isinstance(calibration.wanted, Effect) else "measuring the effect of the radius"
+        seeking = "seeking the epsilon" if isinstance(calibration.wanted, Effect) else "measuring the effect of the epsilon"
         print(f"{plan.name}: {seeking} on {calibration.rows} rows of the train split", flush=True)
         known = calibration.find(functools.partial(_effects, plan.name, kind, workers)).plain()
         try:
             with store.put(key, known):
                 pass
         except OSError as cause:
-            raise PipelineError(f"the radius found: the store {store.folder} does not take it: {cause.strerror}") from cause
+            raise PipelineError(f"the epsilon found: the store {store.folder} does not take it: {cause.strerror}") from cause
     result = Found(**known)
-    print(f"{plan.name}: radius {result.radius:g}, on {result.rows} rows {result.words(kind)}", flush=True)
+    print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
     return result
 
 
 def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[CalibrationJob]) -> list[Found]:
-    """The effect of one radius on each part of the sample."""
+    """The effect of one epsilon on each part of the sample."""
     found: dict[int, Found] = {}
     for job, done in workers.run(trial):
         found[id(job)] = done.result
         for note in done.notes:
             print(f"{job.name}: {note}", flush=True)
     in_order = [found[id(job)] for job in trial]
-    print(f"{name}: tried {trial[0].radius:.3g}, {joined(in_order).words(kind)}", flush=True)
+    print(f"{name}: tried {trial[0].epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
     return in_order
 
 
@@ -158,16 +157,16 @@ def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, work
 
 
 def _manifest(
-    plan: Augmentation, teacher: Path, scores: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
+    plan: Augmentation, teacher: Path, soft_labels: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
 ) -> Manifest:
     settings = plan.settings
     details = {
-        "scores": manifest_hash(scores),
+        "soft_labels": manifest_hash(soft_labels),
         "recipes": settings.recipes,
-        "radius": found.radius,
+        "epsilon": found.epsilon,
         "calibration": found.plain(),
-        "snapshots": len(plan.snapshots),
-        "words": words_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
+        "checkpoints": len(plan.checkpoints),
+        "masked_lm": masked_lm_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
     coding = Coding(codec=settings.codec, width=embedding_width(teacher))

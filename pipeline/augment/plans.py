@@ -1,6 +1,6 @@
 """What the two passes are to compute: the jobs with their keys, in order. Knows settings and hashes; computes no model.
 
-The radius of the perturbations is the one thing that must be found before the keys are known.
+The epsilon of the perturbations is the one thing that must be found before the keys are known.
 """
 
 from collections.abc import Sequence
@@ -13,38 +13,40 @@ import numpy as np
 
 from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.partition import places
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings, aim_faults, edit_faults, kind_faults, words_faults
-from pipeline.augment.scoring import CandidatesJob, ScoreJob, ScoreShard
-from pipeline.augment.variant_jobs import VariantJob, read_scored
-from pipeline.augment.variants import Making, Scored
+from pipeline.augment.recipes import deciding, edit_errors, followed_by, kind_errors
+from pipeline.augment.soft_labels import CandidatesJob, SoftLabelJob, SoftLabelShard
+from pipeline.augment.variant_jobs import VariantJob, read_labelled
+from pipeline.augment.variants import LabelledRows, VariantSpec
+from pipeline.config.corpus import SPLITS
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.corpus.seeding import sample
-from pipeline.corpus.task import SPLITS, Task
+from pipeline.corpus.task import Task
 from pipeline.models.folder import load_tokenizer, model_hash
-from pipeline.perturbation.surrogate import ScoutFolder
+from pipeline.perturbation.surrogate import SurrogateFolder
 from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.code import computed_by
 from pipeline.store.hashing import Key, hash_of
 from pipeline.store.store import Store
-from pipeline.training.masked_lm import words_in
+from pipeline.training.masked_lm import masked_lm_in
 
-SCORING, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("scoring", "variant_jobs", "calibration"))
+SOFT_LABELS, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("soft_labels", "variant_jobs", "calibration"))
 """The modules that compute each kind of result; their code stands in its key."""
 
 
-def scoring(prepared: Path, teacher: Path, settings: ScoreSettings) -> tuple[Key, list[ScoreJob]]:
-    """The key that all scores share, and the jobs of every split.
+def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[SoftLabelJob]]:
+    """The key that all soft_labels share, and the jobs of every split.
 
     Raises:
         PipelineError: the teacher was made for another task.
     """
     _check_task(prepared, teacher)
-    decided = settings.model_dump(include={"batch_rows", "precision"})
-    key: Key = lineage(teacher) | {"content": "scores", **decided, "computed_by": computed_by(SCORING)}
+    decided = settings.model_dump(include={"batch_size", "precision"})
+    key: Key = lineage(teacher) | {"content": "soft_labels", **decided, "computed_by": computed_by(SOFT_LABELS)}
     jobs = [
-        ScoreJob(place, key, settings.batch_rows)
+        SoftLabelJob(place, key, settings.batch_size)
         for split in SPLITS
         for place in places(prepared, split, settings.rows_per_shard)
     ]
@@ -60,12 +62,12 @@ def _check_task(prepared: Path, teacher: Path) -> None:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The second pass: variants of the train split of a set of scores."""
+    """The second pass: variants of the train split of a set of soft_labels."""
 
     source: Shards
     settings: AugmentSettings
-    snapshots: tuple[str, ...]
-    """Hashes of the scout's snapshots; empty where the teacher's own gradient is followed."""
+    checkpoints: tuple[str, ...]
+    """Hashes of the surrogate's checkpoints; empty where the teacher's own gradient is followed."""
     key: Key
     """What all shards share, whatever their recipe."""
     masked_lm: Path | None = None
@@ -73,45 +75,54 @@ class Augmentation:
 
     @classmethod
     def of(
-        cls, scores: Path, teacher: Path, scout: Path | None, settings: AugmentSettings, words: Path | None = None
+        cls,
+        soft_labels: Path,
+        teacher: Path,
+        settings: AugmentSettings,
+        surrogate: Path | None = None,
+        masked_lm: Path | None = None,
     ) -> "Augmentation":
         """Check that all that is given belongs together.
 
         Args:
-            scores: what ``score`` wrote.
+            soft_labels: what ``soft_label`` wrote.
             teacher: what ``teach`` wrote.
-            scout: what ``scout`` wrote, where perturbations are aimed at one.
-            settings: what the variants are.
-            words: what ``words`` wrote, where a recipe asks for a masked language model.
+            settings: of the variants.
+            surrogate: what ``surrogate`` wrote; needed if variants follow its gradient.
+            masked_lm: what ``masked_lm`` wrote; needed if a recipe contains masked_lm.
 
         Raises:
-            ShardMismatch: the scores, or the scout, were made with another teacher, tokenizer, label order or format.
-            PipelineError: the objective needs a scout and there is none, or the other way round.
+            ShardMismatch: the soft_labels, or the surrogate, were made with another teacher, tokenizer, label order or format.
+            PipelineError: the settings contradict the task or the tokenizer, or a model that they need is missing.
         """
-        source, wanted = Shards.holding("scores", scores), lineage(teacher)
-        check_agreement(f"the scores in {scores}", wanted, source.manifest.key, "Score again with this teacher: dvc repro")
-        contrary = kind_faults(settings, source.manifest.task.kind)
-        edits = edit_faults(settings, load_tokenizer(teacher), source.manifest.task.pair)
-        proposes = None if words is None else words_in(words).model is not None
-        missing = words_faults(settings, proposes)
-        if faults := [*aim_faults(settings, scout is not None), *contrary, *edits, *missing]:
-            raise PipelineError("; ".join(faults))
-        snapshots: tuple[str, ...] = ()
-        if scout is not None:
-            found = ScoutFolder(scout).facts().key
+        source, wanted = Shards.holding("soft_labels", soft_labels), lineage(teacher)
+        check_agreement(
+            f"the soft_labels in {soft_labels}", wanted, source.manifest.key, "Make them again for this teacher: dvc repro"
+        )
+        task = source.manifest.task
+        errors = kind_errors(settings, task.kind) + edit_errors(settings, load_tokenizer(teacher), task.pair)
+        if settings.uses("masked_lm") and (masked_lm is None or masked_lm_in(masked_lm).model is None):
+            errors.append("a recipe contains masked_lm: give the folder that the stage masked_lm wrote, --masked-lm")
+        if settings.needs_surrogate() and surrogate is None:
+            errors.append("gradient_from is surrogate: give the folder that the stage surrogate wrote, --surrogate")
+        if errors:
+            raise PipelineError("; ".join(errors))
+        checkpoints: tuple[str, ...] = ()
+        if settings.needs_surrogate() and surrogate is not None:
+            found = SurrogateFolder(surrogate).facts().key
             check_agreement(
-                f"the snapshots of the scout in {scout}", wanted, found, "Make it again with this teacher: dvc repro"
+                f"the checkpoints of the surrogate in {surrogate}", wanted, found, "Make it again with this teacher: dvc repro"
             )
-            snapshots = ScoutFolder(scout).hashes()
-        # The rows repeat the teacher's logits on the untouched input, whose last digits depend on how they were computed.
-        made = {f"score_{name}": source.manifest.key.get(name) for name in ("batch_rows", "precision", "computed_by")}
-        key = wanted | {"content": "perturbations", **made}
-        return cls(source, settings, snapshots, key, words if proposes else None)
+            checkpoints = SurrogateFolder(surrogate).hashes()
+        # The rows repeat the teacher's logits on the clean input, whose last digits depend on how they were computed.
+        made = {f"soft_label_{name}": source.manifest.key.get(name) for name in ("batch_size", "precision", "computed_by")}
+        key = wanted | {"content": "variants", **made}
+        return cls(source, settings, checkpoints, key, masked_lm if settings.uses("masked_lm") else None)
 
     @property
     def masked_lm_hash(self) -> str | None:
         """That which keys name the masked language model by; None where no recipe asks for one."""
-        return str(self._candidates_key["masked_lm"]["model"]) if self.settings.proposes() else None
+        return str(self._candidates_key["masked_lm"]["model"]) if self.settings.uses("masked_lm") else None
 
     @property
     def name(self) -> str:
@@ -124,28 +135,28 @@ class Augmentation:
 
     @cached_property
     def calibration(self) -> tuple[Key, Calibration]:
-        """How the radius is found on a sample of the train split chosen by the hash of its ids, and under which key."""
-        scored = self._sample()
-        rows = zip(scored.inputs.example_ids, scored.inputs.input_ids, strict=True)
-        decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "precision", "seed", "batch_rows"})
+        """How the epsilon is found on a sample of the train split chosen by the hash of its ids, and under which key."""
+        labelled = self._sample()
+        rows = zip(labelled.inputs.example_ids, labelled.inputs.input_ids, strict=True)
+        decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "inference", "seed"})
         note: Key = self.key | {
             "content": "calibration",
             "calibration": decided,
-            "scout": list(self.snapshots),
+            "surrogate": list(self.checkpoints),
             "computed_by": computed_by(CALIBRATION),
             "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in rows]),
         }
-        return note, Calibration(scored, self.settings, len(self.snapshots) or None)
+        return note, Calibration(labelled, self.settings, len(self.checkpoints) or None)
 
-    def jobs(self, radius: float, store: Store) -> list[VariantJob]:
+    def jobs(self, epsilon: float, store: Store) -> list[VariantJob]:
         """One for each variant and partition, variant by variant."""
-        decided = {variant: self._deciding(variant, radius) for variant in range(1, self.settings.variants + 1)}
+        decided = {variant: self._deciding(variant, epsilon) for variant in range(1, self.settings.variants + 1)}
         return [
             VariantJob(
-                scores=ScoreShard(self.source, entry),
+                soft_labels=SoftLabelShard(self.source, entry),
                 shared_key=self.key,
                 deciding=decided[variant],
-                making=Making(variant, self.settings, radius, self._snapshot(variant)),
+                spec=VariantSpec(variant, self.settings, epsilon, self._checkpoint(variant)),
                 candidates=self._candidates_path(variant, entry, store),
             )
             for variant in decided
@@ -158,23 +169,23 @@ class Augmentation:
         return [self._candidates_job(entry) for entry in self.entries() if entry.partition in needed]
 
     def stored(self, jobs: Sequence[VariantJob]) -> list[Key]:
-        """The keys of everything in the store behind these variants: shards, the radius found, word candidates."""
-        found = [self.calibration[0]] if self.settings.perturbs() else []
+        """The keys of everything in the store behind these variants: shards, the epsilon found, word candidates."""
+        found = [self.calibration[0]] if self.settings.uses("perturb") else []
         needed = {job.partition for job in jobs if job.candidates is not None}
         candidates = [self._candidates_job(entry) for entry in self.entries() if entry.partition in needed]
         return [*(job.key for job in jobs), *found, *(job.key for job in candidates)]
 
-    def _deciding(self, variant: int, radius: float) -> Key:
+    def _deciding(self, variant: int, epsilon: float) -> Key:
         recipe = self.settings.recipe(variant)
-        key = self.settings.deciding(variant, radius) | {"computed_by": computed_by(VARIANTS)}
+        key = deciding(self.settings, variant, epsilon) | {"computed_by": computed_by(VARIANTS)}
         if "masked_lm" in recipe:
             key["masked_lm"] = key["masked_lm"] | self._candidates_key["masked_lm"]
-        if (snapshot := self._snapshot(variant)) is not None:
-            key["scout"] = self.snapshots[snapshot - 1]
+        if (checkpoint := self._checkpoint(variant)) is not None:
+            key["surrogate"] = self.checkpoints[checkpoint - 1]
         return key
 
-    def _snapshot(self, variant: int) -> int | None:
-        return self.settings.aimed_at(len(self.snapshots))[variant - 1]
+    def _checkpoint(self, variant: int) -> int | None:
+        return followed_by(self.settings, len(self.checkpoints))[variant - 1]
 
     @cached_property
     def _candidates_key(self) -> Key:
@@ -182,29 +193,29 @@ class Augmentation:
 
         Found once: it takes reading the whole model.
         """
-        assert self.settings.masked_lm is not None, "settings with such a recipe say how many words"
         assert self.masked_lm is not None, "a plan with such a recipe has a model"
-        decided = self.settings.masked_lm.model_dump(include={"candidates", "batch_rows"})
-        model = {"model": model_hash(self.masked_lm), **decided}
+        inference = self.settings.inference
+        model = {"model": model_hash(self.masked_lm), "candidates": self.settings.masked_lm.candidates}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",
             "tokenizer": self.key["tokenizer"],
             "max_length": self.key["max_length"],  # what is proposed stands at places of the text as it was cut
             "masked_lm": model,
-            "precision": self.settings.precision,
-            "computed_by": computed_by(SCORING),
+            "batch_size": inference.batch_size,
+            "precision": inference.precision,
+            "computed_by": computed_by(SOFT_LABELS),
         }
 
     def _candidates_job(self, entry: ShardEntry) -> CandidatesJob:
-        return CandidatesJob(ScoreShard(self.source, entry), self._candidates_key)
+        return CandidatesJob(SoftLabelShard(self.source, entry), self._candidates_key)
 
     def _candidates_path(self, variant: int, entry: ShardEntry, store: Store) -> Path | None:
         if "masked_lm" not in self.settings.recipe(variant):
             return None
         return store.folder_of(self._candidates_job(entry).key) / SHARD_FILE
 
-    def _sample(self) -> Scored:
+    def _sample(self) -> LabelledRows:
         """The examples whose ids have the smallest hashes, in the order of the corpus."""
         entries = self.entries()
         names = chain.from_iterable(self.source.rows_of(entry).column("example_id").to_pylist() for entry in entries)
@@ -213,9 +224,11 @@ class Augmentation:
         rows = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
         begins = ends - [entry.receipt.rows for entry in entries]
         found = [(entry, inside - begin) for entry, inside, begin in zip(entries, rows, begins, strict=True) if len(inside)]
-        return Scored.joined([read_scored(ScoreShard(self.source, entry))[0].take(inside) for entry, inside in found])
+        return LabelledRows.joined(
+            [read_labelled(SoftLabelShard(self.source, entry))[0].take(inside) for entry, inside in found]
+        )
 
 
-def no_radius() -> Found:
-    """What stands for the radius where no variant is perturbed."""
+def no_epsilon() -> Found:
+    """What stands for the epsilon where no variant is perturbed."""
     return Found(0.0, 0.0, 0.0, 0)

@@ -1,10 +1,10 @@
-"""The frozen models of a worker: the teacher, a scout's snapshots, a masked language model, each loaded when first needed."""
+"""The frozen models of a worker, loaded lazily: the teacher, a surrogate's checkpoints, a masked language model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +13,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.augment.batches import Batches, Inputs
-from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
+from pipeline.augment.candidates import MaskedLM
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import AugmentSettings, Precision
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
 from pipeline.models.folder import load_tokenizer, model_hash
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.inputs import carried, view_embeddings
-from pipeline.perturbation.surrogate import ScoutFolder
-
-Precision = Literal["float32", "bfloat16"]
-"""Of the encoder's products; the classification head, norms and gradients stay in float32."""
+from pipeline.perturbation.inputs import mapped, variant_embeddings
+from pipeline.perturbation.surrogate import SurrogateFolder
 
 HEADS = ("classifier", "score", "logits_proj")
 """Names of the last layers in transformers, whose output are the logits."""
@@ -75,7 +73,7 @@ class FrozenModel:
 
 
 class FrozenTeacher(FrozenModel):
-    """The teacher: labels untouched inputs and variants."""
+    """The teacher: labels clean inputs and variants."""
 
     def __init__(self, folder: Path, precision: Precision = "float32") -> None:
         super().__init__(folder, precision)
@@ -102,27 +100,27 @@ class FrozenTeacher(FrozenModel):
 
         def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Arriving, int]]:
             batch = self.padded(rows, tokens)
-            logits = Arriving(self.logits_at(batch, view_embeddings(self.words, batch)))
+            logits = Arriving(self.logits_at(batch, variant_embeddings(self.words, batch)))
             return [(logits, row) for row in range(len(rows))]
 
         made = batches.run(inputs, batch_rows, compute)
         found = np.array([logits.tensors[0][row].numpy() for logits, row in made], dtype=np.float32)
         found = found.reshape(len(made), self.task.outputs)
-        check_finite(found, inputs, "the untouched input")
+        check_finite(found, inputs, "the clean input")
         return found
 
 
-class Scout(FrozenModel):
-    """One snapshot of a scout, which reads the same rows through its own embeddings."""
+class Surrogate(FrozenModel):
+    """One checkpoint of a surrogate, which reads the same rows through its own embeddings."""
 
-    def __init__(self, folder: ScoutFolder, snapshot: int, precision: Precision) -> None:
-        super().__init__(folder.snapshot(snapshot), precision)
+    def __init__(self, folder: SurrogateFolder, checkpoint: int, precision: Precision) -> None:
+        super().__init__(folder.checkpoint(checkpoint), precision)
         linear = folder.map()
         self._map = None if linear is None else linear.to(self.device)
 
     def logits_at_delta(self, batch: Batch, delta: Tensor) -> Tensor:
         """Logits [rows, outputs] at the embeddings of a batch plus δ [rows, tokens, teacher's width]."""
-        return self.logits_at(batch, view_embeddings(self.words, batch) + carried(delta, self._map))
+        return self.logits_at(batch, variant_embeddings(self.words, batch) + mapped(delta, self._map))
 
 
 @dataclass(frozen=True)
@@ -130,26 +128,26 @@ class ModelFolders:
     """Folders of the models, with the hashes by which keys name them."""
 
     teacher: Path
-    scout: Path | None = None
+    surrogate: Path | None = None
     masked_lm: Path | None = None
     """None where no recipe replaces words."""
-    proposing: MaskedLMSettings | None = None
-    """Of the masked language model."""
+    settings: AugmentSettings | None = None
+    """Of the variants; None for soft labels."""
     teacher_hash: str | None = None
     """None where no result is stored; so of the others."""
-    scout_hashes: tuple[str, ...] = ()
+    surrogate_hashes: tuple[str, ...] = ()
     masked_lm_hash: str | None = None
 
     def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
         """The same models in other folders."""
-        scout, masked_lm = (None if folder is None else moved(folder) for folder in (self.scout, self.masked_lm))
-        return replace(self, teacher=moved(self.teacher), scout=scout, masked_lm=masked_lm)
+        surrogate, masked_lm = (None if folder is None else moved(folder) for folder in (self.surrogate, self.masked_lm))
+        return replace(self, teacher=moved(self.teacher), surrogate=surrogate, masked_lm=masked_lm)
 
     def files(self) -> list[Path]:
-        """The files a worker needs: those of a model's folder without its subfolders, and all snapshots of a scout."""
+        """The files a worker needs: those of a model's folder without its subfolders, and all checkpoints of a surrogate."""
         flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None and folder.is_dir()]
         found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
-        return sorted(found) + sorted(file for file in (self.scout.rglob("*") if self.scout else ()) if file.is_file())
+        return sorted(found) + sorted(file for file in (self.surrogate.rglob("*") if self.surrogate else ()) if file.is_file())
 
 
 class ModelSet:
@@ -157,7 +155,7 @@ class ModelSet:
 
     def __init__(self, folders: ModelFolders, precision: Precision) -> None:
         self._folders, self._precision = folders, precision
-        self._scouts: dict[int, Scout] = {}
+        self._surrogates: dict[int, Surrogate] = {}
         self.batches = Batches()
 
     @cached_property
@@ -180,28 +178,28 @@ class ModelSet:
         Raises:
             PipelineError: it changed since its hash was taken.
         """
-        folder, settings, wanted = self._folders.masked_lm, self._folders.proposing, self._folders.masked_lm_hash
+        folder, settings, wanted = self._folders.masked_lm, self._folders.settings, self._folders.masked_lm_hash
         assert folder is not None, "no recipe asks for masked_lm without a model"
-        assert settings is not None, "no recipe asks for masked_lm without its settings"
+        assert settings is not None, "variants have settings"
         loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
         if wanted is not None and model_hash(folder) != wanted:
             raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
         return loaded
 
-    def scout(self, snapshot: int) -> Scout:
-        """A snapshot of the scout; all stay loaded, since they are small and a calibration needs each repeatedly.
+    def surrogate(self, checkpoint: int) -> Surrogate:
+        """A checkpoint of the surrogate; all stay loaded, since they are small and a calibration needs each repeatedly.
 
         Raises:
             PipelineError: it changed since its hash was taken.
         """
-        assert self._folders.scout is not None, "only a job that is aimed at a scout asks for it"
-        if snapshot not in self._scouts:
-            folder, wanted = ScoutFolder(self._folders.scout), self._folders.scout_hashes
-            loaded = Scout(folder, snapshot, self._precision)
-            if wanted and folder.hash_of(snapshot) != wanted[snapshot - 1]:
-                raise PipelineError(CHANGED.format(f"the scout in {folder.folder}"))
-            self._scouts[snapshot] = loaded
-        return self._scouts[snapshot]
+        assert self._folders.surrogate is not None, "only a job that is aimed at a surrogate asks for it"
+        if checkpoint not in self._surrogates:
+            folder, wanted = SurrogateFolder(self._folders.surrogate), self._folders.surrogate_hashes
+            loaded = Surrogate(folder, checkpoint, self._precision)
+            if wanted and folder.hash_of(checkpoint) != wanted[checkpoint - 1]:
+                raise PipelineError(CHANGED.format(f"the surrogate in {folder.folder}"))
+            self._surrogates[checkpoint] = loaded
+        return self._surrogates[checkpoint]
 
 
 def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> None:

@@ -6,36 +6,16 @@ edited by itself, so special tokens keep their places and no token moves from on
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
+from pipeline.config.settings import Operation, TextEditSettings
 from pipeline.corpus.encoding import Ids, Types
 
-Operation = Literal["mask", "delete", "swap", "span"]
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-
 Positions = npt.NDArray[np.int64]
-
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class TextEditSettings(Settings):
-    """How much of every run an operation changes: a share is rounded to whole tokens, at least one."""
-
-    mask: Share
-    """Share of tokens that become the mask token (Tang et al. 2019, arXiv 1903.12136, §4.3: a tenth)."""
-    delete: Share
-    """Share of tokens left out; one always stays."""
-    swap: Share
-    """Share of tokens that trade places in pairs; at least two."""
-    span: Share
-    """Share of tokens, neighbours of one another, that are put into another order; at least two."""
 
 
 @dataclass(frozen=True)

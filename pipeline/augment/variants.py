@@ -10,49 +10,48 @@ from torch import Tensor
 
 from pipeline.augment.batches import Columns, Inputs, Partner
 from pipeline.augment.candidates import RowCandidates, replace
-from pipeline.augment.recipes import AugmentSettings, Recipe
 from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
-from pipeline.augment.text_edits import OPERATIONS, TextEdits, special_ids
+from pipeline.augment.text_edits import TextEdits, special_ids
+from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
 from pipeline.corpus.encoding import Batch, Integers, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
 from pipeline.models.outputs import divergence, flipped
-from pipeline.perturbation.inputs import filled, view_embeddings
-from pipeline.perturbation.search import Search, perturb, radius_of, random_start
+from pipeline.perturbation.inputs import filled, variant_embeddings
+from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
-from pipeline.shards.schema import CodecName
 
 Coded = tuple[Tensor, Tensor]
 """Codes [rows, tokens, width] and scales [rows, tokens]."""
 
 
 @dataclass(frozen=True)
-class Scored:
+class LabelledRows:
     """Clean rows with the teacher's logits."""
 
     inputs: Inputs
     logits: npt.NDArray[np.float32]
     """[rows, outputs]."""
 
-    def take(self, positions: Integers) -> "Scored":
+    def take(self, positions: Integers) -> "LabelledRows":
         """The rows at these positions."""
-        return Scored(self.inputs.take(positions), self.logits[positions])
+        return LabelledRows(self.inputs.take(positions), self.logits[positions])
 
     @staticmethod
-    def joined(parts: Sequence["Scored"]) -> "Scored":
+    def joined(parts: Sequence["LabelledRows"]) -> "LabelledRows":
         """The rows of several parts in order."""
-        return Scored(Inputs.joined([part.inputs for part in parts]), np.concatenate([part.logits for part in parts]))
+        return LabelledRows(Inputs.joined([part.inputs for part in parts]), np.concatenate([part.logits for part in parts]))
 
 
 @dataclass(frozen=True)
-class Making:
+class VariantSpec:
     """Which variant is made, and how."""
 
     variant: int
     settings: AugmentSettings
-    radius: float
+    epsilon: float
     """Fraction of the mean word-embedding length; read only where the recipe perturbs."""
-    snapshot: int | None
-    """Number of the scout's snapshot whose gradient is followed; None for the teacher's own."""
+    checkpoint: int | None
+    """Number of the surrogate's checkpoint whose gradient is followed; None for the teacher's own."""
 
     @property
     def recipe(self) -> Recipe:
@@ -62,7 +61,7 @@ class Making:
     @property
     def moves(self) -> bool:
         """Whether embeddings are perturbed."""
-        return self.settings.moves(self.recipe)
+        return "perturb" in self.recipe
 
     def seed(self, example_id: str, step: str) -> int:
         """Seed of one step on one row."""
@@ -143,73 +142,74 @@ class Made:
         }
 
 
-def make_variant(models: ModelSet, scored: Scored, candidates: Sequence[RowCandidates] | None, making: Making) -> Made:
+def make_variant(
+    models: ModelSet, labelled: LabelledRows, candidates: Sequence[RowCandidates] | None, spec: VariantSpec
+) -> Made:
     """Make one variant of each row.
 
     Args:
         models: the teacher, and the other models that the recipe needs.
-        scored: the clean rows.
+        labelled: the clean rows.
         candidates: of words, if the recipe has ``masked_lm``.
-        making: the variant.
+        spec: the variant.
 
     Raises:
         PipelineError: the teacher's logits of a row are not finite, or a row does not fit into memory.
     """
-    viewed = edited(scored.inputs, models.teacher, candidates, making)
-    if "mix" in making.recipe:
-        viewed = mixed(viewed, models.teacher.pad_token_id, making)
+    viewed = edited(labelled.inputs, models.teacher, candidates, spec)
+    if "mix" in spec.recipe:
+        viewed = mixed(viewed, models.teacher.pad_token_id, spec)
 
-    teacher, settings = models.teacher, making.settings
-    radius = radius_of(making.radius, settings.perturbation.norm, teacher.table) if making.moves else 0.0
-    search = Search(settings.perturbation, radius, teacher.task.kind)
+    teacher, settings = models.teacher, spec.settings
+    epsilon = scaled_epsilon(spec.epsilon, settings.perturbation.norm, teacher.table) if spec.moves else 0.0
+    search = Search(settings.perturbation, epsilon, teacher.task.kind)
 
     def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Answered, int]]:
-        clean = teacher.sent(torch.from_numpy(scored.logits[positions]))
-        answered = _answered(models, rows, clean, teacher.padded(rows, tokens), search, making)
+        clean = teacher.sent(torch.from_numpy(labelled.logits[positions]))
+        answered = _answered(models, rows, clean, teacher.padded(rows, tokens), search, spec)
         if before:
             before.pop().settle()  # while the device computes this one
         before.append(answered)
         return [(answered, row) for row in range(len(rows))]
 
     before = list[Answered]()
-    answers = models.batches.run(viewed, settings.batch_rows, compute)
+    answers = models.batches.run(viewed, settings.inference.batch_size, compute)
     made = [answered.labels[row] for answered, row in answers]
     logits = np.array([label.logits for label in made], dtype=np.float32).reshape(len(made), -1)
-    check_finite(logits, viewed, f"variant {making.variant}")
+    check_finite(logits, viewed, f"variant {spec.variant}")
     return Made(viewed, made)
 
 
-def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandidates] | None, making: Making) -> Inputs:
+def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandidates] | None, spec: VariantSpec) -> Inputs:
     """The rows after the text edits of the recipe, each text of a pair on its own: words replaced, then token operations."""
-    operations = [step for step in making.recipe if step in OPERATIONS]
+    operations = [step for step in spec.recipe if step in OPERATIONS]
     rows = [
         (ids, None if inputs.token_type_ids is None else inputs.token_type_ids[row]) for row, ids in enumerate(inputs.input_ids)
     ]
-    if "masked_lm" in making.recipe:
+    if "masked_lm" in spec.recipe:
         assert candidates is not None, "the job reads them"
-        assert making.settings.masked_lm is not None, "no recipe has this step without its settings"
-        share = making.settings.masked_lm.replace
-        seeds = [making.seed(example_id, "masked_lm") for example_id in inputs.example_ids]
+        share = spec.settings.masked_lm.replace
+        seeds = [spec.seed(example_id, "masked_lm") for example_id in inputs.example_ids]
         rows = [replace(*row, found, share, seed) for row, found, seed in zip(rows, candidates, seeds, strict=True)]
     if operations:
         tokenizer = teacher.tokenizer
-        edits = TextEdits(operations, making.settings.text_edits, special_ids(tokenizer), tokenizer.mask_token_id)
-        seeds = [making.seed(example_id, "text_edits") for example_id in inputs.example_ids]
+        edits = TextEdits(operations, spec.settings.text_edits, special_ids(tokenizer), tokenizer.mask_token_id)
+        seeds = [spec.seed(example_id, "text_edits") for example_id in inputs.example_ids]
         rows = [edits.row(*row, seed) for row, seed in zip(rows, seeds, strict=True)]
     types = [types for _, types in rows if types is not None]
     return Inputs(inputs.example_ids, [ids for ids, _ in rows], types or None)
 
 
-def mixed(inputs: Inputs, pad_token_id: int, making: Making) -> Inputs:
+def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
     """Every row with another of them as its partner, both filled to the length of the longer."""
-    order = np.argsort([making.seed(example_id, "partner") for example_id in inputs.example_ids])
+    order = np.argsort([spec.seed(example_id, "partner") for example_id in inputs.example_ids])
     after = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     ids, types, partners = [], [], []
     for row, example_id in enumerate(inputs.example_ids):
         other = after[row]
         length = max(len(inputs.input_ids[row]), len(inputs.input_ids[other]))
         ids.append(filled(inputs.input_ids[row], length, pad_token_id))
-        own_weight = _drawn_weight(making.seed(example_id, "mix"), making.settings.mixing.alpha)
+        own_weight = _drawn_weight(spec.seed(example_id, "mix"), spec.settings.mix_alpha)
         partner_ids = filled(inputs.input_ids[other], length, pad_token_id)
         partners.append(Partner(inputs.example_ids[other], partner_ids, own_weight))
         if inputs.token_type_ids is not None:
@@ -223,29 +223,29 @@ def _drawn_weight(seed: int, alpha: float) -> float:
     return float(np.float32(np.random.Generator(np.random.Philox(key=seed)).beta(alpha, alpha)))
 
 
-def _answered(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, search: Search, making: Making) -> Answered:
+def _answered(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, search: Search, spec: VariantSpec) -> Answered:
     """One batch of rows: search δ, code it, run the teacher on the decoded δ."""
     teacher, kind = models.teacher, search.kind
-    with torch.inference_mode(mode=not making.moves):
-        words = view_embeddings(teacher.words, batch)
+    with torch.inference_mode(mode=not spec.moves):
+        words = variant_embeddings(teacher.words, batch)
     coded, vanished = None, torch.zeros(len(rows), dtype=torch.bool)
-    if making.moves:
-        names: list[tuple[str | int, ...]] = [(making.settings.seed, name, making.variant) for name in rows.example_ids]
+    if spec.moves:
+        names: list[tuple[str | int, ...]] = [(spec.settings.seed, name, spec.variant) for name in rows.example_ids]
         noise = random_start(names, rows.lengths().tolist(), teacher.width, words.shape[1], teacher.device)
-        free = batch["attention_mask"] == 1 if search.settings.special_tokens else ordinary_tokens(batch, teacher.tokenizer)
-        found = perturb(_aimed(models, batch, words, making.snapshot), clean, noise, free, search)
-        coded, vanished = CODECS[making.settings.codec].quantise(found.delta), found.vanished
+        free = ordinary_tokens(batch, teacher.tokenizer)
+        found = perturb(_followed(models, batch, words, spec.checkpoint), clean, noise, free, search)
+        coded, vanished = CODECS[spec.settings.codec].quantise(found.delta), found.vanished
     logits = _logits(teacher, batch, words, coded)
     columns = (logits, divergence(clean, logits, kind), flipped(clean, logits, kind), vanished)
-    return Answered(columns, coded, rows.lengths(), making.settings.codec)
+    return Answered(columns, coded, rows.lengths(), spec.settings.codec)
 
 
-def _aimed(models: ModelSet, batch: Batch, words: Tensor, snapshot: int | None) -> Callable[[Tensor], Tensor]:
+def _followed(models: ModelSet, batch: Batch, words: Tensor, checkpoint: int | None) -> Callable[[Tensor], Tensor]:
     """From δ to the logits of the model whose gradient is followed."""
-    if snapshot is None:
+    if checkpoint is None:
         return lambda delta: models.teacher.logits_at(batch, words + delta)
-    scout = models.scout(snapshot)
-    return lambda delta: scout.logits_at_delta(batch, delta)
+    surrogate = models.surrogate(checkpoint)
+    return lambda delta: surrogate.logits_at_delta(batch, delta)
 
 
 @torch.inference_mode()

@@ -16,8 +16,9 @@ from typing import Protocol, TypeVar
 import torch
 
 from pipeline.augment.jobs import Done, Job, Work
-from pipeline.augment.teacher import ModelFolders, ModelSet, Precision
+from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError, last_line
+from pipeline.config.settings import Precision
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.store.code import BUILD, Build
 from pipeline.store.files import PARTIAL
@@ -62,7 +63,7 @@ class ThisProcess:
 
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
         """Like ``Workers.run``."""
-        with landmark(self._store):
+        with probe_file(self._store):
             pass  # a store that cannot be written to is known before anything is computed
         for job in jobs:
             try:
@@ -80,13 +81,13 @@ def failure(name: str, cause: BaseException) -> PipelineError:
 
 
 @contextmanager
-def landmark(store: Store) -> Iterator[Path]:
+def probe_file(store: Store) -> Iterator[Path]:
     """A file in the store by which a worker recognises that it sees the same store.
 
     Raises:
         PipelineError: the store cannot be written to.
     """
-    mark = store.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.landmark"
+    mark = store.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.probe_file"
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
         mark.write_bytes(b"\0" * 4096)
@@ -104,12 +105,12 @@ def landmark(store: Store) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Sight:
+class NodeVisibility:
     """Which of the driver's files a new worker sees, and what differs in its code and libraries."""
 
     models: bool
     store: bool
-    strange: list[str]
+    differences: list[str]
     """Modules, and libraries with their versions; empty where all are the driver's."""
 
 
@@ -125,13 +126,13 @@ class Worker:
         self._folders, self._precision, self._store = folders, precision, store
         self._models: ModelSet | None = None
 
-    def look(self, hashes: dict[str, str], mark: str, build: Build) -> Sight:
+    def look(self, hashes: dict[str, str], mark: str, build: Build) -> NodeVisibility:
         """Compare with the driver; a store that this worker does not see is replaced by a folder of its own."""
         models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
         store = Path(mark).exists()
         if not store:
             self._store = Store(self._own / "store")
-        return Sight(models, store, BUILD.differs_from(build))
+        return NodeVisibility(models, store, BUILD.differs_from(build))
 
     def receive(self, path: str, piece: bytes) -> None:
         """Append a piece to the copy of one of the driver's files."""

@@ -7,28 +7,28 @@ class PipelineError(Exception):
     """Input, settings or stored data that cannot be used; the text says what was wanted, what came and the way out."""
 
 
-class Faults(PipelineError):
-    """Every fault of one input, found before any work started.
+class PipelineErrors(PipelineError):
+    """Every error of one input, found before any work started.
 
     Args:
         subject: what was checked, e.g. ``"params.yaml"``.
-        faults: one line each, in the order a person would mend them.
+        errors: one line each, in the order a person would mend them.
     """
 
-    def __init__(self, subject: str, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
-        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n  - ".join([f"{subject}: {count}, nothing was written", *self.faults]))
+    def __init__(self, subject: str, errors: Sequence[str]) -> None:
+        self.errors = tuple(errors)
+        count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        super().__init__("\n  - ".join([f"{subject}: {count}, nothing was written", *self.errors]))
 
 
-def refusals(*checks: Callable[[], object]) -> list[str]:
-    """What each of some checks refuses, each sentence once."""
+def errors_of(*checks: Callable[[], object]) -> list[str]:
+    """What each of some checks rejects, each sentence once."""
     found = []
     for check in checks:
         try:
             check()
-        except PipelineError as fault:
-            found.append(str(fault))
+        except PipelineError as error:
+            found.append(str(error))
     return list(dict.fromkeys(found))
 
 

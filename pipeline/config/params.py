@@ -1,4 +1,4 @@
-"""params.yaml as strict, frozen settings: all faults of what a stage needs are reported at once, before work starts."""
+"""params.yaml as strict, frozen settings: all errors of what a stage needs are reported at once, before work starts."""
 
 import copy
 import functools
@@ -6,9 +6,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from ruamel.yaml import YAML
@@ -16,13 +16,14 @@ from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode
 
-from pipeline.config.errors import Faults, PipelineError
+from pipeline.config.errors import PipelineError, PipelineErrors
+from pipeline.config.renamed import renamed_settings
 
 FORM = re.compile(r"[\[\]]|^(constrained-)?(float|int|str|list|dict)$|^[A-Z]\w*$")
-"""What pydantic adds to the place of a fault to say which form of a setting it tried: a type's name."""
+"""What pydantic adds to the place of a error to say which form of a setting it tried: a type's name."""
 
 LONGEST_SHOWN = 80
-"""A faulty section longer than this is not repeated in the sentence about it."""
+"""A invalid section longer than this is not repeated in the sentence about it."""
 
 
 ABSENT = "{} does not exist; make it with dvc repro"
@@ -54,7 +55,19 @@ class _PlainValues(SafeConstructor):
 _PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
-Places = tuple[str, ...]
+
+
+class Within(NamedTuple):
+    """A section that is one setting of the section that it is merged into."""
+
+    place: str
+    name: str
+
+
+Place = str | Within | dict[str, Any]
+"""A dotted place in the file, a section within another, or constant settings."""
+
+Places = tuple[Place, ...]
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -72,7 +85,7 @@ def read_params(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str, name: str) -> Any:
-    """What a YAML document says; ``name`` stands in what is said of a fault. A command reads the same file many times."""
+    """What a YAML document says; ``name`` stands in what is said of a error. A command reads the same file many times."""
     reader = YAML(typ="safe", pure=True)
     reader.Constructor = _PlainValues
     stream = io.StringIO(text)
@@ -80,7 +93,7 @@ def _parsed(text: str, name: str) -> Any:
     return reader.load(stream)
 
 
-def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySettings:
+def load(path: Path, model: type[AnySettings], **places: Place | Places) -> AnySettings:
     """Read the sections that one stage needs.
 
     Args:
@@ -89,18 +102,22 @@ def load(path: Path, model: type[AnySettings], **places: str | Places) -> AnySet
         places: for each field the dotted place of its section; several places are merged, the later one winning.
 
     Raises:
-        Faults: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
+        PipelineErrors: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
     """
     params = read_params(path)
-    found = {field: _merged(params, as_places(place)) for field, place in places.items()}
+    if renamed := renamed_settings(params):
+        raise PipelineErrors(str(path), renamed)
+    found = {field: merged(params, as_places(place)) for field, place in places.items()}
     present = {field: section for field, section in found.items() if section is not None}
     try:
         return model.model_validate(present)
     except ValidationError as error:
-        raise Faults(str(path), [_sentence(fault, places, params) for fault in _merged_unions(error.errors())]) from None
+        raise PipelineErrors(
+            str(path), [_sentence(error, places, params) for error in _merged_unions(error.errors())]
+        ) from None
 
 
-def load_section(path: Path, model: type[AnySettings], *places: str) -> AnySettings:
+def load_section(path: Path, model: type[AnySettings], *places: Place) -> AnySettings:
     """Read one section, or several merged, as `load` does."""
     form = create_model(model.__name__, __base__=Settings, section=(model, ...))
     section: AnySettings = dict(load(path, form, section=places))["section"]
@@ -128,11 +145,6 @@ def read_facts(model: type[AnySettings], path: Path, missing: str | None = None)
         raise PipelineError(f"{path} is damaged: {said}; make it again with dvc repro") from cause
 
 
-def existing(path: Path, section: str, override: str) -> Places:
-    """The places of a section, with that of its override where there is one."""
-    return (section,) if lookup(read_params(path), override) is None else (section, override)
-
-
 def lookup(params: Any, place: str) -> Any:
     """The value at a dotted place, or None where there is none."""
     for name in place.split("."):
@@ -141,14 +153,14 @@ def lookup(params: Any, place: str) -> Any:
 
 
 def task_in(path: Path, task: str) -> dict[str, Any]:
-    """The entry of a task in a parameter file; one that is not there is refused with those that are."""
+    """The entry of a task in a parameter file; one that is not there is rejected with those that are."""
     tasks = lookup(read_params(path), "tasks") or {}
     if task not in tasks:
         raise PipelineError(f"{path} has no task {task}; it has {', '.join(map(str, tasks)) or 'none'}")
     return dict(tasks[task] or {})
 
 
-def naming_faults(params: Any, section: str) -> list[str]:
+def naming_errors(params: Any, section: str) -> list[str]:
     """Why a section cannot be read as names with their settings; empty where it can."""
     names = lookup(params, section)
     if not isinstance(names, dict) or not names:
@@ -158,14 +170,22 @@ def naming_faults(params: Any, section: str) -> list[str]:
     ]
 
 
-def as_places(place: str | Places) -> Places:
+def as_places(place: Place | Places) -> Places:
     """One place or several, as several."""
-    return (place,) if isinstance(place, str) else place
+    return (place,) if isinstance(place, str | Within | dict) else place
 
 
-def _merged(params: dict[str, Any], places: Places) -> Any:
-    """The sections at these places as one; None if one of them is not there."""
-    sections = [lookup(params, place) for place in places]
+def section_at(params: Mapping[str, Any], place: Place) -> Any:
+    """What a place holds, or None where it is missing."""
+    if isinstance(place, dict):
+        return place
+    found = lookup(params, place if isinstance(place, str) else place.place)
+    return {place.name: found} if isinstance(place, Within) and found is not None else found
+
+
+def merged(params: Mapping[str, Any], places: Places) -> Any:
+    """The sections at these places as one, later ones on top; None if one of them is missing."""
+    sections = [section_at(params, place) for place in places]
     return None if None in sections else functools.reduce(overlaid, sections)
 
 
@@ -176,57 +196,65 @@ def overlaid(below: Any, above: Any) -> Any:
     return above
 
 
-def _merged_unions(faults: Sequence[Any]) -> list[Any]:
-    """Where a setting has several forms, the library tells one fault for each; a person made one mistake."""
+def _merged_unions(errors: Sequence[Any]) -> list[Any]:
+    """Where a setting has several forms, the library tells one error for each; a person made one mistake."""
     merged: dict[tuple[Any, ...], Any] = {}
-    for fault in faults:
-        place = tuple(itertools.takewhile(lambda part: not FORM.search(str(part)), fault["loc"]))
-        if place == fault["loc"]:
-            merged[place, fault["type"], fault["msg"]] = fault
+    for error in errors:
+        place = tuple(itertools.takewhile(lambda part: not FORM.search(str(part)), error["loc"]))
+        if place == error["loc"]:
+            merged[place, error["type"], error["msg"]] = error
         elif place in merged:
-            merged[place]["ctx"].append(_form(fault, place))
+            merged[place]["ctx"].append(_form(error, place))
         else:
-            kind = "no_key" if "[key]" in fault["loc"] else "no_form"
-            merged[place] = {**fault, "loc": place, "type": kind, "ctx": [_form(fault, place)]}
+            kind = "no_key" if "[key]" in error["loc"] else "no_form"
+            merged[place] = {**error, "loc": place, "type": kind, "ctx": [_form(error, place)]}
     return list(merged.values())
 
 
-def _form(fault: Any, place: tuple[Any, ...]) -> str:
+def _form(error: Any, place: tuple[Any, ...]) -> str:
     """What one of the forms of a setting wants; ``place`` is the setting's."""
-    if fault["type"] in ("model_type", "dict_type"):
+    if error["type"] in ("model_type", "dict_type"):
         return "it may be a mapping of settings"
-    inner = ".".join(str(part) for part in fault["loc"][len(place) :] if not FORM.search(str(part)))
-    if inner and fault["type"] == "extra_forbidden":
+    inner = ".".join(str(part) for part in error["loc"][len(place) :] if not FORM.search(str(part)))
+    if inner and error["type"] == "extra_forbidden":
         return f"{inner} is not a setting known here"
-    return f"{inner}: {_wanted(fault)}" if inner else _wanted(fault)
+    return f"{inner}: {_wanted(error)}" if inner else _wanted(error)
 
 
-def _sentence(fault: Any, places: dict[str, str | Places], params: dict[str, Any]) -> str:
-    field, *inner = fault["loc"]
+def _sentence(error: Any, places: dict[str, Place | Places], params: dict[str, Any]) -> str:
+    field, *inner = error["loc"]
     owners = as_places(places.get(str(field), str(field)))
-    spelled = [".".join([owner, *map(str, inner)]) for owner in owners]
-    where = _place_of(spelled, params, absent=fault["type"] == "missing")
-    match fault["type"]:
+    spelled = [text for owner in owners if (text := _spelled(owner, [*map(str, inner)]))] or [".".join(map(str, error["loc"]))]
+    where = _place_of(spelled, params, absent=error["type"] == "missing")
+    match error["type"]:
         case "missing" if lookup(params, where) is None and _stands(params, where):
             return f"{where} is empty; write its settings, or {{}} for none of its own"
         case "missing":
             hint = _nearest(where, params) if not inner else f" (or {spelled[-1]})" if len(spelled) > 1 else ""
             return f"{where} is missing{hint}"
         case "no_key":
-            return f"{where}: {'; or '.join(dict.fromkeys(fault['ctx']))}"
+            return f"{where}: {'; or '.join(dict.fromkeys(error['ctx']))}"
         case "no_form":
-            forms, given = "; or ".join(dict.fromkeys(fault["ctx"])), _given(spelled, params)
+            forms, given = "; or ".join(dict.fromkeys(error["ctx"])), _given(spelled, params)
             return f"{where}: {forms}" + (f", not {given!r}" if given is not None and len(repr(given)) <= LONGEST_SHOWN else "")
-        case "value_error" if fault["input"] is None or len(repr(fault["input"])) > LONGEST_SHOWN:
-            return f"{where}: {_wanted(fault)}"
+        case "value_error" if error["input"] is None or len(repr(error["input"])) > LONGEST_SHOWN:
+            return f"{where}: {_wanted(error)}"
         case "extra_forbidden":
-            return f"{where} is not a setting known here (value: {fault['input']!r})"
+            return f"{where} is not a setting known here (value: {error['input']!r})"
         case "model_type" | "dict_type":
-            return f"{where}: must be a mapping of names to settings, not {fault['input']!r}"
+            return f"{where}: must be a mapping of names to settings, not {error['input']!r}"
         case "float_type" | "int_type" | "string_type":
-            return f"{where}: {_wanted(fault)}, not {fault['input']!r}{_yaml_hint(fault['input'], fault['type'])}"
+            return f"{where}: {_wanted(error)}, not {error['input']!r}{_yaml_hint(error['input'], error['type'])}"
         case _:
-            return f"{where}: {_wanted(fault)}, not {fault['input']!r}"
+            return f"{where}: {_wanted(error)}, not {error['input']!r}"
+
+
+def _spelled(owner: Place, inner: list[str]) -> str:
+    """The dotted place of a setting below ``owner``; empty where the owner cannot hold it."""
+    if isinstance(owner, str):
+        return ".".join([owner, *inner])
+    inside = isinstance(owner, Within) and bool(inner) and inner[0] == owner.name
+    return ".".join([owner.place, *inner[1:]]) if isinstance(owner, Within) and inside else ""
 
 
 def _given(spelled: list[str], params: dict[str, Any]) -> Any:
@@ -262,19 +290,19 @@ def _nearest(place: str, params: dict[str, Any]) -> str:
     return f": there is no {missing}, only {known or 'nothing'}"
 
 
-def _wanted(fault: Any) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
+def _wanted(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 
-def _yaml_hint(value: Any, fault: str) -> str:
+def _yaml_hint(value: Any, error: str) -> str:
     """How to write what YAML reads as another kind of value than was meant: ``"32"`` is a text, ``1e3`` is no whole number."""
-    if fault == "string_type":
+    if error == "string_type":
         return " (write it in quotes)" if isinstance(value, int | float) else ""
     number = _number(value)
     if number is None:
         return ""
-    if fault == "int_type" and isinstance(number, float):
+    if error == "int_type" and isinstance(number, float):
         return f" (write {int(number)})" if number.is_integer() else ""
     return " (write it without quotes)" if isinstance(value, str) else ""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split, fitting_metrics
 from pipeline.corpus.files import ending_of, read_file
 from pipeline.corpus.hub import SplitReader, open_hub
 from pipeline.corpus.rows import (
@@ -25,10 +26,9 @@ from pipeline.corpus.rows import (
     rows_of,
     with_one_spelling,
 )
-from pipeline.corpus.settings import MISSING_SHARE, CorpusSettings
 from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
 from pipeline.corpus.tables import ErrorList, SplitTables, Table
-from pipeline.corpus.task import SPLITS, Kind, Metric, Split, Task, fitting_metrics
+from pipeline.corpus.task import Task
 from pipeline.store.hashing import canonical_json
 
 TASK_NAME = re.compile(r"[a-z0-9_]+")
@@ -96,7 +96,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     """Read, validate and split a corpus.
 
     Raises:
-        Faults: all errors of the task, its files and its rows.
+        PipelineErrors: all errors of the task, its files and its rows.
     """
     errors, notes = ErrorList(), Counter[str]()
     _check_task(task_name, kind, metric, settings, errors)

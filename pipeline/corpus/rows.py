@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.config.corpus import SPLITS, CorpusSettings, Kind, Split, label_name
 from pipeline.corpus.tables import ErrorList, SplitTables, Table, separator_error
-from pipeline.corpus.task import SPLITS, Kind, Split, label_name
 
 LONGEST_SHOWN = 40
 NAMES_SHOWN = 20

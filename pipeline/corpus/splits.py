@@ -9,10 +9,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pipeline.config.corpus import SPLITS, Split
 from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.seeding import SEED_BITS, seed_of
 from pipeline.corpus.tables import ErrorList
-from pipeline.corpus.task import SPLITS, Split
 
 ID_DIGITS = 16
 TEXT_SEPARATOR = "\x1f"

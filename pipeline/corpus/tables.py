@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.config.errors import Faults
-from pipeline.corpus.task import Split
+from pipeline.config.corpus import Split
+from pipeline.config.errors import PipelineErrors
 
 NAMED_ROWS = 5
 """Number of rows that a message names; further rows are counted."""
@@ -37,9 +37,9 @@ class ErrorList:
         return [f"{subject}{_rows(rows)}: {message}" for (subject, message), rows in self._rows.items()]
 
     def raise_if_any(self, subject: str) -> None:
-        """Raise ``Faults`` with all lines unless the list is empty."""
+        """Raise ``PipelineErrors`` with all lines unless the list is empty."""
         if self._rows:
-            raise Faults(subject, self.lines())
+            raise PipelineErrors(subject, self.lines())
 
 
 def _rows(rows: Sequence[str]) -> str:

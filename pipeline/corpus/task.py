@@ -1,23 +1,17 @@
-"""Task kinds, label names and metrics."""
+"""A task as later stages know it, and its metric."""
 
-import unicodedata
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
 import sklearn.metrics
 
+from pipeline.config.corpus import Kind, Metric
 from pipeline.config.params import Settings, read_facts
 from pipeline.store.files import write_json
-
-Kind = Literal["classification", "regression"]
-Metric = Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"]
-Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
 Floats = npt.NDArray[np.floating]
 TASK_FILE = "task.json"
@@ -48,16 +42,6 @@ class Task(Settings):
         return read_facts(cls, folder / TASK_FILE, f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro")
 
 
-def label_name(written: str) -> str:
-    """The form in which label names are compared: without surrounding space, in Unicode NFC."""
-    return unicodedata.normalize("NFC", written.strip())
-
-
-def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:
-    """The metrics for a kind of task."""
-    return ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "macro_f1", "mcc")
-
-
 def predictions(task: Task, logits: Floats) -> Floats:
     """Class indices [rows], or values [rows] for regression; ``logits`` is [rows, outputs]."""
     return logits[:, 0] if task.kind == "regression" else logits.argmax(axis=1)
@@ -72,7 +56,7 @@ def measure(task: Task, labels: Floats, logits: Floats) -> float:
     return float(_METRICS[task.metric](np.asarray(labels), predictions(task, np.asarray(logits))))
 
 
-def one_answer(task: Task, labels: Floats) -> Floats:
+def constant_prediction(task: Task, labels: Floats) -> Floats:
     """Logits [rows, outputs] of the best constant prediction: the label with the highest metric, or the mean of ``labels``."""
     if task.kind == "regression":
         return np.full((len(labels), 1), labels.mean())

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.config.corpus import Split
 from pipeline.corpus.encoding import Ids, check_length, encode
 from pipeline.corpus.rows import Row, shown
 from pipeline.corpus.tables import ErrorList
-from pipeline.corpus.task import Split
 
 ROWS_AT_ONCE = 10_000
 """Rows tokenised at once, which bounds memory."""

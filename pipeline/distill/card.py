@@ -7,8 +7,6 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from pipeline.corpus.task import Task
-from pipeline.distill.settings import effective
-from pipeline.perturbation.search import CONTROLS
 from pipeline.shards.manifest import Manifest
 
 CARD = """---
@@ -42,7 +40,7 @@ The epoch was chosen on dev, so its figure is optimistic; test figures are in th
 | | |
 |---|---|
 | teacher (sha256 of weights and configuration) | `{{ facts.teacher }}` |
-| scores (sha256 of their manifest) | `{{ facts.scores }}` |
+| soft_labels (sha256 of their manifest) | `{{ facts.soft_labels }}` |
 | variants (sha256 of their manifest) | {{ "`%s`"|format(facts.shards) if facts.shards else "none" }} |
 | first weights | {{ start }} |
 {%- if variants %}
@@ -55,10 +53,10 @@ The epoch was chosen on dev, so its figure is optimistic; test figures are in th
 """
 
 
-def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest, variants: Manifest | None) -> None:
+def write_card(folder: Path, task: Task, facts: dict[str, Any], soft_labels: Manifest, variants: Manifest | None) -> None:
     """Write ``README.md`` in the hub's format; ``facts`` is the student's lineage."""
     labels, search = ", ".join(f"`{label}`" for label in task.labels), _search(variants)
-    adversarial = search is not None and search["objective"] not in CONTROLS
+    adversarial = search is not None and search["gradient_from"] != "noise"
     card = ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -74,11 +72,11 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], scores: Manifest
         answer=f"It answers one of {labels}." if labels else "It answers with a number.",
         how=_how(variants),
         example='{"text": "first text", "text_pair": "second text"}' if task.pair else '"a text"',
-        max_length=scores.key["max_length"],
+        max_length=soft_labels.key["max_length"],
         facts=facts,
-        start=_start(facts["start"], facts["settings"]["start"]),
+        start=_start(facts["start"], facts["settings"]["initial_weights"]),
         variants=_made(variants),
-        settings=json.dumps(effective(facts["settings"]), indent=2),
+        settings=json.dumps(facts["settings"], indent=2),
     )
     card.save(folder / "README.md")
 
@@ -90,7 +88,7 @@ def _start(start: dict[str, Any], asked: Any) -> str:
     counts = (("parameters_copied", "copied"), ("parameters_mapped", "mapped"), ("parameters_fresh", "fresh"))
     parts = ", ".join(f"{start[name]:,} {word}" for name, word in counts if start[name])
     layers, error = ", ".join(map(str, start["layers"])), f"{start['embedding_error']:.1%}"
-    if start["start"] == "checkpoint":
+    if start["initial_weights"] == "checkpoint":
         mapped = f"the teacher's embeddings map onto its own but for {error}"
         return f"layers {layers} of {asked['checkpoint']}; parameters {parts}; {mapped}"
     lost = f"; the map loses {error} of the embeddings' variance" if start["parameters_mapped"] else ""
@@ -105,12 +103,12 @@ def _search(variants: Manifest | None) -> dict[str, Any] | None:
 def _how(variants: Manifest | None) -> str:
     """What the student learns from besides clean inputs."""
     if variants is None:
-        return "on untouched inputs alone"
+        return "on clean inputs alone"
     search = _search(variants)
     if search is None:
         return "with variants of its inputs"
-    names = {"noise": "random perturbations", "none": "perturbations of no length"}
-    return f"with {names.get(search['objective'], 'adversarial perturbations')} of its word embeddings"
+    kind = "random" if search["gradient_from"] == "noise" else "adversarial"
+    return f"with {kind} perturbations of its word embeddings"
 
 
 def _made(variants: Manifest | None) -> str | None:
@@ -118,13 +116,13 @@ def _made(variants: Manifest | None) -> str | None:
     if variants is None or variants.coding is None:
         return None
     made = f"{variants.variants} a text ({' · '.join(' + '.join(recipe) for recipe in variants.recipes)})"
-    search, snapshots = _search(variants), variants.details["snapshots"]
+    search, checkpoints = _search(variants), variants.details["checkpoints"]
     if search is None:
         return made
-    aimed = f", aimed at {_count(snapshots, 'snapshot')} of a scout" if snapshots else ""
+    source = f"{_count(checkpoints, 'checkpoint')} of a surrogate" if checkpoints else search["gradient_from"]
     return (
-        f"{made}; objective {search['objective']}{aimed}, {search['norm']} radius "
-        f"{variants.details['radius']:g}, {_count(search['steps'], 'step')}, stored as {variants.coding.codec}"
+        f"{made}; gradient from {source}, {search['norm']} epsilon {variants.details['epsilon']:g}, "
+        f"{_count(search['num_steps'], 'step')}, stored as {variants.coding.codec}"
     )
 
 

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 
+from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
+from pipeline.config.settings import VariantPolicy, WorstOf
 from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Floats, Split
+from pipeline.corpus.task import Floats
 from pipeline.models.outputs import Scale
-from pipeline.perturbation.surrogate import Aims, aims_of
+from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Rows, Shards, join
@@ -27,65 +26,51 @@ VALUES = ("labels", "teacher_logits", VARIANT + "logits")
 """Entries of a batch that have the unit of the labels in a regression."""
 
 
-class WorstOf(Settings):
-    """Of so many candidates of each example, computed without gradient, train on the one with the greatest divergence.
-
-    Follows the selection of Glitter (Kamalloo et al. 2022), over variants in place of a pool of texts.
-    """
-
-    worst_of: Annotated[int, Field(ge=2)]
-
-
-Use = Literal["rotate", "by_progress", "all", "none"] | WorstOf
-"""Which stored variants a step shows: one per epoch, in turn; the one searched on the scout's snapshot at the same progress of
-training, or in turn where none was; all; none; the worst of some."""
-
-
-def aims_in(manifest: Manifest) -> Aims:
-    """The snapshot of the scout on which each variant of a set was searched."""
+def followed_in(manifest: Manifest) -> CheckpointsFollowed:
+    """Which checkpoint of the surrogate each variant of a set follows."""
     recipes = manifest.recipes
     perturbed = ("perturb" in recipes[number % len(recipes)] for number in range(manifest.variants))
-    return aims_of(perturbed, snapshots_of(manifest))
+    return checkpoints_followed(perturbed, checkpoints_of(manifest))
 
 
-def snapshots_of(manifest: Manifest) -> int:
-    """Number of snapshots of the scout; 0 if there is no scout."""
-    return int(manifest.details["snapshots"])
+def checkpoints_of(manifest: Manifest) -> int:
+    """Number of the surrogate's checkpoints; 0 if there is no surrogate."""
+    return int(manifest.details["checkpoints"])
 
 
-def check_use(use: Use, aims: Aims, snapshots: int) -> None:
-    """Reject a policy that variants with these aims at ``snapshots`` snapshots (0: no scout) cannot satisfy."""
-    variants = len(aims)
-    if use == "none":
+def check_policy(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoints: int) -> None:
+    """Reject a policy that these variants cannot satisfy; ``checkpoints`` is 0 without a surrogate."""
+    if policy == "none":
         return
-    if not variants:
-        raise PipelineError("there is no variant; set augment.variants above 0, or variants: none for the student")
-    if isinstance(use, WorstOf) and use.worst_of > variants:
-        raise PipelineError(f"variants: worst_of: {use.worst_of} is asked for, but the shards hold {variants} variants")
-    if use == "by_progress" and any(aims) and (without := snapshots - len({aim for aim in aims if aim})):
+    if not followed:
+        raise PipelineError("there is no variant; set augment.variants above 0, or variant_policy: none for the student")
+    if isinstance(policy, WorstOf) and policy.worst_of > len(followed):
+        raise PipelineError(f"variant_policy: worst_of: {policy.worst_of} needs more than the {len(followed)} stored variants")
+    if policy == "curriculum" and any(followed) and (without := checkpoints - len({number for number in followed if number})):
         raise PipelineError(
-            f"variants: by_progress follows the scout through its {snapshots} snapshots, but at the last {without} of them no "
-            f"variant is aimed; set the scout's snapshots to {snapshots - without}, or have more variants"
+            f"variant_policy: curriculum needs a variant for each of the surrogate's {checkpoints} checkpoints, but {without} "
+            f"have none; set surrogate.checkpoints to {checkpoints - without}, or raise augment.variants"
         )
 
 
-def chosen(use: Use, aims: Aims, snapshots: int, epoch: int, progress: float) -> list[int]:
+def chosen(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoints: int, epoch: int, progress: float) -> list[int]:
     """The numbers, from 1, of the variants that a step shows of each of its examples.
 
     Args:
-        use: the policy; not ``none``.
-        aims: the snapshot on which each variant was searched.
-        snapshots: of the scout; 0 if there is none.
+        policy: not ``none``.
+        followed: the checkpoint that each variant follows.
+        checkpoints: of the surrogate; 0 if there is none.
         epoch: counted from 0.
         progress: share of the training before the step.
     """
-    everyone = list(range(1, len(aims) + 1))
-    if use == "all":
+    everyone = list(range(1, len(followed) + 1))
+    if policy == "all":
         return everyone
-    if isinstance(use, WorstOf):
-        return [everyone[(epoch * use.worst_of + number) % len(everyone)] for number in range(use.worst_of)]
-    if use == "by_progress" and any(aims):
-        away = {number: abs(aim - progress * snapshots) for number, aim in zip(everyone, aims, strict=True) if aim}
+    if isinstance(policy, WorstOf):
+        return [everyone[(epoch * policy.worst_of + number) % len(everyone)] for number in range(policy.worst_of)]
+    if policy == "curriculum" and any(followed):
+        pairs = zip(everyone, followed, strict=True)
+        away = {number: abs(checkpoint - progress * checkpoints) for number, checkpoint in pairs if checkpoint}
         everyone = [number for number, distance in away.items() if distance == min(away.values())]
     return [everyone[epoch % len(everyone)]]
 
@@ -93,21 +78,21 @@ def chosen(use: Use, aims: Aims, snapshots: int, epoch: int, progress: float) ->
 class Variants:
     """All variants of the train split, found by the example they belong to."""
 
-    def __init__(self, shards: Shards, examples: Rows, use: Use) -> None:
+    def __init__(self, shards: Shards, examples: Rows, policy: VariantPolicy) -> None:
         """Join the variants to the examples.
 
         Raises:
             ShardMismatch: an example lacks its variant, or a variant its example.
         """
-        self._manifest, self._use = shards.manifest, use
-        self._aims, self._snapshots = aims_in(shards.manifest), snapshots_of(shards.manifest)
+        self._manifest, self._policy = shards.manifest, policy
+        self._followed, self._checkpoints = followed_in(shards.manifest), checkpoints_of(shards.manifest)
         numbers = range(1, shards.manifest.variants + 1)
         self._rows = shards.rows("train", *numbers)
         self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
 
     def batch(self, piece: MicroBatch) -> Batch:
         """The variants that a piece shows: the first one of all rows, then the second one of all rows."""
-        numbers = chosen(self._use, self._aims, self._snapshots, piece.epoch, piece.progress)
+        numbers = chosen(self._policy, self._followed, self._checkpoints, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
         logits = matrix_at(self._rows, "perturbed_logits", positions)
         return variant_at(self._rows, positions, self._manifest) | {"logits": logits}
@@ -120,7 +105,7 @@ class Variants:
 
 @dataclass(frozen=True)
 class Examples:
-    """One split with the teacher's scores and, for the train split, variants."""
+    """One split with the teacher's soft_labels and, for the train split, variants."""
 
     shards: Shards
     split: Split
@@ -130,7 +115,7 @@ class Examples:
 
     @cached_property
     def rows(self) -> Rows:
-        """The scored examples."""
+        """The labelled examples."""
         return self.shards.rows(self.split, 0)
 
     @cached_property

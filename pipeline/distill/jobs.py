@@ -7,10 +7,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import Checkpoint, RuntimeSettings, StudentSettings
 from pipeline.distill.card import write_card
-from pipeline.distill.settings import StudentSettings, effective
-from pipeline.distill.student import Checkpoint
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
 from pipeline.models.folder import source_hash
 from pipeline.shards.manifest import LINEAGE_FILE, Manifest, lineage, manifest_hash, training_hash
@@ -18,7 +16,7 @@ from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.store.hashing import Key
 from pipeline.store.store import STORED_AS, Entry, Facts, Store
-from pipeline.training.resuming import conduct_of
+from pipeline.training.resuming import run_options
 
 TRAINING = "pipeline.distill.training"
 """The module that trains a student; its code stands in the key."""
@@ -30,7 +28,7 @@ class StudentJob:
 
     name: str
     """In params.yaml; decides nothing, so who asks for the same student by another name gets this one."""
-    scores: Path
+    soft_labels: Path
     shards: Path
     teacher: Path
     settings: StudentSettings
@@ -38,16 +36,16 @@ class StudentJob:
     @cached_property
     def title(self) -> str:
         """What progress lines call it."""
-        return f"distill {Manifest.read(self.scores).task.name} {self.name}"
+        return f"distill {Manifest.read(self.soft_labels).task.name} {self.name}"
 
     @property
     def wanted_shards(self) -> Path | None:
         """The variants' folder, where this student sees them."""
-        return None if self.settings.variants == "none" else self.shards
+        return None if self.settings.variant_policy == "none" else self.shards
 
     def sources(self) -> Sources:
         """What it learns from, verified."""
-        return Sources.open(self.teacher, self.scores, self.wanted_shards)
+        return Sources.open(self.teacher, self.soft_labels, self.wanted_shards)
 
     def key(self) -> Key:
         """Everything that decides the student, except where it is trained; test rows and its name do not.
@@ -55,10 +53,10 @@ class StudentJob:
         The number of processes is not in the key, although each of several draws dropout of its own, and neither is the kind
         of device, although the last digits depend on it.
         """
-        start, shards = self.settings.start, self.wanted_shards
+        start, shards = self.settings.initial_weights, self.wanted_shards
         return lineage(self.teacher) | {
             "content": "student",
-            "scores": training_hash(self.scores),
+            "soft_labels": training_hash(self.soft_labels),
             "shards": training_hash(shards) if shards else None,
             "checkpoint": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
@@ -66,9 +64,11 @@ class StudentJob:
         }
 
     def _deciding(self) -> dict[str, Any]:
-        """Its settings without those that have no effect; another checkpoint is named by its bytes, not by its path."""
-        settings = effective(self.settings.model_dump(mode="json"))
-        return settings | ({"start": "checkpoint"} if isinstance(self.settings.start, Checkpoint) else {})
+        """The settings that have an effect; another checkpoint is named by its bytes, not by its path."""
+        settings = self.settings.model_dump(mode="json", exclude={"tasks"})
+        if settings["variant_policy"] == "none":
+            del settings["loss"]["variants"]
+        return settings | ({"initial_weights": "checkpoint"} if isinstance(self.settings.initial_weights, Checkpoint) else {})
 
     def publish(self, store: Store, entry: Entry, out: Path, cost: Path) -> dict[str, Any]:
         """Place a finished student at ``out`` with lineage and card, and what it took at ``cost``; returns the lineage."""
@@ -80,26 +80,26 @@ class StudentJob:
 
     def describe(self, folder: Path, outcome: Outcome) -> dict[str, Any]:
         """Write lineage and card of the finished student in ``folder``; returns the lineage."""
-        scores, shards = Manifest.read(self.scores), self.wanted_shards
+        soft_labels, shards = Manifest.read(self.soft_labels), self.wanted_shards
         if shards is not None:
-            check_made_from(shards, self.scores)
+            check_made_from(shards, self.soft_labels)
         facts = {
-            "task": scores.task.name,
+            "task": soft_labels.task.name,
             "student": self.name,
             "settings": self.settings.model_dump(mode="json", exclude_none=True),
-            "teacher": scores.key["teacher"],
-            "scores": manifest_hash(self.scores),
+            "teacher": soft_labels.key["teacher"],
+            "soft_labels": manifest_hash(self.soft_labels),
             "shards": None if shards is None else manifest_hash(shards),
         } | outcome
         write_json(folder / LINEAGE_FILE, facts)
-        write_card(folder, scores.task, facts, scores, Manifest.read(shards) if shards else None)
+        write_card(folder, soft_labels.task, facts, soft_labels, Manifest.read(shards) if shards else None)
         return facts
 
 
 def train_into(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
     """Train a student and put it into the store; of several processes that train together, rank 0 does so."""
     sources, key = job.sources(), job.key()
-    made, fit = train(job.title, sources, job.settings, conduct_of(store, key, runtime))
+    made, fit = train(job.title, sources, job.settings, run_options(store, key, runtime))
     if dist.is_initialized() and dist.get_rank():
         return
     facts: Facts = {"title": job.title, "cost": {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]}}

@@ -10,12 +10,13 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
 from pipeline.config.errors import PipelineError, last_line
-from pipeline.config.runtime import RuntimeSettings, cores
+from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
-from pipeline.store.code import BUILD, Build, refused
+from pipeline.store.code import BUILD, Build, rejection
 from pipeline.store.hashing import key_hash
 from pipeline.store.store import Store
 
@@ -35,13 +36,13 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     store, key = Store(runtime.store_folder), job.key()
     entry = store.obtain(key, job.title, lambda: _train(store, job, runtime))
     if job.key() != key:
-        raise PipelineError(f"{job.title}: teacher, scores or variants were made again meanwhile; run this once more")
+        raise PipelineError(f"{job.title}: teacher, soft_labels or variants were made again meanwhile; run this once more")
     return job.publish(store, entry, out, cost)
 
 
 def _train(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
     """Train a student into the store."""
-    if runtime.trainers == 1:
+    if runtime.world_size == 1:
         train_into(store, job, runtime)
     else:
         job.sources()  # rejects what does not belong together before Ray starts
@@ -66,12 +67,12 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     print(f"distill: {len(jobs)} students, {there} in the store, {len(missing)} to train{told}", flush=True)
     if not missing:
         return
-    join_ray(runtime, runtime.workers or cores())
+    join_ray(runtime, runtime.workers or int(joblib.cpu_count()))
     try:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         lines, task = _queue(), ray.remote(_train_one).options(**share, max_retries=RESTARTS)
         waiting = {task.remote(lines, store, job, runtime, Path.cwd(), BUILD): job for job in missing}
-        faults = []
+        errors = []
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
             _print_new(lines)
@@ -81,11 +82,11 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
                     ray.get(promise)
                 except ray.exceptions.RayError as error:
                     cause = getattr(error, "cause", None) or error
-                    faults.append(f"{job.name} ({job.scores.name}): {last_line(cause)}")
+                    errors.append(f"{job.name} ({job.soft_labels.name}): {last_line(cause)}")
     finally:
         ray.shutdown()
-    if faults:
-        raise PipelineError("\n  - ".join([f"{len(faults)} of {len(missing)} students were not trained:", *faults]))
+    if errors:
+        raise PipelineError("\n  - ".join([f"{len(errors)} of {len(missing)} students were not trained:", *errors]))
 
 
 def _train_one(lines: Any, store: Store, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
@@ -104,12 +105,12 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
     from pipeline.training.ray_session import join_ray
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise every line appears twice
-    join_ray(runtime, runtime.trainers)
+    join_ray(runtime, runtime.world_size)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        if gpus and gpus < runtime.trainers:
+        if gpus and gpus < runtime.world_size:
             raise PipelineError(
-                f"runtime.trainers is {runtime.trainers}, but there are {gpus} GPUs; a trainer has one to itself"
+                f"runtime.world_size is {runtime.world_size}, but there are {gpus} GPUs; a trainer has one to itself"
             )
         lines = _queue()
         given = {"lines": lines, "store": store, "job": job, "runtime": runtime, "home": Path.cwd(), "build": BUILD}
@@ -117,7 +118,7 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
             trainer = TorchTrainer(
                 _train_share,
                 train_loop_config=given,
-                scaling_config=ScalingConfig(num_workers=runtime.trainers, use_gpu=bool(gpus)),
+                scaling_config=ScalingConfig(num_workers=runtime.world_size, use_gpu=bool(gpus)),
                 run_config=RunConfig(storage_path=notes, failure_config=FailureConfig(max_failures=RESTARTS)),
             )
             fitting = beside.submit(trainer.fit)
@@ -145,7 +146,7 @@ def _train_share(given: dict[str, Any]) -> None:
 def _settle(home: Path, build: Build) -> None:
     """Change to the directory of the command, since Ray starts processes elsewhere, and reject other sources or libraries."""
     if differing := BUILD.differs_from(build):
-        raise PipelineError(refused(differing))
+        raise PipelineError(rejection(differing))
     if not home.is_dir():
         raise PipelineError(f"this node does not see {home}; to train students it needs the project's folder on a shared disk")
     os.chdir(home)

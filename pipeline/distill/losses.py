@@ -2,46 +2,22 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline.config.params import Settings
+from pipeline.config.corpus import Kind
+from pipeline.config.settings import LossSettings, VariantPolicy, WorstOf
 from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Kind
-from pipeline.distill.dataset import VARIANT, Use, WorstOf
+from pipeline.distill.dataset import VARIANT
 from pipeline.models.forward import bare, embed, logits_from_embeddings, logits_from_ids
 from pipeline.models.outputs import divergence
-from pipeline.perturbation.inputs import carried, view_embeddings
+from pipeline.perturbation.inputs import mapped, variant_embeddings
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.training.trainer import label_loss
-
-Weight = Annotated[float, Field(ge=0)]
-
-
-class ObjectiveSettings(Settings):
-    """Weights and form of the loss."""
-
-    hard: Weight
-    """Weight of the labels; a row without a label contributes 0."""
-    soft: Weight
-    """Weight of the teacher's logits on the clean input."""
-    perturbed: Weight
-    """Weight of the teacher's logits on the stored variants."""
-    form: Literal["kl", "mse"]
-    """How logits are compared; a regression always uses the squared error."""
-    temperature: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> "ObjectiveSettings":
-        if not self.hard + self.soft + self.perturbed:
-            raise ValueError("one of the weights hard, soft and perturbed must be above 0")
-        return self
 
 
 def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -55,15 +31,15 @@ def soft_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     return functional.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1) * temperature**2
 
 
-def imitation_loss(student_logits: Tensor, teacher_logits: Tensor, settings: ObjectiveSettings, kind: Kind) -> Tensor:
+def imitation_loss(student_logits: Tensor, teacher_logits: Tensor, settings: LossSettings, kind: Kind) -> Tensor:
     """Distance of the student's logits from the teacher's, both [rows, outputs]; returns [rows]."""
     if kind == "regression" or settings.form == "mse":
         return (student_logits - teacher_logits).square().mean(dim=-1)
     return soft_loss(student_logits, teacher_logits, settings.temperature)
 
 
-def clean_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: ObjectiveSettings, kind: Kind) -> Tensor:
-    """The weighted sum soft · imitation loss + hard · label loss on clean inputs, [rows].
+def clean_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings: LossSettings, kind: Kind) -> Tensor:
+    """soft_labels · imitation loss + labels · label loss on clean inputs, [rows].
 
     Args:
         logits: the student's, [rows, outputs].
@@ -72,41 +48,41 @@ def clean_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings:
         settings: the weights and the form.
         kind: of the task.
     """
-    loss = settings.soft * imitation_loss(logits, teacher_logits, settings, kind)
-    return loss + settings.hard * label_loss(logits, labels, kind) if settings.hard else loss
+    loss = settings.soft_labels * imitation_loss(logits, teacher_logits, settings, kind)
+    return loss + settings.labels * label_loss(logits, labels, kind) if settings.labels else loss
 
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """The whole loss of a batch: ``clean_loss`` + perturbed · the mean imitation loss on the variants shown."""
+    """The whole loss of a batch: ``clean_loss`` + variants · the mean imitation loss on the variants shown."""
 
     map: Tensor | None
     """[teacher's embedding width, student's]: maps δ to the student's word embeddings; None if they share one space."""
-    objective: ObjectiveSettings
+    settings: LossSettings
     kind: Kind
-    use: Use = "rotate"
+    policy: VariantPolicy = "rotate"
     """The policy that chose the variants of the batch; here only ``worst_of`` matters."""
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss of each row, [rows]."""
         rows = len(batch["teacher_logits"])
         loss = torch.zeros_like(batch["teacher_logits"][:, 0])
-        if self.objective.soft or self.objective.hard:  # otherwise the clean pass is skipped
+        if self.settings.soft_labels or self.settings.labels:  # otherwise the clean pass is skipped
             logits = logits_from_ids(model, batch).float()
-            loss = clean_loss(logits, batch["teacher_logits"], batch["labels"], self.objective, self.kind)
+            loss = clean_loss(logits, batch["teacher_logits"], batch["labels"], self.settings, self.kind)
         variants = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
         if variants:
-            if isinstance(self.use, WorstOf):
+            if isinstance(self.policy, WorstOf):
                 variants = self._worst(model, variants, rows)
-            imitation = imitation_loss(self.logits_on(model, variants), variants["logits"], self.objective, self.kind)
-            loss = loss + self.objective.perturbed * imitation.reshape(-1, rows).mean(dim=0)
+            imitation = imitation_loss(self.logits_on(model, variants), variants["logits"], self.settings, self.kind)
+            loss = loss + self.settings.variants * imitation.reshape(-1, rows).mean(dim=0)
         return loss
 
     def logits_on(self, model: PreTrainedModel, variants: Batch) -> Tensor:
         """The student's logits [variants, outputs] on what the teacher labelled: (mixed) word embeddings plus the mapped δ."""
-        words = view_embeddings(functools.partial(embed, model), variants)
+        words = variant_embeddings(functools.partial(embed, model), variants)
         if CODES in variants:
-            words = words + carried(dequantise(variants[CODES], variants[SCALES]), self.map)
+            words = words + mapped(dequantise(variants[CODES], variants[SCALES]), self.map)
         return logits_from_embeddings(model, variants, words).float()
 
     @torch.no_grad()

@@ -7,10 +7,9 @@ import copy
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
@@ -21,35 +20,15 @@ from transformers import (
 )
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
+from pipeline.config.settings import Checkpoint, SizeSettings
 from pipeline.corpus.task import Task
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.models.architectures import FIRST_LAYER_APART
-from pipeline.models.folder import ModelFolder, answers_values, load_tokenizer, tokenizer_hash
+from pipeline.models.folder import ModelFolder, has_regression_head, load_tokenizer, tokenizer_hash
 from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.loading import check_classifier, load_classifier
 
-Size = Annotated[int, Field(ge=1)] | None
 LAYER_NUMBER = re.compile(r"\.(?:layer|layers|h)\.(\d+)\.")
-
-
-class Checkpoint(Settings):
-    """Another pretrained model with the teacher's tokenizer, whose weights a student starts from."""
-
-    checkpoint: str
-    """Hub id or folder, as safetensors."""
-
-
-class SizeSettings(Settings):
-    """What is smaller than in the model whose weights it starts from; what is absent is as there."""
-
-    start: Literal["teacher", "scratch"] | Checkpoint
-    """Where the first weights come from: copied or mapped from the teacher's or another model's, or random."""
-    layers: Size | list[Annotated[int, Field(ge=0)]] = None
-    """How many layers, spread evenly over those there, or which of them, counted from 0."""
-    hidden: Size = None
-    heads: Size = None
-    intermediate: Size = None
 
 
 @dataclass(frozen=True)
@@ -78,20 +57,22 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     """
     teacher = load_classifier(teacher_folder)
     set_seed(seed % 2**32)
-    source = _source(teacher, teacher_folder, size.start)
-    chosen = chosen_layers(size.layers, source.config.num_hidden_layers)
+    source = _source(teacher, teacher_folder, size.initial_weights)
+    chosen = chosen_layers(size, source.config.num_hidden_layers)
     config = smaller_config(source.config, size, chosen)
     model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
-    if size.start == "scratch":
-        return Student(model, None, {"start": "scratch"}, new_head=True)
+    if size.initial_weights == "random":
+        return Student(model, None, {"initial_weights": "random"}, new_head=True)
     table, own = word_embeddings(source), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
     copied, mapped, fresh, of_head = _fill(model, source, chosen, _narrowing(source.config, config, linear))
-    new_head = of_head or (isinstance(size.start, Checkpoint) and not answers_values(size.start.checkpoint))
-    if isinstance(size.start, Checkpoint):
+    new_head = of_head or (
+        isinstance(size.initial_weights, Checkpoint) and not has_regression_head(size.initial_weights.checkpoint)
+    )
+    if isinstance(size.initial_weights, Checkpoint):
         linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
-        "start": "checkpoint" if isinstance(size.start, Checkpoint) else "teacher",
+        "initial_weights": "checkpoint" if isinstance(size.initial_weights, Checkpoint) else "teacher",
         "layers": chosen,
         "parameters_copied": copied,
         "parameters_mapped": mapped,
@@ -111,7 +92,7 @@ def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> 
 
 
 def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Refuse a model to start from that cannot read what a teacher stored; no weight is read.
+    """Reject a model to start from that cannot read what a teacher stored; no weight is read.
 
     Args:
         checkpoint: the model.
@@ -135,68 +116,72 @@ def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max
 
 
 def check_size(model: ModelFolder, size: SizeSettings) -> None:
-    """Refuse a size that a model cannot be cut to, by its configuration alone.
+    """Reject a size that a model cannot be cut to, by its configuration alone.
 
     Raises:
         PipelineError: it has no such layers, or the widths do not go together.
     """
-    smaller_config(model.config, size, chosen_layers(size.layers, model.depth))
+    smaller_config(model.config, size, chosen_layers(size, model.depth))
 
 
-def chosen_layers(wanted: int | list[int] | None, depth: int) -> list[int]:
-    """Which of the teacher's layers the student has, in order.
+def chosen_layers(size: SizeSettings, depth: int) -> list[int]:
+    """Which of the ``depth`` layers of the model the student keeps, in order.
 
-    A number n takes layers spread evenly from the first: 3 of 6 are 0, 2 and 4.
+    A number n keeps layers spread evenly from the first: 3 of 6 are 0, 2 and 4.
     """
-    if wanted is None:
-        return list(range(depth))
-    chosen = wanted if isinstance(wanted, list) else [number * depth // wanted for number in range(wanted)]
-    if not chosen or max(chosen) >= depth or len(chosen) > depth or sorted(set(chosen)) != chosen:
+    if size.teacher_layers is not None:
+        chosen = size.teacher_layers
+    else:
+        shared = depth if size.depth is None else max(round(size.depth * depth), 1)
+        number = size.num_hidden_layers or shared
+        chosen = [place * depth // number for place in range(number)]
+    if max(chosen) >= depth or len(chosen) > depth or sorted(set(chosen)) != chosen:
         raise PipelineError(
-            f"layers: {wanted} cannot be taken from a teacher of {depth} layers, numbered 0 to {depth - 1}; "
-            "give a number up to that depth or different layers in rising order"
+            f"{len(chosen)} layers ({', '.join(map(str, chosen))}) cannot be kept of {depth}, numbered 0 to {depth - 1}; give "
+            "num_hidden_layers up to that depth, or teacher_layers as different numbers in rising order"
         )
     return chosen
 
 
-def smaller_config(teacher: PreTrainedConfig, size: SizeSettings, chosen: list[int]) -> PreTrainedConfig:
-    """The teacher's configuration with the student's sizes."""
-    if teacher.model_type in FIRST_LAYER_APART and chosen[0] and size.start != "scratch":
+def smaller_config(model: PreTrainedConfig, size: SizeSettings, chosen: list[int]) -> PreTrainedConfig:
+    """A model's configuration with the student's sizes."""
+    if model.model_type in FIRST_LAYER_APART and chosen[0] and size.initial_weights != "random":
         raise PipelineError(
-            f"layers: {chosen}: the first layer of a {teacher.model_type!r} lacks a norm that the others have and that one of "
-            "them would lose in its place; begin the list with 0"
+            f"teacher_layers: {chosen}: the first layer of a {model.model_type!r} lacks a norm that others have; begin with 0"
         )
-    config = copy.deepcopy(teacher)
+    config = copy.deepcopy(model)
     config.num_hidden_layers = len(chosen)
     if getattr(config, "layer_types", None):
-        config.layer_types = [teacher.layer_types[number] for number in chosen]
-    if any((size.hidden, size.heads, size.intermediate)):
+        config.layer_types = [model.layer_types[number] for number in chosen]
+    if any((size.width, size.hidden_size, size.num_attention_heads, size.intermediate_size)):
         _narrow(config, size)
     return config
 
 
-OWN_NAMES = {"hidden_size": "hidden", "num_attention_heads": "heads"}
-"""What we call what a configuration calls otherwise; the width inside a layer has other names in each."""
+def _widths(config: PreTrainedConfig, size: SizeSettings) -> dict[str, int | None]:
+    """The student's widths by the names of a configuration; None for one that stays as it is."""
+    heads, head_size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    if size.width is not None:
+        kept = max(round(size.width * heads), 1)
+        inner = max(round(getattr(config, _inner(config)) * kept / heads), 1)
+        return {"hidden_size": kept * head_size, "num_attention_heads": kept, _inner(config): inner}
+    number = size.num_attention_heads or (size.hidden_size and max(size.hidden_size // head_size, 1))
+    return {"hidden_size": size.hidden_size, "num_attention_heads": number, _inner(config): size.intermediate_size}
 
 
 def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
-    """Put the widths asked for in place of the teacher's."""
+    """Replace the widths in a configuration by the student's."""
     if config.model_type not in NARROWABLE:
         raise PipelineError(
             f"a {config.model_type!r} student cannot be narrower than its teacher, only shallower: "
-            "leave out hidden, heads and intermediate, and give layers"
+            "leave out width, hidden_size, num_attention_heads and intermediate_size"
         )
     as_wide = getattr(config, "embedding_size", None) == config.hidden_size
     head_size = config.hidden_size // config.num_attention_heads
-    heads = size.heads or (size.hidden and max(size.hidden // head_size, 1))
-    wanted = {"hidden_size": size.hidden, "num_attention_heads": heads, _inner(config): size.intermediate}
-    for name, value in wanted.items():
+    for name, value in _widths(config, size).items():
         most = getattr(config, name)
         if value is not None and value > most:
-            own = OWN_NAMES.get(name, "intermediate")
-            raise PipelineError(
-                f"{own}: {value} is more than the {most} of what the student is cut from; it is at most as wide"
-            )
+            raise PipelineError(f"{name}: {value} is more than the {most} of the model that the student is cut from")
         setattr(config, name, value or most)
     if as_wide:
         config.embedding_size = config.hidden_size
@@ -204,13 +189,11 @@ def _narrow(config: PreTrainedConfig, size: SizeSettings) -> None:
         config.pooler_hidden_size = config.hidden_size
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads:
+        raise PipelineError(f"hidden_size: {width} is not divisible by num_attention_heads: {heads}")
+    if size.initial_weights != "random" and width != heads * head_size:
         raise PipelineError(
-            f"hidden: {width} cannot be shared by heads: {heads}; the number of heads must divide the hidden size"
-        )
-    if size.start != "scratch" and width != heads * head_size:
-        raise PipelineError(
-            f"hidden: {width} and heads: {heads} make heads of {width // heads}; those that the student is cut from are "
-            f"{head_size} wide and stay whole, so give hidden: {heads * head_size}, heads: {heads}"
+            f"hidden_size: {width} and num_attention_heads: {heads} make heads of {width // heads}; the heads that the student "
+            f"keeps are {head_size} wide, so give hidden_size: {heads * head_size}, num_attention_heads: {heads}"
         )
 
 

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import StudentSettings
 from pipeline.corpus.task import Task, measure
-from pipeline.distill.dataset import Examples, Variants, aims_in, check_use, snapshots_of
+from pipeline.distill.dataset import Examples, Variants, check_policy, checkpoints_of, followed_in
 from pipeline.distill.losses import StudentLoss
-from pipeline.distill.settings import StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import freeze_unused, head_of
@@ -38,42 +38,44 @@ class Sources:
     """The data that a student learns from, opened and verified, all of one teacher."""
 
     teacher: Path
-    scores: Shards
+    soft_labels: Shards
     variants: Shards | None
     """None for a student that sees none."""
 
     @classmethod
-    def open(cls, teacher: Path, scores: Path, shards: Path | None) -> "Sources":
-        """Open scores and, where they are wanted, variants.
+    def open(cls, teacher: Path, soft_labels: Path, shards: Path | None) -> "Sources":
+        """Open soft_labels and, where they are wanted, variants.
 
         Raises:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
         """
-        known = Shards.holding("scores", scores)
-        check_agreement(f"the scores in {scores}", lineage(teacher), known.manifest.key, AGAIN)
+        known = Shards.holding("soft_labels", soft_labels)
+        check_agreement(f"the soft_labels in {soft_labels}", lineage(teacher), known.manifest.key, AGAIN)
         if shards is None:
             return cls(teacher, known, None)
-        variants = Shards.holding("perturbations", shards)
+        variants = Shards.holding("variants", shards)
         check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
-        check_made_from(shards, scores)
+        check_made_from(shards, soft_labels)
         if not variants.manifest.variants:
-            raise ShardMismatch(f"{shards} holds no variant; set augment.variants above 0, or variants: none for this student")
+            raise ShardMismatch(
+                f"{shards} holds no variant; set augment.variants above 0, or variant_policy: none for this student"
+            )
         return cls(teacher, known, variants)
 
     @property
     def task(self) -> Task:
-        """Of the scores."""
-        return self.scores.manifest.task
+        """Of the soft_labels."""
+        return self.soft_labels.manifest.task
 
 
-def check_made_from(shards: Path, scores: Path) -> None:
-    """Reject variants that were made from other scores.
+def check_made_from(shards: Path, soft_labels: Path) -> None:
+    """Reject variants that were made from other soft_labels.
 
     Raises:
         ShardMismatch: they were.
     """
-    made_from = {"scores": Manifest.read(shards).details["scores"]}
-    check_agreement(f"the perturbations in {shards}", {"scores": manifest_hash(scores)}, made_from, AGAIN)
+    made_from = {"soft_labels": Manifest.read(shards).details["soft_labels"]}
+    check_agreement(f"the perturbations in {shards}", {"soft_labels": manifest_hash(soft_labels)}, made_from, AGAIN)
 
 
 def train(name: str, sources: Sources, settings: StudentSettings, options: RunOptions) -> tuple[Student, Fit]:
@@ -82,14 +84,14 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
     Raises:
         PipelineError: the student cannot be built, or the variants cannot be used as asked.
     """
-    task, student = sources.task, make_student(sources.teacher, settings, settings.optimiser.seed)
+    task, student = sources.task, make_student(sources.teacher, settings, settings.training.seed)
     if (share := student.fresh_share()) > FRESH_UNTOLD:
         print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
     scale = units_of(sources, student.model)
-    rows, dev = _train_rows(sources, settings, scale), Examples(sources.scores, "dev", scale=scale)
-    objective = settings.objective
-    if not objective.soft and not (rows.variants and objective.perturbed) and np.isnan(rows.labels()).all():
-        raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set objective.soft above 0")
+    rows, dev = _train_rows(sources, settings, scale), Examples(sources.soft_labels, "dev", scale=scale)
+    loss = settings.loss
+    if not loss.soft_labels and not (rows.variants and loss.variants) and np.isnan(rows.labels()).all():
+        raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set loss.soft_labels above 0")
     if scale is not None:
         _begin_reduced(student, scale)
     if dist.is_initialized():
@@ -100,9 +102,9 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
         student.model,
         TrainDev(rows, dev),
         Objective(
-            StudentLoss(student.map, objective, task.kind, settings.variants), lambda logits: measure(task, labels, logits)
+            StudentLoss(student.map, loss, task.kind, settings.variant_policy), lambda logits: measure(task, labels, logits)
         ),
-        settings.optimiser,
+        settings.training,
         options,
     )
     if scale is not None:
@@ -112,12 +114,12 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
 
 def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None) -> Examples:
     """The train split, with variants where the student sees them."""
-    rows = Examples(sources.scores, "train", scale=scale)
+    rows = Examples(sources.soft_labels, "train", scale=scale)
     if sources.variants is None:
         return rows
     manifest = sources.variants.manifest
-    check_use(settings.variants, aims_in(manifest), snapshots_of(manifest))
-    return Examples(sources.scores, "train", Variants(sources.variants, rows.rows, settings.variants), scale)
+    check_policy(settings.variant_policy, followed_in(manifest), checkpoints_of(manifest))
+    return Examples(sources.soft_labels, "train", Variants(sources.variants, rows.rows, settings.variant_policy), scale)
 
 
 def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
@@ -127,7 +129,7 @@ def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
     """
     if sources.task.kind != "regression":
         return None
-    told = sources.scores.rows("train", 0).matrix("teacher_logits")[:, 0]
+    told = sources.soft_labels.rows("train", 0).matrix("teacher_logits")[:, 0]
     return Scale.of(told.astype(np.float64), model)
 
 
@@ -145,7 +147,7 @@ def write_student(folder: Path, sources: Sources, student: Student, history: lis
     student.model.save_pretrained(folder)
     load_tokenizer(sources.teacher).save_pretrained(folder)
     write_history(folder, history)
-    task, dev = sources.task, sources.scores.rows("dev", 0)
+    task, dev = sources.task, sources.soft_labels.rows("dev", 0)
     return {
         "dev": best_epoch(history)["dev"],
         "teacher_dev": measure(task, dev.labels(), dev.matrix("teacher_logits")),

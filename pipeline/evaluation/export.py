@@ -10,20 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
+from pipeline.config.settings import EvaluationSettings
 from pipeline.corpus.encoding import MODEL_INPUTS, Batch, Integers
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure
 from pipeline.evaluation.onnx_graph import OPSET, check_installed, open_graph, write_graph, write_int8
-from pipeline.evaluation.quality import (
-    Answer,
-    EvaluationSettings,
-    Speed,
-    agreement,
-    check_answers,
-    check_labelled,
-    logits_of,
-    speeds,
-)
+from pipeline.evaluation.quality import BATCH_SIZE, Predict, Speed, agreement, check_labelled, check_labels, logits_of, speeds
 from pipeline.models.folder import load_tokenizer, model_hash, tokenizer_hash
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import load_classifier
@@ -76,7 +68,7 @@ class Facts(Settings):
     files: tuple[File, ...]
 
 
-def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings, int8: bool) -> tuple[Facts, list[Speed]]:
+def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSettings, int8: bool) -> tuple[Facts, list[Speed]]:
     """Write the folder ``out``; returns its facts and the speeds of torch and then each file.
 
     Raises:
@@ -87,12 +79,12 @@ def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings,
     if not student.is_dir():
         raise PipelineError(f"the student {student} does not exist; make it with dvc repro")
     check_replaceable(out, [FACTS_FILE])
-    shards = Shards.holding("scores", scores)
+    shards = Shards.holding("soft_labels", soft_labels)
     manifest, rows = shards.manifest, shards.rows("test", 0)
     check_labelled(manifest.task, rows)
-    model, tokenizer = _load(student, scores, manifest)
+    model, tokenizer = _load(student, soft_labels, manifest)
     pad = manifest.pad_token_id
-    wanted = logits_of(model, rows, pad, settings.batch_rows)
+    wanted = logits_of(model, rows, pad, BATCH_SIZE)
     with folder_written_whole(out) as folder:
         paths = [folder / FLOAT_FILE, *([folder / INT8_FILE] if int8 else [])]
         write_graph(model, manifest.token_types, paths[0])
@@ -100,8 +92,8 @@ def export(student: Path, scores: Path, out: Path, settings: EvaluationSettings,
             write_int8(*paths)
         found = {path: logits_in_mixed_batches(open_graph(path), rows, pad, wanted.shape[1]) for path in paths}
         check_difference(student, found[paths[0]], wanted)
-        answers: list[Answer] = [partial(logits_from_ids, model), *(open_graph(path, threads=1) for path in paths)]
-        cost = speeds(answers, rows, pad, settings.timed_rows, settings.timed_rounds)
+        answers: list[Predict] = [partial(logits_from_ids, model), *(open_graph(path, threads=1) for path in paths)]
+        cost = speeds(answers, rows, pad, settings.timed_rows)
         facts = _facts(student, manifest, rows.labels(), wanted, found)
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # as the graph expects it
         tokenizer.save_pretrained(folder)
@@ -145,13 +137,15 @@ def _largest_difference(found: Floats, wanted: Floats) -> float:
     return float(np.abs(found - wanted).max())
 
 
-def _load(student: Path, scores: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(student: Path, soft_labels: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A student and its tokenizer, checked against the shards."""
     model, tokenizer = load_classifier(student), load_tokenizer(student)
-    check_answers(manifest.task, model, student)
+    check_labels(manifest.task, model, student)
     own = {"tokenizer": tokenizer_hash(tokenizer)}
-    check_agreement(f"{student} and {scores}", own, manifest.key, "Name the scores that the student was distilled from")
-    check_trained_from(student, scores)
+    check_agreement(
+        f"{student} and {soft_labels}", own, manifest.key, "Name the soft_labels that the student was distilled from"
+    )
+    check_trained_from(student, soft_labels)
     return model, tokenizer
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from pipeline.config.corpus import Metric
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import ABSENT, Settings, read_facts
-from pipeline.corpus.task import Floats, Metric, Task, measure, one_answer
+from pipeline.corpus.task import Floats, Task, constant_prediction, measure
 from pipeline.evaluation.quality import (
     PREDICTIONS_FILE,
     QUALITY_FILE,
@@ -24,7 +25,7 @@ from pipeline.evaluation.quality import (
     difference_interval,
     value_interval,
 )
-from pipeline.shards.manifest import LINEAGE_FILE, Manifest, manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, SKIPPED_FILE, Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 
 TEACHER = "teacher"
@@ -99,10 +100,10 @@ class TaskReport:
     teacher: Result
     students: tuple[Result, ...]
     lineages: Mapping[str, Mapping[str, Any]]
-    scores: Manifest
+    soft_labels: Manifest
     perturbations: Manifest
     hashes: Mapping[str, str]
-    """Hashes of the two manifests, ``scores`` and ``shards``."""
+    """Hashes of the two manifests, ``soft_labels`` and ``shards``."""
     training: pd.DataFrame
     """Columns task, model, epoch, loss, dev."""
     divergence: pd.DataFrame
@@ -135,18 +136,23 @@ class _Student:
     teacher_logits: Floats
 
 
+def skipped(data: Path, task: str, student: str) -> bool:
+    """Whether a student was left out for a task by ``students.<name>.tasks``."""
+    return (data / "student" / task / student / SKIPPED_FILE).exists()
+
+
 def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
     """Read everything that earlier stages wrote about task ``name`` and these students; other folders are ignored.
 
     Raises:
         PipelineError: a product is missing or damaged, or a student was trained or evaluated on other rows.
     """
-    shards = Shards.holding("perturbations", data / "shards" / name)
-    hashes = {"scores": manifest_hash(data / "scores" / name), "shards": manifest_hash(shards.folder)}
-    scores = Manifest.read(data / "scores" / name)
-    task, found = scores.task, {student: _read_student(data, name, student, hashes) for student in students}
+    shards = Shards.holding("variants", data / "shards" / name)
+    hashes = {"soft_labels": manifest_hash(data / "soft_labels" / name), "shards": manifest_hash(shards.folder)}
+    soft_labels = Manifest.read(data / "soft_labels" / name)
+    task, found = soft_labels.task, {student: _read_student(data, name, student, hashes) for student in students}
     first, variants = found[students[0]], _variants(shards)
-    constant = one_answer(task, first.labels)
+    constant = constant_prediction(task, first.labels)
     lead = difference_interval(
         task, first.labels, first.teacher_logits, constant, resamples, (task.name, TEACHER, "one answer")
     )
@@ -165,7 +171,7 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         teacher=teacher,
         students=tuple(trained),
         lineages={student: products.lineage for student, products in found.items()},
-        scores=scores,
+        soft_labels=soft_labels,
         perturbations=shards.manifest,
         hashes=hashes,
         training=_histories(name, {TEACHER: data / "teacher" / name, **{s: data / "student" / name / s for s in students}}),

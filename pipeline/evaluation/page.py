@@ -9,12 +9,13 @@ import jinja2
 import pandas as pd
 from pydantic import Field
 
+from pipeline.config.corpus import SPLITS
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.corpus.task import SPLITS
+from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation import plots
 from pipeline.evaluation.facts import PARETO_LINE, Result, TaskReport, metric_name
-from pipeline.evaluation.quality import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS, EvaluationSettings
+from pipeline.evaluation.quality import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS
 from pipeline.store.files import write_json, written_whole
 
 RESULTS_FILE = "results.csv"
@@ -144,17 +145,18 @@ def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
 
 def origins(report: TaskReport) -> dict[str, Rows]:
     """Definition tables of the task, the shards' key and the variants, by title."""
-    scores, variants = report.scores, report.perturbations
+    soft_labels, variants = report.soft_labels, report.perturbations
     task: dict[str, Any] = {"kind": report.task.kind, "labels": report.task.labels, "metric": report.task.metric}
-    task |= {f"{split} rows": sum(entry.receipt.rows for entry in scores.of_split(split)) for split in SPLITS}
+    task |= {f"{split} rows": sum(entry.receipt.rows for entry in soft_labels.of_split(split)) for split in SPLITS}
     sizes = {
-        f"{name} bytes": sum(e.receipt.bytes for e in m.shards) for name, m in (("scores", scores), ("variants", variants))
+        f"{name} bytes": sum(e.receipt.bytes for e in m.shards)
+        for name, m in (("soft_labels", soft_labels), ("variants", variants))
     }
     hashes = {f"{name} manifest": value for name, value in report.hashes.items()}
     key = {name: value for name, value in variants.key.items() if name not in task}
     recipes = [" + ".join(recipe) for recipe in variants.recipes]
     return {
-        "Task": flattened(task | scores.details | sizes),
+        "Task": flattened(task | soft_labels.details | sizes),
         "Hashes and versions": flattened(hashes | key),
         "Variants": flattened({"variants": variants.variants} | variants.details | {"recipes": recipes}),
     }

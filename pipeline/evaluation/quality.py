@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import scipy.stats
 import torch
-from pydantic import Field
 from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
@@ -18,7 +17,6 @@ from pipeline.config.params import Settings
 from pipeline.corpus.encoding import Batch, Integers, length_buckets
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure, predictions
-from pipeline.distill.settings import effective
 from pipeline.models.architectures import labels_of
 from pipeline.models.forward import logits_from_ids, parameter_count
 from pipeline.shards.batches import inputs_at
@@ -34,19 +32,13 @@ THROUGHPUT_ROWS = 32
 
 CONFIDENCE = 0.95
 
-Answer = Callable[[Batch], object]
+BATCH_SIZE = 32
+"""Rows per batch of the predictions on the test split."""
+
+TIMED_ROUNDS = 3
+
+Predict = Callable[[Batch], object]
 """Runs a model on a batch padded on the right; the result is ignored."""
-
-
-class EvaluationSettings(Settings):
-    """Section ``evaluate`` of params.yaml."""
-
-    batch_rows: int = Field(ge=1)
-    """Batch size of the predictions on the test split."""
-    bootstrap_resamples: int = Field(ge=100)
-    timed_rows: int = Field(ge=1)
-    """Number of test rows that are timed, spread evenly over the split."""
-    timed_rounds: int = Field(ge=1)
 
 
 class Quality(Settings):
@@ -123,7 +115,7 @@ def check_labelled(task: Task, rows: Rows) -> None:
         raise PipelineError(f"task {task.name} cannot be evaluated: {problem}; add a labelled test split to its corpus")
 
 
-def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
+def check_labels(task: Task, model: PreTrainedModel, folder: Path) -> None:
     """Raise PipelineError for a classifier whose labels differ from the task's or have another order."""
     if task.kind == "classification" and labels_of(model) != task.labels:
         found, wanted = ", ".join(labels_of(model)), ", ".join(task.labels)
@@ -133,15 +125,11 @@ def check_answers(task: Task, model: PreTrainedModel, folder: Path) -> None:
 
 
 def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The student that shows what the perturbations of student ``name`` did, or None.
-
-    It has the same settings but for ``variants: none``.
-    ``settings`` holds those of all students of a task by name, in the order in which a control is looked for.
-    """
-    if settings[name]["variants"] == "none":
+    """The student with the settings of ``name`` but ``variant_policy: none``; ``settings`` are those of all students."""
+    if settings[name]["variant_policy"] == "none":
         return None
-    wanted = effective({**settings[name], "variants": "none"})
-    return next((other for other, found in settings.items() if effective(found) == wanted), None)
+    wanted = {**settings[name], "variant_policy": "none"}
+    return next((other for other, found in settings.items() if found == wanted), None)
 
 
 def difference_interval(
@@ -187,17 +175,21 @@ def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def speeds(answers: Sequence[Answer], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int) -> list[Speed]:
+def speeds(
+    predictors: Sequence[Predict], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int = TIMED_ROUNDS
+) -> list[Speed]:
     """The speed of each model on the same test rows; the models take turns, so that all see the same machine load."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, timed_rows).astype(int))
     singles = _batches(rows, chosen, LATENCY_ROWS, pad_token_id)
     groups = _batches(rows, chosen, THROUGHPUT_ROWS, pad_token_id)
     with one_thread(), torch.inference_mode():
-        for answer in answers:
-            _seconds(answer, [*singles[:THROUGHPUT_ROWS], *groups])
-        turns = [[(_seconds(answer, singles), _seconds(answer, groups)) for answer in answers] for _ in range(rounds)]
+        for predict in predictors:
+            _seconds(predict, [*singles[:THROUGHPUT_ROWS], *groups])
+        turns = [
+            [(_seconds(predict, singles), _seconds(predict, groups)) for predict in predictors] for _ in range(TIMED_ROUNDS)
+        ]
     timed = sum(len(group["input_ids"]) for group in groups)
-    return [_speed([turn[number] for turn in turns], timed) for number in range(len(answers))]
+    return [_speed([turn[number] for turn in turns], timed) for number in range(len(predictors))]
 
 
 @contextmanager
@@ -217,10 +209,10 @@ def _speed(turns: Sequence[tuple[list[float], list[float]]], timed: int) -> Spee
     return Speed(latency_ms=float(np.median(singles)) * 1000, rows_per_s=timed / group)
 
 
-def _seconds(answer: Answer, batches: Sequence[Batch]) -> list[float]:
+def _seconds(predict: Predict, batches: Sequence[Batch]) -> list[float]:
     ticks = [time.perf_counter()]
     for batch in batches:
-        answer(batch)
+        predict(batch)
         ticks.append(time.perf_counter())
     return [after - before for before, after in itertools.pairwise(ticks)]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from pipeline.config.corpus import label_name
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Task, label_name
+from pipeline.corpus.task import Task
 
 ENCODERS = (
     "albert", "bert", "deberta-v2", "distilbert", "electra", "mobilebert", "modernbert", "mpnet", "roberta", "xlm-roberta",
@@ -26,7 +27,7 @@ SUPPORTED = tuple(sorted((*ENCODERS, *DECODERS, "xlnet")))
 """Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
 
 
-def refuse_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
+def reject_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
     """Raise a ``PipelineError`` that names the type of a classifier that cannot be run from word embeddings."""
     kind = config.model_type
     if kind not in SUPPORTED:
@@ -39,7 +40,7 @@ def refuse_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
         raise PipelineError(f"{source} is an XLNet with summary_type {config.summary_type!r}; only 'last' is supported")
 
 
-def refuse_maskless(config: PreTrainedConfig, source: str | Path) -> None:
+def reject_maskless(config: PreTrainedConfig, source: str | Path) -> None:
     """Raise a ``PipelineError`` that names the type of a model that cannot fill masks here."""
     if config.model_type not in ENCODERS:
         raise PipelineError(

@@ -26,7 +26,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.architectures import DECODERS, labels_of, positions_of, refuse_unsupported
+from pipeline.models.architectures import DECODERS, labels_of, positions_of, reject_unsupported
 from pipeline.models.forward import word_embeddings
 from pipeline.store.hashing import hash_of, sha256_of
 
@@ -243,7 +243,7 @@ class ModelFolder:
     @property
     def longest_input(self) -> int:
         """The greatest number of tokens that both model and tokenizer accept, special tokens included."""
-        refuse_unsupported(self.config, self.source)
+        reject_unsupported(self.config, self.source)
         return int(min(self.tokenizer.model_max_length, positions_of(self.config)))
 
     @property
@@ -394,6 +394,6 @@ def saved_labels(folder: str | Path) -> tuple[str, ...]:
     return ModelFolder(folder).labels
 
 
-def answers_values(source: str | Path) -> bool:
+def has_regression_head(source: str | Path) -> bool:
     """Whether a model was saved with a regression head."""
     return ModelFolder(source).has_regression_head

@@ -145,7 +145,7 @@ def _answer(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Any:
 def _read_at(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
     """Let a decoder's head read one token of each row, ``places`` [rows].
 
-    From embeddings transformers would read the last token, be it padding, and refuses batches where the configuration names no
+    From embeddings transformers would read the last token, be it padding, and rejects batches where the configuration names no
     padding token; the configuration itself must stay as it is, since a saved one decides what is served.
     """
     config = model.config.get_text_config()

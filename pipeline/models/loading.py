@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
-from pipeline.models.architectures import forget_activation, head_settings, refuse_maskless, refuse_unsupported
+from pipeline.models.architectures import forget_activation, head_settings, reject_maskless, reject_unsupported
 from pipeline.models.folder import CODE_ENTRIES, ModelFolder, opened
 
 Source = str | Path | ModelFolder
@@ -38,7 +38,7 @@ def load_classifier(source: Source, task: Task | None = None) -> PreTrainedModel
         PipelineError: it cannot be loaded whole, or its type is unsupported.
     """
     folder = opened(source)
-    refuse_unsupported(folder.config, folder.source)
+    reject_unsupported(folder.config, folder.source)
     settings = {} if task is None else head_settings(task)
     model, fresh = load_pretrained(AutoModelForSequenceClassification, folder, new_head=task is not None, **settings)
     _check_fresh(folder, fresh, new_head=task is not None)
@@ -62,7 +62,7 @@ def check_classifier(source: Source, new_head: bool) -> None:
 def load_masked_lm(source: Source, **settings: Any) -> PreTrainedModel:
     """A masked language model whose weights are all in its file; ``settings`` are passed to transformers."""
     folder = opened(source)
-    refuse_maskless(folder.config, folder.source)
+    reject_maskless(folder.config, folder.source)
     model, fresh = load_pretrained(AutoModelForMaskedLM, folder, new_head=True, **settings)
     if fresh:
         raise PipelineError(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipeline.corpus.task import Floats, Kind
+from pipeline.config.corpus import Kind
+from pipeline.corpus.task import Floats
 from pipeline.models.forward import head_of
 
 Values = TypeVar("Values", Floats, Tensor)

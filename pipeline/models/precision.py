@@ -1,18 +1,16 @@
 """Which settings ask for bfloat16 or float16, and how much slower than float32 this processor multiplies in bfloat16."""
 
-import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pipeline.config.params import Places, as_places, lookup, read_params
+from pipeline.config.params import read_params
 
 SLOW = 1.5
 """A ratio of times above which a note is printed."""
-
-SETTINGS = ("precision", "optimiser.precision")
-"""Settings of a section that name a precision."""
 
 PRODUCT, TIMINGS, ENOUGH_SECONDS = (512, 384, 512), 5, 0.02
 """The matrix product that is timed, how often at most, and after how many seconds no more."""
@@ -39,26 +37,22 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(seconds)
 
 
-def asking_for(precision: str, params: Path, *sections: str | Places) -> list[str]:
-    """The settings of these sections that ask for a precision, each once, by their place in the parameter file.
-
-    Args:
-        precision: such as ``bfloat16``.
-        params: the parameter file.
-        sections: as ``config.load`` reads them; of several merged places the last one that has the setting decides.
-    """
-    content = read_params(params)
-    asking = dict[str, None]()
-    for section, name in itertools.product(sections, SETTINGS):
-        places = [f"{place}.{name}" for place in as_places(section)]
-        deciding = [place for place in places if lookup(content, place) is not None][-1:]
-        asking |= {place: None for place in deciding if lookup(content, place) == precision}
-    return list(asking)
+def asking_for(precision: str, params: Path) -> list[str]:
+    """Places of the settings in a parameter file that ask for a precision, such as ``bfloat16``."""
+    return [place for place, value in _settings(read_params(params)) if place.endswith("precision") and value == precision]
 
 
-def note_slow_precision(params: Path, *sections: str | Places) -> None:
-    """Print which settings of these sections ask for bfloat16, if this processor is slow at it."""
-    if (asking := asking_for("bfloat16", params, *sections)) and (ratio := bfloat16_slowdown()):
+def _settings(section: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting below a section with its dotted place."""
+    if isinstance(section, dict):
+        for name, below in section.items():
+            yield f"{above}{name}", below
+            yield from _settings(below, f"{above}{name}.")
+
+
+def note_slow_precision(params: Path) -> None:
+    """Print which settings ask for bfloat16, if this processor is slow at it."""
+    if (asking := asking_for("bfloat16", params)) and (ratio := bfloat16_slowdown()):
         print(
             f"note: {', '.join(asking)}: on this processor a product in bfloat16 takes {ratio:.1f} times as long as in float32",
             flush=True,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.config.corpus import Kind, label_name
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Kind, label_name
 from pipeline.models.architectures import IDENTITY, activation_of, labels_of
 from pipeline.models.folder import TOKEN_ROLES, ModelFolder, tokenizer_hash
 

@@ -44,7 +44,7 @@ def mixing_batch(
     return batch
 
 
-def view_embeddings(words: Words, batch: Batch) -> Tensor:
+def variant_embeddings(words: Words, batch: Batch) -> Tensor:
     """Word embeddings [rows, tokens, width] of a batch before δ: own ones, or λ · own + (1 − λ) · partner's (MixKD)."""
     own = words(batch["input_ids"])
     if PARTNER_IDS not in batch:
@@ -53,7 +53,7 @@ def view_embeddings(words: Words, batch: Batch) -> Tensor:
     return weight * own + (1 - weight) * words(batch[PARTNER_IDS])
 
 
-def carried(delta: Tensor, linear: Tensor | None) -> Tensor:
+def mapped(delta: Tensor, linear: Tensor | None) -> Tensor:
     """δ [..., teacher's width] in another model's word-embedding space [..., its width]; None where both share one."""
     return delta if linear is None else delta @ linear.to(delta.device)
 

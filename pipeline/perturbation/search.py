@@ -1,71 +1,34 @@
 """The search for δ within a ball around each token: projected gradient ascent on a function from δ to logits.
 
-A perturbation is one vector a token in word-embedding space. Each token has its own L2 or L∞ ball. The radius is a fraction of
+A perturbation is one vector a token in word-embedding space. Each token has its own L2 or L∞ ball. The epsilon is a fraction of
 the mean length of a word embedding, so that one number means the same for every model; the corners of an L∞ ball are as far
-from its centre as the edge of the L2 ball of the same radius.
+from its centre as the edge of the L2 ball of the same epsilon.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from pipeline.config.params import Settings
+from pipeline.config.corpus import Kind
+from pipeline.config.settings import PerturbationSettings
 from pipeline.corpus.seeding import seed_of
-from pipeline.corpus.task import Kind
 from pipeline.models.outputs import divergence
-
-Objective = Literal["divergence", "noise", "none"]
-"""divergence raises the distance from the teacher's clean output along a gradient; noise and none are controls."""
-CONTROLS: tuple[Objective, ...] = ("noise", "none")
-"""Objectives that follow no gradient."""
 
 Norm = Literal["l2", "linf"]
 Forward = Callable[[Tensor], Tensor]
 """From δ [rows, tokens, width] to logits [rows, outputs]."""
 
 
-class Effect(Settings):
-    """What a perturbation should do to the teacher, from which its radius is found; exactly one is given."""
-
-    flips: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of predictions that change."""
-    divergence: Annotated[float, Field(gt=0)] | None = None
-    """Mean KL to the clean output in nats (squared error for regression)."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Effect":
-        if (self.flips is None) == (self.divergence is None):
-            raise ValueError("state one effect, flips or divergence; null takes out one that a section below has")
-        return self
-
-
-class PerturbationSettings(Settings):
-    """How δ is searched."""
-
-    objective: Objective
-    norm: Norm
-    radius: Annotated[float, Field(gt=0)] | Effect
-    """Fraction of the mean word-embedding length, or the effect from which it is found."""
-    steps: Annotated[int, Field(ge=1)]
-    step_size: Annotated[float, Field(gt=0)]
-    """Length of one step as a fraction of the radius."""
-    start: Annotated[float, Field(ge=0, le=1)]
-    """Length of the random start as a fraction of the radius."""
-    special_tokens: bool
-    """Whether [CLS], [SEP] and the like are perturbed too."""
-
-
 @dataclass(frozen=True)
 class Search:
-    """A search with its radius in the units of the embeddings; ``settings.radius`` is not read."""
+    """A search with its epsilon in the units of the embeddings; ``settings.epsilon`` is not read."""
 
     settings: PerturbationSettings
-    radius: float | Tensor
+    epsilon: float | Tensor
     kind: Kind
 
 
@@ -79,7 +42,7 @@ class Perturbed:
     """[rows], true where no token had a gradient in some step, so that the row kept its random part."""
 
 
-def radius_of(fraction: float, norm: Norm, table: Tensor) -> float:
+def scaled_epsilon(fraction: float, norm: Norm, table: Tensor) -> float:
     """Radius of every token's ball: a fraction of the mean row length of a word-embedding table, divided by √width under L∞."""
     length = fraction * float(torch.linalg.vector_norm(table, dim=1).mean())
     return length if norm == "l2" else length / float(table.shape[1]) ** 0.5
@@ -103,12 +66,12 @@ def random_start(
     return signs * inside.unsqueeze(-1)
 
 
-def project(delta: Tensor, radius: float | Tensor, norm: Norm) -> Tensor:
+def project(delta: Tensor, epsilon: float | Tensor, norm: Norm) -> Tensor:
     """The nearest perturbation that keeps every token in its ball."""
     if norm == "linf":
-        return delta.clamp(-radius, radius)  # type: ignore[arg-type]
+        return delta.clamp(-epsilon, epsilon)  # type: ignore[arg-type]
     lengths = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-    return torch.mul(delta, radius / lengths.clamp(min=radius))
+    return torch.mul(delta, epsilon / lengths.clamp(min=epsilon))
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -132,22 +95,21 @@ def perturb(forward: Forward, clean: Tensor, noise: Tensor, free: Tensor, search
         clean: logits [rows, outputs] of the labelling model on the clean rows.
         noise: [rows, tokens, width]; gives the random start its direction.
         free: [rows, tokens], true where a token may be perturbed.
-        search: settings, radius and kind of task.
+        search: settings, epsilon and kind of task.
     """
-    settings, radius = search.settings, search.radius
+    settings, epsilon = search.settings, search.epsilon
     where = free.unsqueeze(-1).to(noise.dtype)
     vanished = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    if settings.objective == "none":
-        return Perturbed(torch.zeros_like(noise), vanished)
-    start = radius if settings.objective == "noise" else settings.start * radius
+    random = settings.gradient_from == "noise"
+    start = epsilon if random else settings.init * epsilon
     delta = start * steepest(noise, settings.norm) * where
-    if settings.objective == "noise":
+    if random:
         return Perturbed(delta, vanished)
-    for _ in range(settings.steps):
+    for _ in range(settings.num_steps):
         gradient = _gradient(forward, delta, clean, search.kind) * where
         vanished |= (gradient == 0).flatten(1).all(dim=1)
-        step = settings.step_size * radius * steepest(gradient, settings.norm)
-        delta = project(delta + step, radius, settings.norm) * where
+        step = settings.step_size * epsilon * steepest(gradient, settings.norm)
+        delta = project(delta + step, epsilon, settings.norm) * where
     return Perturbed(delta, vanished)
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.shards.schema import CodecName
+from pipeline.config.settings import CodecName
 
 
 @dataclass(frozen=True)

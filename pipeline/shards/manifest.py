@@ -6,11 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.corpus.task import Split, Task
+from pipeline.config.settings import CodecName
+from pipeline.corpus.task import Task
 from pipeline.models.folder import load_tokenizer, model_hash, saved_labels, tokenizer_hash
-from pipeline.shards.schema import FORMAT_VERSION, CodecName, Content
+from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, differences, hash_of, sha256_of
 from pipeline.store.store import Entry
@@ -18,6 +20,9 @@ from pipeline.store.store import Entry
 MANIFEST_FILE = "manifest.json"
 
 LINEAGE_FILE = "lineage.json"
+
+SKIPPED_FILE = "skipped.json"
+"""The only file of a student's folder for a task that ``students.<name>.tasks`` leaves out."""
 """In a student's folder: what it was made from, and how."""
 
 SHARD_FILE = "shard.arrow"
@@ -81,7 +86,7 @@ class Manifest(Settings):
     coding: Coding | None
     variants: int
     details: dict[str, Any]
-    """What was found on the way and helps to read the figures: the radius, truncated texts."""
+    """What was found on the way and helps to read the figures: the epsilon, truncated texts."""
     shards: tuple[ShardEntry, ...]
     stored_as: tuple[str, ...] = ()
     """Names of all entries of the store behind the set, those of by-products included; garbage collection reads it."""
@@ -157,7 +162,7 @@ def training_hash(folder: Path) -> str:
 
 
 def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None:
-    """Refuse ``found`` where a name that ``wanted`` holds has another value.
+    """Reject ``found`` where a name that ``wanted`` holds has another value.
 
     Raises:
         ShardMismatch: names every field that differs, with both values.
@@ -181,18 +186,18 @@ def lineage(teacher: Path) -> Key:
     }
 
 
-def check_trained_from(student: Path, scores: Path) -> None:
-    """Reject a student of other scores than these, since it may have learnt from their test rows.
+def check_trained_from(student: Path, soft_labels: Path) -> None:
+    """Reject a student of other soft_labels than these, since it may have learnt from their test rows.
 
     Raises:
         PipelineError: it was trained from others, or is no student of this pipeline.
     """
     try:
-        origin = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))["scores"]
+        origin = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))["soft_labels"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise PipelineError(f"{student} has no readable {LINEAGE_FILE}, so it is no student of this pipeline") from cause
-    if origin != manifest_hash(scores):
+    if origin != manifest_hash(soft_labels):
         raise PipelineError(
-            f"{student} was trained from other scores than those in {scores}, so it may have learnt from their test rows; "
+            f"{student} was trained from other soft labels than {soft_labels}, so it may have seen their test rows; "
             "make it again: dvc repro"
         )

@@ -1,4 +1,4 @@
-"""Read shards: refuse what is incomplete, damaged or of another kind; then rows by position over memory-mapped files."""
+"""Read shards: reject what is incomplete, damaged or of another kind; then rows by position over memory-mapped files."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.corpus.task import Floats, Split
+from pipeline.config.corpus import Split
+from pipeline.corpus.task import Floats
 from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import Content, description_of, shard_schema
 from pipeline.store.hashing import sha256_of
@@ -130,7 +131,7 @@ class Rows(Sequence[Row]):
         return zip(numbers.tolist(), within.tolist(), strict=True)
 
     def _checked(self, positions: Positions) -> Positions:
-        """Refuse positions that no row has; none counts from the end."""
+        """Reject positions that no row has; none counts from the end."""
         if ((positions < 0) | (positions >= len(self))).any():
             raise IndexError(f"{len(self)} rows have no positions {positions}")
         return positions
@@ -166,9 +167,9 @@ class Shards:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
-        faults = [fault for entry in self.manifest.shards if (fault := self._fault(entry))]
-        if faults:
-            raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *faults]))
+        errors = [error for entry in self.manifest.shards if (error := self._error(entry))]
+        if errors:
+            raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; make it again with dvc repro:", *errors]))
 
     @classmethod
     def holding(cls, content: Content, folder: Path) -> "Shards":
@@ -179,8 +180,8 @@ class Shards:
         """
         found = cls(folder)
         if found.manifest.content != content:
-            wanted = "the scores of untouched inputs" if content == "scores" else "variants"
-            stage = "score" if content == "scores" else "augment"
+            wanted = "the soft_labels of clean inputs" if content == "soft_labels" else "variants"
+            stage = "score" if content == "soft_labels" else "augment"
             raise ShardMismatch(f"{folder} holds not {wanted}, which the stage {stage} writes; name that folder")
         return found
 
@@ -192,7 +193,7 @@ class Shards:
         """The rows of one shard."""
         return Rows(self._schema, [self._table(entry)])
 
-    def _fault(self, entry: ShardEntry) -> str | None:
+    def _error(self, entry: ShardEntry) -> str | None:
         path = self.folder / entry.file
         if not path.exists():
             return f"{entry.file} is missing"
@@ -228,7 +229,7 @@ def join(examples: Rows, variants: Rows) -> Positions:
     if missing or len(variants) != len(examples) or len(np.unique(positions)) != len(positions):
         raise ShardMismatch(
             f"{missing} of {len(examples)} examples have no perturbed row, and there are {len(variants)} perturbed rows: "
-            "scores and perturbations were made from different examples; make them again with dvc repro"
+            "soft_labels and perturbations were made from different examples; make them again with dvc repro"
         )
     return positions
 

@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Kind
 
 FORMAT_VERSION = 4
 
-Content = Literal["scores", "perturbations"]
-"""What a set of shards holds: untouched inputs (variant 0), or their perturbed variants 1..V: by δ, edited or mixed."""
+Content = Literal["soft_labels", "variants"]
+"""What a set of shards holds: clean inputs (variant 0), or their perturbed variants 1..V: by δ, edited or mixed."""
 
-CodecName = Literal["float16", "int8", "sign"]
 """How perturbations are stored, see codec.py."""
 
 METADATA = b"adversarial_shard"
@@ -32,18 +31,18 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
 
     =================== =============== ==========================================================================
     example_id          string          names the example; rows of two shards are joined by it, never by position
-    variant             int16           0 for the untouched input
+    variant             int16           0 for the clean input
     input_ids           list<int32>     what the model reads: real tokens, special ones included; edited where the variant is
     token_type_ids      list<int8>      only where the model has them
     label               int32 | float32 class index or value; null where the corpus has none
-    teacher_logits      list<float32>   on the untouched input
+    teacher_logits      list<float32>   on the clean input
     partner_id          string          variant ≥ 1, mixed: the example whose embeddings are mixed in; else null
     partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter of both is filled with padding tokens
     own_weight          float32         variant ≥ 1, mixed: λ, the share of the row's own embeddings
     delta               binary          variant ≥ 1, perturbed: coded δ, tokens × width, row by row (codec.py); else null
     delta_scale         list<float32>   variant ≥ 1, perturbed: one scale a token
     perturbed_logits    list<float32>   variant ≥ 1: the teacher's, on exactly what this row holds, the decoded δ included
-    divergence          float32         variant ≥ 1: KL(untouched ‖ variant) in nats; squared error for regression
+    divergence          float32         variant ≥ 1: KL(clean ‖ variant) in nats; squared error for regression
     flipped             bool            variant ≥ 1: whether the teacher's answer changed
     =================== =============== ==========================================================================
     """
@@ -56,7 +55,7 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
         pa.field("label", pa.int32() if kind == "classification" else pa.float32()),
         pa.field("teacher_logits", floats, nullable=False),
     ]
-    if content == "perturbations":
+    if content == "variants":
         fields += [
             pa.field("partner_id", pa.string()),
             pa.field("partner_ids", pa.list_(pa.int32())),

@@ -134,7 +134,7 @@ class Build:
 BUILD = Build({name: hash_of(source) for name, source in PACKAGE.sources.items()}, libraries_of(TRAINING_LIBRARIES))
 
 
-def refused(differing: Sequence[str]) -> str:
+def rejection(differing: Sequence[str]) -> str:
     """The error for a process that differs in these from the one that called it."""
     shown = ", ".join(differing[:SHOWN]) + (f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
     return (

@@ -67,21 +67,21 @@ class Item:
 
 def uses_of(folders: Iterable[Path], store: Store) -> Uses:
     """Read every list below these folders; the store itself and hidden folders are left out."""
-    faults: list[str] = []
+    errors: list[str] = []
     found: dict[str, list[Path]] = {}
     without = []
     for data in folders:
-        lists = _lists_below(data, store.folder, faults)
+        lists = _lists_below(data, store.folder, errors)
         if not lists:
             without.append(data)
         for path in lists:
-            for name in _names_in(path, faults):
+            for name in _names_in(path, errors):
                 found.setdefault(name, []).append(path.parent)
-    return Uses({name: tuple(dict.fromkeys(places)) for name, places in found.items()}, tuple(faults), tuple(without))
+    return Uses({name: tuple(dict.fromkeys(places)) for name, places in found.items()}, tuple(errors), tuple(without))
 
 
 def check_known(uses: Uses, everything: bool) -> None:
-    """Refuse to call anything unused where it is not known what is in use.
+    """Reject to call anything unused where it is not known what is in use.
 
     Raises:
         PipelineError: a list cannot be read, or a folder has none and ``everything`` does not confirm that.
@@ -102,12 +102,12 @@ def items_of(store: Store, uses: Uses) -> list[Item]:
     return sorted((item for item in found if item), key=lambda item: (item.state, item.label, item.used_by, item.name))
 
 
-def fault_of(store: Store, item: Item) -> str | None:
+def error_of(store: Store, item: Item) -> str | None:
     """Hash the files of an entry; what is wrong with it, if anything is."""
     if item.state not in ("finished", "damaged"):
         return None
     entry = store.named(item.name)
-    return f"{item.name} has no {RECEIPT} that can be read and is its own" if entry is None else entry.fault()
+    return f"{item.name} has no {RECEIPT} that can be read and is its own" if entry is None else entry.error()
 
 
 def garbage(items: Iterable[Item], least_age: float) -> tuple[list[Item], int]:
@@ -190,32 +190,32 @@ def _measured(path: Path) -> tuple[int, int, float] | None:
     return (size, shared, touched) if touched else None
 
 
-def _lists_below(data: Path, store: Path, faults: list[str]) -> list[Path]:
-    """The lists below a folder; what cannot be looked into is added to the faults."""
-    found, seen, errors = list[Path](), {store.resolve()}, list[OSError]()
-    for folder, below, files in os.walk(data, onerror=errors.append, followlinks=True) if data.is_dir() else ():
+def _lists_below(data: Path, store: Path, errors: list[str]) -> list[Path]:
+    """The lists below a folder; what cannot be looked into is added to the errors."""
+    found, seen, unreadable = list[Path](), {store.resolve()}, list[OSError]()
+    for folder, below, files in os.walk(data, onerror=unreadable.append, followlinks=True) if data.is_dir() else ():
         here = Path(folder).resolve()
         below[:] = [] if here in seen else sorted(name for name in below if not name.startswith("."))
         if here not in seen:
             found += [Path(folder) / name for name in LISTS if name in files]
         seen.add(here)
-    faults += [f"{error.filename} cannot be looked into ({error.strerror})" for error in errors]
+    errors += [f"{error.filename} cannot be looked into ({error.strerror})" for error in unreadable]
     return found
 
 
-def _names_in(path: Path, faults: list[str]) -> list[str]:
-    """The names in a list; why it cannot be known is added to the faults."""
+def _names_in(path: Path, errors: list[str]) -> list[str]:
+    """The names in a list; why it cannot be known is added to the errors."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        faults.append(f"{path} cannot be read ({error.strerror})")
+        errors.append(f"{path} cannot be read ({error.strerror})")
         return []
     except ValueError:
-        faults.append(f"{path} is damaged")
+        errors.append(f"{path} is damaged")
         return []
     held = content.get(STORED_AS, [] if path.name == "lineage.json" else None) if isinstance(content, dict) else None
     names = [held] if isinstance(held, str) else held
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        faults.append(f"{path} does not say what it uses ({STORED_AS}); another version of this package may have written it")
+        errors.append(f"{path} does not say what it uses ({STORED_AS}); another version of this package may have written it")
         return []
     return names

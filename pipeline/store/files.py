@@ -66,7 +66,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, marks: Sequence[str]) -> None:
-    """Refuse to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
+    """Reject to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
 
     Args:
         path: may be absent, or empty but for ``PLACEHOLDERS``.

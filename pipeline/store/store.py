@@ -58,7 +58,7 @@ class Entry:
         """Where a file of the entry is."""
         return self.folder / file
 
-    def fault(self) -> str | None:
+    def error(self) -> str | None:
         """Hash all files; a sentence on the first one that is not as it was written."""
         for name, written in self.files.items():
             try:
@@ -88,7 +88,7 @@ class Store:
         with suppress(OSError):  # a store that somebody else owns is read all the same
             os.utime(self.folder_of(key) / RECEIPT)
         entry = self.peek(key)
-        return entry if entry and entry.fault() is None else None
+        return entry if entry and entry.error() is None else None
 
     def peek(self, key: Key) -> Entry | None:
         """The entry of a key if its files have the sizes of its receipt; hashes nothing and leaves no trace."""
@@ -176,7 +176,7 @@ class Store:
 
     @contextmanager
     def lock(self, key: Key, title: str) -> Iterator[None]:
-        """Keep other processes of this machine from making the same entry; who comes second waits."""
+        """Keep other processes of this machine from spec the same entry; who comes second waits."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_file(key_hash(key)))
         try:
@@ -223,7 +223,7 @@ class Store:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
                 there = self.peek(key)
-                if there is not None and there.fault() is None:
+                if there is not None and there.error() is None:
                     return
                 with suppress(FileNotFoundError):
                     self.remove(target.name)

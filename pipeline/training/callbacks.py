@@ -29,7 +29,7 @@ class RunOptions:
     """Processes that read ahead; 0 reads between the steps."""
     report_to: Sequence[str] = ()
     """Integrations of transformers.Trainer, such as dvclive."""
-    snapshots: Sequence[Path] = ()
+    surrogate_checkpoints: Sequence[Path] = ()
     """Folders for the weights at evenly spaced steps, the last one at the end."""
 
 
@@ -145,11 +145,11 @@ class Checkpoints(TrainerCallback):
                 mark_whole(self._options.checkpoints, state.global_step, state.best_global_step, beside)
 
 
-class Snapshots(TrainerCallback):
+class SurrogateCheckpoints(TrainerCallback):
     """Saves the model after some of the steps."""
 
     def __init__(self, steps: int, folders: Sequence[Path]) -> None:
-        self._folders = dict(zip(snapshot_steps(steps, len(folders)), folders, strict=True))
+        self._folders = dict(zip(checkpoint_steps(steps, len(folders)), folders, strict=True))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Save after a step that has a folder."""
@@ -157,6 +157,6 @@ class Snapshots(TrainerCallback):
             facts["model"].save_pretrained(self._folders[state.global_step])
 
 
-def snapshot_steps(total: int, snapshots: int) -> Sequence[int]:
+def checkpoint_steps(total: int, snapshots: int) -> Sequence[int]:
     """After which of ``total`` steps snapshots are taken: evenly spaced, the last at the end."""
     return [round(total * number / snapshots) for number in range(1, snapshots + 1)]

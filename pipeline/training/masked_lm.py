@@ -4,24 +4,23 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, read_facts
+from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, collate, encode
 from pipeline.corpus.seeding import sample, seed_of
 from pipeline.corpus.task import Floats, Task
-from pipeline.models.architectures import positions_of, refuse_maskless
+from pipeline.models.architectures import positions_of, reject_maskless
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_at, word_embeddings
 from pipeline.models.loading import load_masked_encoder, load_masked_lm
@@ -29,10 +28,9 @@ from pipeline.models.soundness import check_tokenizer, check_vocabulary
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.teacher import TeacherSettings
-from pipeline.training.trainer import Objective, OptimiserSettings, TrainDev, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, write_history
 
-WORDS_FILE = "words.json"
+MASKED_LM_FILE = "masked_lm.json"
 
 MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
 """Suffixes of transformers' classes that fill masks."""
@@ -44,26 +42,8 @@ IGNORED = -100
 """The label of a token that is not to be guessed."""
 
 
-class WordsSettings(Settings):
-    """Which masked language model proposes words for a task."""
-
-    model: str
-    """Hub id or folder with the teacher's tokenizer: any pretrained encoder to fit, or a finished masked language model."""
-    fit: bool
-    """Whether it is fitted to the task's train texts; false adopts it as it is."""
-
-
-class FitSettings(OptimiserSettings):
-    """How a masked language model is fitted."""
-
-    mlm_probability: Annotated[float, Field(gt=0, lt=1)]
-    """Share of a text's tokens that are to be guessed."""
-    rows: Annotated[int, Field(ge=1)] | None
-    """Greatest number of rows of a split that are read; null reads all."""
-
-
-class WordsFacts(Settings):
-    """``words.json``, written last."""
+class MaskedLMFacts(Settings):
+    """``masked_lm.json``, written last."""
 
     model: str | None
     """Identity of the model that was adopted or fitted; None if the task needs none."""
@@ -71,7 +51,7 @@ class WordsFacts(Settings):
     perplexity: float | None = None
     """Of a fitted model on dev: exp of the masked tokens' mean cross-entropy, every text counting equally."""
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """A summary for the terminal."""
         if self.model is None:
             return "no masked language model, since the task asks for none"
@@ -80,58 +60,56 @@ class WordsFacts(Settings):
         return f"fitted, {1 / self.perplexity:.4f} on dev: the probability of a masked token (perplexity {self.perplexity:.3g})"
 
 
-def words_in(folder: Path) -> WordsFacts:
-    """The facts in a folder of ``prepare_words``.
+def masked_lm_in(folder: Path) -> MaskedLMFacts:
+    """The facts in a folder of ``prepare_masked_lm``.
 
     Raises:
         PipelineError: it is no such folder, or is damaged.
     """
-    return read_facts(WordsFacts, folder / WORDS_FILE, f"{folder} has no {WORDS_FILE}; the stage words writes it")
+    return read_facts(MaskedLMFacts, folder / MASKED_LM_FILE, f"{folder} has no {MASKED_LM_FILE}; run stage masked_lm")
 
 
-def prepare_words(
+def prepare_masked_lm(
     prepared: Path,
     teacher: TeacherSettings,
-    words: WordsSettings | None,
-    settings: FitSettings,
+    settings: MaskedLMSettings | None,
     out: Path,
     options: RunOptions = NO_CHECKPOINTS,
-) -> WordsFacts:
+) -> MaskedLMFacts:
     """Write the masked language model of a task to ``out``, or only the facts if there is none.
 
     Args:
         prepared: output of ``prepare``.
         teacher: its model's tokenizer must be the masked language model's; texts are cut to its ``max_length``.
-        words: the model, or None.
-        settings: how it is fitted.
+        settings: of the model and its training; None if no recipe needs one.
         out: replaced as a whole.
         options: how the training is run.
 
     Raises:
         PipelineError: the model cannot be loaded or fill masks, or has another tokenizer or too few positions.
     """
-    if words is None:
-        facts = WordsFacts(model=None)
+    if settings is None:
+        facts = MaskedLMFacts(model=None)
         with folder_written_whole(out) as folder:
-            write_json(folder / WORDS_FILE, facts.model_dump())
+            write_json(folder / MASKED_LM_FILE, facts.model_dump())
         return facts
-    source = ModelFolder(words.model)
-    check_words(source, ModelFolder(teacher.model), words.fit, teacher.max_length)
-    if words.fit:
+    source = ModelFolder(settings.model or teacher.model)
+    check_masked_lm(source, ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
+    if settings.fine_tune:
         model, history = _fitted(prepared, source, teacher.max_length, settings, options)
     else:
         model, history = load_masked_lm(source), []
     perplexity = 1 / best_epoch(history)["dev"] if history else None
-    facts = WordsFacts(model=source.identity, fitted=words.fit, perplexity=perplexity)
+    facts = MaskedLMFacts(model=source.identity, fitted=settings.fine_tune, perplexity=perplexity)
     with folder_written_whole(out) as folder:
         model.save_pretrained(folder)
         source.tokenizer.save_pretrained(folder)
         write_history(folder, history)
-        write_json(folder / WORDS_FILE, facts.model_dump())
+        write_json(folder / MASKED_LM_FILE, facts.model_dump())
     return facts
 
 
-def check_words(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length: int) -> None:
+def check_masked_lm(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length: int) -> None:
     """Raise if a masked language model cannot serve a teacher; reads names and shapes of weights only.
 
     Args:
@@ -142,7 +120,7 @@ def check_words(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length:
     """
     config, source = model.config, model.source
     check_tokenizer(source, model.tokenizer, teacher.tokenizer)
-    refuse_maskless(config, source)
+    reject_maskless(config, source)
     if (longest := positions_of(config)) < max_length:
         raise PipelineError(
             f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
@@ -151,14 +129,14 @@ def check_words(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length:
     if not fit and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
         raise PipelineError(
             f"{source} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to fill "
-            "masks, or fit this one: tasks.<task>.words.fit: true"
+            "masks, or train this one: masked_lm.fine_tune: true"
         )
     check_vocabulary(model)
     (load_masked_encoder if fit else load_masked_lm)(model, device_map="meta")
 
 
 def _fitted(
-    prepared: Path, source: ModelFolder, max_length: int, settings: FitSettings, options: RunOptions
+    prepared: Path, source: ModelFolder, max_length: int, settings: MaskedLMSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     set_seed(settings.seed % 2**32)  # weights that the file lacks start at random
     model = _with_head(source)
@@ -175,7 +153,7 @@ def _fitted(
         return math.exp(found.mean())
 
     objective = Objective(loss_of, probability, log_probabilities)
-    fit = fine_tune(f"words {Task.read(prepared).name}", model, TrainDev(train, dev), objective, settings, options)
+    fit = fine_tune(f"masked_lm {Task.read(prepared).name}", model, TrainDev(train, dev), objective, settings, options)
     return model, fit.history
 
 
@@ -200,7 +178,7 @@ class MaskedRows:
     example_ids: list[str]
     input_ids: list[Ids]
     token_type_ids: list[Types] | None
-    settings: FitSettings
+    settings: MaskedLMSettings
     special: npt.NDArray[np.int64]
     """Ids that are never masked, nor drawn in another token's place."""
     mask_id: int
@@ -240,9 +218,9 @@ class MaskedRows:
 
 
 def masked_rows(
-    table: Path, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: FitSettings
+    table: Path, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: MaskedLMSettings
 ) -> MaskedRows:
-    """The rows of a prepared split, or a sample of ``settings.rows`` of them, for a model of ``known`` tokens."""
+    """The rows of a prepared split, or a sample of ``settings.max_rows`` of them, for a model of ``known`` tokens."""
     columns = _sampled(pq.read_table(table), settings).to_pydict()
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     return MaskedRows(
@@ -257,11 +235,11 @@ def masked_rows(
     )
 
 
-def _sampled(table: pa.Table, settings: FitSettings) -> pa.Table:
+def _sampled(table: pa.Table, settings: MaskedLMSettings) -> pa.Table:
     """The rows whose ids have the smallest hashes, in the order of the corpus."""
-    if settings.rows is None or len(table) <= settings.rows:
+    if settings.max_rows is None or len(table) <= settings.max_rows:
         return table
-    return table.take(sample(table["id"].to_pylist(), settings.rows, "words", settings.seed))
+    return table.take(sample(table["id"].to_pylist(), settings.max_rows, "words", settings.seed))
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -7,7 +7,7 @@ import socket
 import ray
 
 from pipeline.config.errors import PipelineError, last_line
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """What goes through Ray is the rows of one job a worker, and pieces of files."""

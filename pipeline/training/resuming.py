@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 from pipeline.models.folder import load_tokenizer, source_hash, tokenizer_hash
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole
@@ -33,7 +33,7 @@ def training_key(content: str, module: str, files: Iterable[Path], model: str, s
     }
 
 
-def conduct_of(store: Store, key: Key, runtime: RuntimeSettings) -> RunOptions:
+def run_options(store: Store, key: Key, runtime: RuntimeSettings) -> RunOptions:
     """How to run the training of an entry, with checkpoints in the store until it is put."""
     return RunOptions(store.unfinished(key), runtime.save_steps, runtime.dataloader_num_workers, tuple(runtime.report_to))
 
@@ -55,7 +55,7 @@ def fetch_or_train(
     def make() -> None:
         facts: Facts = {"title": title}
         with store.put(key, facts) as folder:
-            facts |= train(folder, conduct_of(store, key, runtime))
+            facts |= train(folder, run_options(store, key, runtime))
 
     entry = store.obtain(key, title, make)
     with folder_written_whole(out) as folder:

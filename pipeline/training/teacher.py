@@ -3,21 +3,20 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from pipeline.config.errors import Faults, PipelineError, refusals
-from pipeline.config.params import Settings
+from pipeline.config.corpus import Kind, Split
+from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
+from pipeline.config.settings import TeacherSettings, TrainingSettings
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode, length_buckets
-from pipeline.corpus.task import Floats, Kind, Split, Task, measure, one_answer
-from pipeline.models.architectures import head_settings, refuse_unsupported
+from pipeline.corpus.task import Floats, Task, constant_prediction, measure
+from pipeline.models.architectures import head_settings, reject_unsupported
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.loading import check_classifier, load_classifier
@@ -26,29 +25,10 @@ from pipeline.models.soundness import check_outputs, check_token_types, check_va
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import MicroBatch
-from pipeline.training.trainer import (
-    Objective,
-    OptimiserSettings,
-    TrainDev,
-    best_epoch,
-    fine_tune,
-    label_loss,
-    write_history,
-)
+from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss, write_history
 
 BATCH_ROWS = 64
 """Rows per batch when an adopted teacher is evaluated on dev."""
-
-
-class TeacherSettings(Settings):
-    """Which model teaches a task."""
-
-    model: str
-    """Hub id or folder: a pretrained encoder, or a classifier that is already fine-tuned on the task."""
-    fine_tune: bool
-    """False adopts the classifier as it is."""
-    max_length: Annotated[int, Field(ge=2)]
-    """Tokens an example is cut to, special tokens included."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +73,7 @@ class Examples:
 
 
 def teach(
-    prepared: Path, settings: TeacherSettings, optimiser: OptimiserSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+    prepared: Path, settings: TeacherSettings, optimiser: TrainingSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> float:
     """Make the teacher of a task and write it to ``out``; returns its dev metric.
 
@@ -102,7 +82,7 @@ def teach(
     """
     task, folder = Task.read(prepared), ModelFolder(settings.model)
     if errors := teacher_errors(folder, settings, task.name, task.kind, task.labels, task.pair):
-        raise PipelineError(errors[0]) if len(errors) == 1 else Faults(f"teacher of {task.name}", errors)
+        raise PipelineError(errors[0]) if len(errors) == 1 else PipelineErrors(f"teacher of {task.name}", errors)
     tokenizer = folder.tokenizer
     tokenizer.model_max_length = settings.max_length  # the saved copy tells every later stage where to cut
     dev = Examples.read(prepared, "dev", tokenizer, settings.max_length)
@@ -113,7 +93,7 @@ def teach(
     else:
         model, history = load_classifier(folder), []
         dev_value = measure(task, dev.labels, _logits(model, dev))
-    if dev_value <= (trivial := measure(task, dev.labels, one_answer(task, dev.labels))):
+    if dev_value <= (trivial := measure(task, dev.labels, constant_prediction(task, dev.labels))):
         remedy = "; lower teach.learning_rate if it is above 5.0e-5, else train longer" if settings.fine_tune else ""
         found = f"{task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}"
         print(f"note: teacher of {task.name}: {found}; students will learn as little{remedy}", flush=True)
@@ -140,7 +120,7 @@ def teacher_errors(
         pair: whether inputs are pairs of texts.
     """
     try:
-        refuse_unsupported(folder.config, folder.source)
+        reject_unsupported(folder.config, folder.source)
     except PipelineError as error:  # every other check would say the same
         return [str(error)]
     checks: list[Callable[[], object]] = [lambda: check_classifier(folder, new_head=settings.fine_tune)]
@@ -151,8 +131,8 @@ def teacher_errors(
     try:
         tokenizer = folder.tokenizer
     except PipelineError as error:
-        return [*refusals(*checks), str(error)]
-    return refusals(
+        return [*errors_of(*checks), str(error)]
+    return errors_of(
         *checks,
         lambda: _check_longest(folder, settings.max_length),
         lambda: check_length(tokenizer, pair, settings.max_length, str(folder.source)),
@@ -168,7 +148,7 @@ def _check_longest(folder: ModelFolder, max_length: int) -> None:
 
 
 def _fine_tuned(
-    task: Task, folder: ModelFolder, train: Examples, dev: Examples, optimiser: OptimiserSettings, options: RunOptions
+    task: Task, folder: ModelFolder, train: Examples, dev: Examples, optimiser: TrainingSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     if not len(train):
         raise PipelineError(

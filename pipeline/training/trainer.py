@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -19,11 +18,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 
+from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
+from pipeline.config.settings import TrainingSettings
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.seeding import seed_of
-from pipeline.corpus.task import Floats, Kind
+from pipeline.corpus.task import Floats
 from pipeline.models.forward import logits_from_ids
 from pipeline.store.files import written_whole
 from pipeline.training.callbacks import (
@@ -33,7 +33,7 @@ from pipeline.training.callbacks import (
     Progress,
     ProgressLines,
     RunOptions,
-    Snapshots,
+    SurrogateCheckpoints,
 )
 from pipeline.training.checkpoints import newest_whole
 from pipeline.training.order import DevDataset, EpochOrder, RowData, StepSharding, TrainDataset, as_it_is, train_loader
@@ -54,26 +54,6 @@ Loss = Callable[[PreTrainedModel, Batch], Tensor]
 
 Outputs = Callable[[PreTrainedModel, Batch], Tensor]
 """From a model and a batch to what the dev metric is computed from, [rows, outputs]."""
-
-
-class OptimiserSettings(Settings):
-    """AdamW with warmup; the names are those of ``transformers.TrainingArguments``."""
-
-    num_train_epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=1)]
-    """Rows per step, over all processes and micro-batches."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)]
-    """Micro-batches into which a process divides its rows of a step; more need less memory."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Literal["linear", "cosine", "constant_with_warmup"]
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
-    """Share of the steps during which the learning rate rises."""
-    weight_decay: Annotated[float, Field(ge=0)]
-    max_grad_norm: Annotated[float, Field(ge=0)]
-    """Gradients are clipped to this norm; 0 disables clipping."""
-    precision: Literal["float32", "bfloat16", "float16"]
-    """Of matrix products; weights stay in float32."""
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -133,7 +113,7 @@ def fine_tune(
     model: PreTrainedModel,
     rows: TrainDev,
     objective: Objective,
-    settings: OptimiserSettings,
+    settings: TrainingSettings,
     options: RunOptions = NO_CHECKPOINTS,
 ) -> Fit:
     """Train ``model`` in place and leave it with its best epoch's weights; resumes from the latest checkpoint if there is one.
@@ -162,7 +142,7 @@ def fine_tune(
             callbacks=[
                 EpochBoundaries(order, progress),
                 ProgressLines(name, progress),
-                Snapshots(steps, options.snapshots),
+                SurrogateCheckpoints(steps, options.surrogate_checkpoints),
                 Checkpoints(options, order, progress),
             ],
         )
@@ -211,14 +191,14 @@ def check_reporting(report_to: Sequence[str]) -> None:
         )
 
 
-def _sharding(settings: OptimiserSettings) -> StepSharding:
+def _sharding(settings: TrainingSettings) -> StepSharding:
     if not dist.is_initialized():
         return StepSharding(gradient_accumulation_steps=settings.gradient_accumulation_steps)
     return StepSharding(dist.get_world_size(), dist.get_rank(), settings.gradient_accumulation_steps)
 
 
-def _check(name: str, settings: OptimiserSettings, options: RunOptions, steps: int) -> None:
-    snapshots = len(options.snapshots)
+def _check(name: str, settings: TrainingSettings, options: RunOptions, steps: int) -> None:
+    snapshots = len(options.surrogate_checkpoints)
     if snapshots > steps:
         raise PipelineError(f"{name}: {snapshots} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
     if settings.precision == "float16" and not torch.cuda.is_available():
@@ -257,7 +237,7 @@ def _finite(name: str, outputs: Floats) -> Floats:
     return outputs
 
 
-def _arguments(settings: OptimiserSettings, options: RunOptions, folder: Path, warmup_steps: int) -> TrainingArguments:
+def _arguments(settings: TrainingSettings, options: RunOptions, folder: Path, warmup_steps: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         **settings.model_dump(include=PASSED_ON),

@@ -7,24 +7,24 @@ import yaml
 from benchmarks.accuracy import arms
 from benchmarks.accuracy.arms import LAYERS, PRECISION, SIZES, STUDENT, Models, Run, all_arms, base, usual_precision
 from benchmarks.accuracy.corpora import Case
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.dataset import check_use
-from pipeline.distill.settings import ScoutSettings, StudentSettings
-from pipeline.evaluation.quality import EvaluationSettings
-from pipeline.training.trainer import OptimiserSettings
+from pipeline.config.settings import SurrogateSettings, StudentSettings
+from pipeline.config.settings import EvaluationSettings
+from pipeline.config.settings import TrainingSettings
 
 
 class Needs(Settings):
     """What the stages read."""
 
-    teach: OptimiserSettings
-    score: ScoreSettings
+    teach: TrainingSettings
+    score: InferenceSettings
     augment: AugmentSettings
-    scout: ScoutSettings
+    scout: SurrogateSettings
     student: StudentSettings
     evaluate: EvaluationSettings
     runtime: RuntimeSettings

@@ -6,7 +6,7 @@ import pytest
 from benchmarks.accuracy import corpora
 from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut, data_hash
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.config.corpus import CorpusSettings
 from tests.benchmarks.accuracy.sets import save_set
 
 

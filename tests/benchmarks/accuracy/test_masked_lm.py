@@ -4,7 +4,8 @@ import pytest
 
 from benchmarks.accuracy import masked_lm
 from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
-from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
+from pipeline.augment.candidates import MaskedLM
+from pipeline.config.settings import ReplacementSettings
 from pipeline.models.folder import load_tokenizer
 from tests.benchmarks.accuracy.sets import save_set
 from tests.world import MAX_LENGTH, make_task, save_teacher
@@ -35,5 +36,5 @@ def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Pat
     assert first.perplexity is not None
     assert later.perplexity is not None
     assert later.perplexity < 0.6 * first.perplexity
-    settings = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=8)
+    settings = ReplacementSettings(replace=0.4, candidates=5, batch_rows=8)
     assert MaskedLM(tmp_path / "out12", settings, load_tokenizer(Path(pretrained))) is not None

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.augment.batches import Batches, Inputs, Partner, half, out_of_memory
-from pipeline.augment.recipes import Recipe
+from pipeline.config.settings import Recipe
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError

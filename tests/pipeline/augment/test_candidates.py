@@ -22,17 +22,8 @@ from transformers import (
 )
 
 from pipeline.augment.batches import Inputs
-from pipeline.augment.candidates import (
-    MaskedLM,
-    MaskedLMSettings,
-    Pieces,
-    RowCandidates,
-    candidates_columns,
-    packed_candidates,
-    read_candidates,
-    replace,
-    unpacked_candidates,
-)
+from pipeline.augment.candidates import MaskedLM, Pieces, RowCandidates, candidates_columns, packed_candidates, read_candidates, replace, unpacked_candidates
+from pipeline.config.settings import ReplacementSettings
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Ids, encode
 from pipeline.shards.schema import candidates_schema
@@ -102,8 +93,8 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_roberta(tmp_path_factory.mktemp("roberta"))
 
 
-def settings_of(**changed: Any) -> MaskedLMSettings:
-    return MaskedLMSettings.model_validate({"replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
+def settings_of(**changed: Any) -> ReplacementSettings:
+    return ReplacementSettings.model_validate({"replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
 
 
 def texts_of(count: int, seed: int = 0) -> list[str]:

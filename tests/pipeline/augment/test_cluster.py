@@ -1,4 +1,5 @@
 import os
+import joblib
 import shutil
 import signal
 import time
@@ -17,7 +18,7 @@ from pipeline.augment.cluster import Cluster, Sight, Worker
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings, cores
+from pipeline.config.settings import RuntimeSettings
 from pipeline.store.code import BUILD, Build
 from pipeline.store.hashing import sha256_of
 from pipeline.store.store import Store
@@ -224,7 +225,7 @@ class Asked(Exception):
     """Ray would be started, or joined."""
 
 
-@pytest.mark.parametrize(("workers", "wanted"), [(3, 3), (None, cores())])
+@pytest.mark.parametrize(("workers", "wanted"), [(3, 3), (None, int(joblib.cpu_count()))])
 def test_ray_is_asked_for_a_core_for_each_worker(
     workers: int | None, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

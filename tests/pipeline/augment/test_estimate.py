@@ -7,12 +7,12 @@ import pytest
 
 from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, score_estimate
 from pipeline.augment.passes import augment, score
-from pipeline.augment.recipes import AugmentSettings
+from pipeline.config.settings import AugmentSettings
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Shards
-from pipeline.shards.schema import CodecName
+from pipeline.config.settings import CodecName
 from tests.stored import shards_in
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 
-from pipeline.augment.candidates import MaskedLMSettings, read_candidates
+from pipeline.config.settings import ReplacementSettings
+from pipeline.augment.candidates import read_candidates
 from pipeline.augment.jobs import kept
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
@@ -39,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return Store(tmp_path / "store")
 
 
-PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
+PROPOSING = ReplacementSettings(replace=0.4, candidates=5, batch_rows=16)
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from pipeline.augment.calibration import CalibrationJob
 from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done, Job
 from pipeline.augment.passes import augment, open_workers, score
-from pipeline.augment.recipes import AugmentSettings, ScoreSettings
+from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.augment.teacher import FrozenModel, ModelFolders
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 from pipeline.shards.manifest import Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.store import Store
@@ -65,7 +65,7 @@ class World:
         return self.folder / "shards"
 
     def score(self, rows_per_shard: int = 8, batch_rows: int = 4) -> Manifest:
-        settings = ScoreSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32")
+        settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32")
         return score(self.prepared, self.teacher, settings, runtime_at(self.folder), self.scores)
 
     def augment(self, settings: AugmentSettings | None = None) -> Manifest:

@@ -11,7 +11,7 @@ from pipeline.augment import plans
 from pipeline.augment.candidates import MaskedLM
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
-from pipeline.augment.recipes import AugmentSettings
+from pipeline.config.settings import AugmentSettings
 from pipeline.augment.scoring import CandidatesJob
 from pipeline.augment.teacher import FrozenModel
 from pipeline.config.errors import PipelineError

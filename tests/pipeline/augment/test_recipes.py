@@ -4,7 +4,8 @@ import pytest
 from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from pipeline.augment.recipes import AugmentSettings, Step, aim_faults, edit_faults, kind_faults, words_faults
+from pipeline.config.settings import AugmentSettings, Step
+from pipeline.augment.recipes import aim_faults, edit_faults, kind_faults, words_faults
 from tests.world import augment_settings, make_tokenizer
 
 WORDS = {"replace": 0.4, "candidates": 5, "batch_rows": 8}

@@ -10,8 +10,9 @@ from transformers import RobertaConfig
 from transformers import RobertaForSequenceClassification as Roberta
 
 from pipeline.augment.batches import Batches, Inputs
-from pipeline.augment.candidates import MaskedLMSettings
-from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Precision, Scout
+from pipeline.config.settings import ReplacementSettings
+from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Scout
+from pipeline.config.settings import Precision
 from pipeline.augment.variants import Label, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.models.folder import model_hash
@@ -154,7 +155,7 @@ def test_delta_aimed_at_a_scout_follows_its_gradient_and_is_labelled_by_the_teac
         np.testing.assert_allclose(label.logits, expected, atol=1e-5 if precision == "float32" else 0.2)
 
 
-PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=8)
+PROPOSING = ReplacementSettings(replace=0.4, candidates=5, batch_rows=8)
 
 
 @pytest.fixture(scope="module")

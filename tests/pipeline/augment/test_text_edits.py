@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.augment.text_edits import OPERATIONS, Operation, TextEdits, TextEditSettings, runs
+from pipeline.config.settings import OPERATIONS, Operation, TextEditSettings
+from pipeline.augment.text_edits import TextEdits, runs
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Ids, Types
 

@@ -8,12 +8,12 @@ from scipy.stats import kstest
 
 from pipeline.augment.batches import Batches, Inputs
 from pipeline.augment.candidates import RowCandidates
-from pipeline.augment.recipes import Step
+from pipeline.config.settings import Step
 from pipeline.augment.teacher import ModelFolders, ModelSet
-from pipeline.augment.text_edits import OPERATIONS
+from pipeline.config.settings import OPERATIONS
 from pipeline.augment.variants import Label, Made, Making, Scored, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.shards.schema import CodecName
+from pipeline.config.settings import CodecName
 from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_inputs, make_task, save_teacher, spoil
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")

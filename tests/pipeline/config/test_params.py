@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config.errors import Faults, PipelineError
 from pipeline.config.params import Settings, load, lookup, naming_faults, read_params
-from pipeline.perturbation.search import Effect
+from pipeline.config.settings import Effect
 from tests.parameters import ROOT
 
 Write = Callable[[str, str], Path]

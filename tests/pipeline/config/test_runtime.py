@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 from tests.world import RUNTIME
 
 

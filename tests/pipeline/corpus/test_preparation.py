@@ -11,8 +11,9 @@ import pytest
 
 from pipeline.config.errors import Faults
 from pipeline.corpus.preparation import ROWS_A_GROUP, Prepared, prepare
-from pipeline.corpus.settings import CorpusSettings
-from pipeline.corpus.task import Kind, Metric, Task
+from pipeline.config.corpus import CorpusSettings
+from pipeline.config.corpus import Kind, Metric
+from pipeline.corpus.task import Task
 
 TRAIN = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(40)]
 DEV = [("dev text 1", "good"), ("dev text 2", "bad")]

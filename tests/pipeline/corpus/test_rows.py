@@ -17,9 +17,9 @@ from pipeline.corpus.rows import (
     rows_of,
     with_one_spelling,
 )
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.config.corpus import CorpusSettings
 from pipeline.corpus.tables import ErrorList, Table
-from pipeline.corpus.task import Kind
+from pipeline.config.corpus import Kind
 
 
 def labelled(labels: list[Any], kind: Kind = "classification") -> tuple[list[Any], list[str]]:

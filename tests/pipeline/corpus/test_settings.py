@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.config import params as config
 from pipeline.config.errors import Faults
-from pipeline.corpus.settings import CorpusSettings
+from pipeline.config.corpus import CorpusSettings
 
 
 class Section(config.Settings):

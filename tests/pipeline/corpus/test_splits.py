@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
 from pipeline.corpus.tables import ErrorList
-from pipeline.corpus.task import Split
+from pipeline.config.corpus import Split
 
 SHARES: dict[Split, float] = {"dev": 0.2, "test": 0.3}
 texts = st.lists(st.text(st.characters(codec="utf-8"), max_size=4), max_size=40)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import TASK_FILE, Floats, Kind, Metric, Task, fitting_metrics, measure, one_answer
+from pipeline.corpus.task import TASK_FILE, Floats, Task, measure, one_answer
+from pipeline.config.corpus import Kind, Metric, fitting_metrics
 
 rows = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 

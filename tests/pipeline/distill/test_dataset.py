@@ -11,8 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Split, Task
-from pipeline.distill.dataset import VARIANT, Examples, Use, Variants, WorstOf, aims_in, check_use, chosen
+from pipeline.config.corpus import Split
+from pipeline.corpus.task import Task
+from pipeline.distill.dataset import VARIANT, Examples, Variants, aims_in, check_use, chosen
+from pipeline.config.settings import VariantPolicy, WorstOf
 from pipeline.perturbation.surrogate import aims_of
 from pipeline.shards import writer
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
@@ -26,11 +28,11 @@ TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad"
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
 COUNT, VARIANTS, SNAPSHOTS, EPOCHS, BATCH_SIZE = 37, 5, 3, 4, 8
 CONTENT: dict[bool, Content] = {False: "scores", True: "perturbations"}
-USES: dict[str, Use] = {"rotate": "rotate", "by_progress": "by_progress", "all": "all", "worst_of": WorstOf(worst_of=3)}
+USES: dict[str, VariantPolicy] = {"rotate": "rotate", "by_progress": "by_progress", "all": "all", "worst_of": WorstOf(worst_of=3)}
 SHOWN = {"rotate": 1, "by_progress": 1, "all": VARIANTS, "worst_of": 3}
 """Variants of an example that one step shows."""
 
-USE: TypeAdapter[Use] = TypeAdapter(Use)
+USE: TypeAdapter[VariantPolicy] = TypeAdapter(VariantPolicy)
 
 Parts = dict[tuple[Split, int], list[Sequence[int]]]
 """Of each variant of each split the numbers of the examples in each partition."""
@@ -100,7 +102,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
         return scores, write(folder / "shards", variants)
 
 
-def examples_of(sets: tuple[Shards, Shards], use: Use = "rotate") -> Examples:
+def examples_of(sets: tuple[Shards, Shards], use: VariantPolicy = "rotate") -> Examples:
     """The train split, with variants unless ``use`` is none."""
     plain = Examples(sets[0], "train")
     return plain if use == "none" else Examples(sets[0], "train", Variants(sets[1], plain.rows, use))
@@ -197,7 +199,7 @@ def test_by_progress_passes_on_from_snapshot_to_snapshot_within_an_epoch(sets: t
 
 
 @pytest.mark.parametrize("use", ["none", "rotate", "all"])
-def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: Use) -> None:
+def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Shards, Shards], use: VariantPolicy) -> None:
     piece = MicroBatch(np.array([9, 4, 36, 0]), epoch=2, progress=0.625, weight=1.5)
     batch = examples_of(sets, use).batch(piece)
     assert untouched_in(batch) == [9, 4, 36, 0]

@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 
 from pipeline.augment.passes import augment, score
 from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Kind, Split, Task
+from pipeline.config.corpus import Kind, Split
+from pipeline.corpus.task import Task
 from pipeline.distill import losses
 from pipeline.distill.dataset import VARIANT, Examples, Variants
-from pipeline.distill.losses import ObjectiveSettings, StudentLoss, clean_loss, imitation_loss, soft_loss
+from pipeline.config.settings import LossSettings
+from pipeline.distill.losses import StudentLoss, clean_loss, imitation_loss, soft_loss
 from pipeline.distill.student import make_student
 from pipeline.models.forward import logits_from_embeddings, word_embeddings
 from pipeline.models.loading import load_classifier
@@ -178,9 +180,9 @@ def test_choosing_the_worst_leaves_no_gradient_and_the_model_in_training(kin: Fo
     assert not torch.equal(torch.get_rng_state(), state), "dropout is drawn for what is learnt from"
 
 
-def settings(**changes: object) -> ObjectiveSettings:
+def settings(**changes: object) -> LossSettings:
     values = {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0} | changes
-    return ObjectiveSettings.model_validate(values)
+    return LossSettings.model_validate(values)
 
 
 def test_the_soft_loss_is_the_divergence_from_teacher_to_student_in_nats() -> None:

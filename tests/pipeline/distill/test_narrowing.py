@@ -6,7 +6,8 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
 
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
-from pipeline.distill.student import SizeSettings, make_student
+from pipeline.config.settings import SizeSettings
+from pipeline.distill.student import make_student
 
 COMMON: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
 WITH_TYPES = COMMON | {"intermediate_size": 64, "max_position_embeddings": 24}

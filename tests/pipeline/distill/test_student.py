@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertMod
 
 from pipeline.config.errors import PipelineError
 from pipeline.distill.narrowing import NARROWABLE
-from pipeline.distill.student import Checkpoint, SizeSettings, chosen_layers, make_student, principal_map
+from pipeline.config.settings import Checkpoint, SizeSettings
+from pipeline.distill.student import chosen_layers, make_student, principal_map
 from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
 from pipeline.models.loading import load_classifier

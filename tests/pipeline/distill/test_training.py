@@ -10,10 +10,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Split
+from pipeline.config.corpus import Split
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.distill.settings import StudentSettings
+from pipeline.config.settings import StudentSettings
 from pipeline.distill.training import Sources, train
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.training.callbacks import NO_CHECKPOINTS

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.distill.settings import StudentSettings
+from pipeline.config.settings import StudentSettings
 from pipeline.models.outputs import Scale
 from tests.world import STUDENT, make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 

@@ -26,7 +26,8 @@ from pipeline.evaluation.export import (
     logits_in_mixed_batches,
     mixed_groups,
 )
-from pipeline.evaluation.quality import EvaluationSettings, Speed
+from pipeline.config.settings import EvaluationSettings
+from pipeline.evaluation.quality import Speed
 from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.shards.reader import Rows, Shards

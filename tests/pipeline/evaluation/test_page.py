@@ -20,7 +20,8 @@ from pipeline.evaluation.page import (
     verdict,
     write_report,
 )
-from pipeline.evaluation.quality import PREDICTIONS_FILE, EvaluationSettings
+from pipeline.evaluation.quality import PREDICTIONS_FILE
+from pipeline.config.settings import EvaluationSettings
 from tests.fake_run import MOVIES, STUDENTS, params, read, write_run
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])

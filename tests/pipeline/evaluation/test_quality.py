@@ -15,18 +15,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Floats, Task
 from pipeline.evaluation import quality as evaluation
-from pipeline.evaluation.quality import (
-    Answer,
-    agreement,
-    check_answers,
-    check_labelled,
-    control_of,
-    difference_interval,
-    logits_of,
-    quality,
-    speeds,
-    value_interval,
-)
+from pipeline.evaluation.quality import Answer, agreement, check_answers, check_labelled, control_of, difference_interval, logits_of, quality, speeds, value_interval
 from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema

@@ -11,20 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.corpus.task import Kind
+from pipeline.config.corpus import Kind
 from pipeline.models.outputs import divergence
-from pipeline.perturbation.search import (
-    Effect,
-    Norm,
-    PerturbationSettings,
-    Perturbed,
-    Search,
-    perturb,
-    project,
-    radius_of,
-    random_start,
-    steepest,
-)
+from pipeline.config.settings import Effect, PerturbationSettings
+from pipeline.perturbation.search import Norm, Perturbed, Search, perturb, project, radius_of, random_start, steepest
 from tests.world import augment_settings
 
 NORMS: tuple[Norm, ...] = ("l2", "linf")

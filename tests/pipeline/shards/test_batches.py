@@ -17,7 +17,8 @@ from pipeline.shards.batches import CODES, SCALES, inputs_at, matrix_at, variant
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry
 from pipeline.shards.reader import Positions, Row, Rows, Shards
-from pipeline.shards.schema import FORMAT_VERSION, CodecName, shard_schema
+from pipeline.shards.schema import FORMAT_VERSION, shard_schema
+from pipeline.config.settings import CodecName
 from pipeline.shards.writer import write_shard
 from pipeline.store.hashing import Key
 

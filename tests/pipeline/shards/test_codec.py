@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
 from pipeline.shards.codec import CODECS, Codec, dequantise
-from pipeline.shards.schema import CodecName
+from pipeline.config.settings import CodecName
 
 NAMES: tuple[CodecName, ...] = ("float16", "int8", "sign")
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.corpus.task import Split, Task
+from pipeline.config.corpus import Split
+from pipeline.corpus.task import Task
 from pipeline.shards.manifest import (
     MANIFEST_FILE,
     Coding,

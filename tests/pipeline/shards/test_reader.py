@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.task import Split, Task
+from pipeline.config.corpus import Split
+from pipeline.corpus.task import Task
 from pipeline.shards import writer
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import MANIFEST_FILE, Coding, Manifest, ShardEntry, ShardMismatch

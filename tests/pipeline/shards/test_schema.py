@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.task import Kind
+from pipeline.config.corpus import Kind
 from pipeline.shards.schema import METADATA, Content, candidates_schema, description_of, shard_schema, with_metadata
 
 COMMON = {"example_id", "variant", "input_ids", "label", "teacher_logits"}

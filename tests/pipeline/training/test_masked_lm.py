@@ -14,24 +14,15 @@ from torch.nn import functional
 from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
 from pipeline.augment.batches import Inputs
-from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
+from pipeline.augment.candidates import MaskedLM
+from pipeline.config.settings import ReplacementSettings
 from pipeline.config.errors import PipelineError
 from pipeline.models.architectures import ENCODERS
 from pipeline.models.folder import load_tokenizer, model_hash
-from pipeline.training.masked_lm import (
-    IGNORED,
-    WORDS_FILE,
-    FitSettings,
-    MaskedRows,
-    WordsFacts,
-    WordsSettings,
-    loss_of,
-    masked_rows,
-    prepare_words,
-    words_in,
-)
+from pipeline.training.masked_lm import IGNORED, WORDS_FILE, MaskedRows, WordsFacts, WordsSettings, loss_of, masked_rows, prepare_words, words_in
+from pipeline.config.settings import ReplacementSettings
 from pipeline.training.order import MicroBatch
-from pipeline.training.teacher import TeacherSettings
+from pipeline.config.settings import TeacherSettings
 from pipeline.training.trainer import HISTORY_FILE
 from stages.words import main
 from tests.architectures import WITH_TOKEN_TYPES, of_type
@@ -67,7 +58,7 @@ def teacher_at(model: Path, max_length: int = MAX_LENGTH) -> TeacherSettings:
 
 def made(prepared: Path, model: Path, out: Path, fit: bool = True, **changed: Any) -> WordsFacts:
     words = WordsSettings(model=str(model), fit=fit)
-    return prepare_words(prepared, teacher_at(model), words, FitSettings.model_validate(FIT | changed), out)
+    return prepare_words(prepared, teacher_at(model), words, MaskedLMSettings.model_validate(FIT | changed), out)
 
 
 def test_a_fitted_model_learns_which_word_was_masked_and_proposes_it(prepared: Path, teacher: Path, tmp_path: Path) -> None:
@@ -82,7 +73,7 @@ def test_a_fitted_model_learns_which_word_was_masked_and_proposes_it(prepared: P
     assert max(measured) == pytest.approx(1 / long.perplexity)
     assert words_in(tmp_path / "12") == long == WordsFacts(model=model_hash(teacher), fitted=True, perplexity=long.perplexity)
     tokenizer = load_tokenizer(teacher)
-    model = MaskedLM(tmp_path / "12", MaskedLMSettings(replace=0.4, candidates=1, batch_rows=8), tokenizer)
+    model = MaskedLM(tmp_path / "12", ReplacementSettings(replace=0.4, candidates=1, batch_rows=8), tokenizer)
     texts = [" ".join([word] * 3) for word in WORDS[:8]]
     found = model.candidates(Inputs(texts, [np.array(tokenizer(text)["input_ids"], np.int32) for text in texts], None))
     right = [int((row.ids == len(SPECIAL) + number).sum()) for number, row in enumerate(found)]
@@ -116,7 +107,7 @@ def test_a_finished_model_is_adopted_with_its_weights_and_fitted_from_them(prepa
 
 
 def test_a_task_without_words_has_a_note_and_no_model(prepared: Path, teacher: Path, tmp_path: Path) -> None:
-    facts = prepare_words(prepared, teacher_at(teacher), None, FitSettings.model_validate(FIT), tmp_path / "words")
+    facts = prepare_words(prepared, teacher_at(teacher), None, MaskedLMSettings.model_validate(FIT), tmp_path / "words")
     assert facts == words_in(tmp_path / "words") == WordsFacts(model=None)
     assert [file.name for file in (tmp_path / "words").iterdir()] == [WORDS_FILE]
 
@@ -134,7 +125,7 @@ def test_a_model_with_another_tokenizer_is_refused_before_it_is_fitted(prepared:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(other)
-    words, settings = WordsSettings(model=str(other), fit=True), FitSettings.model_validate(FIT)
+    words, settings = WordsSettings(model=str(other), fit=True), MaskedLMSettings.model_validate(FIT)
     with pytest.raises(PipelineError, match=rf"masked language model {other} has another tokenizer"):
         prepare_words(prepared, teacher_at(teacher), words, settings, tmp_path / "words")
 
@@ -150,7 +141,7 @@ def test_a_task_that_does_not_say_whether_it_needs_words_is_refused(prepared: Pa
 
 @pytest.mark.parametrize("fit", [True, False])
 def test_a_model_with_too_few_positions_is_refused(prepared: Path, teacher: Path, tmp_path: Path, fit: bool) -> None:
-    words, settings = WordsSettings(model=str(teacher), fit=fit), FitSettings.model_validate(FIT)
+    words, settings = WordsSettings(model=str(teacher), fit=fit), MaskedLMSettings.model_validate(FIT)
     with pytest.raises(PipelineError, match=rf"takes at most {MAX_LENGTH} tokens, but teacher\.max_length is {MAX_LENGTH + 1}"):
         prepare_words(prepared, teacher_at(teacher, MAX_LENGTH + 1), words, settings, tmp_path / "words")
 
@@ -183,7 +174,7 @@ def test_every_encoder_is_fitted_from_a_classifier_and_proposes_words(prepared: 
     assert first.perplexity is not None
     assert later.perplexity is not None
     assert later.perplexity < first.perplexity
-    model = MaskedLM(tmp_path / "4", MaskedLMSettings(replace=0.4, candidates=3, batch_rows=8), load_tokenizer(tmp_path / "4"))
+    model = MaskedLM(tmp_path / "4", ReplacementSettings(replace=0.4, candidates=3, batch_rows=8), load_tokenizer(tmp_path / "4"))
     (row,) = model.candidates(Inputs(["a"], [np.array([2, 9, 10, 3], dtype=np.int32)], None))
     assert row.ids.shape == (6,)
 
@@ -228,7 +219,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(pairs: Path, **changed: object) -> MaskedRows:
-    settings = FitSettings.model_validate(FIT | changed)
+    settings = MaskedLMSettings.model_validate(FIT | changed)
     return masked_rows(pairs / "train.parquet", make_tokenizer(), len(make_tokenizer()), MAX_LENGTH, settings)
 
 
@@ -270,7 +261,7 @@ def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(pair
 
 def test_a_token_that_the_model_does_not_know_stands_in_no_others_place(pairs: Path) -> None:
     """A tokenizer may name one that was added and that no text has."""
-    tokenizer, settings = make_tokenizer(), FitSettings.model_validate(FIT | {"mlm_probability": 0.9})
+    tokenizer, settings = make_tokenizer(), MaskedLMSettings.model_validate(FIT | {"mlm_probability": 0.9})
     known = len(tokenizer)
     tokenizer.add_tokens([f"added{number}" for number in range(known)])
     rows = masked_rows(pairs / "train.parquet", tokenizer, known, MAX_LENGTH, settings)
@@ -320,5 +311,5 @@ def test_a_text_without_words_costs_nothing_and_breaks_nothing(tmp_path: Path) -
     model, tokenizer = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval(), load_tokenizer(tmp_path)
     ids = [np.array(tokenizer(text)["input_ids"]) for text in ("", "")]
     special = np.array(sorted(tokenizer.all_special_ids))
-    rows = MaskedRows(["a", "b"], ids, None, FitSettings.model_validate(FIT), special, 4, 0, len(tokenizer))
+    rows = MaskedRows(["a", "b"], ids, None, MaskedLMSettings.model_validate(FIT), special, 4, 0, len(tokenizer))
     assert loss_of(model, rows.batch(at([0, 1]))).tolist() == [0.0, 0.0]

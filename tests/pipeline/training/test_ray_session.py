@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.runtime import RuntimeSettings
+from pipeline.config.settings import RuntimeSettings
 from pipeline.training import ray_session
 from pipeline.training.ray_session import join_ray
 from tests.world import RUNTIME

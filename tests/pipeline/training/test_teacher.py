@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
-from pipeline.training.teacher import TeacherSettings, teach
-from pipeline.training.trainer import OptimiserSettings
+from pipeline.config.settings import TeacherSettings
+from pipeline.training.teacher import teach
+from pipeline.config.settings import TrainingSettings
 from tests import world
 from tests.architectures import of_type
 from tests.world import MAX_LENGTH, WORDS, make_task, make_tokenizer, save_prepared, save_teacher
 
-OPTIMISER = OptimiserSettings.model_validate(
+OPTIMISER = TrainingSettings.model_validate(
     world.OPTIMISER | {"num_train_epochs": 8, "batch_size": 16, "learning_rate": 2e-3, "seed": 1}
 )
 LEARNABLE = {"word1": 0, "word2": 1}

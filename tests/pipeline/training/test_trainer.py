@@ -22,27 +22,20 @@ from transformers import (
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, collate, model_inputs
-from pipeline.corpus.task import Floats, Kind, Task
+from pipeline.corpus.task import Floats, Task
+from pipeline.config.corpus import Kind
 from pipeline.models.architectures import head_settings
 from pipeline.models.loading import load_classifier
 from pipeline.training import callbacks
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.checkpoints import mark_whole, newest_whole
 from pipeline.training.order import Lengths, MicroBatch, steps_of
-from pipeline.training.trainer import (
-    HISTORY_FILE,
-    Objective,
-    OptimiserSettings,
-    TrainDev,
-    best_epoch,
-    fine_tune,
-    label_loss,
-    write_history,
-)
+from pipeline.training.trainer import HISTORY_FILE, Objective, TrainDev, best_epoch, fine_tune, label_loss, write_history
+from pipeline.config.settings import TrainingSettings
 from tests import world
 from tests.world import MAX_LENGTH, SPECIAL, WORDS
 
-SETTINGS = OptimiserSettings.model_validate(
+SETTINGS = TrainingSettings.model_validate(
     world.OPTIMISER | {"num_train_epochs": 3, "batch_size": 16, "learning_rate": 2e-3, "weight_decay": 0.01, "seed": 5}
 )
 
@@ -92,7 +85,7 @@ def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Ki
 )  # fmt: skip
 def test_settings_that_fit_nothing_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
-        OptimiserSettings(**(SETTINGS.model_dump() | {name: value}))
+        TrainingSettings(**(SETTINGS.model_dump() | {name: value}))
 
 
 class Toy:

@@ -7,9 +7,9 @@ from pipeline.augment.candidates import candidates_columns
 from pipeline.augment.jobs import Done, kept
 from pipeline.augment.partition import Partition, Place
 from pipeline.augment.teacher import FrozenTeacher, ModelSet
+from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
-from pipeline.corpus.task import Split
 from pipeline.shards.manifest import ShardEntry
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
@@ -19,8 +19,8 @@ from pipeline.store.store import Store
 
 
 @dataclass(frozen=True)
-class ScoreJob:
-    """The teacher's logits on the untouched inputs of a partition: variant 0."""
+class SoftLabelJob:
+    """The teacher's logits on the clean inputs of a partition: variant 0."""
 
     place: Place
     shared_key: Key
@@ -41,9 +41,9 @@ class ScoreJob:
 
     @property
     def name(self) -> str:
-        return f"scores of {self.split}, partition {self.partition}"
+        return f"soft_labels of {self.split}, partition {self.partition}"
 
-    def work(self) -> "ScoreWork":
+    def work(self) -> "SoftLabelWork":
         """The texts.
 
         Raises:
@@ -52,11 +52,11 @@ class ScoreJob:
         examples = self.place.read()
         if examples.examples_hash() != self.place.examples_hash:
             raise PipelineError(f"the tables in {self.place.prepared} were changed while this run was going; start it again")
-        return ScoreWork(examples, self.key, self.key["max_length"], self.batch_rows)
+        return SoftLabelWork(examples, self.key, self.key["max_length"], self.batch_rows)
 
 
 @dataclass(frozen=True)
-class ScoreWork:
+class SoftLabelWork:
     """Encode texts and score them."""
 
     examples: Partition
@@ -65,11 +65,11 @@ class ScoreWork:
     batch_rows: int
 
     def run(self, models: ModelSet, store: Store) -> Done:
-        """Write the shard of scores."""
+        """Write the shard of soft_labels."""
         inputs, truncated = self.encoded(models.teacher)
         logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
         columns = inputs.columns(0, self.examples.labels, logits)
-        schema = shard_schema("scores", models.teacher.task.kind, inputs.token_type_ids is not None)
+        schema = shard_schema("soft_labels", models.teacher.task.kind, inputs.token_type_ids is not None)
         statistics = {"truncated": float(truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
         return Done(receipt, tuple(models.batches.notes()))
@@ -81,8 +81,8 @@ class ScoreWork:
 
 
 @dataclass(frozen=True)
-class ScoreShard:
-    """One shard of scores, read when it is needed."""
+class SoftLabelShard:
+    """One shard of soft_labels, read when it is needed."""
 
     source: Shards
     entry: ShardEntry
@@ -107,18 +107,18 @@ class ScoreShard:
 class CandidatesJob:
     """The words that a masked language model finds likely at every place of a partition's texts."""
 
-    scores: ScoreShard
+    soft_labels: SoftLabelShard
     shared_key: Key
     variant: int = 0
     split: Split = "train"
 
     @property
     def partition(self) -> int:
-        return self.scores.entry.partition
+        return self.soft_labels.entry.partition
 
     @property
     def key(self) -> Key:
-        return self.shared_key | {"examples": self.scores.examples_hash}
+        return self.shared_key | {"examples": self.soft_labels.examples_hash}
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ class CandidatesJob:
 
     def work(self) -> "CandidatesWork":
         """The token ids."""
-        return CandidatesWork(self.scores.inputs(), self.key)
+        return CandidatesWork(self.soft_labels.inputs(), self.key)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,26 @@
-"""How a person describes a corpus: where it is, its columns, its label names. Knows no file and no row."""
+"""The settings of a task's corpus: where it is, its columns, its label names."""
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config.params import Settings
-from pipeline.corpus.task import Split, label_name
+
+Kind = Literal["classification", "regression"]
+Metric = Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"]
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+
+def label_name(written: str) -> str:
+    """The form in which label names are compared: without surrounding space, in Unicode NFC."""
+    return unicodedata.normalize("NFC", written.strip())
+
+
+def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:
+    """The metrics for a kind of task."""
+    return ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "macro_f1", "mcc")
 
 
 def _files(value: Any) -> Any:

@@ -16,7 +16,7 @@ from pipeline.distill import scout as scout_code
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.scout import train_scout
-from pipeline.distill.settings import ScoutSettings, StudentSettings
+from pipeline.config.settings import SurrogateSettings, StudentSettings
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import train
 from pipeline.models.folder import load_tokenizer, tokenizer_hash
@@ -36,8 +36,8 @@ STUDENT: dict[str, Any] = world.STUDENT | {"optimiser": world.OPTIMISER | {"num_
 NARROW = {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}
 
 
-def settings(**changes: Any) -> ScoutSettings:
-    return ScoutSettings.model_validate(STUDENT | {"layers": 2, "snapshots": 3} | changes)
+def settings(**changes: Any) -> SurrogateSettings:
+    return SurrogateSettings.model_validate(STUDENT | {"layers": 2, "snapshots": 3} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""The surrogate: a small student of the soft labels alone, with checkpoints along its training."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config.settings import Checkpoint, SurrogateSettings
+from pipeline.distill.training import Sources, train, units_of
+from pipeline.models.folder import load_tokenizer, source_hash
+from pipeline.models.loading import load_classifier
+from pipeline.models.outputs import Scale
+from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
+from pipeline.shards.manifest import lineage, training_hash
+from pipeline.store.files import folder_written_whole
+from pipeline.store.hashing import Key
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.resuming import training_key
+from pipeline.training.trainer import write_history
+
+
+def surrogate_key(soft_labels: Path, teacher: Path, settings: SurrogateSettings) -> Key:
+    """Everything that decides a surrogate; another checkpoint is named by its bytes, not by its path."""
+    start = settings.initial_weights
+    decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy"})
+    if isinstance(start, Checkpoint):
+        decided["initial_weights"] = source_hash(start.checkpoint)
+    key = training_key("surrogate", "pipeline.distill.surrogate", [], str(teacher), decided)
+    return key | {"lineage": lineage(teacher), "soft_labels": training_hash(soft_labels)}
+
+
+def train_surrogate(
+    soft_labels: Path, teacher: Path, settings: SurrogateSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+) -> SurrogateFacts:
+    """Train a surrogate and write its checkpoints to ``out``; on the way they lie where ``options`` keeps states.
+
+    Raises:
+        ShardMismatch: the soft_labels are not this teacher's.
+        PipelineError: the surrogate cannot be built.
+    """
+    sources, tokenizer = Sources.open(teacher, soft_labels, None), load_tokenizer(teacher)
+    with folder_written_whole(out) as folder:
+        made, underway = SurrogateFolder(folder), SurrogateFolder(options.checkpoints or folder / "underway")
+        numbers = range(1, settings.checkpoints + 1)
+        options = replace(options, surrogate_checkpoints=[underway.checkpoint(number) for number in numbers])
+        surrogate, fit = train(f"surrogate {sources.task.name}", sources, settings, options)
+        scale = units_of(sources, surrogate.model)
+        for number in numbers:
+            _publish(underway.checkpoint(number), made.checkpoint(number), scale)
+            tokenizer.save_pretrained(made.checkpoint(number))
+        shutil.rmtree(folder / "underway", ignore_errors=True)
+        write_history(folder, fit.history)
+        facts = SurrogateFacts(
+            key=lineage(teacher),
+            soft_labels=training_hash(soft_labels),
+            checkpoints=settings.checkpoints,
+            start=surrogate.facts,
+            dev=fit.history[-1]["dev"],
+            settings=settings.model_dump(mode="json", exclude_none=True),
+        )
+        made.save(facts, surrogate.map)
+    return facts
+
+
+def _publish(underway: Path, made: Path, scale: Scale | None) -> None:
+    """A checkpoint is taken in the units of the fit; that of a regression is published with real values."""
+    if scale is None:
+        shutil.copytree(underway, made)
+        return
+    model = load_classifier(underway)
+    scale.put_into(model)
+    model.save_pretrained(made)

@@ -1,0 +1,66 @@
+"""surrogate: a small student of the soft labels whose checkpoints give the gradient of perturbations."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.config import params as config
+from pipeline.config.params import Settings
+from pipeline.config.sections import SURROGATE, augment_places
+from pipeline.config.settings import AugmentSettings, Checkpoint, RuntimeSettings, SurrogateSettings
+from pipeline.distill.surrogate import surrogate_key, train_surrogate
+from pipeline.models.precision import note_slow_precision
+from pipeline.perturbation.surrogate import SURROGATE_FILE
+from pipeline.shards.manifest import Manifest
+from pipeline.store.files import folder_written_whole, write_json
+from pipeline.training.resuming import fetch_or_train
+from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
+
+
+class Needs(Settings):
+    surrogate: SurrogateSettings
+    augment: AugmentSettings
+    runtime: RuntimeSettings
+
+
+@stage
+@click.option("--task", required=True, help="Name of the task in params.yaml.")
+@folder_option("--soft-labels", "Output of `soft_label`.")
+@folder_option("--teacher", "Output of `teach`: tokenizer, configuration and first weights; the teacher never runs.")
+@params_option
+@out_option("Folder for the checkpoints, or the note that none are needed; replaced as a whole.", SURROGATE_FILE)
+def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -> None:
+    """Train the surrogate of one task, if its variants follow the gradient of one.
+
+    A perturbation that moves the teacher need not move a student. With `gradient_from: surrogate` variant i is searched by the
+    gradient of checkpoint i and labelled by the teacher. A finished training is fetched from the store; a killed one resumes.
+    """
+    config.task_in(params, task)
+    check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
+    places: dict[str, Any] = {
+        "surrogate": SURROGATE,
+        "augment": augment_places(config.read_params(params), task),
+        "runtime": "runtime",
+    }
+    needs = config.load(params, Needs, **places)
+    if not needs.augment.needs_surrogate():
+        with folder_written_whole(out) as folder:
+            write_json(folder / SURROGATE_FILE, {"checkpoints": 0})
+        click.echo(f"{out}: no surrogate, since no variant of this task follows one")
+        return
+    note_slow_precision(params)
+    if isinstance(start := needs.surrogate.initial_weights, Checkpoint):
+        check_apart(out, "the model that it starts from", start.checkpoint)
+    facts = fetch_or_train(
+        surrogate_key(soft_labels, teacher, needs.surrogate),
+        f"surrogate {task}",
+        out,
+        needs.runtime,
+        lambda folder, options: train_surrogate(soft_labels, teacher, needs.surrogate, folder, options).summary(),
+    )
+    click.echo(f"{out}: {facts['checkpoints']} checkpoints, dev {facts['dev']:.4f} at the end")
+
+
+if __name__ == "__main__":
+    main()
