@@ -1,7 +1,4 @@
-"""Student surgery: a model of any depth and width whose first weights come from the teacher's, or from another's.
-
-Knows two models' parameters and the linear map between their word embeddings; must not know data or losses.
-"""
+"""Student surgery: a model of any depth and width whose first weights are cut from the teacher or another model."""
 
 import copy
 import re
@@ -37,14 +34,14 @@ class Student:
 
     model: PreTrainedModel
     map: Tensor | None
-    """[teacher's embedding width, student's]: carries a perturbation over. None where both share the table's space."""
+    """[teacher's embedding width, student's]: maps perturbations to the student's word embeddings; None if they share one space."""
     facts: dict[str, Any]
-    """How it came about, for its card."""
+    """For the model card."""
     new_head: bool = False
-    """Whether its last layer begins at random."""
+    """Whether the last layer starts at random."""
 
     def fresh_share(self) -> float:
-        """Of the weights of a student that is cut from a model, the share that begins at random; 0 for one from scratch."""
+        """Share of the weights that start at random although the student is cut from a model."""
         counts = [self.facts.get(f"parameters_{how}", 0) for how in ("fresh", "copied", "mapped")]
         return float(counts[0] / max(sum(counts), 1))
 
@@ -53,7 +50,7 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     """Build a student of the given size.
 
     Raises:
-        PipelineError: the model it starts from has no such layers, another tokenizer, or the sizes do not go together.
+        PipelineError: the sizes do not fit the model it is cut from, or that has another tokenizer.
     """
     teacher = load_classifier(teacher_folder)
     set_seed(seed % 2**32)
@@ -66,13 +63,12 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     table, own = word_embeddings(source), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
     copied, mapped, fresh, of_head = _fill(model, source, chosen, _narrowing(source.config, config, linear))
-    new_head = of_head or (
-        isinstance(size.initial_weights, Checkpoint) and not has_regression_head(size.initial_weights.checkpoint)
-    )
-    if isinstance(size.initial_weights, Checkpoint):
+    start, new_head = size.initial_weights, of_head
+    if isinstance(start, Checkpoint):
+        new_head = of_head or not has_regression_head(start.checkpoint)
         linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
-        "initial_weights": "checkpoint" if isinstance(size.initial_weights, Checkpoint) else "teacher",
+        "initial_weights": "checkpoint" if isinstance(start, Checkpoint) else "teacher",
         "layers": chosen,
         "parameters_copied": copied,
         "parameters_mapped": mapped,
@@ -83,7 +79,7 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
 
 
 def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> PreTrainedModel:
-    """The model whose weights a student starts from, its head one of the teacher's labels."""
+    """The model that the first weights are cut from, with a head for the teacher's labels."""
     if not isinstance(start, Checkpoint):
         return teacher
     tokenizer, checkpoint = load_tokenizer(folder), ModelFolder(start.checkpoint)
@@ -92,35 +88,26 @@ def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> 
 
 
 def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Reject a model to start from that cannot read what a teacher stored; no weight is read.
-
-    Args:
-        checkpoint: the model.
-        tokenizer: the teacher's.
-        max_length: the most tokens of a stored row.
+    """Reject a model to start from that cannot read rows of the teacher's ``tokenizer``, up to ``max_length`` tokens long.
 
     Raises:
-        PipelineError: it has another tokenizer, takes fewer tokens, or is not whole.
+        PipelineError: it has another tokenizer, takes fewer tokens, or is not complete.
     """
     if tokenizer_hash(tokenizer) != checkpoint.tokenizer_hash:
         raise PipelineError(
             f"{checkpoint.source} has another tokenizer ({checkpoint.tokenizer_hash[:12]}) than the teacher "
-            f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read what is stored; start from a checkpoint that shares it"
+            f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read the stored rows; choose a checkpoint that shares it"
         )
     if (longest := checkpoint.longest_input) < max_length:
         raise PipelineError(
             f"{checkpoint.source} takes at most {longest} tokens, stored rows have up to {max_length}; "
-            f"start from another checkpoint, or set teacher.max_length to {longest} or less"
+            f"choose another checkpoint, or set teacher.max_length to {longest} or less"
         )
     check_classifier(checkpoint, new_head=True)
 
 
 def check_size(model: ModelFolder, size: SizeSettings) -> None:
-    """Reject a size that a model cannot be cut to, by its configuration alone.
-
-    Raises:
-        PipelineError: it has no such layers, or the widths do not go together.
-    """
+    """Raise a ``PipelineError`` for sizes that do not fit a model; reads its configuration alone."""
     smaller_config(model.config, size, chosen_layers(size, model.depth))
 
 

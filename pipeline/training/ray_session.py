@@ -16,12 +16,13 @@ ANSWER_SECONDS = 10.0
 """How long a cluster is given to answer its address; Ray itself would try for minutes."""
 
 
-def join_ray(runtime: RuntimeSettings, cores: int) -> None:
+def join_ray(runtime: RuntimeSettings, cores: int, log_to_driver: bool = False) -> None:
     """Join the cluster that the environment or the settings name, else start Ray on so many cores of this machine.
 
     Args:
         runtime: may name a cluster.
         cores: that a Ray started here may use.
+        log_to_driver: whether the output of Ray's processes is printed here.
 
     Raises:
         PipelineError: no cluster answers, or Ray does not start.
@@ -33,11 +34,11 @@ def join_ray(runtime: RuntimeSettings, cores: int) -> None:
     if address:
         try:
             _reach(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=log_to_driver, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as cause:
             raise PipelineError(f"no Ray cluster answers at {address}: {last_line(cause)}") from cause
     else:
-        _start_ray(cores)
+        _start_ray(cores, log_to_driver)
 
 
 def _reach(address: str) -> None:
@@ -47,14 +48,14 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
 
 
-def _start_ray(cores: int) -> None:
+def _start_ray(cores: int, log_to_driver: bool) -> None:
     try:
         ray.init(
             address="local",
             num_cpus=cores,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             include_dashboard=False,
-            log_to_driver=False,
+            log_to_driver=log_to_driver,
             logging_level=logging.ERROR,
         )
     except (OSError, RuntimeError, ValueError) as cause:
