@@ -34,7 +34,7 @@ class Student:
 
     model: PreTrainedModel
     map: Tensor | None
-    """[teacher's embedding width, student's]: maps perturbations to the student's word embeddings; None if they share one space."""
+    """[teacher's embedding width, student's]: maps perturbations to the student's embeddings; None if they share one space."""
     facts: dict[str, Any]
     """For the model card."""
     new_head: bool = False
