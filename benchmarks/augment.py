@@ -20,18 +20,18 @@ from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 
 from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
-from benchmarks.worlds import BATCH_ROWS, RADIUS, first_rows, runtime_of, settings_of
+from benchmarks.worlds import BATCH_ROWS, EPSILON, first_rows, inference_of, runtime_of, settings_of
 from pipeline.augment.partition import places
-from pipeline.augment.passes import open_workers, score
+from pipeline.augment.passes import open_workers, soft_label
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet
-from pipeline.augment.variant_jobs import read_scored
-from pipeline.augment.variants import Making, Scored, make_variant
-from pipeline.config.settings import CodecName, InferenceSettings, Precision, ReplacementSettings, RuntimeSettings
+from pipeline.augment.variant_jobs import read_labelled
+from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
+from pipeline.config.settings import CodecName, Precision, RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
 from pipeline.models.folder import load_tokenizer
 from pipeline.models.outputs import divergence
-from pipeline.perturbation.search import radius_of
+from pipeline.perturbation.search import scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.store.store import Store
 from stages.command import stage
@@ -41,32 +41,31 @@ TINYBERT_COPIES = 20
 
 
 class World:
-    """Scores of the first rows of a prepared task, in a folder of their own."""
+    """Soft labels of the first rows of a prepared task, in a folder of their own."""
 
     def __init__(self, folder: Path, prepared: Path, teacher: Path, rows: int, shard_rows: int) -> None:
         self.folder, self.teacher = folder, teacher
         self.prepared = first_rows(prepared, folder / "prepared", rows)
-        score_settings = InferenceSettings(rows_per_shard=shard_rows, batch_rows=BATCH_ROWS, precision="float32")
-        score(self.prepared, teacher, score_settings, self.runtime(0), self.scores)
+        soft_label(self.prepared, teacher, inference_of(shard_rows), self.runtime(0), self.soft_labels)
 
     @property
-    def scores(self) -> Path:
-        return self.folder / "scores"
+    def soft_labels(self) -> Path:
+        return self.folder / "soft_labels"
 
     def runtime(self, workers: int) -> RuntimeSettings:
         """A store that starts empty for every number of workers."""
         return runtime_of(self.folder / f"store-{workers}", workers)
 
-    def scored(self) -> list[Scored]:
+    def labelled(self) -> list[LabelledRows]:
         """The rows of each partition."""
-        plan = Augmentation.of(self.scores, self.teacher, None, settings_of())
-        return [read_scored(job.scores)[0] for job in plan.jobs(RADIUS, Store(self.folder))]
+        plan = Augmentation.of(self.soft_labels, self.teacher, settings_of())
+        return [read_labelled(job.soft_labels)[0] for job in plan.jobs(EPSILON, Store(self.folder))]
 
 
-def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BATCH_ROWS) -> None:
+def bare_loop(teacher: FrozenTeacher, labelled: list[LabelledRows], batch_rows: int = BATCH_ROWS) -> None:
     """What anybody would write by hand: pad, start, one step uphill, back into the ball, code, label. No rows are kept."""
-    radius = radius_of(RADIUS, "l2", teacher.table)
-    for part in scored:
+    epsilon = scaled_epsilon(EPSILON, "l2", teacher.table)
+    for part in labelled:
         for positions in length_buckets(part.inputs.lengths(), batch_rows):
             rows = part.inputs.take(positions)
             batch = teacher.padded(rows, int(rows.lengths().max()))
@@ -74,18 +73,18 @@ def bare_loop(teacher: FrozenTeacher, scored: list[Scored], batch_rows: int = BA
             words = teacher.words(batch["input_ids"])
             where = ordinary_tokens(batch, teacher.tokenizer).unsqueeze(-1)
             delta = torch.randn_like(words) * where
-            delta = (delta * (0.5 * radius / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12))).requires_grad_(True)
+            delta = (delta * (0.5 * epsilon / delta.norm(dim=-1, keepdim=True).clamp(min=1e-12))).requires_grad_(True)
             moved = divergence(clean, teacher.logits_at(batch, words + delta), teacher.task.kind).sum()
             (gradient,) = torch.autograd.grad(moved, delta)
-            step = gradient * (radius / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-30))
+            step = gradient * (epsilon / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-30))
             delta = (delta.detach() + step) * where
-            delta = delta * (radius / delta.norm(dim=-1, keepdim=True).clamp(min=radius))
+            delta = delta * (epsilon / delta.norm(dim=-1, keepdim=True).clamp(min=epsilon))
             with torch.inference_mode():
                 teacher.logits_at(batch, words + dequantise(*CODECS["int8"].quantise(delta)))
 
 
 def arithmetic(teacher: FrozenTeacher, batches: list[tuple[Batch, Tensor]]) -> None:
-    """The products alone, on batches that are ready: untouched forward, forward and backward to the input, forward."""
+    """The products alone, on batches that are ready: clean forward, forward and backward to the input, forward."""
     for batch, words in batches:
         with torch.inference_mode():
             teacher.logits_at(batch, words)
@@ -95,10 +94,10 @@ def arithmetic(teacher: FrozenTeacher, batches: list[tuple[Batch, Tensor]]) -> N
             teacher.logits_at(batch, words)
 
 
-def ready_batches(teacher: FrozenTeacher, scored: list[Scored]) -> list[tuple[Batch, Tensor]]:
+def ready_batches(teacher: FrozenTeacher, labelled: list[LabelledRows]) -> list[tuple[Batch, Tensor]]:
     """The batches of the loop with their word embeddings."""
     found = []
-    for part in scored:
+    for part in labelled:
         for positions in length_buckets(part.inputs.lengths(), BATCH_ROWS):
             rows = part.inputs.take(positions)
             batch = teacher.padded(rows, int(rows.lengths().max()))
@@ -108,39 +107,39 @@ def ready_batches(teacher: FrozenTeacher, scored: list[Scored]) -> list[tuple[Ba
 
 def loop_figures(world: World, rounds: int) -> tuple[list[Figure], float]:
     """The bare loop beside its arithmetic; also the loop's rows a second."""
-    teacher, scored = FrozenTeacher(world.teacher), world.scored()
-    batches = ready_batches(teacher, scored)
+    teacher, labelled = FrozenTeacher(world.teacher), world.labelled()
+    batches = ready_batches(teacher, labelled)
     work: dict[str, Callable[[], object]] = {
-        "loop": partial(bare_loop, teacher, scored),
+        "loop": partial(bare_loop, teacher, labelled),
         "arithmetic": partial(arithmetic, teacher, batches),
     }
     seconds = medians(work, rounds)
     ratio = seconds["loop"] / seconds["arithmetic"]
-    meaning = "bare loop's time ÷ that of untouched forward, forward + backward to the input, perturbed forward"
-    rows = sum(len(part.inputs) for part in scored)
+    meaning = "bare loop's time ÷ that of clean forward, forward + backward to the input, perturbed forward"
+    rows = sum(len(part.inputs) for part in labelled)
     return [Figure("loop_over_arithmetic", ratio, meaning, ("≤", 1.15))], rows / seconds["loop"]
 
 
 def stage_seconds(world: World, workers: int) -> float:
     """Seconds of a row in the stage, start-up apart: all shards but each worker's first, written and published."""
     settings, runtime = settings_of(), world.runtime(workers)
-    plan = Augmentation.of(world.scores, world.teacher, None, settings)
+    plan = Augmentation.of(world.soft_labels, world.teacher, settings)
     store = Store(Path(runtime.store))
-    jobs = plan.jobs(RADIUS, store)
+    jobs = plan.jobs(EPSILON, store)
     with open_workers(ModelFolders(world.teacher), "float32", store, runtime) as opened:
         warm, rest = jobs[: max(workers, 1)], jobs[max(workers, 1) :]
         list(opened.run(warm))
         seconds = timed(lambda: list(opened.run(rest)))
-    return seconds / sum(job.scores.entry.receipt.rows for job in rest)
+    return seconds / sum(job.soft_labels.entry.receipt.rows for job in rest)
 
 
 def stage_figures(world: World, rounds: int) -> list[Figure]:
     """The stage on one and two workers of one thread beside the bare loop, in turns."""
-    teacher, scored = FrozenTeacher(world.teacher), world.scored()
-    rows = sum(len(part.inputs) for part in scored)
+    teacher, labelled = FrozenTeacher(world.teacher), world.labelled()
+    rows = sum(len(part.inputs) for part in labelled)
     found: dict[str, list[float]] = {"loop": [], "one": [], "two": []}
     for number in range(rounds):
-        found["loop"].append(timed(partial(bare_loop, teacher, scored)) / rows)
+        found["loop"].append(timed(partial(bare_loop, teacher, labelled)) / rows)
         for name, workers in (("one", 1), ("two", 2)):
             fresh(world, workers)
             found[name].append(stage_seconds(world, workers))
@@ -202,8 +201,8 @@ def mean_divergence(world: World, codec: CodecName, norm: str) -> float:
 
 def variants_of(world: World, codec: CodecName, norm: str) -> list[Any]:
     models = ModelSet(ModelFolders(world.teacher), "float32")
-    making = Making(1, settings_of(codec=codec, perturbation={"norm": norm}), RADIUS, None)
-    return make_variant(models, world.scored()[0], None, making).labels
+    spec = VariantSpec(1, settings_of(codec=codec, perturbation={"norm": norm}), EPSILON, None)
+    return make_variant(models, world.labelled()[0], None, spec).labels
 
 
 def text_edit_figures(world: World, rounds: int) -> list[Figure]:
@@ -213,15 +212,14 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
         set_seed(0)
         AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
         load_tokenizer(world.teacher).save_pretrained(folder)
-        words = ReplacementSettings(replace=0.4, candidates=15, batch_rows=64)
-        models = ModelSet(ModelFolders(world.teacher, None, Path(folder), words), "float32")
-        part = world.scored()[0].take(np.arange(min(64, len(world.scored()[0].inputs))))
+        edits = settings_of(recipes=[["masked_lm"]])
+        models = ModelSet(ModelFolders(world.teacher, None, Path(folder), edits), "float32")
+        part = world.labelled()[0].take(np.arange(min(64, len(world.labelled()[0].inputs))))
         inputs = part.inputs
         candidates = models.masked_lm.candidates(inputs)
-        edits = settings_of(recipes=[["masked_lm"]], masked_lm=words.model_dump())
         work: dict[str, Callable[[], object]] = {
-            "perturb": lambda: make_variant(models, part, None, Making(1, settings_of(), RADIUS, None)),
-            "replace": lambda: make_variant(models, part, candidates, Making(1, edits, 0.0, None)),
+            "perturb": lambda: make_variant(models, part, None, VariantSpec(1, settings_of(), EPSILON, None)),
+            "replace": lambda: make_variant(models, part, candidates, VariantSpec(1, edits, 0.0, None)),
             "candidates": lambda: models.masked_lm.candidates(inputs),
         }
         seconds = medians(work, rounds)
@@ -233,21 +231,21 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
 
 
 def bf16_figures(world: World, rounds: int) -> list[Figure]:
-    """Rows a second and answers with the encoder's products in bfloat16."""
-    part = world.scored()[0]
+    """Rows a second and predictions with the encoder's products in bfloat16."""
+    part = world.labelled()[0]
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     sets = {precision: ModelSet(ModelFolders(world.teacher), precision) for precision in precisions}
     work: dict[str, Callable[[], object]] = {
-        precision: partial(make_variant, models, part, None, Making(1, settings_of(), RADIUS, None))
+        precision: partial(make_variant, models, part, None, VariantSpec(1, settings_of(), EPSILON, None))
         for precision, models in sets.items()
     }
     seconds = medians(work, rounds)
-    answers = [m.teacher.logits(p.inputs, m.batches, BATCH_ROWS).argmax(1) for m in sets.values() for p in world.scored()]
-    half = len(answers) // 2
-    same = float(np.mean(np.concatenate(answers[:half]) == np.concatenate(answers[half:])))
+    predictions = [m.teacher.logits(p.inputs, m.batches, BATCH_ROWS).argmax(1) for m in sets.values() for p in world.labelled()]
+    half = len(predictions) // 2
+    same = float(np.mean(np.concatenate(predictions[:half]) == np.concatenate(predictions[half:])))
     return [
         Figure("bf16_speedup", seconds["float32"] / seconds["bfloat16"], "rows/s in bfloat16 ÷ in float32"),
-        Figure("bf16_agreement", same, "share of rows with the same answer", ("≥", 0.995)),
+        Figure("bf16_agreement", same, "share of rows with the same prediction", ("≥", 0.995)),
     ]
 
 

@@ -3,8 +3,9 @@
 python -m benchmarks.cost [--json FILE]
 
 Wall-clock seconds of one run on one thread; files that were just written are read back from memory. The students are those of
-params.yaml that take stored variants. The reference is as lean as it can be written. Both forms have the radius as a number,
-and the sample on which augment measures its effect is the same share of the rows as in the whole corpus.
+params.yaml that take stored variants. The reference is as lean as it can be written. Both forms follow the teacher's gradient
+with epsilon as a number, and the sample on which augment measures its effect is the same share of the rows as in the whole
+corpus.
 """
 
 import itertools
@@ -30,10 +31,10 @@ from benchmarks.trainings import (
     Needs,
     StageOne,
     World,
+    clean_batches,
     from_shards,
     pieces_of,
     train_rows,
-    untouched_batches,
     varied_batches,
     with_teacher,
 )
@@ -51,14 +52,14 @@ STEPS = 3
 
 GIVEN_UP = (
     "What the offline form gives up: perturbations that are drawn anew in every step, and any that follow the student as it "
-    "learns; it has a few of each row, aimed once, which come again."
+    "learns; it has a few of each row, searched once, which come again."
 )
 
 USES: dict[str, tuple[dict[str, Any], str]] = {
-    "scores": ({"variants": "none"}, "untouched inputs alone"),
+    "soft_labels": ({"variant_policy": "none"}, "clean inputs alone"),
     "use_rotate": ({}, "one stored variant of each row"),
-    "use_all": ({"variants": "all"}, f"{VARIANTS} stored variants of each row"),
-    "use_worst_of_2": ({"variants": {"worst_of": 2}}, "two stored variants answered, the worse one learnt from"),
+    "use_all": ({"variant_policy": "all"}, f"{VARIANTS} stored variants of each row"),
+    "use_worst_of_2": ({"variant_policy": {"worst_of": 2}}, "two stored variants compared, the worse one learnt from"),
 }
 """By key: what differs from the student's settings, and in words."""
 
@@ -76,7 +77,7 @@ class Pace:
 
 
 def offline_pace(world: World, made: StageOne) -> Pace:
-    """Of a student from shards, by its second epoch, dev and a state included."""
+    """Of a student from shards, by its second epoch, dev and a checkpoint included."""
     with tempfile.TemporaryDirectory(dir=world.folder) as name:
         began = time.perf_counter()
         (epoch,) = from_shards(world, made, 2, Path(name))
@@ -93,10 +94,10 @@ def online_pace(world: World, batches: list[Batch], cached: bool) -> Pace:
 
 def bare_pace(world: World, made: StageOne) -> Pace:
     """Of the second epoch by the least loop on ready batches."""
-    settings, task = world.student(2), Shards(made.scores).manifest.task
+    settings, task = world.student(2), Shards(made.soft_labels).manifest.task
     batches = varied_batches(world, made, 2, epoch=1)
-    student = make_student(world.teacher, settings, settings.optimiser.seed)
-    loop = Loop(student.model, settings.optimiser, 2 * len(batches))
+    student = make_student(world.teacher, settings, settings.training.seed)
+    loop = Loop(student.model, settings.training, 2 * len(batches))
     return Pace(0.0, timed(lambda: loop.run(batches, BareLoss(student, settings, task.kind))))
 
 
@@ -104,17 +105,17 @@ def bare_pace(world: World, made: StageOne) -> Pace:
 class Costs:
     """What was measured, put together to any number of students."""
 
-    score: float
+    soft_label: float
     augment: float
     sizes: dict[str, dict[str, Pace]]
-    """By student and form; only the first student's teacher was timed with the untouched answers at hand."""
+    """By student and form; only the first student's teacher was timed with its logits on the clean inputs at hand."""
 
     def first(self, form: str) -> float:
-        """Seconds before the first student: stage 1, or where the untouched answers are known, one score."""
-        return {"offline": self.score + self.augment, "online": 0.0, "cached": self.score}[form]
+        """Seconds before the first student: stage 1, or where the logits on the clean inputs are known, one soft_label."""
+        return {"offline": self.soft_label + self.augment, "online": 0.0, "cached": self.soft_label}[form]
 
     def pace(self, name: str, form: str) -> Pace:
-        """Of a student; what known answers spare is the teacher's, the same in every student's epoch."""
+        """Of a student; what known logits spare is the teacher's, the same in every student's epoch."""
         paces, (known, *_) = self.sizes[name], self.sizes.values()
         if form in paces or form != "cached":
             return paces[form]
@@ -151,7 +152,7 @@ class Costs:
         name, *others = self.sizes
         alone = replace(self, sizes={name: self.sizes[name]})
         same = f"as cost_ratio_3, but three times {name}, the hardest case: beside large students the teacher's share is small"
-        cached = f"as cost_ratio_3, but the teacher scored once: it perturbs and labels in every step; measured of {name}"
+        cached = f"as cost_ratio_3, but with soft labels at hand: it perturbs and labels in every step; measured of {name}"
         if others:
             cached += f"; of {', '.join(others)}, what this spares {name} in an epoch, all of it the teacher's, was taken off"
         return [
@@ -159,7 +160,7 @@ class Costs:
             Figure("cost_ratio_3_same", alone.ratio("online", 3, epochs), same),
             Figure("cost_ratio_3_cached", self.ratio("cached", 3, epochs), cached),
             Figure("break_even", self.break_even("online"), f"epochs of {name} alone after which stage 1 has paid; composed"),
-            Figure("break_even_cached", self.break_even("cached"), "the same where the teacher scored once"),
+            Figure("break_even_cached", self.break_even("cached"), "the same with soft labels at hand"),
         ]
 
 
@@ -167,7 +168,7 @@ def kinds_of(world: World, made: StageOne) -> dict[tuple[str, str], Callable[[],
     """Every training that is timed, by student and form; the first student's also in the forms that only it is timed in."""
     kinds: dict[tuple[str, str], Callable[[], Pace]] = {}
     for size in world.sizes():
-        (batches,) = untouched_batches(size, made, 1)
+        (batches,) = clean_batches(size, made, 1)
         kinds[size.name, "offline"] = partial(offline_pace, size, made)
         kinds[size.name, "online"] = partial(online_pace, size, batches, cached=False)
         if size.name == world.name:
@@ -187,18 +188,18 @@ def measured(world: World, rounds: int) -> tuple[StageOne, Costs]:
         for kind, training in kinds.items():
             found[kind].append(training())
         epochs = ", ".join(f"{name} {form} {taken[-1].epoch:.1f} s" for (name, form), taken in found.items())
-        once = f"score {stages[-1].score_seconds:.1f} s, augment {stages[-1].augment_seconds:.1f} s"
+        once = f"soft_label {stages[-1].soft_label_seconds:.1f} s, augment {stages[-1].augment_seconds:.1f} s"
         print(f"round {number} of {rounds}: {once}; an epoch: {epochs}", flush=True)
     middle, sizes = statistics.median, {size.name: dict[str, Pace]() for size in world.sizes()}
     for (name, form), taken in found.items():
         sizes[name][form] = Pace(middle(pace.once for pace in taken), middle(pace.epoch for pace in taken))
-    score_seconds, augment_seconds = (middle(getattr(s, f"{name}_seconds") for s in stages) for name in ("score", "augment"))
-    return stages[0], Costs(score_seconds, augment_seconds, sizes)
+    first, second = (middle(getattr(stage, f"{name}_seconds") for stage in stages) for name in ("soft_label", "augment"))
+    return stages[0], Costs(first, second, sizes)
 
 
 def composition_figures(world: World, made: StageOne, costs: Costs, epochs: int = 2) -> list[Figure]:
     """One whole run of each form and so many epochs, stage 1 anew, beside what was composed for it."""
-    batches = untouched_batches(world, made, epochs)
+    batches = clean_batches(world, made, epochs)
     with tempfile.TemporaryDirectory(dir=world.folder) as name:
         folder = Path(name)
         offline = timed(lambda: from_shards(world, world.stage_one("whole"), epochs, folder / "offline"))
@@ -211,25 +212,25 @@ def composition_figures(world: World, made: StageOne, costs: Costs, epochs: int 
 
 
 def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
-    """A step of every use of perturbations beside one from scores alone, reading the shards included."""
+    """A step of every use of perturbations beside one from soft labels alone, reading the shards included."""
     usual = world.student(1)
-    student = make_student(world.teacher, usual, usual.optimiser.seed)
-    loop = Loop(student.model, usual.optimiser, 1)  # the learning rate is 0 after a step, so all uses meet the same student
+    student = make_student(world.teacher, usual, usual.training.seed)
+    loop = Loop(student.model, usual.training, 1)  # the learning rate is 0 after a step, so all uses meet the same student
     steps = {key: step_of(made, student, world.student(1, **changed)) for key, (changed, _) in USES.items()}
     work: dict[str, Callable[[], object]] = {
         key: partial(lambda rows, pieces, loss: loop.run(map(rows.batch, pieces), loss), *step) for key, step in steps.items()
     }
     seconds = medians(work, rounds)
-    uses = [key for key in USES if key != "scores"]
-    what = "time of a step ÷ of one from scores alone:"
-    return [Figure(key, seconds[key] / seconds["scores"], f"{what} {USES[key][1]}") for key in uses]
+    uses = [key for key in USES if key != "soft_labels"]
+    what = "time of a step ÷ of one from soft labels alone:"
+    return [Figure(key, seconds[key] / seconds["soft_labels"], f"{what} {USES[key][1]}") for key in uses]
 
 
 def step_of(made: StageOne, student: Student, settings: StudentSettings) -> tuple[Examples, list[MicroBatch], StudentLoss]:
     """Rows, some of an epoch's steps, and the loss, as a training of these settings has them."""
-    rows, kind = train_rows(made, settings), Shards(made.scores).manifest.task.kind
-    loss = StudentLoss(student.map, settings.objective, kind, settings.variants)
-    return rows, pieces_of(rows, settings.optimiser, 0)[:STEPS], loss
+    rows, kind = train_rows(made, settings), Shards(made.soft_labels).manifest.task.kind
+    loss = StudentLoss(student.map, settings.loss, kind, settings.variant_policy)
+    return rows, pieces_of(rows, settings.training, 0)[:STEPS], loss
 
 
 def disk_figures(made: StageOne) -> list[Figure]:
@@ -238,7 +239,7 @@ def disk_figures(made: StageOne) -> list[Figure]:
     a_row = sum(receipt.bytes for receipt in receipts) / sum(receipt.rows for receipt in receipts)
     return [
         Figure("bytes_per_row", a_row, "of a variant's row in its shard"),
-        Figure("disk_mb", made.megabytes(), f"all that stage 1 leaves on the disk: scores and {VARIANTS} variants"),
+        Figure("disk_mb", made.megabytes(), f"all that stage 1 leaves on the disk: soft labels and {VARIANTS} variants"),
     ]
 
 
@@ -246,7 +247,7 @@ def figures_of(world: World, epochs: int, rounds: int) -> list[Figure]:
     """All of them."""
     made, costs = measured(world, rounds)
     speed = costs.pace(world.name, "bare").epoch / costs.pace(world.name, "offline").epoch
-    what = "steps/s of our training from shards, states and dev included, ÷ a bare loop's on batches ready in memory"
+    what = "steps/s of our training from shards, checkpoints and dev included, ÷ a bare loop's on batches ready in memory"
     return [
         *costs.figures(epochs),
         *composition_figures(world, made, costs),

@@ -19,11 +19,11 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from benchmarks.augment import bare_loop
 from benchmarks.timing import Figure, medians, print_table
-from benchmarks.worlds import RADIUS, settings_of
+from benchmarks.worlds import EPSILON, settings_of
 from pipeline.augment.batches import Inputs
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variant_jobs import VariantWork
-from pipeline.augment.variants import Making, Scored, make_variant
+from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
 from pipeline.config.settings import Precision
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
@@ -61,13 +61,13 @@ def save_teacher(folder: Path, size: str, tokens: int) -> Path:
     return folder
 
 
-def random_rows(models: ModelSet, rows: int, tokens: int, vocabulary: int, batch_rows: int) -> Scored:
+def random_rows(models: ModelSet, rows: int, tokens: int, vocabulary: int, batch_rows: int) -> LabelledRows:
     """Rows of exactly ``tokens`` tokens with the teacher's logits."""
     generator = np.random.default_rng(0)
     ids = generator.integers(len(SPECIAL), vocabulary, (rows, tokens)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 2, 3
     inputs = Inputs([f"row{n}" for n in range(rows)], list(ids), list(np.zeros((rows, tokens), dtype=np.int8)))
-    return Scored(inputs, models.teacher.logits(inputs, models.batches, batch_rows))
+    return LabelledRows(inputs, models.teacher.logits(inputs, models.batches, batch_rows))
 
 
 def flops_a_row(size: str, tokens: int) -> float:
@@ -89,16 +89,16 @@ def ceiling(precision: Precision, side: int) -> float:
 def figures_of(folder: Path, size: str, precision: Precision, rows: int, tokens: int, batch_rows: int) -> list[Figure]:
     """Bare loop and stage beside the ceiling."""
     models = ModelSet(ModelFolders(save_teacher(folder / "teacher", size, tokens)), precision)
-    settings = settings_of(batch_rows=batch_rows, precision=precision)
-    scored = random_rows(models, rows, tokens, SIZES[size][4], batch_rows)
-    making = Making(1, settings, RADIUS, None)
+    settings = settings_of(inference={"batch_size": batch_rows, "precision": precision})
+    labelled = random_rows(models, rows, tokens, SIZES[size][4], batch_rows)
+    spec = VariantSpec(1, settings, EPSILON, None)
     labels: list[float | int | None] = [None] * rows
-    work = VariantWork(scored, labels, None, making, {"benchmark": 1})
-    loop = partial(bare_loop, models.teacher, [scored], batch_rows)
+    work = VariantWork(labelled, labels, None, spec, {"benchmark": 1})
+    loop = partial(bare_loop, models.teacher, [labelled], batch_rows)
     seconds = medians(
         {
             "loop": loop,
-            "make": lambda: make_variant(models, scored, None, making),
+            "make": lambda: make_variant(models, labelled, None, spec),
             "stage": lambda: work.run(models, Store(folder / "store")),
         },
         3,
@@ -111,7 +111,11 @@ def figures_of(folder: Path, size: str, precision: Precision, rows: int, tokens:
         Figure("loop_utilisation", used / seconds["loop"] / top, "products of the bare loop ÷ ceiling", ("≥", 0.45)),
         Figure("stage_rows_per_second", rows / seconds["stage"], "stage without Ray: perturb, label, write shard and receipt"),
         Figure("stage_over_loop", seconds["loop"] / seconds["stage"], "stage's rows/s ÷ the bare loop's", ("≥", 0.90)),
-        Figure("copy_share", 1 - seconds["loop"] / seconds["make"], "of making the rows, beyond the loop: draws and copies"),
+        Figure(
+            "copy_share",
+            1 - seconds["loop"] / seconds["make"],
+            "of the time to make the rows, beyond the loop: draws and copies",
+        ),
         Figure("write_share", 1 - seconds["make"] / seconds["stage"], "of the stage's time: building and writing the shard"),
     ]
 

@@ -1,4 +1,4 @@
-"""Peak memory of whole runs of score and augment, each in a process of its own.
+"""Peak memory of whole runs of soft_label and augment, each in a process of its own.
 
 python -m benchmarks.memory ROWS prints the peak and the memory before the first row, in kilobytes.
 """
@@ -11,9 +11,8 @@ from pathlib import Path
 import click
 
 from benchmarks.timing import Figure
-from benchmarks.worlds import BATCH_ROWS, first_rows, runtime_of, settings_of, small_teacher
-from pipeline.augment.passes import augment, score
-from pipeline.config.settings import InferenceSettings
+from benchmarks.worlds import first_rows, inference_of, runtime_of, settings_of, small_teacher
+from pipeline.augment.passes import augment, soft_label
 from pipeline.corpus.task import Task
 from pipeline.shards.reader import Shards
 from stages.command import stage
@@ -22,9 +21,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def memory_figures(prepared: Path, teacher: Path, rows: int) -> list[Figure]:
-    """Peak memory of whole runs of score and augment over ``rows`` and 10 × ``rows``, each a process of its own."""
+    """Peak memory of whole runs of soft_label and augment over ``rows`` and 10 × ``rows``, each a process of its own."""
     (small, before), (large, _) = (peak_memory(prepared, teacher, count) for count in (rows, 10 * rows))
-    meaning = f"peak memory at {10 * rows:,} rows ÷ at {rows:,}, score and augment"
+    meaning = f"peak memory at {10 * rows:,} rows ÷ at {rows:,}, soft_label and augment"
     return [
         Figure("memory_10x", large / small, meaning, ("≤", 1.2)),
         Figure("memory_start_mb", before / 1000, "of the loaded program and a small teacher, before the first row"),
@@ -43,7 +42,7 @@ def peak_memory(prepared: Path, teacher: Path, rows: int) -> tuple[int, int]:
 
 
 def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
-    """Score and augment so many rows with a small teacher in this process; print peak memory and that at the start."""
+    """Run soft_label and augment with a small teacher in this process; print peak memory and that at the start."""
     task = Task.read(prepared)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -52,9 +51,8 @@ def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = peak_kilobytes()
         runtime = runtime_of(folder / "store")
-        scoring = InferenceSettings(rows_per_shard=256, batch_rows=BATCH_ROWS, precision="float32")
-        score(subset, teacher, scoring, runtime, folder / "scores")
-        augment(folder / "scores", teacher, None, settings_of(), runtime, folder / "shards")
+        soft_label(subset, teacher, inference_of(), runtime, folder / "soft_labels")
+        augment(folder / "soft_labels", teacher, settings_of(), runtime, folder / "shards")
         rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)
         assert rows_there == rows, "every row was perturbed"
         print(peak_kilobytes(), before)
@@ -71,7 +69,7 @@ def peak_kilobytes() -> int:
 @click.option("--prepared", default="data/prepared/movies", show_default=True, type=click.Path(path_type=Path), help="Corpus.")
 @click.option("--teacher", default="data/teacher/movies", show_default=True, type=click.Path(path_type=Path), help="Tokenizer.")
 def main(rows: int, prepared: Path, teacher: Path) -> None:
-    """Score and augment so many rows in this process and print its peak memory."""
+    """Run soft_label and augment over so many rows in this process and print its peak memory."""
     run_for_memory(prepared, teacher, rows)
 
 

@@ -16,12 +16,12 @@ WIDTH = 384
 
 
 def random_shards(folder: Path, rows: int, rows_per_shard: int = 500) -> Path:
-    """Scores and one perturbed variant of random rows of 5 to 50 tokens, in ``folder / "scores"`` and ``"shards"``."""
+    """Soft labels and a perturbed variant of random rows of 5 to 50 tokens, in ``folder / "soft_labels"`` and ``"shards"``."""
     generator = np.random.default_rng(rows)
     starts = range(0, rows, rows_per_shard)
     held = [_random_columns(generator, range(start, min(start + rows_per_shard, rows))) for start in starts]
-    _write(folder / "scores", "scores", 0, held)
-    _write(folder / "shards", "perturbations", 1, held)
+    _write(folder / "soft_labels", "soft_labels", 0, held)
+    _write(folder / "shards", "variants", 1, held)
     return folder
 
 
@@ -65,6 +65,6 @@ def _write(folder: Path, content: Content, variant: int, held: list[dict[str, An
         pad_token_id=0,
         coding=Coding(codec="int8", width=WIDTH) if variant else None,
         variants=variant,
-        details={"snapshots": 0, "recipes": [["perturb"]]},
+        details={"checkpoints": 0, "recipes": [["perturb"]]},
         shards=tuple(entries),
     ).save(folder)

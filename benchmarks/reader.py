@@ -25,7 +25,8 @@ from transformers import AutoConfig
 from benchmarks.random_shards import random_shards
 from benchmarks.streaming import own_batches, streamed, streamed_batches
 from benchmarks.timing import Figure, medians, print_table
-from pipeline.config.params import read_params
+from pipeline.config.params import merged, read_params
+from pipeline.config.sections import TRAINING
 from pipeline.config.settings import StudentSettings, VariantPolicy
 from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import Examples, Variants
@@ -43,16 +44,18 @@ BATCH_ROWS = 32
 
 def half_depth(params: Path, teacher: Path) -> StudentSettings:
     """A student of half the teacher's layers with stored variants, one epoch long; the rest as the section distill has it."""
-    section = read_params(params)["distill"]
+    section = merged(read_params(params), (TRAINING, "distill"))
     layers = AutoConfig.from_pretrained(teacher).num_hidden_layers // 2
-    optimiser = section["optimiser"] | {"num_train_epochs": 1}
-    return StudentSettings.model_validate(section | {"layers": layers, "optimiser": optimiser})
+    training = section["training"] | {"num_train_epochs": 1}
+    return StudentSettings.model_validate(section | {"num_hidden_layers": layers, "training": training})
 
 
-def loader_of(scores: Shards, shards: Shards, use: VariantPolicy = "rotate", batch_rows: int = BATCH_ROWS) -> DataLoader[Any]:
+def loader_of(
+    soft_labels: Shards, shards: Shards, policy: VariantPolicy = "rotate", batch_rows: int = BATCH_ROWS
+) -> DataLoader[Any]:
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
-    plain = Examples(scores, "train")
-    rows = Examples(scores, "train", Variants(shards, plain.rows, use))
+    plain = Examples(soft_labels, "train")
+    rows = Examples(soft_labels, "train", Variants(shards, plain.rows, policy))
     order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharding=StepSharding())
     return train_loader(TrainDataset(rows), order, workers=0)
 
@@ -67,13 +70,13 @@ def student_steps(sources: Sources, settings: StudentSettings, batches: list[Bat
     student = make_student(sources.teacher, settings, seed=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = student.model.to(device).train()  # type: ignore[arg-type]
-    loss = StudentLoss(student.map, settings.objective, sources.task.kind, settings.variants)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.optimiser.learning_rate)
+    loss = StudentLoss(student.map, settings.loss, sources.task.kind, settings.variant_policy)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.training.learning_rate)
 
     def steps() -> None:
         for batch in batches:
             loss(model, {name: value.to(device) for name, value in batch.items()}).mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimiser.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.training.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad()
 
@@ -83,7 +86,7 @@ def student_steps(sources: Sources, settings: StudentSettings, batches: list[Bat
 def reader_figures(sources: Sources, settings: StudentSettings, steps: int, rounds: int) -> list[Figure]:
     """The reader alone beside a student alone, in turns; and how much of what the student computes is padding."""
     assert sources.variants is not None, "they were opened with variants"
-    loader = loader_of(sources.scores, sources.variants, settings.variants, settings.optimiser.batch_size)
+    loader = loader_of(sources.soft_labels, sources.variants, settings.variant_policy, settings.training.batch_size)
     batches = [batch for batch, _ in zip(loader, range(steps), strict=False)]
     seconds = medians({"reader": lambda: read(loader), "student": student_steps(sources, settings, batches)}, rounds)
     reader, student = read(loader) / seconds["reader"], read(iter(batches)) / seconds["student"]
@@ -95,9 +98,9 @@ def reader_figures(sources: Sources, settings: StudentSettings, steps: int, roun
     )
     return [
         Figure("reader_over_student", reader / student, over, ("≥", 20)),
-        Figure("reader_rows_per_second", reader, "untouched rows, each with a stored variant, an epoch of batches"),
-        Figure("student_rows_per_second", student, f"of {len(batches)} of these batches, both views of each row"),
-        Figure("padding", padding, "tokens computed ÷ real tokens, untouched inputs of an epoch in its order", ("≤", 1.10)),
+        Figure("reader_rows_per_second", reader, "clean rows, each with a stored variant, an epoch of batches"),
+        Figure("student_rows_per_second", student, f"of {len(batches)} of these batches, each row clean and as a variant"),
+        Figure("padding", padding, "tokens computed ÷ real tokens, clean inputs of an epoch in its order", ("≤", 1.10)),
     ]
 
 
@@ -201,7 +204,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     """The most anonymous memory while an epoch of random shards is read, and that before, in kilobytes."""
     before = anonymous_kilobytes()
     with AnonymousPeak() as peak:
-        read(loader_of(Shards(folder / "scores"), Shards(folder / "shards")))
+        read(loader_of(Shards(folder / "soft_labels"), Shards(folder / "shards")))
     return peak.kilobytes, before
 
 
@@ -235,7 +238,13 @@ def anonymous_kilobytes() -> int:
 
 
 @stage
-@click.option("--scores", default="data/scores/movies", show_default=True, type=click.Path(path_type=Path), help="Scores.")
+@click.option(
+    "--soft-labels",
+    default="data/soft_labels/movies",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Output of soft_label.",
+)
 @click.option("--shards", default="data/shards/movies", show_default=True, type=click.Path(path_type=Path), help="Variants.")
 @click.option("--teacher", default="data/teacher/movies", show_default=True, type=click.Path(path_type=Path), help="Model.")
 @params_option
@@ -246,10 +255,10 @@ def anonymous_kilobytes() -> int:
 )
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(
-    scores: Path, shards: Path, teacher: Path, params: Path, steps: int, rounds: int, memory_rows: int, target: Path | None
+    soft_labels: Path, shards: Path, teacher: Path, params: Path, steps: int, rounds: int, memory_rows: int, target: Path | None
 ) -> None:
     """Measure the reader of shards on this machine; close other programs first."""
-    sources, settings = Sources.open(teacher, scores, shards), half_depth(params, teacher)
+    sources, settings = Sources.open(teacher, soft_labels, shards), half_depth(params, teacher)
     assert sources.variants is not None, "they are opened"
     figures = [*reader_figures(sources, settings, steps, rounds), *training_figures(sources, settings)]
     with tempfile.TemporaryDirectory() as name:

@@ -18,22 +18,23 @@ from torch import Tensor
 from transformers import PreTrainedModel, get_scheduler
 
 from benchmarks.timing import timed
-from benchmarks.worlds import RADIUS, first_rows, runtime_of
-from pipeline.augment.passes import augment, score
+from benchmarks.worlds import EPSILON, first_rows, runtime_of
+from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config import params as config
 from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.config.settings import AugmentSettings, InferenceSettings, StudentSettings, TrainingSettings
+from pipeline.config.sections import augment_places, student_places
+from pipeline.config.settings import AugmentSettings, StudentSettings, TrainingSettings
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.distill.dataset import VARIANT, Examples, Variants
 from pipeline.distill.losses import clean_loss, imitation_loss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
-from pipeline.perturbation.inputs import carried
-from pipeline.perturbation.search import Search, perturb, radius_of
+from pipeline.perturbation.inputs import mapped
+from pipeline.perturbation.search import Search, perturb, scaled_epsilon
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards
@@ -46,11 +47,13 @@ VARIANTS = 3
 DELTA = "delta"
 """Of a variant's batch: δ, decoded."""
 
+Pair = tuple[Tensor, Tensor]
+"""Logits of student and teacher on one input, both [rows, outputs]."""
+
 
 class OneStudent(Settings):
     """What a student needs of params.yaml, stage 1 included."""
 
-    score: InferenceSettings
     augment: AugmentSettings
     student: StudentSettings
 
@@ -58,41 +61,41 @@ class OneStudent(Settings):
 class Needs(Settings):
     """What of params.yaml is measured."""
 
-    score: InferenceSettings
     augment: AugmentSettings
     students: dict[str, StudentSettings]
 
     @classmethod
     def of(cls, params: Path) -> "Needs":
-        """All students that take stored variants, in their order; the radius need not be searched.
+        """All students that take stored variants, in their order; variants follow the teacher at an epsilon that is known.
 
         Raises:
             PipelineError: there is none.
         """
-        names = config.lookup(config.read_params(params), "students") or {}
-        places = {"score": "score", "augment": "augment"}
-        every = {name: config.load(params, OneStudent, student=("distill", f"students.{name}"), **places) for name in names}
-        students = {name: found.student for name, found in every.items() if found.student.variants != "none"}
+        given = config.read_params(params)
+        names = config.lookup(given, "students") or {}
+        augment = augment_places(given, next(iter(config.lookup(given, "tasks") or {}), ""))
+        every = {name: config.load(params, OneStudent, student=student_places(given, name), augment=augment) for name in names}
+        students = {name: found.student for name, found in every.items() if found.student.variant_policy != "none"}
         if not students:
-            raise PipelineError(f"{params} has no student that takes stored variants; give one of them variants: rotate")
-        usual = next(iter(every.values()))
-        search = usual.augment.perturbation.model_copy(update={"radius": RADIUS})
+            raise PipelineError(f"{params} has no student that takes stored variants; give one of them variant_policy: rotate")
+        usual = next(iter(every.values())).augment
+        search = usual.perturbation.model_copy(update={"gradient_from": "teacher", "epsilon": EPSILON})
         made = {"variants": VARIANTS, "recipes": [["perturb"]], "perturbation": search}
-        return cls(score=usual.score, augment=usual.augment.model_copy(update=made), students=students)
+        return cls(augment=usual.model_copy(update=made), students=students)
 
 
 @dataclass(frozen=True)
 class StageOne:
     """What the teacher did once, and how long it took."""
 
-    scores: Path
+    soft_labels: Path
     shards: Path
-    score_seconds: float
+    soft_label_seconds: float
     augment_seconds: float
 
     def megabytes(self) -> float:
         """On disk, the store included; a file that is linked from it counts once."""
-        found = {file.stat().st_ino: file.stat().st_size for file in self.scores.parent.rglob("*") if file.is_file()}
+        found = {file.stat().st_ino: file.stat().st_size for file in self.soft_labels.parent.rglob("*") if file.is_file()}
         return sum(found.values()) / 1e6
 
 
@@ -120,24 +123,23 @@ class World:
         return [replace(self, name=name) for name in self.needs.students]
 
     def stage_one(self, name: str) -> StageOne:
-        """Score and augment in this process, by a store that is empty; loading the teacher, writing and publishing included."""
+        """Soft labels and variants, by a store that is empty; loading the teacher, writing and publishing included."""
         folder = self.folder / name
         runtime = runtime_of(folder / "store")
-        scores, shards = folder / "scores", folder / "shards"
-        scoring = timed(lambda: score(self.prepared, self.teacher, self.needs.score, runtime, scores))
-        return StageOne(
-            scores, shards, scoring, timed(lambda: augment(scores, self.teacher, None, self.needs.augment, runtime, shards))
-        )
+        soft_labels, shards, settings = folder / "soft_labels", folder / "shards", self.needs.augment
+        first = timed(lambda: soft_label(self.prepared, self.teacher, settings.inference, runtime, soft_labels))
+        second = timed(lambda: augment(soft_labels, self.teacher, settings, runtime, shards))
+        return StageOne(soft_labels, shards, first, second)
 
     def student(self, epochs: int, **changed: Any) -> StudentSettings:
         """Settings of the student, in float32 and whole steps as the loops here take them."""
         usual = self.needs.students[self.name]
-        fitting = usual.optimiser.model_dump() | {
+        fitting = usual.training.model_dump() | {
             "num_train_epochs": epochs,
             "gradient_accumulation_steps": 1,
             "precision": "float32",
         }
-        fixed = {"variants": "rotate", "optimiser": fitting}
+        fixed = {"variant_policy": "rotate", "training": fitting}
         return StudentSettings.model_validate(usual.model_dump() | fixed | changed)
 
 
@@ -167,31 +169,31 @@ class Loop:
 
 @dataclass(frozen=True)
 class TeacherInLoop:
-    """The loss of each row with the teacher at work in every step: it answers, perturbs anew and answers again."""
+    """The loss of each row with the teacher at work in every step: it runs, perturbs anew and runs again."""
 
     teacher: FrozenTeacher
     student: Student
     augment: AugmentSettings
     settings: StudentSettings
     cached: bool
-    """Whether the untouched answers are at hand."""
+    """Whether the logits on the clean inputs are at hand."""
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss, [rows]."""
         words = self.teacher.words(batch["input_ids"])
-        clean = batch["teacher_logits"] if self.cached else self._answer(batch, words)
+        clean = batch["teacher_logits"] if self.cached else self._logits(batch, words)
         delta = self._searched(batch, words, clean)
-        moved = self._answer(batch, words + delta)
+        label = self._logits(batch, words + delta)
         own = embed(model, batch["input_ids"])
-        answers = [logits_from_embeddings(model, batch, at) for at in (own, own + carried(delta, self.student.map))]
-        return _whole_loss(answers[0], clean, answers[1], moved, batch, self.settings, self.teacher.task.kind)
+        logits, perturbed = (logits_from_embeddings(model, batch, at) for at in (own, own + mapped(delta, self.student.map)))
+        return _whole_loss((logits, clean), (perturbed, label), batch, self.settings, self.teacher.task.kind)
 
     @cached_property
-    def _radius(self) -> float:
-        return radius_of(RADIUS, self.augment.perturbation.norm, self.teacher.table)
+    def _epsilon(self) -> float:
+        return scaled_epsilon(EPSILON, self.augment.perturbation.norm, self.teacher.table)
 
     @torch.no_grad()
-    def _answer(self, batch: Batch, words: Tensor) -> Tensor:
+    def _logits(self, batch: Batch, words: Tensor) -> Tensor:
         return self.teacher.logits_at(batch, words)
 
     def _searched(self, batch: Batch, words: Tensor, clean: Tensor) -> Tensor:
@@ -202,7 +204,7 @@ class TeacherInLoop:
             clean=clean,
             noise=torch.randn_like(words),
             free=ordinary_tokens(batch, self.teacher.tokenizer),
-            search=Search(search, self._radius, self.teacher.task.kind),
+            search=Search(search, self._epsilon, self.teacher.task.kind),
         ).delta
 
 
@@ -218,18 +220,16 @@ class BareLoss:
         """The loss, [rows]."""
         variant = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
         inputs = model_inputs(variant)
-        words = model.get_input_embeddings()(inputs.pop("input_ids")) + carried(variant[DELTA], self.student.map)
-        untouched, moved = model(**model_inputs(batch)).logits, model(inputs_embeds=words, **inputs).logits
-        return _whole_loss(untouched, batch["teacher_logits"], moved, variant["logits"], batch, self.settings, self.kind)
+        words = model.get_input_embeddings()(inputs.pop("input_ids")) + mapped(variant[DELTA], self.student.map)
+        clean, perturbed = model(**model_inputs(batch)).logits, model(inputs_embeds=words, **inputs).logits
+        pairs = (clean, batch["teacher_logits"]), (perturbed, variant["logits"])
+        return _whole_loss(*pairs, batch, self.settings, self.kind)
 
 
-def _whole_loss(
-    untouched: Tensor, clean: Tensor, perturbed: Tensor, moved: Tensor, batch: Batch, settings: StudentSettings, kind: Kind
-) -> Tensor:
-    """What a student on stored variants makes small, [rows]: its two answers against the teacher's two."""
-    objective = settings.objective
-    loss = clean_loss(untouched, clean, batch["labels"], objective, kind)
-    return loss + objective.perturbed * imitation_loss(perturbed, moved, objective, kind)
+def _whole_loss(clean: Pair, perturbed: Pair, batch: Batch, settings: StudentSettings, kind: Kind) -> Tensor:
+    """What a student on stored variants makes small, [rows]: its logits against the teacher's on two inputs."""
+    loss = clean_loss(*clean, batch["labels"], settings.loss, kind)
+    return loss + settings.loss.variants * imitation_loss(*perturbed, settings.loss, kind)
 
 
 def pieces_of(rows: Examples, settings: TrainingSettings, epoch: int) -> list[MicroBatch]:
@@ -239,10 +239,10 @@ def pieces_of(rows: Examples, settings: TrainingSettings, epoch: int) -> list[Mi
     return list(order)
 
 
-def untouched_batches(world: World, made: StageOne, epochs: int) -> list[list[Batch]]:
+def clean_batches(world: World, made: StageOne, epochs: int) -> list[list[Batch]]:
     """Every epoch's batches without variants, ready."""
-    settings = world.student(epochs).optimiser
-    rows = Examples(Shards(made.scores), "train")
+    settings = world.student(epochs).training
+    rows = Examples(Shards(made.soft_labels), "train")
     return [[rows.batch(piece) for piece in pieces_of(rows, settings, epoch)] for epoch in range(epochs)]
 
 
@@ -250,7 +250,7 @@ def varied_batches(world: World, made: StageOne, epochs: int, epoch: int) -> lis
     """One epoch's batches with their variants, δ decoded, ready."""
     settings = world.student(epochs)
     rows = train_rows(made, settings)
-    batches = [rows.batch(piece) for piece in pieces_of(rows, settings.optimiser, epoch)]
+    batches = [rows.batch(piece) for piece in pieces_of(rows, settings.training, epoch)]
     for batch in batches:
         batch[VARIANT + DELTA] = dequantise(batch.pop(VARIANT + CODES), batch.pop(VARIANT + SCALES))
     return batches
@@ -258,16 +258,16 @@ def varied_batches(world: World, made: StageOne, epochs: int, epoch: int) -> lis
 
 def train_rows(made: StageOne, settings: StudentSettings) -> Examples:
     """The train split as a student of these settings sees it."""
-    known = Examples(Shards(made.scores), "train")
-    if settings.variants == "none":
+    known = Examples(Shards(made.soft_labels), "train")
+    if settings.variant_policy == "none":
         return known
-    return replace(known, variants=Variants(Shards(made.shards), known.rows, settings.variants))
+    return replace(known, variants=Variants(Shards(made.shards), known.rows, settings.variant_policy))
 
 
 def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list[float]:
-    """Open and verify the shards, train a student with its states kept, as the stage distill does, and write it.
+    """Open and verify the shards, train a student with its checkpoints kept, as the stage distill does, and write it.
 
-    Returns the seconds of all epochs but the first, each from one state's being whole to the next's: steps, dev and that state.
+    Returns the seconds of all epochs but the first, each from one whole checkpoint to the next: steps, dev and that checkpoint.
     """
     ends: list[float] = []
     save = Checkpoints.on_save
@@ -277,8 +277,8 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
         ends.append(time.perf_counter())
 
     with mock.patch.object(Checkpoints, "on_save", timed_save):
-        sources, settings = Sources.open(world.teacher, made.scores, made.shards), world.student(epochs)
-        student, fit = train("offline", sources, settings, RunOptions(folder / "states"))
+        sources, settings = Sources.open(world.teacher, made.soft_labels, made.shards), world.student(epochs)
+        student, fit = train("offline", sources, settings, RunOptions(folder / "checkpoints"))
         write_student(folder / "student", sources, student, fit.history)
     return [end - before for before, end in pairwise(ends)]
 
@@ -286,9 +286,9 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
 def with_teacher(world: World, epochs: Sequence[list[Batch]], cached: bool, folder: Path) -> list[float]:
     """Train the same student on the same rows with the teacher in the loop and write it; returns the epochs' seconds."""
     settings = world.student(len(epochs))
-    student = make_student(world.teacher, settings, settings.optimiser.seed)
+    student = make_student(world.teacher, settings, settings.training.seed)
     loss = TeacherInLoop(FrozenTeacher(world.teacher), student, world.needs.augment, settings, cached)
-    loop = Loop(student.model, settings.optimiser, sum(map(len, epochs)))
+    loop = Loop(student.model, settings.training, sum(map(len, epochs)))
     seconds = [timed(partial(loop.run, batches, loss)) for batches in epochs]
     student.model.save_pretrained(folder)
     return seconds

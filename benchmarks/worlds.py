@@ -7,32 +7,36 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import BertConfig, BertForSequenceClassification, set_seed
 
-from pipeline.config.settings import AugmentSettings, RuntimeSettings
+from pipeline.config.settings import AugmentSettings, InferenceSettings, RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
 from pipeline.models.folder import load_tokenizer
 
 BATCH_ROWS = 32
-RADIUS = 0.05
+EPSILON = 0.05
 
 
 def settings_of(**changed: Any) -> AugmentSettings:
-    """One perturbed variant, as the default has them, at a radius that need not be searched."""
-    search = {"objective": "divergence", "norm": "l2", "radius": RADIUS, "steps": 1, "step_size": 1.0, "start": 0.5}
+    """One variant perturbed by the teacher's gradient, with an epsilon that need not be calibrated."""
+    search = {"gradient_from": "teacher", "norm": "l2", "epsilon": EPSILON, "num_steps": 1, "step_size": 1.0, "init": 0.5}
     usual: dict[str, Any] = {
         "variants": 1,
         "recipes": [["perturb"]],
-        "perturbation": search | {"special_tokens": False} | changed.pop("perturbation", {}),
+        "perturbation": search | changed.pop("perturbation", {}),
         "text_edits": {"mask": 0.1, "delete": 0.1, "swap": 0.1, "span": 0.3},
-        "masked_lm": None,
-        "mixing": {"alpha": 0.4},
+        "masked_lm": {"replace": 0.4, "candidates": 15},
+        "mix_alpha": 0.4,
         "codec": "int8",
-        "precision": "float32",
         "seed": 1,
         "calibration_rows": 64,
-        "batch_rows": BATCH_ROWS,
+        "inference": inference_of().model_dump() | changed.pop("inference", {}),
     }
     return AugmentSettings.model_validate(usual | changed)
+
+
+def inference_of(rows_per_shard: int = 256) -> InferenceSettings:
+    """How the teacher runs."""
+    return InferenceSettings(rows_per_shard=rows_per_shard, batch_size=BATCH_ROWS, precision="float32")
 
 
 def runtime_of(store: Path, workers: int = 0) -> RuntimeSettings:
@@ -42,7 +46,7 @@ def runtime_of(store: Path, workers: int = 0) -> RuntimeSettings:
         workers=workers,
         store=str(store),
         max_bytes=None,
-        trainers=1,
+        world_size=1,
         dataloader_num_workers=0,
         save_steps=0,
         report_to=[],

@@ -82,16 +82,16 @@ def run(
         click.echo(f"trainings in {precision}; `show --precision {precision}` shows these runs")
     wanted = list(dict.fromkeys(run for study in studies for run in runs_of(study, precision)))
     for each in wanted:
-        params_of(each, place)  # what cannot be run is told before anything is
+        params_of(each, place)  # a run with an error fails before any is made
     failed = [each.name for number, each in enumerate(wanted, 1) if not _made(each, place, results, f"{number}/{len(wanted)}")]
     there = finished(results)
     click.echo(f"{sum(each.identity in there for each in wanted)} of {len(wanted)} runs are finished")
     if failed:
-        raise click.ClickException(f"{len(failed)} runs failed, as told above: {', '.join(failed)}")
+        raise click.ClickException(f"{len(failed)} runs failed, as printed above: {', '.join(failed)}")
 
 
 def _made(run: Run, place: Place, results: Path, number: str) -> bool:
-    """Make a run unless it is finished or another process is at it; false where it failed, which is told."""
+    """Make a run unless it is finished or another process is at it; false where it failed, which is printed."""
     with claimed(place.work / "claims" / run.name) as free:
         if not free or run.identity in finished(results):
             return True
@@ -116,7 +116,7 @@ def _made(run: Run, place: Place, results: Path, number: str) -> bool:
 def show(study: str, best: str, left_out: tuple[str, ...], precision: Precision, results: Path, pictures: Path | None) -> None:
     """Print what the finished runs of a study say, as Markdown: medians by task, and every arm beside its control."""
     found = Findings.of(study, best, left_out, results, precision)
-    click.echo(found.told())
+    click.echo(found.markdown())
     if pictures is not None:
         found.draw(pictures)
 
@@ -145,7 +145,7 @@ def compare(arm: str, control: str, left_out: tuple[str, ...], precision: Precis
 def fill(page: Path, results: Path) -> None:
     """Bring the tables of a page up to date: below each line <!-- show STUDY BEST --> what `show` prints of it."""
     text = page.read_text(encoding="utf-8")
-    filled = filled_in(text, lambda study, best: Findings.of(study, best, (), results).told())
+    filled = filled_in(text, lambda study, best: Findings.of(study, best, (), results).markdown())
     with written_whole(page) as partial:
         partial.write_text(filled, encoding="utf-8")
 
@@ -160,7 +160,7 @@ def masked_lm(data: Path, teacher: str, epochs: int, left_out: tuple[str, ...], 
     """Fit a masked language model, begun as the teachers' pretrained one, to all sets, where no better one is at hand."""
     torch.set_num_threads(1)
     facts = train_masked_lm(data, [task for task in CORPORA if task not in left_out], teacher, epochs, out)
-    click.echo(f"{out}: {facts.told()}")
+    click.echo(f"{out}: {facts.summary()}")
 
 
 def _absolute(model: str) -> str:

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.corpus import Kind
 from pipeline.corpus.encoding import Batch, ordinary_tokens
 from pipeline.models.outputs import divergence
-from pipeline.perturbation.search import radius_of, steepest
+from pipeline.perturbation.search import scaled_epsilon, steepest
 
-RADIUS = 0.1
+EPSILON = 0.1
 """Length of δ of a token, as a fraction of the mean length of a word embedding."""
 
 
@@ -19,7 +19,7 @@ RADIUS = 0.1
 class OwnGradient:
     """One L2 step of steepest ascent from the clean input; special tokens stay as they are."""
 
-    radius: float
+    epsilon: float
     """Length of δ of each token, in the units of the embeddings."""
     kind: Kind
     tokenizer: PreTrainedTokenizerBase
@@ -27,7 +27,7 @@ class OwnGradient:
     @classmethod
     def of(cls, table: Tensor, kind: Kind, tokenizer: PreTrainedTokenizerBase) -> "OwnGradient":
         """For a student whose word embeddings are ``table`` [vocabulary, width] before its first step."""
-        return cls(radius_of(RADIUS, "l2", table.detach()), kind, tokenizer)
+        return cls(scaled_epsilon(EPSILON, "l2", table.detach()), kind, tokenizer)
 
     def delta(self, words: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """δ [rows, tokens, width] that raises the divergence from the teacher's clean logits.
@@ -40,4 +40,4 @@ class OwnGradient:
         rising = divergence(batch["teacher_logits"], logits, self.kind).sum()
         (gradient,) = torch.autograd.grad(rising, words, retain_graph=True)
         free = ordinary_tokens(batch, self.tokenizer).unsqueeze(-1)
-        return self.radius * steepest(gradient.float() * free, "l2")
+        return self.epsilon * steepest(gradient.float() * free, "l2")

@@ -18,7 +18,7 @@ PAIR = [*CASE, "student", "epochs", "teacher"]
 """What two runs of a pair share; the teacher by its hash."""
 
 POINTS = 100.0
-"""A metric is between 0 and 1; a difference is told in points."""
+"""A metric is between 0 and 1; a difference is given in points."""
 
 TEACHER = "teacher"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from benchmarks.accuracy.corpora import DEV_ROWS, TEST_ROWS, Case, Corpus
-from benchmarks.accuracy.online import Aim
+from benchmarks.accuracy.online import GradientOwner
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
@@ -26,17 +26,17 @@ LAYERS = "layers"
 """Of a run's folder: the student that has learnt its teacher's layers. Of its parameter file: how it learns them."""
 
 PRETRAINED = "pretrained"
-"""What arms.yaml calls a start from the model that the teacher was fine-tuned from."""
+"""What arms.yaml calls the model that the teacher was fine-tuned from."""
 
 Precision = Literal["bfloat16", "float32"]
 PRECISION: Precision = "bfloat16"
 """Of the trainings, in base.yaml and in arms.yaml."""
 
 SIZES: dict[str, dict[str, Any]] = {
-    "half": {"layers": 3},
-    "third": {"layers": 2},
-    "narrow": {"layers": 3, "hidden": 192, "heads": 6, "intermediate": 768},
-    "tiny": {"layers": 2, "hidden": 128, "heads": 4, "intermediate": 512},
+    "half": {"num_hidden_layers": 3},
+    "third": {"num_hidden_layers": 2},
+    "narrow": {"num_hidden_layers": 3, "hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 768},
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512},
 }
 """The students; what is left out is as in the teacher."""
 
@@ -54,19 +54,20 @@ class Arm(Settings):
     """Epochs of it for one of the others."""
     student: dict[str, Any] = Field(default_factory=dict)
     augment: dict[str, Any] | None = None
-    """Over the section augment; None learns from scores alone."""
-    scout: dict[str, Any] | None = None
-    """Over the section scout; the variants are aimed at it."""
-    fit: dict[str, Any] | None = None
-    """The section words: its masked language model is fitted to the run's own train rows. None takes the one that is given."""
-    fit_from: Literal["pretrained", "teacher"] = "pretrained"
-    """Whose encoder is fitted: that of the model which the teacher was fine-tuned from, or the teacher's own."""
+    """Over the section augment; None learns from soft labels alone."""
+    perturbation: dict[str, Any] = Field(default_factory=dict)
+    """Over the section perturbation."""
+    surrogate: dict[str, Any] = Field(default_factory=dict)
+    """Over the section surrogate, which is trained where the gradient is followed from one."""
+    masked_lm: dict[str, Any] | None = None
+    """Over the section masked_lm: a model that is fine-tuned on the run's own train rows, from the encoder that the teacher was
+    fine-tuned from or, with ``model: teacher``, from the teacher's own. None takes the one that is given."""
     unlabelled: int = Field(default=0, ge=0)
     """Further train texts, at most, whose labels nobody sees; the teacher is that of the case."""
-    online: Aim | None = None
+    online: GradientOwner | None = None
     """Whose gradient is followed with the teacher in every step, outside the pipeline; None for all other arms."""
     layers_first: dict[str, Any] | None = None
-    """Over distill.optimiser: a phase before, outside the pipeline, in which the student learns its teacher's layers."""
+    """Over the section training: a phase before, outside the pipeline, in which the student learns its teacher's layers."""
 
 
 class Arms(Settings):
@@ -80,7 +81,7 @@ def all_arms() -> dict[str, Arm]:
     """Every arm by name.
 
     Raises:
-        PipelineError: an arm is faulty, or its control is none.
+        PipelineError: an arm has an error, or its control is none.
     """
     arms = config.load(HERE / "arms.yaml", Arms, arms="arms").arms
     for name, arm in arms.items():
@@ -167,49 +168,57 @@ class Run:
     def _params(self, corpus: dict[str, Any], models: Models, folder: Path) -> dict[str, Any]:
         """The same in the precision of base.yaml."""
         case, arm, start = self.case, all_arms()[self.arm], base()
-        if "layers" in arm.student and self.student != "half":
-            raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
-        seeds = {"seed": case.seed}
-        seeded = {"optimiser": {"num_train_epochs": self.all_epochs} | seeds}
+        seed = {"seed": case.seed}
         task = {
             "kind": case.corpus.kind,
             "metric": case.corpus.metric,
             "corpus": corpus,
             "teacher": {"model": models.teacher, "fine_tune": True, "max_length": case.corpus.max_length},
-            "words": self._words(models, folder / TEACHER),
-            "aim": "teacher" if arm.scout is None else "scout",
         }
-        first = {} if arm.layers_first is None else {LAYERS: overlaid(start["distill"]["optimiser"], arm.layers_first | seeds)}
+        first = {} if arm.layers_first is None else {LAYERS: arm.layers_first}
         return first | {
             "tasks": {case.task: task},
-            "teach": start["teach"] | seeds,
-            "words": (arm.fit or start["teach"] | {"mlm_probability": 0.15}) | {"rows": None} | seeds,
-            "score": start["score"],
-            "scout": overlaid(start["scout"], arm.scout or {}),
-            "augment": overlaid(start["augment"], (arm.augment or {}) | seeds),
-            "distill": overlaid(start["distill"], seeded),
-            "students": {STUDENT: SIZES[self.student] | arm.student | self._start(models, folder)},
+            "training": start["training"] | seed,
+            "teach": start["teach"],
+            "masked_lm": start["masked_lm"] | self._masked_lm(models, folder / TEACHER),
+            "inference": start["inference"],
+            "surrogate": overlaid(start["surrogate"], arm.surrogate),
+            "augment": overlaid(start["augment"], (arm.augment or {}) | seed),
+            "perturbation": overlaid(start["perturbation"], arm.perturbation),
+            "distill": overlaid(start["distill"], {"training": {"num_train_epochs": self.all_epochs}}),
+            "students": {STUDENT: self._size() | arm.student | self._initial_weights(models, folder)},
             "evaluate": start["evaluate"],
             "runtime": start["runtime"] | {"store": str(folder / STORE)},
         }
 
-    def _start(self, models: Models, folder: Path) -> dict[str, Any]:
+    def _size(self) -> dict[str, Any]:
+        """That of the student, without the number of layers where the arm names which."""
+        size = SIZES[self.student]
+        if "teacher_layers" not in all_arms()[self.arm].student:
+            return size
+        if self.student != "half":
+            raise PipelineError(f"the arm {self.arm} names the layers of the student half; {self.student} has others")
+        return {name: value for name, value in size.items() if name != "num_hidden_layers"}
+
+    def _initial_weights(self, models: Models, folder: Path) -> dict[str, Any]:
         """Who learns from labels alone starts from the pretrained model: the teacher's layers are taught already."""
         arm = all_arms()[self.arm]
         if arm.layers_first is not None:
-            return {"start": {"checkpoint": str(folder / self.name / LAYERS)}}
-        return {"start": {"checkpoint": models.teacher}} if arm.student.get("start") == PRETRAINED else {}
+            return {"initial_weights": {"checkpoint": str(folder / self.name / LAYERS)}}
+        if arm.student.get("initial_weights") == PRETRAINED:
+            return {"initial_weights": {"checkpoint": models.teacher}}
+        return {}
 
-    def _words(self, models: Models, teacher: Path) -> dict[str, Any] | None:
-        """The masked language model of arms that replace words: fitted to their own train rows, or the one given."""
+    def _masked_lm(self, models: Models, teacher: Path) -> dict[str, Any]:
+        """What an arm that replaces words has otherwise: its own model, fine-tuned on its train rows, or the one given."""
         arm = all_arms()[self.arm]
-        if arm.fit:
-            return {"model": models.teacher if arm.fit_from == PRETRAINED else str(teacher), "fit": True}
-        if (arm.augment or {}).get("masked_lm") is None:
-            return None
+        if arm.masked_lm is not None:
+            return arm.masked_lm | {"model": str(teacher) if arm.masked_lm.get("model") == TEACHER else models.teacher}
+        if not any("masked_lm" in recipe for recipe in (arm.augment or {}).get("recipes", [])):
+            return {}
         if models.masked_lm is None:
             raise PipelineError(
                 f"the arm {self.arm} edits texts with a masked language model; name one with --masked-lm, "
                 "or train one by the command masked-lm"
             )
-        return {"model": models.masked_lm, "fit": False}
+        return {"model": models.masked_lm, "fine_tune": False}

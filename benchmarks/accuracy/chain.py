@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from benchmarks.accuracy.arms import LAYERS, STORE, STUDENT, TEACHER, TEACHER_STEPS, Models, Run, all_arms
 from benchmarks.accuracy.corpora import corpus_settings, cut, data_hash
-from benchmarks.accuracy.online import Aim, train_online
+from benchmarks.accuracy.online import GradientOwner, train_online
 from benchmarks.accuracy.results import Curve, Result
 from benchmarks.accuracy.tinybert import train_layers
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
+from pipeline.config.sections import augment_places, student_places
 from pipeline.config.settings import AugmentSettings, StudentSettings, TrainingSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
@@ -33,7 +34,7 @@ from pipeline.store.files import write_json
 from pipeline.store.hashing import canonical_json, hash_of, key_hash
 from pipeline.store.store import Store
 from pipeline.training.trainer import HISTORY_FILE
-from stages import augment, distill, evaluate, prepare, score, scout, teach, words
+from stages import augment, distill, evaluate, masked_lm, prepare, soft_label, surrogate, teach
 
 COST, LAYERS_COST = "cost.json", "layers_cost.json"
 """Of a run's folder: what its training took, and what its first phase did, where it has one."""
@@ -92,7 +93,7 @@ def _own(run: Run, case: Path) -> Path:
 def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     """Make the run's student by the real stages and measure it on the test split; also what its epochs came to.
 
-    What the case shares (tables, teacher, scores) is made by whoever comes first and kept; shards are kept by the store.
+    What the case shares (tables, teacher, soft labels) is made by whoever comes first and kept; shards are kept by the store.
     """
     case, arm = place.work / run.case.name, all_arms()[run.arm]
     folder = case / run.name
@@ -101,8 +102,8 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     with alone(case / "lock"):
         _shared(run, place, case)
         _more_rows(run, place, case, params)
-        scores = _scores(_own(run, case), case, folder, params)
-    common = {"--scores": scores, "--teacher": case / TEACHER, "--params": _written(params, folder / "params.yaml")}
+        soft_labels = _soft_labels(_own(run, case), case, folder, params)
+    common = {"--soft-labels": soft_labels, "--teacher": case / TEACHER, "--params": _written(params, folder / "params.yaml")}
     seconds, shards = 0.0, None
     if arm.augment is not None:
         with alone(case / "lock"):
@@ -111,7 +112,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     common["--params"] = _written(own_store, folder / "params.yaml")
     cost, made = folder / COST, folder / "student"
     if arm.online:
-        _online(arm.online, common, made, cost)
+        _online(arm.online, run.case.task, common, made, cost)
     else:
         if arm.layers_first is not None:
             _layers(folder, common, shards)
@@ -121,7 +122,7 @@ def result_of(run: Run, place: Place) -> tuple[Result, Curve]:
     curve = [
         {str(name): value for name, value in epoch.items()} for epoch in pd.read_csv(made / HISTORY_FILE).to_dict("records")
     ]
-    result = _result(run, folder, scores, shards, seconds)
+    result = _result(run, folder, soft_labels, shards, seconds)
     shutil.rmtree(folder)
     return result, curve
 
@@ -150,7 +151,7 @@ def _shared(run: Run, place: Place, case: Path) -> None:
         return
     params = _params(run, place, case / "tables")
     task, prepared = {"--task": run.case.task}, _prepared(run, place, case, params)
-    steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["teach"]["batch_size"])
+    steps = -(-pq.read_metadata(prepared / "train.parquet").num_rows // params["training"]["batch_size"])
     epochs = max(params["teach"]["num_train_epochs"], -(-TEACHER_STEPS // steps))
     given = _written(params | {"teach": params["teach"] | {"num_train_epochs": epochs}}, case / "params.yaml")
     _run(teach.main, **task, **{"--prepared": prepared, "--params": given, "--out": case / TEACHER})
@@ -171,29 +172,27 @@ def _prepared(run: Run, place: Place, folder: Path, params: dict[str, Any], unla
     return folder / "prepared"
 
 
-def _scores(rows: Path, case: Path, folder: Path, params: dict[str, Any]) -> Path:
-    """The scores of the rows prepared in ``rows``, which all runs on them share."""
-    scores = rows / "scores"
-    if not scores.is_dir():
+def _soft_labels(rows: Path, case: Path, folder: Path, params: dict[str, Any]) -> Path:
+    """The soft labels of the rows prepared in ``rows``, which all runs on them share."""
+    found = rows / "soft_labels"
+    if not found.is_dir():
         given = _written(params, folder / "params.yaml")
-        _run(score.main, **{"--prepared": rows / "prepared", "--teacher": case / TEACHER, "--params": given, "--out": scores})
-    return scores
+        places = {"--prepared": rows / "prepared", "--teacher": case / TEACHER, "--out": found}
+        _run(soft_label.main, **places, **{"--params": given})
+    return found
 
 
 def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, float]:
-    """The shards of the arm, and the seconds that scout, words and augment took when they made them."""
+    """The shards of the arm, and the seconds that surrogate, masked_lm and augment took when they made them."""
     began, clock = time.time(), time.perf_counter()
-    task, aim = {"--task": run.case.task}, common["--teacher"]
-    shards = folder / "shards"
-    if all_arms()[run.arm].scout is not None:
-        aim = folder / "scout"
-        if not aim.is_dir():
-            _run(scout.main, **task, **common, **{"--out": aim})
-    prepared, proposer = _own(run, folder.parent) / "prepared", folder / "words"
-    _run(words.main, **task, **{"--prepared": prepared, "--params": common["--params"], "--out": proposer})
-    _run(augment.main, **task, **common, **{"--aim": aim, "--words": proposer, "--out": shards})
-    for made_here in ("scout", "words"):
-        shutil.rmtree(folder / made_here, ignore_errors=True)
+    task, prepared, shards = {"--task": run.case.task}, _own(run, folder.parent) / "prepared", folder / "shards"
+    models = {"--surrogate": folder / "surrogate", "--masked-lm": folder / "masked_lm"}
+    _run(surrogate.main, **task, **common, **{"--out": models["--surrogate"]})
+    places = {"--prepared": prepared, "--out": models["--masked-lm"]}
+    _run(masked_lm.main, **task, **places, **{"--params": common["--params"]})
+    _run(augment.main, **task, **common, **models, **{"--out": shards})
+    for made_here in models.values():
+        shutil.rmtree(made_here, ignore_errors=True)
     keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
     store = Store(folder.parent / STORE)
     made = {key_hash(key) for key in keys if (store.folder_of(key) / SHARD_FILE).stat().st_mtime >= began}
@@ -212,10 +211,12 @@ def seconds_of(shards: set[str], made: set[str], seconds: float, notes: Path) ->
     return len(shards) * statistics.fmean(timed) if timed else seconds
 
 
-def _online(aim: Aim, common: dict[str, Any], out: Path, cost: Path) -> None:
-    needs = config.load(common["--params"], OnlineNeeds, student=("distill", f"students.{STUDENT}"), augment="augment")
+def _online(owner: GradientOwner, task: str, common: dict[str, Any], out: Path, cost: Path) -> None:
+    params = config.read_params(common["--params"])
+    places: dict[str, Any] = {"student": student_places(params, STUDENT), "augment": augment_places(params, task)}
+    needs = config.load(common["--params"], OnlineNeeds, **places)
     search = needs.augment.perturbation
-    train_online(aim, common["--teacher"], common["--scores"], needs.student, search, out, cost)
+    train_online(owner, common["--teacher"], common["--soft-labels"], needs.student, search, out, cost)
 
 
 def _layers(folder: Path, common: dict[str, Any], shards: Path | None) -> None:
@@ -224,10 +225,11 @@ def _layers(folder: Path, common: dict[str, Any], shards: Path | None) -> None:
     key = hash_of([manifest_hash(shards), model_hash(common["--teacher"])])[:12]
     if (folder / LAYERS_COST).is_file() and json.loads((folder / LAYERS_COST).read_text(encoding="utf-8"))["key"] == key:
         return
-    needs = config.load(common["--params"], LayersNeeds, student=("distill", f"students.{STUDENT}"), layers=LAYERS)
-    sources = Sources.open(common["--teacher"], common["--scores"], shards)
-    begun = needs.student.model_copy(update={"start": "teacher"})
-    cost = train_layers(sources, begun, needs.layers, folder / f"states-{key}", folder / LAYERS)
+    student = student_places(config.read_params(common["--params"]), STUDENT)
+    needs = config.load(common["--params"], LayersNeeds, student=student, layers=("training", LAYERS))
+    sources = Sources.open(common["--teacher"], common["--soft-labels"], shards)
+    begun = needs.student.model_copy(update={"initial_weights": "teacher"})
+    cost = train_layers(sources, begun, needs.layers, folder / f"checkpoints-{key}", folder / LAYERS)
     write_json(folder / LAYERS_COST, cost | {"key": key})
 
 
@@ -238,15 +240,15 @@ def _cost(folder: Path) -> dict[str, Any]:
     return {name: sum(cost[name] for cost in known) for name in ("seconds", "steps")}
 
 
-def _result(run: Run, folder: Path, scores: Path, shards: Path | None, seconds: float) -> Result:
+def _result(run: Run, folder: Path, soft_labels: Path, shards: Path | None, seconds: float) -> Result:
     found = Qualities.model_validate_json((folder / "evaluation" / QUALITY_FILE).read_bytes())
     cost = _cost(folder)
     lineage = json.loads((folder / "student" / "lineage.json").read_text(encoding="utf-8"))
-    kept = [scores] if shards is None else [scores, shards]
+    kept = [soft_labels] if shards is None else [soft_labels, shards]
     return Result(
         task=run.case.task,
         rows=run.case.rows,
-        train_rows=sum(entry.receipt.rows for entry in Manifest.read(scores).of_split("train")),
+        train_rows=sum(entry.receipt.rows for entry in Manifest.read(soft_labels).of_split("train")),
         seed=run.case.seed,
         student=run.student,
         arm=run.arm,

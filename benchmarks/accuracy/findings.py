@@ -15,7 +15,7 @@ from benchmarks.accuracy.studies import all_studies, runs_of
 from pipeline.config.errors import PipelineError
 
 CONTROLS = ("ft", "kd", "twice", "kd_long")
-"""Arms that see untouched inputs alone, which stand in every table and picture."""
+"""Arms that see clean inputs alone, which stand in every table and picture."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Findings:
             raise PipelineError(f"{study} has no arm {best}; name one of its own with --best: {', '.join(named)}")
         return cls(study, best, results, wanted, current(read_results(results), {run.identity for run in wanted}))
 
-    def told(self) -> str:
+    def markdown(self) -> str:
         """A heading and two tables for each student, number of rows and schedule."""
         lines = [f"{len(self.found)} of {len(self.wanted)} runs of {self.study} are finished"]
         for title, runs in _setups(self.found):
@@ -58,7 +58,7 @@ class Findings:
         return "\n".join(lines)
 
     def draw(self, folder: Path) -> None:
-        """What arms gain, what training longer brings and how students learn, each where there are runs to tell it."""
+        """What arms gain, what training longer brings and how students learn, each where there are runs for it."""
         if pairs := {title: found for title, runs in _setups(self.found) if (found := self._compared(runs))}:
             differences(pairs, folder / f"{self.study}_differences.svg")
         if not pairs or not self._has_best(self.found):

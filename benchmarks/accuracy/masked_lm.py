@@ -17,11 +17,9 @@ from benchmarks.accuracy.arms import base, in_precision, usual_precision
 from benchmarks.accuracy.corpora import CORPORA
 from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.corpus.task import Task
-from pipeline.training.masked_lm import WordsFacts, WordsSettings, prepare_words
+from pipeline.training.masked_lm import MaskedLMFacts, prepare_masked_lm
 
 MAX_LENGTH = 48
-MASKED = 0.15
-LEARNING_RATE = 2e-4
 
 
 def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
@@ -35,10 +33,10 @@ def texts_of(data: Path, tasks: Iterable[str], split: str) -> list[str]:
     return list(found)
 
 
-def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> WordsFacts:
-    """Fit a masked language model to the train texts of these sets, as the stage words does, and write it to ``out``."""
-    changed = {"mlm_probability": MASKED, "rows": None, "num_train_epochs": epochs, "learning_rate": LEARNING_RATE}
-    settings = MaskedLMSettings(**in_precision(base()["teach"], usual_precision()) | changed)
+def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: int, out: Path) -> MaskedLMFacts:
+    """Fit a masked language model to the train texts of these sets, as the stage masked_lm does, and write it to ``out``."""
+    changed = {"model": pretrained, "num_train_epochs": epochs}
+    settings = MaskedLMSettings(**in_precision(base()["training"] | base()["masked_lm"], usual_precision()) | changed)
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder)
         for split in ("train", "dev"):
@@ -47,4 +45,4 @@ def train_masked_lm(data: Path, tasks: Sequence[str], pretrained: str, epochs: i
             pq.write_table(pa.table({"id": ids, "text_a": texts}), prepared / f"{split}.parquet")
         Task(name="texts", kind="regression", metric="pearson", labels=(), pair=False).save(prepared)
         teacher = TeacherSettings(model=pretrained, fine_tune=True, max_length=MAX_LENGTH)
-        return prepare_words(prepared, teacher, WordsSettings(model=pretrained, fit=True), settings, out)
+        return prepare_masked_lm(prepared, teacher, settings, out)

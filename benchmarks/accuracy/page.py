@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable
 
 PLACE = re.compile(r"(<!-- show (\w+) (\w+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
-"""A study's name and that of its best arm; what is told of it stands up to the line that ends it."""
+"""A study's name and that of its best arm; its tables stand up to the line that ends it."""
 
 
-def filled_in(page: str, told: Callable[[str, str], str]) -> str:
-    """The page with what is told now of each study it names."""
-    return PLACE.sub(lambda place: f"{place[1]}\n{told(place[2], place[3])}\n\n{place[4]}", page)
+def filled_in(page: str, tables: Callable[[str, str], str]) -> str:
+    """The page with the tables of now for each study it names."""
+    return PLACE.sub(lambda place: f"{place[1]}\n{tables(place[2], place[3])}\n\n{place[4]}", page)

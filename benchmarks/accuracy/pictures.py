@@ -73,22 +73,22 @@ def curves(epochs: pd.DataFrame, arms: Sequence[str], out: Path) -> None:
 def differences(comparisons: Mapping[str, Sequence[Comparison]], out: Path) -> None:
     """A panel a title, in it a line an arm: each pair's difference a dot, their mean a stroke, and its interval."""
     tables = [
-        pd.concat([each.differences.assign(line=line) for line, each in enumerate(told)]) for told in comparisons.values()
+        pd.concat([each.differences.assign(line=line) for line, each in enumerate(pairs)]) for pairs in comparisons.values()
     ]
     colours = {task: f"C{number}" for number, task in enumerate(pd.concat(tables)["task"].unique())}
-    height = sum(0.6 + 0.28 * len(told) for told in comparisons.values())
+    height = sum(0.6 + 0.28 * len(pairs) for pairs in comparisons.values())
     figure = Figure(figsize=(2.2 * PANEL[0], height + 0.3), layout="constrained")
-    ratios = [1 + len(told) for told in comparisons.values()]
+    ratios = [1 + len(pairs) for pairs in comparisons.values()]
     panels = figure.subplots(len(ratios), squeeze=False, sharex=True, height_ratios=ratios).ravel().tolist()
-    for axes, table, (title, told) in zip(panels, tables, comparisons.items(), strict=True):
+    for axes, table, (title, pairs) in zip(panels, tables, comparisons.items(), strict=True):
         for task, found in table.groupby("task", sort=False):
             axes.scatter(found["points"], found["line"], s=14, color=colours[task], alpha=0.75, linewidths=0, label=task)
-        for line, each in enumerate(told):
+        for line, each in enumerate(pairs):
             axes.plot([each.mean] * 2, [line - 0.3, line + 0.3], color=INK)
             axes.plot(each.interval() or (), [line, line] if each.interval() else (), color=INK, linewidth=0.8)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(told)), [f"{each.arm} − {each.control}" for each in told])
-        axes.set_ylim(len(told) - 0.5, -0.5)
+        axes.set_yticks(range(len(pairs)), [f"{each.arm} − {each.control}" for each in pairs])
+        axes.set_ylim(len(pairs) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title, loc="left", fontsize=9)

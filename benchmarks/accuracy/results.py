@@ -38,11 +38,11 @@ class Result(Settings):
     seconds: float
     """Of the training."""
     stage_one_seconds: float
-    """Of scout and augment when they made these shards, in whichever runs they did."""
+    """Of surrogate, masked_lm and augment when they made these shards, in whichever runs they did."""
     bytes: int
-    """Of scores and variants on the disk."""
+    """Of soft labels and variants on the disk."""
     manifest: str
-    """The beginning of the hash of the shards it learnt from: the variants, or the scores where there are none."""
+    """The beginning of the hash of the shards it learnt from: the variants, or the soft labels where there are none."""
     settings: str
     """What decided it but for data, models and code, as JSON: what it does otherwise than base.yaml, and a hash of that."""
     code: str

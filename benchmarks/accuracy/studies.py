@@ -1,4 +1,4 @@
-"""What is run to answer which question, in the order in which it pays most to have the answer. Knows names alone."""
+"""What is run for which question, in the order in which it pays most to know. Knows names alone."""
 
 from collections.abc import Iterator
 from itertools import product

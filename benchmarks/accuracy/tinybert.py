@@ -1,8 +1,8 @@
 """The other reference outside the pipeline: TinyBERT's first phase, in which a student learns what its teacher's layers hold.
 
-Jiao et al. 2020, §3.1 and §3.2: states and attention scores of all copies of all rows, the teacher at work in every step. The
-second phase, in which it learns the teacher's answers, is an ordinary student of stored variants that starts from what is
-written here. Knows BERT's layers and stored copies; nothing of arms.
+Jiao et al. 2020, §3.1 and §3.2: hidden states and attention before its softmax, of all copies of all rows, the teacher at work
+in every step. The second phase, in which it learns the teacher's logits, is an ordinary student of stored variants that starts
+from what is written here. Knows BERT's layers and stored copies; nothing of arms.
 """
 
 import math
@@ -65,18 +65,20 @@ class Copies:
 class Held:
     """What the layers of a model hold of a batch."""
 
-    states: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...]
     """[rows, tokens, width]; those of the embeddings first, then one of each layer."""
-    scores: list[Tensor]
-    """Of the attention of each layer before its softmax, [rows, heads, tokens, tokens]."""
+    attention: list[Tensor]
+    """Of each layer before its softmax, [rows, heads, tokens, tokens]."""
 
 
 def held_by(model: PreTrainedModel, batch: Batch) -> Held:
     """Run a BERT on token ids and look into it."""
     attentions = [layer.attention.self for layer in cast(Any, bare(model)).bert.encoder.layer]
     with _outputs_of([part for one in attentions for part in (one.query, one.key)]) as projected:
-        states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
-    return Held(states, [_scores(projected[one.query], projected[one.key], one.num_attention_heads) for one in attentions])
+        hidden_states = model(**model_inputs(batch), output_hidden_states=True).hidden_states
+    return Held(
+        hidden_states, [_attention(projected[one.query], projected[one.key], one.num_attention_heads) for one in attentions]
+    )
 
 
 @contextmanager
@@ -95,19 +97,19 @@ def _outputs_of(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
             hook.remove()
 
 
-def _scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
-    """Attention scores [rows, heads, tokens, tokens] of queries and keys [rows, tokens, width]."""
+def _attention(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
+    """Attention before its softmax, [rows, heads, tokens, tokens], of queries and keys [rows, tokens, width]."""
     rows, tokens, width = queries.shape
-    one, other = (part.view(rows, tokens, heads, -1).transpose(1, 2) for part in (queries, keys))
+    one, other = (part.reshape(rows, tokens, heads, -1).transpose(1, 2) for part in (queries, keys))
     return torch.matmul(one, other.transpose(2, 3)) / math.sqrt(width // heads)
 
 
 @dataclass(frozen=True)
 class LayersLoss:
-    """How far a student's layers are from its teacher's: the sum of squared errors of states and attention scores.
+    """How far a student's layers are from its teacher's: the sum of squared errors of hidden states and attention.
 
-    A student of M layers is compared with a teacher of N at each (N/M)-th state, embeddings included, and at the attention of
-    each (N/M)-th layer, as in TinyBERT's code. No learnt map stands between them, since both are equally wide.
+    A student of M layers is compared with a teacher of N at each (N/M)-th hidden state, embeddings included, and at the
+    attention of each (N/M)-th layer, as in TinyBERT's code. No learnt map stands between them, since both are equally wide.
     """
 
     teacher: PreTrainedModel
@@ -118,14 +120,14 @@ class LayersLoss:
         with torch.no_grad():
             wanted = held_by(self.teacher, batch)
         found = held_by(model, batch)
-        every = len(wanted.scores) // len(found.scores)
+        every = len(wanted.attention) // len(found.attention)
         real = batch["attention_mask"].float()
         pairs = real[:, None, :, None] * real[:, None, None, :]
-        states = zip(found.states, wanted.states[::every], strict=True)
-        scores = zip(found.scores, wanted.scores[every - 1 :: every], strict=True)
-        of_states = [_squared_error(one, other, real.unsqueeze(-1)) for one, other in states]
-        of_scores = [_squared_error(one, other, pairs) for one, other in scores]
-        return torch.stack(of_states + of_scores).sum(dim=0)
+        hidden_states = zip(found.hidden_states, wanted.hidden_states[::every], strict=True)
+        attention = zip(found.attention, wanted.attention[every - 1 :: every], strict=True)
+        of_states = [_squared_error(one, other, real.unsqueeze(-1)) for one, other in hidden_states]
+        of_attention = [_squared_error(one, other, pairs) for one, other in attention]
+        return torch.stack(of_states + of_attention).sum(dim=0)
 
 
 def _squared_error(found: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
@@ -136,15 +138,15 @@ def _squared_error(found: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
 
 
 def train_layers(
-    sources: Sources, settings: StudentSettings, optimiser: TrainingSettings, states: Path, out: Path
+    sources: Sources, settings: StudentSettings, training: TrainingSettings, checkpoints: Path, out: Path
 ) -> dict[str, float]:
     """Teach a student its teacher's layers on every stored copy, and write it; returns the seconds and steps that it took.
 
     Args:
-        sources: the teacher, its scores, whose dev split chooses the best epoch, and the copies.
+        sources: the teacher, its soft labels, whose dev split chooses the best epoch, and the copies.
         settings: of the student.
-        optimiser: of this phase; an epoch sees every copy of every row.
-        states: where a killed training finds what it goes on from.
+        training: of this phase; an epoch sees every copy of every row.
+        checkpoints: where a killed training finds what it goes on from.
         out: the student's folder.
 
     Raises:
@@ -152,16 +154,16 @@ def train_layers(
     """
     assert sources.variants is not None, "copies are stored variants"
     teacher = load_classifier(sources.teacher)
-    student = make_student(sources.teacher, settings, optimiser.seed)
+    student = make_student(sources.teacher, settings, training.seed)
     _check(teacher, student.model)
     loss = LayersLoss(freeze(teacher).to(pick_device()))  # type: ignore[arg-type]
     fit = fine_tune(
         f"layers {sources.task.name}",
         student.model,
-        TrainDev(Copies(sources.variants), Examples(sources.scores, "dev")),
+        TrainDev(Copies(sources.variants), Examples(sources.soft_labels, "dev")),
         Objective(loss, lambda nearness: float(nearness.mean()), lambda model, batch: -loss(model, batch)[:, None]),
-        optimiser,
-        RunOptions(checkpoints=states),
+        training,
+        RunOptions(checkpoints=checkpoints),
     )
     student.model.save_pretrained(out)
     load_tokenizer(sources.teacher).save_pretrained(out)
