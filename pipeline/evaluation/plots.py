@@ -35,7 +35,6 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -59,13 +58,21 @@ class Picture:
     svg: str
 
 
-def colour_number(position: int) -> int:
-    """The number of the CSS colour of the student at ``position``."""
-    return position % SERIES
-
-
 @matplotlib.rc_context(_STYLE)
-def quality_latency(report: TaskReport) -> Picture:
+def pictures(report: TaskReport) -> list[Picture]:
+    """All figures of a task."""
+    metric = metric_name(report.task)
+    dev_note = "The teacher is dashed. The axis starts at the lowest value after the first epoch."
+    loss_note = "Students only. Loss settings may differ between students, so compare shapes, not heights."
+    return [
+        _quality_latency(report),
+        *([_divergence(report)] if report.shards.variants else []),
+        _curves(report, "dev", f"dev {metric}", f"Dev {metric} by epoch", dev_note),
+        _curves(report, "loss", "training loss", "Training loss by epoch", loss_note),
+    ]
+
+
+def _quality_latency(report: TaskReport) -> Picture:
     """The metric against latency, with the Pareto line."""
     figure = Figure()
     axes = figure.subplots()
@@ -83,20 +90,7 @@ def quality_latency(report: TaskReport) -> Picture:
     return _picture(figure, report, "Quality and latency", note, described)
 
 
-@matplotlib.rc_context(_STYLE)
-def training(report: TaskReport) -> list[Picture]:
-    """The dev metric and the training loss by epoch."""
-    metric = metric_name(report.task)
-    dev_note = "The teacher is dashed. The axis starts at the lowest value after the first epoch."
-    loss_note = "Students only. Objectives may differ between students, so compare shapes, not heights."
-    return [
-        _curves(report, "dev", f"dev {metric}", f"Dev {metric} by epoch", dev_note),
-        _curves(report, "loss", "training loss", "Training loss by epoch", loss_note),
-    ]
-
-
-@matplotlib.rc_context(_STYLE)
-def divergence(report: TaskReport) -> Picture:
+def _divergence(report: TaskReport) -> Picture:
     """Histograms of the teacher's divergence on the variants and, for classification, the share of flipped predictions."""
     table, classes = report.flips, report.task.kind == "classification"
     figure = Figure(figsize=(4.7, max(3.1, 0.9 + 0.45 * len(table))))
@@ -112,16 +106,17 @@ def divergence(report: TaskReport) -> Picture:
     for axes in panels:
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-    note = "Divergence of the teacher’s output on a variant from that on the clean input, over the train split; "
-    note += "vertical strokes are medians, and the first bar includes everything below it."
-    note += " Right: the share of predictions that flipped." if classes else ""
+    note = (
+        "Divergence of the teacher’s output on a variant from its output on the clean input, over the train split; vertical "
+        f"strokes are medians, and the first bar includes all below it.{' Right: share of flipped predictions.' * classes}"
+    )
     rows = zip(table["variants"], table["divergence"], table["flipped"], strict=True)
     described = "; ".join(f"{name}: median {middle:.3g}, {share:.1%} flipped" for name, middle, share in rows)
     return _picture(figure, report, "Effect of the variants on the teacher", note, described)
 
 
 def _curves(report: TaskReport, column: str, label: str, title: str, note: str) -> Picture:
-    """One line for each model; the axis of the dev metric leaves the first epoch out."""
+    """A column of the histories, one line for each model; the axis of the dev metric leaves the first epoch out."""
     figure, ends = Figure(), []
     axes = figure.subplots()
     axes.set(xlabel="epoch", ylabel=label)
@@ -166,7 +161,7 @@ def _label_points(figure: Figure, axes: Axes, report: TaskReport) -> None:
 
 
 def _coloured(report: TaskReport) -> list[tuple[Result, str]]:
-    return [(report.teacher, INK), *((s, _SERIES[colour_number(n)]) for n, s in enumerate(report.students))]
+    return [(report.teacher, INK), *((s, _SERIES[n % SERIES]) for n, s in enumerate(report.students))]
 
 
 def _log_axis(axes: Axes, values: Sequence[float], margin: float = 1.6) -> None:
