@@ -1,6 +1,7 @@
 """Trains one student from the shards, or all students at once."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -33,31 +34,25 @@ class Sections(Settings):
 @click.option("--cost", type=click.Path(path_type=Path), help="File for the time and steps of the training.")
 @click.option("--all", "data", type=click.Path(path_type=Path), help="Train every student of every task of this data folder, "
               "several at once, into the store only; `dvc repro` then only fetches them.")  # fmt: skip
-def main(
-    student: str | None,
-    soft_labels: Path | None,
-    shards: Path | None,
-    teacher: Path | None,
-    params: Path,
-    out: Path | None,
-    cost: Path | None,
-    data: Path | None,
-) -> None:
+def main(params: Path, data: Path | None, **one: Any) -> None:
     """Train one student from the shards.
 
     The settings in students.<student> override those in distill. Shards that are incomplete, damaged or made with another
     teacher, tokenizer, label order or format are rejected before training. A finished student is taken from the store; an
     interrupted training resumes from its last checkpoint.
     """
-    one = {"student": student, "soft-labels": soft_labels, "shards": shards, "teacher": teacher, "out": out, "cost": cost}
-    if data is not None:
-        if given := [f"--{name}" for name, value in one.items() if value is not None]:
-            raise click.UsageError(f"--all trains every student into the store; leave out {', '.join(given)}")
+    flags = {f"--{name.replace('_', '-')}": value for name, value in one.items()}
+    if data is None:
+        if missing := [flag for flag, value in flags.items() if value is None]:
+            raise click.UsageError(f"also give {', '.join(missing)}, or only --all with the data folder")
+        _train_one(params, **one)
+    elif given := [flag for flag, value in flags.items() if value is not None]:
+        raise click.UsageError(f"--all trains every student into the store; leave out {', '.join(given)}")
+    else:
         _train_all(data.resolve(), params)
-        return
-    if student is None or soft_labels is None or shards is None or teacher is None or out is None or cost is None:
-        missing = [f"--{name}" for name, value in one.items() if value is None]
-        raise click.UsageError(f"also give {', '.join(missing)}, or only --all with the data folder")
+
+
+def _train_one(params: Path, student: str, soft_labels: Path, shards: Path, teacher: Path, out: Path, cost: Path) -> None:
     task, settings = Manifest.read(soft_labels).task.name, _settings(params, student)
     if not settings.student.wanted_for(task):
         with folder_written_whole(out) as folder:

@@ -19,11 +19,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
-from pipeline.config.params import Settings
 from pipeline.config.settings import EvaluationSettings
 from pipeline.corpus.encoding import MODEL_INPUTS, Batch, Integers, collate
 from pipeline.corpus.seeding import seed_of
-from pipeline.corpus.task import Floats, Task, measure
+from pipeline.corpus.task import Floats, measure
 from pipeline.evaluation.quality import Predict, Speed, agreement, bytes_of, check_labelled, check_labels, logits_of, speeds
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids
@@ -48,42 +47,12 @@ LARGEST_DIFFERENCE = 1e-4
 CHECKED_ROWS = (1, 2, 3, 5, 8, 13, 21, 32)
 """Batch sizes of the check, in turn."""
 
-
-class File(Settings):
-    """Quality of one exported file on the test split."""
-
-    file: str
-    value: float
-    """The task's metric."""
-    agreement: float
-    """Share of predictions equal to torch's; for regression the Pearson correlation with torch's outputs."""
-    difference: float
-    """The largest absolute difference of a logit from torch's."""
-    bytes: int
-
-
-class Facts(Settings):
-    """``export.json``: what was exported and how it was checked; the same bytes on every run."""
-
-    task: Task
-    student: str
-    """Hash of the student's weights and configuration."""
-    inputs: tuple[str, ...]
-    """Each is int64 [rows, tokens], padded on the right."""
-    max_length: int
-    opset: int
-    rows: int
-    value: float
-    """The task's metric computed by torch."""
-    bytes: int
-    """Size of the student's torch weights."""
-    allowed: float
-    """The largest accepted difference of a logit of the float file."""
-    files: tuple[File, ...]
+Facts = dict[str, Any]
+"""``export.json``: what was exported and how it was checked; the same bytes on every run."""
 
 
 def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSettings, int8: bool) -> tuple[Facts, list[Speed]]:
-    """Write the folder ``out``; returns its facts and the speeds of torch and then each file.
+    """Write the folder ``out``; returns the content of ``export.json`` and the speeds of torch and then each file.
 
     Raises:
         PipelineError: a package or product is missing or does not fit, torch's exporter does not support the model, or the
@@ -113,34 +82,33 @@ def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSett
         allowed = check_difference(student, found[0], wanted)
         predictors: list[Predict] = [partial(logits_from_ids, model), *(open_graph(path, threads=1) for path in paths)]
         timed = speeds(predictors, rows, pad, settings.timed_rows)
-        files = tuple(
-            File(
-                file=path.name,
-                value=measure(task, labels, logits),
-                agreement=agreement(task, logits, wanted),
-                difference=largest_difference(logits, wanted),
-                bytes=bytes_of(folder, f"{path.name}*"),
-            )
-            for path, logits in zip(paths, found, strict=True)
-        )
-        facts = Facts(
-            task=task,
-            student=source.hash,
-            inputs=MODEL_INPUTS if manifest.token_types else MODEL_INPUTS[:2],
-            max_length=int(manifest.key["max_length"]),
-            opset=OPSET,
-            rows=len(rows),
-            value=measure(task, labels, wanted),
-            bytes=bytes_of(student, "*.safetensors"),
-            allowed=allowed,
-            files=files,
-        )
+        facts: Facts = {
+            "task": task.model_dump(mode="json"),
+            "student": source.hash,
+            "inputs": MODEL_INPUTS if manifest.token_types else MODEL_INPUTS[:2],
+            "max_length": manifest.key["max_length"],
+            "opset": OPSET,
+            "rows": len(rows),
+            "value": measure(task, labels, wanted),
+            "bytes": bytes_of(student, "*.safetensors"),
+            "allowed": allowed,
+            "files": [
+                {
+                    "file": path.name,
+                    "value": measure(task, labels, logits),
+                    "agreement": agreement(task, logits, wanted),
+                    "difference": largest_difference(logits, wanted),
+                    "bytes": bytes_of(folder, f"{path.name}*"),
+                }
+                for path, logits in zip(paths, found, strict=True)
+            ],
+        }
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # as the graph expects it
         tokenizer.save_pretrained(folder)
         shutil.copyfile(student / "config.json", folder / "config.json")
-        write_json(folder / FACTS_FILE, facts.model_dump(mode="json"))
+        write_json(folder / FACTS_FILE, facts)
         readme = jinja2.Template(README.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
-        (folder / "README.md").write_text(readme.render(name=student.name, facts=facts), encoding="utf-8")
+        (folder / "README.md").write_text(readme.render(name=student.name, outputs=task.outputs, **facts), encoding="utf-8")
     return facts, timed
 
 
@@ -265,8 +233,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pipeline.config.corpus import Metric
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import ABSENT, Settings, read_facts
 from pipeline.corpus.task import Floats, Task, constant_prediction, measure
@@ -33,22 +32,17 @@ TEACHER = "teacher"
 PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
 """When a model is on the Pareto line."""
 
-METRIC_NAMES: dict[Metric, str] = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-    "mcc": "Matthews correlation",
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-}
-
 BINS_A_DECADE, DECADES = 8, 6
 """The histogram of divergence covers this many decades, up to the power of ten above the largest value."""
 
 
 def metric_name(task: Task) -> str:
     """The display name of the task's metric; F1 names the positive label."""
-    return METRIC_NAMES[task.metric] + (f" of {task.labels[1]}" if task.metric == "f1" else "")
+    if task.metric == "f1":
+        return f"F1 of {task.labels[1]}"
+    names = {"macro_f1": "macro F1", "mcc": "Matthews correlation"}
+    correlations = {name: f"{name.capitalize()} correlation" for name in ("pearson", "spearman")}
+    return (names | correlations).get(task.metric, task.metric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +108,6 @@ class TaskReport:
     def results(self) -> tuple[Result, ...]:
         """The teacher first, then the students in their order."""
         return (self.teacher, *self.students)
-
-    @property
-    def speedups(self) -> dict[str, float]:
-        """The teacher's latency divided by each student's."""
-        return {student.model: self.teacher.latency_ms / student.latency_ms for student in self.students}
 
 
 @dataclass(frozen=True)

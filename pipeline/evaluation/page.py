@@ -9,8 +9,6 @@ import jinja2
 import pandas as pd
 
 from pipeline.config.corpus import SPLITS
-from pipeline.config.errors import PipelineError
-from pipeline.config.params import ABSENT
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation import plots
 from pipeline.evaluation.facts import PARETO_LINE, Result, TaskReport, metric_name
@@ -20,25 +18,11 @@ from pipeline.store.files import write_json, written_whole
 RESULTS_FILE = "results.csv"
 PAGE_FILE = "index.html"
 
-Rows = list[tuple[str, Any]]
-"""Names and values of a definition table."""
-
 
 def result_table(reports: Sequence[TaskReport]) -> pd.DataFrame:
     """One row for each task and model, with the columns of ``Result``."""
     columns = [field.name for field in fields(Result)]
     return pd.DataFrame([vars(result) for report in reports for result in report.results], columns=columns)
-
-
-def read_results(folder: Path) -> list[Result]:
-    """The rows of the result table in ``folder``; a model may be called "None"."""
-    names = dict.fromkeys(("task", "model", "metric", "control"), str)
-    try:
-        table = pd.read_csv(folder / RESULTS_FILE, dtype=names, keep_default_na=False, na_values=[""])
-    except FileNotFoundError as cause:
-        raise PipelineError(ABSENT.format(folder / RESULTS_FILE)) from cause
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [Result(**{str(column): value for column, value in row.items()}) for row in rows]
 
 
 def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationSettings) -> None:
@@ -68,8 +52,8 @@ def page(reports: Sequence[TaskReport], settings: EvaluationSettings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {one.__name__: one for one in (plain, scaled, percent, signed, duration)}
-    functions = (metric_name, headline, verdict, difference, plots.pictures, origins, student_settings)
+    environment.filters |= {one.__name__: one for one in (scaled, percent, signed, duration)}
+    functions = (metric_name, headline, verdict, difference, plots.pictures, origins, student_settings, settings_table)
     environment.globals |= {one.__name__: one for one in functions}
     names = {
         "pareto_line": PARETO_LINE,
@@ -94,7 +78,7 @@ def headline(report: TaskReport) -> list[str]:
     else:
         retained = (
             f"The student {best.model} retains {percent(best.retained)} of the teacher’s {metric} "
-            f"({best.value:.3f} of {teacher.value:.3f}) at {report.speedups[best.model]:.1f}× its speed "
+            f"({best.value:.3f} of {teacher.value:.3f}) at {teacher.latency_ms / best.latency_ms:.1f}× its speed "
             f"with {percent(best.parameters / teacher.parameters, 0)} of its parameters."
         )
     return [retained, _effect(report, best)]
@@ -134,54 +118,34 @@ def _effect(report: TaskReport, best: Result) -> str:
     )
 
 
-def flattened(value: Mapping[str, Any], before: str = "") -> Rows:
-    """Nested mappings as rows of dotted names, as params.yaml nests them."""
-    rows: Rows = []
-    for name, inner in value.items():
-        rows += flattened(inner, f"{before}{name}.") if isinstance(inner, Mapping) else [(f"{before}{name}", inner)]
-    return rows
-
-
-def origins(report: TaskReport) -> dict[str, Rows]:
-    """Definition tables of the task, the shards' key and the variants, by title."""
+def origins(report: TaskReport) -> dict[str, Mapping[str, Any]]:
+    """The task, the shards' key and the variants, by title of a table."""
     soft_labels, variants = report.soft_labels, report.shards
-    task: dict[str, Any] = {"kind": report.task.kind, "labels": report.task.labels, "metric": report.task.metric}
-    task |= {f"{split} rows": sum(entry.receipt.rows for entry in soft_labels.of_split(split)) for split in SPLITS}
+    task: dict[str, Any] = {"kind": report.task.kind, "labels": list(report.task.labels), "metric": report.task.metric}
+    rows = {f"{split} rows": sum(entry.receipt.rows for entry in soft_labels.of_split(split)) for split in SPLITS}
     sizes = {
         f"{name} bytes": sum(entry.receipt.bytes for entry in manifest.shards)
         for name, manifest in (("soft labels", soft_labels), ("variants", variants))
     }
     hashes = {f"{name.replace('_', ' ')} manifest": value for name, value in report.hashes.items()}
-    key = {name: value for name, value in variants.key.items() if name not in task}
-    recipes = [" + ".join(recipe) for recipe in variants.recipes]
     return {
-        "Task": flattened(task | soft_labels.details | sizes),
-        "Hashes and versions": flattened(hashes | key),
-        "Variants": flattened({"variants": variants.variants} | variants.details | {"recipes": recipes}),
+        "Task": task | rows | soft_labels.details | sizes,
+        "Hashes and versions": hashes | {name: value for name, value in variants.key.items() if name not in task},
+        "Variants": {"variants": variants.variants} | variants.details | {"recipes": [" + ".join(r) for r in variants.recipes]},
     }
 
 
-def student_settings(report: TaskReport) -> tuple[Rows, list[tuple[str, list[Any]]]]:
-    """The settings and training outcomes that all students share, and those that differ with one value per student."""
+def settings_table(columns: Mapping[str, Mapping[str, Any]], header: bool) -> str:
+    """An HTML table with a row for each dotted name of nested settings, as params.yaml nests them."""
+    table = pd.json_normalize([dict(column) for column in columns.values()]).astype(object).T.set_axis(list(columns), axis=1)
+    with pd.option_context("display.max_colwidth", None):
+        return table.to_html(header=header, border=0, classes="settings", na_rep="–", float_format="{:.4g}".format)
+
+
+def student_settings(report: TaskReport) -> str:
+    """The settings and training outcomes of all students, one column for each."""
     shown = ("settings", "best_epoch", "dev", "start")
-    chosen = [dict(flattened({name: lineage[name] for name in shown})) for lineage in report.lineages.values()]
-    names = dict.fromkeys(name for settings in chosen for name in settings)
-    rows = [(name.removeprefix("settings."), [settings.get(name, "–") for settings in chosen]) for name in names]
-    common = [(name, values[0]) for name, values in rows if len(values) > 1 and all(v == values[0] for v in values)]
-    return common, [row for row in rows if row[0] not in dict(common)]
-
-
-def plain(value: Any) -> str:
-    """A setting as text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f")
-    if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value)) or "none"
-    return "none" if value is None else str(value)
+    return settings_table({name: {part: lineage[part] for part in shown} for name, lineage in report.lineages.items()}, True)
 
 
 def scaled(value: float, unit: str = "") -> str:
@@ -197,12 +161,5 @@ def signed(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A duration with two units at most."""
-    if seconds is None:
-        return "–"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
+    """Minutes and seconds; a dash for an unknown duration."""
+    return "–" if seconds is None else "{} min {:02} s".format(*divmod(round(seconds), 60))
