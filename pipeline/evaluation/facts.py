@@ -40,9 +40,9 @@ def metric_name(task: Task) -> str:
     """The display name of the task's metric; F1 names the positive label."""
     if task.metric == "f1":
         return f"F1 of {task.labels[1]}"
-    names = {"macro_f1": "macro F1", "mcc": "Matthews correlation"}
-    correlations = {name: f"{name.capitalize()} correlation" for name in ("pearson", "spearman")}
-    return (names | correlations).get(task.metric, task.metric)
+    if task.metric in ("pearson", "spearman"):
+        return f"{task.metric.capitalize()} correlation"
+    return {"macro_f1": "macro F1", "mcc": "Matthews correlation"}.get(task.metric, task.metric)
 
 
 @dataclass(frozen=True, kw_only=True)

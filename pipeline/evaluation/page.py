@@ -119,20 +119,13 @@ def _effect(report: TaskReport, best: Result) -> str:
 
 
 def origins(report: TaskReport) -> dict[str, Mapping[str, Any]]:
-    """The task, the shards' key and the variants, by title of a table."""
-    soft_labels, variants = report.soft_labels, report.shards
-    task: dict[str, Any] = {"kind": report.task.kind, "labels": list(report.task.labels), "metric": report.task.metric}
-    rows = {f"{split} rows": sum(entry.receipt.rows for entry in soft_labels.of_split(split)) for split in SPLITS}
-    sizes = {
-        f"{name} bytes": sum(entry.receipt.bytes for entry in manifest.shards)
-        for name, manifest in (("soft labels", soft_labels), ("variants", variants))
-    }
-    hashes = {f"{name.replace('_', ' ')} manifest": value for name, value in report.hashes.items()}
-    return {
-        "Task": task | rows | soft_labels.details | sizes,
-        "Hashes and versions": hashes | {name: value for name, value in variants.key.items() if name not in task},
-        "Variants": {"variants": variants.variants} | variants.details | {"recipes": [" + ".join(r) for r in variants.recipes]},
-    }
+    """The task and its two sets of shards, by title of a table."""
+    tables: dict[str, Mapping[str, Any]] = {"Task": report.task.model_dump(mode="json"), "Manifests": report.hashes}
+    for title, manifest in (("Soft labels", report.soft_labels), ("Variants", report.shards)):
+        rows = {split: sum(entry.receipt.rows for entry in manifest.of_split(split)) for split in SPLITS}
+        size = sum(entry.receipt.bytes for entry in manifest.shards)
+        tables[title] = {"variants": manifest.variants, "rows": rows, "bytes": size} | manifest.details | manifest.key
+    return tables
 
 
 def settings_table(columns: Mapping[str, Mapping[str, Any]], header: bool) -> str:

@@ -141,10 +141,9 @@ def _picture(figure: Figure, report: TaskReport, title: str, note: str, descript
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     drawing = re.sub(r'<g id="[^"]+"', "<g", buffer.getvalue())
-    opening = re.search(r"<svg [^>]*?(viewBox=\"[^\"]+\")[^>]*>", drawing)
-    assert opening is not None, "matplotlib writes the view box"
-    body = drawing[opening.end() :].strip()
     for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var({variable})")
-    words = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
-    return Picture(title, note, f'<svg {opening[1]} role="img">{words}{body}')
+        drawing = drawing.replace(colour, f"var({variable})")
+    opening, body = drawing[drawing.index("<svg") :].strip().split(">", 1)
+    opening = re.sub(r' (xmlns[:\w]*|width|height|version)="[^"]*"', "", opening)
+    description = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
+    return Picture(title, note, f'{opening} role="img">{description}{body.lstrip()}')
