@@ -1,26 +1,14 @@
 """Exports a student to ONNX: data/soft_labels, student → a folder for onnxruntime (a command, not a DVC stage)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
 
-from pipeline.config.params import Settings, load
+from pipeline.config.params import load_section
 from pipeline.config.settings import EvaluationSettings
-from pipeline.evaluation.export import FACTS_FILE, Facts, export
-from pipeline.evaluation.quality import Speed
+from pipeline.evaluation.export import FACTS_FILE, FLOAT_FILE, export
 from stages.command import folder_option, out_option, params_option, stage
-
-WIDTH = 200
-"""Largest width of the printed table in characters."""
-
-
-class Sections(Settings):
-    """The sections of params.yaml that this command reads."""
-
-    evaluate: EvaluationSettings
 
 
 @stage
@@ -31,26 +19,13 @@ class Sections(Settings):
 @params_option
 def main(soft_labels: Path, student: Path, out: Path, int8: bool, params: Path) -> None:
     """Export a student to ONNX, check its logits against torch and measure its speed on one thread."""
-    settings = load(params, Sections, evaluate="evaluate").evaluate
-    facts, speeds = export(student, soft_labels, out, settings, int8)
-    Console(width=WIDTH, highlight=False, markup=False).print(printed_table(student.name, facts, speeds))
-    click.echo(f"{facts.rows:,} test rows; accepted logit difference of {facts.files[0].file}: {facts.allowed:.1e}")
+    facts, speeds = export(student, soft_labels, out, load_section(params, EvaluationSettings, "evaluate"), int8)
+    torch = {"file": f"{student.name} (torch)", "value": facts["value"], "bytes": facts["bytes"]}
+    table = pd.DataFrame([torch, *facts["files"]]).join(pd.DataFrame([speed.model_dump() for speed in speeds]))
+    table["speed_up"] = table["latency_ms"].iloc[0] / table["latency_ms"]
+    click.echo(table.to_string(index=False, na_rep="–", float_format="{:.5g}".format))
+    click.echo(f"{facts['rows']:,} test rows; accepted logit difference of {FLOAT_FILE}: {facts['allowed']:.1e}")
     click.echo(f"export: {out}, usage: {out / 'README.md'}")
-
-
-def printed_table(student: str, facts: Facts, speeds: Sequence[Speed]) -> Table:
-    """Quality and speed of the student in torch and of each file."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("model", no_wrap=True)
-    for name in (facts.task.metric, "agreement", "difference", "size", "latency", "speed-up", "rows/s", "speed-up"):
-        table.add_column(name, justify="right", no_wrap=True)
-    measured = [(f"{student} (torch)", facts.value, "–", "–", facts.bytes)]
-    measured += [(one.file, one.value, f"{one.agreement:.3f}", f"{one.difference:.1e}", one.bytes) for one in facts.files]
-    for (name, value, agreement, difference, size), speed in zip(measured, speeds, strict=True):
-        alone = (f"{speed.latency_ms:.2f} ms", f"{speeds[0].latency_ms / speed.latency_ms:.1f}×")
-        together = (f"{speed.rows_per_s:.0f}", f"{speed.rows_per_s / speeds[0].rows_per_s:.1f}×")
-        table.add_row(name, f"{value:.3f}", agreement, difference, f"{size / 1e6:.1f} MB", *alone, *together)
-    return table
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from pipeline.config.corpus import Metric
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import ABSENT, Settings, read_facts
 from pipeline.corpus.task import Floats, Task, constant_prediction, measure
@@ -21,11 +20,10 @@ from pipeline.evaluation.quality import (
     Qualities,
     Speed,
     Speeds,
+    bootstrap_interval,
     control_of,
-    difference_interval,
-    value_interval,
 )
-from pipeline.shards.manifest import LINEAGE_FILE, SKIPPED_FILE, Manifest, manifest_hash
+from pipeline.shards.manifest import LINEAGE_FILE, Manifest, manifest_hash
 from pipeline.shards.reader import Shards
 
 TEACHER = "teacher"
@@ -34,22 +32,17 @@ TEACHER = "teacher"
 PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
 """When a model is on the Pareto line."""
 
-METRIC_NAMES: dict[Metric, str] = {
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "macro_f1": "macro F1",
-    "mcc": "Matthews correlation",
-    "pearson": "Pearson correlation",
-    "spearman": "Spearman correlation",
-}
-
 BINS_A_DECADE, DECADES = 8, 6
 """The histogram of divergence covers this many decades, up to the power of ten above the largest value."""
 
 
 def metric_name(task: Task) -> str:
     """The display name of the task's metric; F1 names the positive label."""
-    return METRIC_NAMES[task.metric] + (f" of {task.labels[1]}" if task.metric == "f1" else "")
+    if task.metric == "f1":
+        return f"F1 of {task.labels[1]}"
+    if task.metric in ("pearson", "spearman"):
+        return f"{task.metric.capitalize()} correlation"
+    return {"macro_f1": "macro F1", "mcc": "Matthews correlation"}.get(task.metric, task.metric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +94,13 @@ class TaskReport:
     students: tuple[Result, ...]
     lineages: Mapping[str, Mapping[str, Any]]
     soft_labels: Manifest
-    perturbations: Manifest
+    shards: Manifest
     hashes: Mapping[str, str]
     """Hashes of the two manifests, ``soft_labels`` and ``shards``."""
     training: pd.DataFrame
     """Columns task, model, epoch, loss, dev."""
     divergence: pd.DataFrame
-    """Columns task, variants, low, high, count."""
+    """Columns task, variants, low, high, count: a histogram."""
     flips: pd.DataFrame
     """Columns task, variants, rows, flipped (share), divergence (median)."""
 
@@ -115,11 +108,6 @@ class TaskReport:
     def results(self) -> tuple[Result, ...]:
         """The teacher first, then the students in their order."""
         return (self.teacher, *self.students)
-
-    @property
-    def speedups(self) -> dict[str, float]:
-        """The teacher's latency divided by each student's."""
-        return {student.model: self.teacher.latency_ms / student.latency_ms for student in self.students}
 
 
 @dataclass(frozen=True)
@@ -136,11 +124,6 @@ class _Student:
     teacher_logits: Floats
 
 
-def skipped(data: Path, task: str, student: str) -> bool:
-    """Whether a student was left out for a task by ``students.<name>.tasks``."""
-    return (data / "student" / task / student / SKIPPED_FILE).exists()
-
-
 def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> TaskReport:
     """Read everything that earlier stages wrote about task ``name`` and these students; other folders are ignored.
 
@@ -148,35 +131,37 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         PipelineError: a product is missing or damaged, or a student was trained or evaluated on other rows.
     """
     shards = Shards.holding("variants", data / "shards" / name)
-    hashes = {"soft_labels": manifest_hash(data / "soft_labels" / name), "shards": manifest_hash(shards.folder)}
     soft_labels = Manifest.read(data / "soft_labels" / name)
+    hashes = {"soft_labels": manifest_hash(data / "soft_labels" / name), "shards": manifest_hash(shards.folder)}
     task, found = soft_labels.task, {student: _read_student(data, name, student, hashes) for student in students}
-    first, variants = found[students[0]], _variants(shards)
-    constant = constant_prediction(task, first.labels)
-    lead = difference_interval(
-        task, first.labels, first.teacher_logits, constant, resamples, (task.name, TEACHER, "one answer")
-    )
-    results = [_teacher_result(task, found, resamples)]
-    results += [_student_result(task, student, found, results[0], resamples) for student in students]
+    teacher = _teacher_result(task, list(found.values()), resamples)
+    results = [teacher, *(_student_result(task, student, found, teacher, resamples) for student in students)]
     on_line = on_pareto_line([(result.latency_ms, result.value) for result in results])
+    first, names = found[students[0]], (task.name, TEACHER, "constant prediction")
+    constant = constant_prediction(task, first.labels)
+    taught = bootstrap_interval(task, first.labels, first.teacher_logits, resamples, names, constant)[0] > 0
     teacher, *trained = (
-        replace(result, pareto=pareto, retained=result.retained if lead[0] > 0 else None)
+        replace(result, pareto=pareto, retained=result.retained if taught else None)
         for result, pareto in zip(results, on_line, strict=True)
     )
+    folders = {TEACHER: data / "teacher" / name} | {student: data / "student" / name / student for student in students}
+    histories = {model: pd.read_csv(folder / "history.csv") for model, folder in folders.items()}
+    curves = [table.assign(task=name, model=model) for model, table in histories.items() if len(table)]
+    divergence, flips = _effects(name, shards)
     return TaskReport(
         task=task,
         rows=len(first.labels),
         trivial=measure(task, first.labels, constant),
-        taught=lead[0] > 0,
+        taught=taught,
         teacher=teacher,
         students=tuple(trained),
         lineages={student: products.lineage for student, products in found.items()},
         soft_labels=soft_labels,
-        perturbations=shards.manifest,
+        shards=shards.manifest,
         hashes=hashes,
-        training=_histories(name, {TEACHER: data / "teacher" / name, **{s: data / "student" / name / s for s in students}}),
-        divergence=_histogram(name, variants),
-        flips=_flips(name, variants),
+        training=pd.concat(curves)[["task", "model", "epoch", "loss", "dev"]],
+        divergence=divergence,
+        flips=flips,
     )
 
 
@@ -185,13 +170,12 @@ def on_pareto_line(models: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(a <= latency and b >= value and (a, b) != (latency, value) for a, b in models) for latency, value in models]
 
 
-def _teacher_result(task: Task, students: Mapping[str, _Student], resamples: int) -> Result:
+def _teacher_result(task: Task, students: Sequence[_Student], resamples: int) -> Result:
     """The teacher's row; it is timed beside every student, and the median of these timings counts."""
-    first = next(iter(students.values()))
-    timings = [student.speeds.teacher for student in students.values()]
+    timings = [student.speeds.teacher for student in students]
     speed = {column: float(np.median([getattr(timing, column) for timing in timings])) for column in Speed.model_fields}
-    low, high = value_interval(task, first.labels, first.teacher_logits, resamples, (task.name, TEACHER))
-    measured = first.qualities.teacher.model_dump() | speed
+    logits, measured = students[0].teacher_logits, students[0].qualities.teacher.model_dump() | speed
+    low, high = bootstrap_interval(task, students[0].labels, logits, resamples, (task.name, TEACHER))
     return Result(task=task.name, model=TEACHER, metric=task.metric, value_low=low, value_high=high, **measured)
 
 
@@ -202,26 +186,23 @@ def _student_result(task: Task, name: str, students: Mapping[str, _Student], tea
         column: getattr(teacher, column) * getattr(beside.student, column) / getattr(beside.teacher, column)
         for column in Speed.model_fields
     }
-    low, high = value_interval(task, own.labels, own.logits, resamples, (task.name, name))
     measured = own.qualities.student.model_dump() | speed | {"training_s": own.seconds}
+    low, high = bootstrap_interval(task, own.labels, own.logits, resamples, (task.name, name))
     result = Result(task=task.name, model=name, metric=task.metric, value_low=low, value_high=high, **measured)
     control = control_of(name, {student: products.lineage["settings"] for student, products in students.items()})
     if control is None:
         return result
-    other, seeds = students[control], (task.name, name, control)
-    if own.ids != other.ids:
+    if own.ids != students[control].ids:
         raise PipelineError(f"{task.name}: {name} and {control} were evaluated on different rows; evaluate both again")
-    low, high = difference_interval(task, own.labels, own.logits, other.logits, resamples, seeds)
+    names = (task.name, name, control)
+    low, high = bootstrap_interval(task, own.labels, own.logits, resamples, names, students[control].logits)
     return replace(result, control=control, interval_low=low, interval_high=high)
 
 
 def _read_student(data: Path, task: str, name: str, hashes: Mapping[str, str]) -> _Student:
-    """One student's products; raises where it was trained from other shards than those of the report."""
-    folder, evaluation, cost = (
-        data / "student" / task / name,
-        data / "evaluation" / task / name,
-        data / "training" / task / f"{name}.json",
-    )
+    """One student's products; raises if it was trained from other shards than those of the report."""
+    folder, evaluation = data / "student" / task / name, data / "evaluation" / task / name
+    cost = data / "training" / task / f"{name}.json"
     try:
         lineage = json.loads((folder / LINEAGE_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
@@ -233,50 +214,27 @@ def _read_student(data: Path, task: str, name: str, hashes: Mapping[str, str]) -
                 f"but the current {content} have manifest {current[:12]}…; train it again with dvc repro"
             )
     qualities, speeds = read_facts(Qualities, evaluation / QUALITY_FILE), read_facts(Speeds, evaluation / SPEED_FILE)
+    seconds = read_facts(TrainingCost, cost).seconds if cost.exists() else None
     table = pq.read_table(evaluation / PREDICTIONS_FILE)
+    labels = np.asarray(table.column("label").to_numpy(), dtype=np.float64)
     logits, teacher = (np.array(table.column(f"{who}_logits").to_pylist(), dtype=np.float32) for who in ("student", TEACHER))
-    return _Student(
-        lineage=lineage,
-        seconds=read_facts(TrainingCost, cost).seconds if cost.exists() else None,
-        qualities=qualities,
-        speeds=speeds,
-        ids=table.column("id").to_pylist(),
-        labels=np.asarray(table.column("label").to_numpy(), dtype=np.float64),
-        logits=logits,
-        teacher_logits=teacher,
-    )
+    return _Student(lineage, seconds, qualities, speeds, table.column("id").to_pylist(), labels, logits, teacher)
 
 
-def _histories(task: str, folders: Mapping[str, Path]) -> pd.DataFrame:
-    """The histories of all trainings; a teacher that was not fine-tuned has no rows."""
-    found = {name: pd.read_csv(folder / "history.csv") for name, folder in folders.items()}
-    histories = [history.assign(task=task, model=name) for name, history in found.items() if len(history)]
-    return pd.concat(histories)[["task", "model", "epoch", "loss", "dev"]]
-
-
-def _variants(shards: Shards) -> dict[str, pd.DataFrame]:
-    """Columns divergence and flipped by recipe, or by variant if there is a single recipe."""
-    recipes, found = shards.manifest.recipes, dict[str, list[pd.DataFrame]]()
+def _effects(task: str, shards: Shards) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables ``divergence`` and ``flips``, by recipe, or by variant if there is a single recipe."""
+    recipes, groups = shards.manifest.recipes, dict[str, list[int]]()
     for number in range(1, shards.manifest.variants + 1):
         name = " + ".join(recipes[(number - 1) % len(recipes)]) if len(recipes) > 1 else f"variant {number}"
-        rows = shards.rows("train", number)
-        found.setdefault(name, []).append(
-            pd.DataFrame({column: rows.column(column).to_numpy() for column in ("divergence", "flipped")})
-        )
-    return {name: pd.concat(tables) for name, tables in found.items()}
-
-
-def _histogram(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Counts on one logarithmic grid for all variants; the first bin includes everything below it."""
-    greatest = max((float(rows["divergence"].max()) for rows in variants.values()), default=0.0)
+        groups.setdefault(name, []).append(number)
+    rows = {name: shards.rows("train", *numbers) for name, numbers in groups.items()}
+    found = {name: part.column("divergence").to_numpy().astype(np.float64) for name, part in rows.items()}
+    greatest = max((values.max() for values in found.values()), default=0.0)
     top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
-    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)
-    counts = {name: np.histogram(rows["divergence"].clip(edges[0], edges[-1]), edges)[0] for name, rows in variants.items()}
-    rows = [(task, name, *bar) for name, heights in counts.items() for bar in zip(edges, edges[1:], heights, strict=False)]
-    return pd.DataFrame(rows, columns=["task", "variants", "low", "high", "count"])
-
-
-def _flips(task: str, variants: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The share of the teacher's predictions that changed, and the median divergence."""
-    rows = [(task, n, len(r), float(r["flipped"].mean()), float(r["divergence"].median())) for n, r in variants.items()]
-    return pd.DataFrame(rows, columns=["task", "variants", "rows", "flipped", "divergence"])
+    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)  # the first bin includes all below it
+    counts = {name: np.histogram(values.clip(edges[0], edges[-1]), edges)[0] for name, values in found.items()}
+    bars = [(task, name, *bar) for name, heights in counts.items() for bar in zip(edges[:-1], edges[1:], heights, strict=True)]
+    flipped = {name: part.column("flipped").to_numpy().mean() for name, part in rows.items()}
+    flips = [(task, name, len(part), flipped[name], np.median(found[name])) for name, part in rows.items()]
+    divergence = pd.DataFrame(bars, columns=["task", "variants", "low", "high", "count"])
+    return divergence, pd.DataFrame(flips, columns=["task", "variants", "rows", "flipped", "divergence"])

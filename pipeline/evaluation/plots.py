@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pipeline.evaluation.facts import TEACHER, Result, TaskReport, metric_name
 
@@ -35,7 +35,6 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -59,13 +58,20 @@ class Picture:
     svg: str
 
 
-def colour_number(position: int) -> int:
-    """The number of the CSS colour of the student at ``position``."""
-    return position % SERIES
-
-
 @matplotlib.rc_context(_STYLE)
-def quality_latency(report: TaskReport) -> Picture:
+def pictures(report: TaskReport) -> list[Picture]:
+    """All figures of a task."""
+    metric = metric_name(report.task)
+    dev_note = "The teacher is dashed. The axis starts at the lowest value after the first epoch."
+    loss_note = "Students only. Loss settings may differ between students, so compare shapes, not heights."
+    return [
+        _quality_latency(report),
+        _curves(report, "dev", f"dev {metric}", f"Dev {metric} by epoch", dev_note),
+        _curves(report, "loss", "training loss", "Training loss by epoch", loss_note),
+    ]
+
+
+def _quality_latency(report: TaskReport) -> Picture:
     """The metric against latency, with the Pareto line."""
     figure = Figure()
     axes = figure.subplots()
@@ -83,45 +89,8 @@ def quality_latency(report: TaskReport) -> Picture:
     return _picture(figure, report, "Quality and latency", note, described)
 
 
-@matplotlib.rc_context(_STYLE)
-def training(report: TaskReport) -> list[Picture]:
-    """The dev metric and the training loss by epoch."""
-    metric = metric_name(report.task)
-    dev_note = "The teacher is dashed. The axis starts at the lowest value after the first epoch."
-    loss_note = "Students only. Objectives may differ between students, so compare shapes, not heights."
-    return [
-        _curves(report, "dev", f"dev {metric}", f"Dev {metric} by epoch", dev_note),
-        _curves(report, "loss", "training loss", "Training loss by epoch", loss_note),
-    ]
-
-
-@matplotlib.rc_context(_STYLE)
-def divergence(report: TaskReport) -> Picture:
-    """Histograms of the teacher's divergence on the variants and, for classification, the share of flipped predictions."""
-    table, classes = report.flips, report.task.kind == "classification"
-    figure = Figure(figsize=(4.7, max(3.1, 0.9 + 0.45 * len(table))))
-    panels = figure.subplots(1, 1 + classes, sharey=True, width_ratios=[2, 1][: 1 + classes], squeeze=False)[0]
-    _histograms(panels[0], report)
-    panels[0].set_xlabel(f"{'KL in nats' if classes else 'squared error'} (log scale)")
-    if classes:
-        bars = panels[1].barh(np.arange(len(table)) - 0.3, table["flipped"], height=0.4, color=_SERIES[1], alpha=0.8)
-        panels[1].bar_label(bars, [f"{share:.1%}" for share in table["flipped"]], padding=4)
-        panels[1].set(xlabel="flipped", xlim=(0, 1.6 * max(table["flipped"].max(), 0.01)))
-        panels[1].xaxis.set_major_locator(MaxNLocator(3))
-        panels[1].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    for axes in panels:
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
-    note = "Divergence of the teacher’s output on a variant from that on the clean input, over the train split; "
-    note += "vertical strokes are medians, and the first bar includes everything below it."
-    note += " Right: the share of predictions that flipped." if classes else ""
-    rows = zip(table["variants"], table["divergence"], table["flipped"], strict=True)
-    described = "; ".join(f"{name}: median {middle:.3g}, {share:.1%} flipped" for name, middle, share in rows)
-    return _picture(figure, report, "Effect of the variants on the teacher", note, described)
-
-
 def _curves(report: TaskReport, column: str, label: str, title: str, note: str) -> Picture:
-    """One line for each model; the axis of the dev metric leaves the first epoch out."""
+    """A column of the histories, one line for each model; the axis of the dev metric leaves the first epoch out."""
     figure, ends = Figure(), []
     axes = figure.subplots()
     axes.set(xlabel="epoch", ylabel=label)
@@ -138,22 +107,6 @@ def _curves(report: TaskReport, column: str, label: str, title: str, note: str) 
     return _picture(figure, report, title, note, "; ".join(ends))
 
 
-def _histograms(axes: Axes, report: TaskReport) -> None:
-    """One filled histogram for each recipe or variant on a common scale, the first at the top."""
-    table, names = report.divergence, report.flips["variants"]
-    counted = table[table["count"] > 0]
-    tallest = table[table["low"] > table["low"].min()]["count"].max() or table["count"].max()
-    for row, (name, median) in enumerate(zip(names, report.flips["divergence"], strict=True)):
-        part = table[table["variants"] == name]
-        heights = 0.85 * np.clip(part["count"].to_numpy(dtype=float) / tallest, 0, 1)
-        edges = [*part["low"], part["high"].iloc[-1]]
-        axes.stairs(row - heights, edges, baseline=row, fill=True, color=_SERIES[0], alpha=0.55)
-        axes.vlines(max(median, edges[0]), row - 0.3, row, color=INK, linewidth=1.6)
-    _log_axis(axes, [counted["low"].min(), counted["high"].max()], margin=1.15)
-    axes.set_yticks(np.arange(len(names)) - 0.3, names)
-    axes.set_ylim(len(names) - 0.6, -1.0)
-
-
 def _label_points(figure: Figure, axes: Axes, report: TaskReport) -> None:
     """Write each model's name to the right of its point; a name that would overlap a lower one moves up."""
     figure.draw_without_rendering()
@@ -166,12 +119,12 @@ def _label_points(figure: Figure, axes: Axes, report: TaskReport) -> None:
 
 
 def _coloured(report: TaskReport) -> list[tuple[Result, str]]:
-    return [(report.teacher, INK), *((s, _SERIES[colour_number(n)]) for n, s in enumerate(report.students))]
+    return [(report.teacher, INK), *((s, _SERIES[n % SERIES]) for n, s in enumerate(report.students))]
 
 
-def _log_axis(axes: Axes, values: Sequence[float], margin: float = 1.6) -> None:
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
     """A logarithmic x axis with plain numbers that spans at least a factor of five around the values."""
-    low, high = min(values) / margin, max(values) * margin
+    low, high = min(values) / 1.6, max(values) * 1.6
     slack = max(1.0, (5 * low / high) ** 0.5)
     axes.set_xscale("log")
     axes.set_xlim(low / slack, high * slack)
@@ -188,10 +141,9 @@ def _picture(figure: Figure, report: TaskReport, title: str, note: str, descript
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     drawing = re.sub(r'<g id="[^"]+"', "<g", buffer.getvalue())
-    opening = re.search(r"<svg [^>]*?(viewBox=\"[^\"]+\")[^>]*>", drawing)
-    assert opening is not None, "matplotlib writes the view box"
-    body = drawing[opening.end() :].strip()
     for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var({variable})")
-    words = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
-    return Picture(title, note, f'<svg {opening[1]} role="img">{words}{body}')
+        drawing = drawing.replace(colour, f"var({variable})")
+    opening, body = drawing[drawing.index("<svg") :].strip().split(">", 1)
+    opening = re.sub(r' (xmlns[:\w]*|width|height|version)="[^"]*"', "", opening)
+    description = f"<title>{html.escape(title)}</title><desc>{html.escape(description)}</desc>"
+    return Picture(title, note, f'{opening} role="img">{description}{body.lstrip()}')

@@ -1,9 +1,8 @@
-"""Measures a model on the test split: metric, confidence intervals, agreement with the teacher, size, latency, throughput."""
+"""Measures a model on the test split: metric, bootstrap intervals, agreement with the teacher, size, latency, throughput."""
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ SPEED_FILE = "speed.json"
 
 LATENCY_ROWS = 1
 THROUGHPUT_ROWS = 32
-"""Batch sizes at which latency and throughput are measured."""
-
+TIMED_ROUNDS = 3
 CONFIDENCE = 0.95
 
 BATCH_SIZE = 32
-"""Rows per batch of the predictions on the test split."""
-
-TIMED_ROUNDS = 3
+"""Most rows per batch of the predictions on the test split."""
 
 Predict = Callable[[Batch], object]
 """Runs a model on a batch padded on the right; the result is ignored."""
@@ -56,7 +52,7 @@ class Quality(Settings):
 
 
 class Qualities(Settings):
-    """``quality.json``: student and teacher; the same bytes on every run."""
+    """``quality.json``; the same bytes on every run."""
 
     rows: int
     teacher: Quality
@@ -73,13 +69,13 @@ class Speed(Settings):
 
 
 class Speeds(Settings):
-    """``speed.json``: student and teacher, timed in turns; varies from run to run."""
+    """``speed.json``; varies from run to run."""
 
     teacher: Speed
     student: Speed
 
 
-def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int) -> Floats:
+def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int = BATCH_SIZE) -> Floats:
     """The model's logits [rows, outputs] in the order of ``rows``, computed on the model's device."""
     found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
     with torch.inference_mode():
@@ -97,8 +93,13 @@ def quality(model: PreTrainedModel, folder: Path, task: Task, labels: Floats, lo
         retained=value / teacher_value if teacher_value > 0 else None,
         agreement=agreement(task, logits, teacher),
         parameters=parameter_count(model),
-        bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        bytes=bytes_of(folder, "*.safetensors"),
     )
+
+
+def bytes_of(folder: Path, files: str) -> int:
+    """Total size of the files in a folder that match a pattern."""
+    return sum(file.stat().st_size for file in folder.glob(files))
 
 
 def agreement(task: Task, logits: Floats, teacher: Floats) -> float:
@@ -125,45 +126,30 @@ def check_labels(task: Task, model: PreTrainedModel, folder: Path) -> None:
 
 
 def control_of(name: str, settings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The student with the settings of ``name`` but ``variant_policy: none``; ``settings`` are those of all students."""
-    if settings[name]["variant_policy"] == "none":
-        return None
-    wanted = {**settings[name], "variant_policy": "none"}
-    return next((other for other, found in settings.items() if found == wanted), None)
+    """The student that differs from ``name`` only in ``variant_policy: none``; ``settings`` are those of all students."""
+    plain = [other for other, found in settings.items() if found["variant_policy"] == "none"]
+    others = {n: {**s, "variant_policy": None, "loss": {**s.get("loss", {}), "variants": None}} for n, s in settings.items()}
+    return None if name in plain else next((other for other in plain if others[other] == others[name]), None)
 
 
-def difference_interval(
-    task: Task, labels: Floats, student: Floats, control: Floats, resamples: int, names: Sequence[str]
+def bootstrap_interval(
+    task: Task, labels: Floats, logits: Floats, resamples: int, names: Sequence[str], control: Floats | None = None
 ) -> tuple[float, float]:
-    """Paired 95 % percentile bootstrap interval of the metric's difference, student minus control.
+    """95 % percentile bootstrap interval of a model's metric, or of its paired difference to that of ``control``.
 
-    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` determine the seed.
+    ``labels`` is [rows], both logits are [rows, outputs]; ``names`` determine the seed. A single row gives its value as both
+    ends. The method is percentile because BCa is undefined if all resamples have the same value.
     """
 
-    def difference(chosen: Integers) -> float:
-        return measure(task, labels[chosen], student[chosen]) - measure(task, labels[chosen], control[chosen])
+    def statistic(chosen: Integers) -> float:
+        value = measure(task, labels[chosen], logits[chosen])
+        return value if control is None else value - measure(task, labels[chosen], control[chosen])
 
-    return _over_rows(difference, len(labels), resamples, names)
-
-
-def value_interval(task: Task, labels: Floats, logits: Floats, resamples: int, names: Sequence[str]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a model's metric.
-
-    ``labels`` is [rows], ``logits`` [rows, outputs]; ``names`` determine the seed.
-    """
-    return _over_rows(lambda chosen: measure(task, labels[chosen], logits[chosen]), len(labels), resamples, names)
-
-
-def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int, names: Sequence[str]) -> tuple[float, float]:
-    """Bootstrap interval of a statistic of drawn rows; a single row gives its value as both ends.
-
-    Percentile rather than BCa, because BCa is undefined if all resamples have the same value.
-    """
-    if rows == 1:
-        alone = statistic(np.zeros(1, dtype=np.int64))
-        return alone, alone
-    found = scipy.stats.bootstrap(
-        (np.arange(rows),),
+    if len(labels) == 1:
+        value = statistic(np.zeros(1, dtype=np.int64))
+        return value, value
+    interval = scipy.stats.bootstrap(
+        (np.arange(len(labels)),),
         statistic,
         vectorized=False,
         method="percentile",
@@ -171,42 +157,27 @@ def _over_rows(statistic: Callable[[Integers], float], rows: int, resamples: int
         batch=100,
         confidence_level=CONFIDENCE,
         rng=np.random.default_rng(seed_of("bootstrap", *names)),
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
-def speeds(
-    predictors: Sequence[Predict], rows: Rows, pad_token_id: int, timed_rows: int, rounds: int = TIMED_ROUNDS
-) -> list[Speed]:
+def speeds(predictors: Sequence[Predict], rows: Rows, pad_token_id: int, timed_rows: int) -> list[Speed]:
     """The speed of each model on the same test rows; the models take turns, so that all see the same machine load."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, timed_rows).astype(int))
-    singles = _batches(rows, chosen, LATENCY_ROWS, pad_token_id)
-    groups = _batches(rows, chosen, THROUGHPUT_ROWS, pad_token_id)
-    with one_thread(), torch.inference_mode():
-        for predict in predictors:
-            _seconds(predict, [*singles[:THROUGHPUT_ROWS], *groups])
-        turns = [
-            [(_seconds(predict, singles), _seconds(predict, groups)) for predict in predictors] for _ in range(TIMED_ROUNDS)
-        ]
-    timed = sum(len(group["input_ids"]) for group in groups)
-    return [_speed([turn[number] for turn in turns], timed) for number in range(len(predictors))]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread within the block."""
-    before = torch.get_num_threads()
+    singles, groups = (_batches(rows, chosen, size, pad_token_id) for size in (LATENCY_ROWS, THROUGHPUT_ROWS))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with torch.inference_mode():
+            for predict in predictors:
+                _seconds(predict, [*singles[:THROUGHPUT_ROWS], *groups])  # warm-up
+            seconds = [[_seconds(predict, [*singles, *groups]) for predict in predictors] for _ in range(TIMED_ROUNDS)]
     finally:
-        torch.set_num_threads(before)
-
-
-def _speed(turns: Sequence[tuple[list[float], list[float]]], timed: int) -> Speed:
-    singles = [seconds for single, _ in turns for seconds in single]
-    group = float(np.median([sum(seconds) for _, seconds in turns]))
-    return Speed(latency_ms=float(np.median(singles)) * 1000, rows_per_s=timed / group)
+        torch.set_num_threads(threads)
+    alone, together = np.split(np.array(seconds), [len(singles)], axis=2)  # [rounds, models, batches]
+    latency, duration = 1000 * np.median(alone, axis=(0, 2)), np.median(together.sum(axis=2), axis=0)
+    timed = sum(len(group["input_ids"]) for group in groups)
+    return [Speed(latency_ms=float(ms), rows_per_s=timed / float(s)) for ms, s in zip(latency, duration, strict=True)]
 
 
 def _seconds(predict: Predict, batches: Sequence[Batch]) -> list[float]:
