@@ -1,7 +1,4 @@
-"""A stored variant as a model's input: the words of its tokens, mixed with a partner's, plus δ. One way for both halves.
-
-The teacher labels exactly what a student later sees. Knows embeddings and batches; not models, shards or settings.
-"""
+"""A stored variant as model input: word embeddings, mixed with a partner's, plus δ; teacher and student use the same code."""
 
 from collections.abc import Callable, Sequence
 
@@ -26,15 +23,9 @@ def mixing_batch(
     pad_token_id: int,
     tokens: int = 0,
 ) -> Batch:
-    """Pad rows, and their partners where any has one; a row without counts as its own partner.
+    """Pad rows to at least ``tokens`` and, if any row has a partner, the partners; a row without one is its own.
 
-    Args:
-        input_ids: of the rows.
-        token_type_ids: of the rows, where the model has them.
-        partner_ids: as long as the row's own ids, or None.
-        own_weights: share of the row's own embeddings, or None.
-        pad_token_id: fills the rows.
-        tokens: pads at least to this length.
+    ``partner_ids`` are as long as the row's own ids; ``own_weights`` are λ, the weights of the row's own embeddings.
     """
     batch = collate(input_ids, token_type_ids, pad_token_id, tokens)
     if any(ids is not None for ids in partner_ids):
@@ -45,7 +36,7 @@ def mixing_batch(
 
 
 def variant_embeddings(words: Words, batch: Batch) -> Tensor:
-    """Word embeddings [rows, tokens, width] of a batch before δ: own ones, or λ · own + (1 − λ) · partner's (MixKD)."""
+    """Word embeddings [rows, tokens, width] of a batch without δ; of mixed rows λ · own + (1 − λ) · partner's (MixKD)."""
     own = words(batch["input_ids"])
     if PARTNER_IDS not in batch:
         return own
@@ -54,10 +45,10 @@ def variant_embeddings(words: Words, batch: Batch) -> Tensor:
 
 
 def mapped(delta: Tensor, linear: Tensor | None) -> Tensor:
-    """δ [..., teacher's width] in another model's word-embedding space [..., its width]; None where both share one."""
+    """δ [..., teacher's width] in a model's embedding space [..., its width]; ``linear`` is None if they share one."""
     return delta if linear is None else delta @ linear.to(delta.device)
 
 
 def filled(ids: Integers, length: int, pad_token_id: int) -> npt.NDArray[np.int32]:
-    """Token ids lengthened with padding tokens, whose embedding then takes part in a mixture."""
+    """Token ids extended with padding tokens, whose embeddings are mixed too."""
     return np.concatenate([ids, np.full(length - len(ids), pad_token_id)]).astype(np.int32)
