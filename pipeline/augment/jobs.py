@@ -1,71 +1,77 @@
-"""Jobs and work: what the driver hands out and what a worker does with it. Knows the store, not what is computed.
+"""Jobs, which the driver assigns, and their work, which a worker runs: soft labels and replacement candidates of words.
 
-The driver holds jobs, which are small; it reads a job's rows only when a worker takes it, and they travel with it.
+A job is small. The driver reads its rows only when a worker takes it, and the work carries them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.augment.teacher import ModelSet
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.augment.batches import Arrays, Inputs
+from pipeline.augment.candidates import candidates_columns
+from pipeline.augment.teacher import FrozenTeacher, ModelSet
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.hashing import Key
+from pipeline.corpus.encoding import encode
+from pipeline.corpus.seeding import seed_of
+from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
+from pipeline.shards.reader import Rows, Shards
+from pipeline.shards.schema import candidates_schema, shard_schema
+from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key, hash_of
 from pipeline.store.store import Facts, Store
+
+ROWS_A_READ = 4096
+"""Rows of a table that are read at once."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker says of finished work."""
+    """The result of finished work."""
 
     result: Any
-    """A receipt, or what else the work gives."""
+    """A receipt, or another value."""
     notes: tuple[str, ...] = ()
-    """What a person should know and no product says."""
+    """Messages to the user."""
 
 
 class Work(Protocol):
-    """What a worker does; it travels with all that it needs beside the models."""
+    """Work with its rows."""
 
     def run(self, models: ModelSet, store: Store) -> Done:
-        """Do it; a shard goes into the store."""
+        """Do it; a shard is written to the store."""
 
 
 class Job(Protocol):
-    """What the driver has to give away."""
+    """A unit of work for a worker."""
 
     @property
     def name(self) -> str:
-        """What a person calls it, in progress lines and errors."""
+        """For progress lines and errors."""
 
     def work(self) -> Work:
-        """Read what a worker needs for it."""
+        """Read the rows."""
 
 
 class ShardJob(Job, Protocol):
-    """A job that finishes one shard in the store."""
+    """A job that writes one shard to the store."""
 
     @property
     def key(self) -> Key:
-        """What decides the shard's bytes."""
-
-    @property
-    def split(self) -> Split: ...
-
-    @property
-    def partition(self) -> int: ...
-
-    @property
-    def variant(self) -> int: ...
+        """Decides the shard's bytes."""
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
     """Put a shard that ``write`` writes into the store.
 
     Raises:
-        PipelineError: the store cannot be written to; nothing half-written is left.
+        PipelineError: the store cannot be written to; no partial file remains.
     """
     facts: Facts = {}
     try:
@@ -73,5 +79,192 @@ def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
             receipt = write(folder / SHARD_FILE)
             facts |= receipt.facts()
     except OSError as cause:
-        raise PipelineError(f"the store {store.folder} does not take it: {cause.strerror or cause}") from cause
+        raise PipelineError(f"cannot write to the store {store.folder}: {cause.strerror or cause}") from cause
     return receipt
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The examples of one shard."""
+
+    example_ids: list[str]
+    first: list[str]
+    second: list[str] | None
+    labels: list[float | int | None]
+
+    def examples_hash(self) -> str:
+        """Hash of ids, texts and labels."""
+        return hash_of([self.example_ids, self.first, self.second, self.labels])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Position of a shard's examples in the prepared table of their split."""
+
+    prepared: Path
+    split: Split
+    number: int
+    start: int
+    stop: int
+    examples_hash: str
+
+    def read(self) -> Partition:
+        """The examples, from the row groups that hold them."""
+        with pq.ParquetFile(self.prepared / f"{self.split}.parquet") as file:
+            groups = range(file.metadata.num_row_groups)
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+            first, last = (int(np.searchsorted(ends, at, side="right")) for at in (self.start, self.stop - 1))
+            before = int(ends[first - 1]) if first else 0
+            table = file.read_row_groups(list(range(first, last + 1)))
+        return _partition(table.slice(self.start - before, self.stop - self.start))
+
+
+def places(prepared: Path, split: Split, rows: int) -> Iterator[Place]:
+    """Cut the table of a split into partitions of about ``rows`` examples, with few rows in memory at a time."""
+    with pq.ParquetFile(prepared / f"{split}.parquet") as file:
+        held, start, number = file.schema_arrow.empty_table(), 0, 0
+        for part in chain(file.iter_batches(ROWS_A_READ), [None]):
+            held = held if part is None else pa.concat_tables([held, pa.table(part)])
+            runs = list(cut(held.column("id").to_pylist(), rows))
+            for run in runs if part is None else runs[:-1]:
+                partition = _partition(held.slice(run.start, len(run)))
+                yield Place(prepared, split, number, start, start + len(run), partition.examples_hash())
+                start, number = start + len(run), number + 1
+            held = held.slice(runs[-1].start if runs else 0).combine_chunks()
+
+
+def cut(example_ids: Iterable[str], rows: int) -> Iterator[range]:
+    """Cut a split into runs of about ``rows`` examples by content-defined chunking, as in rsync.
+
+    A run ends after an example that its hash selects (one in ``rows``/2), after at least ``rows``/2 and at most 2 × ``rows``
+    examples. An added, changed or removed row alters its own run; later cuts stay, so few shards are computed again.
+    """
+    start = stop = 0
+    for stop, example_id in enumerate(example_ids, start=1):
+        length = stop - start
+        chosen = length >= rows / 2 and seed_of(example_id) % max(rows // 2, 1) == 0
+        if chosen or length >= 2 * rows:
+            yield range(start, stop)
+            start = stop
+    if start < stop:
+        yield range(start, stop)
+
+
+def _partition(table: pa.Table) -> Partition:
+    columns = table.to_pydict()
+    return Partition(columns["id"], columns["text_a"], columns.get("text_b"), columns["label"])
+
+
+@dataclass(frozen=True)
+class SoftLabelJob:
+    """The teacher's logits on the clean inputs of a partition: variant 0."""
+
+    place: Place
+    shared_key: Key
+    batch_rows: int
+    variant: int = 0
+
+    @property
+    def split(self) -> Split:
+        return self.place.split
+
+    @property
+    def partition(self) -> int:
+        return self.place.number
+
+    @property
+    def key(self) -> Key:
+        return self.shared_key | {"variant": 0, "examples": self.place.examples_hash}
+
+    @property
+    def name(self) -> str:
+        return f"soft labels of {self.split}, partition {self.partition}"
+
+    def work(self) -> "SoftLabelWork":
+        """Read the texts; raises ``PipelineError`` if they changed since the key was made."""
+        examples = self.place.read()
+        if examples.examples_hash() != self.place.examples_hash:
+            raise PipelineError(f"the tables in {self.place.prepared} were changed during this run; start it again")
+        return SoftLabelWork(examples, self.key, self.key["max_length"], self.batch_rows)
+
+
+@dataclass(frozen=True)
+class SoftLabelWork:
+    """Encode texts and run the teacher."""
+
+    examples: Partition
+    key: Key
+    max_length: int
+    batch_rows: int
+
+    def run(self, models: ModelSet, store: Store) -> Done:
+        """Write the shard of soft labels."""
+        inputs, truncated = self.encoded(models.teacher)
+        logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
+        columns = inputs.columns(0, self.examples.labels, logits)
+        schema = shard_schema("soft_labels", models.teacher.task.kind, inputs.token_type_ids is not None)
+        statistics = {"truncated": float(truncated)}
+        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
+        return Done(receipt, models.batches.notes())
+
+    def encoded(self, teacher: FrozenTeacher) -> tuple[Inputs, int]:
+        """The texts as token ids, and the number of truncated texts."""
+        encoded = encode(teacher.tokenizer, self.examples.first, self.examples.second, self.max_length)
+        return Inputs(self.examples.example_ids, encoded.input_ids, encoded.token_type_ids), encoded.truncated
+
+
+@dataclass(frozen=True)
+class SoftLabelShard:
+    """One shard of soft labels, read on demand."""
+
+    source: Shards
+    entry: ShardEntry
+
+    @property
+    def examples_hash(self) -> str:
+        """Hash of the examples."""
+        return str(self.entry.receipt.key["examples"])
+
+    def rows(self) -> Rows:
+        """All rows, memory-mapped."""
+        return self.source.rows_of(self.entry)
+
+    def inputs(self) -> Inputs:
+        """The token ids."""
+        rows = self.rows()
+        types = Arrays(rows.lists("token_type_ids")) if self.source.manifest.token_types else None
+        return Inputs(rows.column("example_id").to_pylist(), Arrays(rows.lists("input_ids")), types)
+
+
+@dataclass(frozen=True)
+class CandidatesJob:
+    """The words of a partition's texts that a masked language model proposes as replacements."""
+
+    soft_labels: SoftLabelShard
+    shared_key: Key
+
+    @property
+    def key(self) -> Key:
+        return self.shared_key | {"examples": self.soft_labels.examples_hash}
+
+    @property
+    def name(self) -> str:
+        return f"word candidates, partition {self.soft_labels.entry.partition}"
+
+    def work(self) -> "CandidatesWork":
+        """Read the token ids."""
+        return CandidatesWork(self.soft_labels.inputs(), self.key)
+
+
+@dataclass(frozen=True)
+class CandidatesWork:
+    """Run the masked language model."""
+
+    inputs: Inputs
+    key: Key
+
+    def run(self, models: ModelSet, store: Store) -> Done:
+        """Write the candidates, which every variant of these rows uses."""
+        columns = candidates_columns(self.inputs, models.masked_lm.candidates(self.inputs))
+        receipt = kept(store, self.key, lambda path: write_shard(path, candidates_schema(), columns, self.key, {}, {}))
+        return Done(receipt, models.masked_lm.batches.notes())

@@ -1,23 +1,26 @@
-"""The teacher's two passes: logits of every split, and variants of the train split. Each: plan, compute, publish."""
+"""The teacher's two passes: logits of every split, and variants of the train split. Each plans, computes and publishes."""
 
-import functools
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
-from pipeline.augment.estimate import UNKNOWN_EPSILON, check_room, known_epsilon
-from pipeline.augment.jobs import ShardJob
-from pipeline.augment.plans import Augmentation, no_epsilon, soft_label_jobs
-from pipeline.augment.progress import Counter
+from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
+from pipeline.augment.jobs import Done, Job, ShardJob, SoftLabelJob
+from pipeline.augment.plans import NO_EPSILON, Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders
-from pipeline.augment.variant_jobs import VariantJob
+from pipeline.augment.variants import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
-from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.models.folder import embedding_width, load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
@@ -25,20 +28,23 @@ from pipeline.store.hashing import Key
 from pipeline.store.store import Entry, Store, stored_as
 from pipeline.training.masked_lm import masked_lm_in
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
-    task = Task.read(prepared)
-    store = Store(Path(runtime.store).resolve())
+    task, store = Task.read(prepared), Store(Path(runtime.store).resolve())
     key, jobs = soft_label_jobs(prepared, teacher, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
-        receipts = finish(f"soft_label {task.name}", jobs, take_stock(jobs, store), workers)
+        name = f"soft_label {task.name}"
+        receipts = finish(name, jobs, take_stock(name, jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
-    manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
+    fields = {"task": task, "key": key, "coding": None, "variants": 0, "details": {"truncated": truncated}}
+    manifest = manifest_of(ModelFolder(teacher), jobs, receipts, [job.key for job in jobs], **fields)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
-        print(f"soft_label {task.name}: {truncated} of {rows} examples were cut to {key['max_length']} tokens", flush=True)
+        print(f"{name}: {truncated} of {rows} examples were truncated to {key['max_length']} tokens", flush=True)
     return publish(out, store, manifest)
 
 
@@ -51,19 +57,12 @@ def augment(
     surrogate: Path | None = None,
     masked_lm: Path | None = None,
 ) -> Manifest:
-    """Make every variant of the train split and write shards and manifest to ``out``.
+    """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole.
 
-    Args:
-        soft_labels: what ``soft_label`` wrote.
-        teacher: labels the variants, and gives the gradient if there is no surrogate.
-        settings: of the variants.
-        runtime: workers and store.
-        out: replaced as a whole.
-        surrogate: what ``surrogate`` wrote, if its checkpoints give the gradient.
-        masked_lm: what ``masked_lm`` wrote, if a recipe needs a masked language model.
+    ``surrogate`` and ``masked_lm``, outputs of the stages with these names, are needed if the settings use them.
 
     Raises:
-        ShardMismatch: soft_labels or surrogate were made with another teacher, tokenizer, label order or format.
+        ShardMismatch: soft labels or surrogate were made with another teacher, tokenizer, label order or format.
         PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
     """
     plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
@@ -77,89 +76,19 @@ def augment(
         surrogate_hashes=plan.checkpoints,
         masked_lm_hash=plan.masked_lm_hash,
     )
-    width = embedding_width(teacher)
-    if known_epsilon(plan, store) is None:
-        check_room(plan, _missing(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes, width)
+    if plan.known_epsilon(store) is None:
+        check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes)
     with open_workers(folders, settings.inference.precision, store, runtime) as workers:
-        found = epsilon_found(plan, store, workers) if settings.uses("perturb") else no_epsilon()
+        found = epsilon_found(plan, store, workers) if settings.uses("perturb") else NO_EPSILON
         jobs = plan.jobs(found.epsilon, store)
-        stock = take_stock(jobs, store)
-        missing = [jobs[number] for number in stock.missing]
-        check_room(plan, missing, store, runtime.max_bytes, width)
-        find_words(plan, missing, store, workers)
+        stock = take_stock(plan.name, jobs, store)
+        missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
+        check_room(plan, missing, store, runtime.max_bytes)
+        if words := plan.candidates(missing):
+            title = f"{plan.name}, words"
+            finish(title, words, take_stock(title, words, store), workers)
         receipts = finish(plan.name, jobs, stock, workers)
-    _tell_of_vanished(plan, jobs, receipts)
-    return publish(out, store, _manifest(plan, teacher, soft_labels, found, jobs, receipts))
-
-
-def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
-    """Report rows with a zero gradient, whose perturbation is no more than its random start."""
-    pairs = zip(jobs, receipts, strict=True)
-    perturbed = [receipt for job, receipt in pairs if "perturb" in plan.settings.recipe(job.variant)]
-    if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
-        rows = sum(receipt.rows for receipt in perturbed)
-        print(
-            f"{plan.name}: {vanished} of {rows} perturbed rows had a zero gradient, so their perturbation did not change in "
-            "that step; a larger perturbation.init may help",
-            flush=True,
-        )
-
-
-def _missing(jobs: list[VariantJob], store: Store) -> list[VariantJob]:
-    return [jobs[number] for number in take_stock(jobs, store).missing]
-
-
-def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
-    """The workers that the settings name; nothing is started before the first job."""
-    if runtime.workers == 0:
-        return ThisProcess(folders, precision, store)
-    from pipeline.augment.cluster import Cluster  # here, so that everything else runs without Ray
-
-    return Cluster(folders, precision, store, runtime)
-
-
-def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
-    """The epsilon and its effect on a sample, kept in the store."""
-    key, calibration = plan.calibration
-    entry = store.get(key)
-    known = None if entry is None else entry.facts
-    kind = plan.source.manifest.task.kind
-    if known is None:
-        seeking = "seeking the epsilon" if isinstance(calibration.wanted, Effect) else "measuring the effect of the epsilon"
-        print(f"{plan.name}: {seeking} on {calibration.rows} rows of the train split", flush=True)
-        known = calibration.find(functools.partial(_effects, plan.name, kind, workers)).plain()
-        try:
-            with store.put(key, known):
-                pass
-        except OSError as cause:
-            raise PipelineError(f"the epsilon found: the store {store.folder} does not take it: {cause.strerror}") from cause
-    result = Found(**known)
-    print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
-    return result
-
-
-def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[CalibrationJob]) -> list[Found]:
-    """The effect of one epsilon on each part of the sample."""
-    found: dict[int, Found] = {}
-    for job, done in workers.run(trial):
-        found[id(job)] = done.result
-        for note in done.notes:
-            print(f"{job.name}: {note}", flush=True)
-    in_order = [found[id(job)] for job in trial]
-    print(f"{name}: tried {trial[0].epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
-    return in_order
-
-
-def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, workers: Workers) -> None:
-    """Compute the candidates of every missing variant that replaces words."""
-    if wanted := plan.candidates(missing):
-        finish(f"{plan.name}, words", wanted, take_stock(wanted, store), workers)
-
-
-def _manifest(
-    plan: Augmentation, teacher: Path, soft_labels: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
-) -> Manifest:
-    settings = plan.settings
+    _note_vanished(plan, jobs, receipts)
     details = {
         "soft_labels": manifest_hash(soft_labels),
         "recipes": settings.recipes,
@@ -169,66 +98,140 @@ def _manifest(
         "masked_lm": masked_lm_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
-    coding = Coding(codec=settings.codec, width=embedding_width(teacher))
-    return manifest_of(
-        plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts, plan.stored(jobs)
-    )
+    fields = {
+        "task": plan.source.manifest.task,
+        "key": plan.key,
+        "coding": Coding(codec=settings.codec, width=plan.teacher.embedding_width),
+        "variants": settings.variants,
+        "details": details,
+    }
+    return publish(out, store, manifest_of(plan.teacher, jobs, receipts, plan.stored(jobs), **fields))
 
 
-@dataclass(frozen=True)
-class Stocktaking:
-    """Which jobs' shards the store has."""
-
-    receipts: list[Receipt | None]
-    """One a job; None for a missing shard."""
-    damaged: list[str]
-    """Names of jobs whose shard was complete once and is damaged now."""
-
-    @property
-    def missing(self) -> list[int]:
-        """Positions of the jobs without a shard."""
-        return [number for number, receipt in enumerate(self.receipts) if receipt is None]
+def _note_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
+    """Report rows with a zero gradient, whose δ is only its random initial value."""
+    perturbed = [receipt for job, receipt in zip(jobs, receipts, strict=True) if job.spec.moves]
+    if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
+        rows = sum(receipt.rows for receipt in perturbed)
+        print(
+            f"{plan.name}: {vanished} of {rows} perturbed rows had a zero gradient, so their perturbation did not change in "
+            "that step; a larger perturbation.init may help",
+            flush=True,
+        )
 
 
-def take_stock(jobs: Sequence[ShardJob], store: Store) -> Stocktaking:
-    """Look up the shard of every job and verify it by its sha256."""
+def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
+    """The workers of the settings; nothing starts before the first job."""
+    if runtime.workers == 0:
+        return ThisProcess(folders, precision, store)
+    from pipeline.augment.cluster import Cluster  # here, so that everything else runs without Ray
+
+    return Cluster(folders, precision, store, runtime)
+
+
+def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
+    """Epsilon and its effect on a sample, kept in the store."""
+    key, calibration = plan.calibration
+    kind = plan.source.manifest.task.kind
+
+    def effects(trial: Sequence[CalibrationJob]) -> list[Found]:
+        found: dict[int, Found] = {}
+        for job, done in workers.run(trial):
+            found[id(job)] = done.result
+            _print_notes(job, done)
+        in_order = [found[id(job)] for job in trial]
+        print(f"{plan.name}: tried {trial[0].epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
+        return in_order
+
+    if (entry := store.get(key)) is not None:
+        result = Found(**entry.facts)
+    else:
+        doing = "searching epsilon" if isinstance(calibration.wanted, Effect) else "measuring the effect of epsilon"
+        print(f"{plan.name}: {doing} on {calibration.rows} rows of the train split", flush=True)
+        result = calibration.find(effects)
+        try:
+            with store.put(key, result.plain()):
+                pass
+        except OSError as cause:
+            raise PipelineError(f"cannot write epsilon to the store {store.folder}: {cause.strerror or cause}") from cause
+    print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
+    return result
+
+
+def _print_notes(job: Job, done: Done) -> None:
+    for note in done.notes:
+        print(f"{job.name}: {note}", flush=True)
+
+
+def take_stock(name: str, jobs: Sequence[ShardJob], store: Store) -> list[Receipt | None]:
+    """The receipt of each job's shard, verified by its sha256, or None if it is missing; reports damaged shards."""
     entries = [store.get(job.key) for job in jobs]
-    receipts = [None if entry is None else Receipt.of(entry) for entry in entries]
     pairs = zip(jobs, entries, strict=True)
-    return Stocktaking(receipts, [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()])
+    if damaged := [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()]:
+        print(f"{name}: damaged in the store, computed again: {', '.join(damaged)}", flush=True)
+    return [None if entry is None else Receipt.of(entry) for entry in entries]
 
 
-def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Workers) -> list[Receipt]:
-    """A receipt for every job: from the store if it has the shard, else from the workers."""
-    if stock.damaged:
-        print(f"{name}: damaged in the store, computed again: {', '.join(stock.damaged)}", flush=True)
-    there = len(jobs) - len(stock.missing)
-    print(f"{name}: {len(jobs)} shards, {there} in the store, {len(stock.missing)} to compute", flush=True)
-    receipts = list(stock.receipts)
-    if stock.missing:
-        numbers = {id(jobs[number]): number for number in stock.missing}
-        with Counter(name, len(stock.missing), "shards") as counter:
-            for job, done in workers.run([jobs[number] for number in stock.missing]):
-                receipts[numbers[id(job)]] = done.result
-                for note in done.notes:
-                    print(f"{job.name}: {note}", flush=True)
+def finish(name: str, jobs: Sequence[ShardJob], stock: Sequence[Receipt | None], workers: Workers) -> list[Receipt]:
+    """The receipt of every job; ``workers`` compute the missing shards."""
+    missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
+    print(f"{name}: {len(jobs)} shards, {len(jobs) - len(missing)} in the store, {len(missing)} to compute", flush=True)
+    made: dict[int, Receipt] = {}
+    if missing:
+        with Counter(name, len(missing)) as counter:
+            for job, done in workers.run(missing):
+                made[id(job)] = done.result
+                _print_notes(job, done)
                 counter.advance(done.result.rows)
-    return [receipt for receipt in receipts if receipt is not None]
+    return [made[id(job)] if receipt is None else receipt for job, receipt in zip(jobs, stock, strict=True)]
+
+
+class Counter:
+    """Counts finished shards in a ``with`` block: a bar on a terminal, otherwise a line now and then."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done, self._rows = name, total, 0, 0
+        self._began = self._last = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console()) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> "Counter":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, rows: int) -> None:
+        """Count one more shard of that many rows."""
+        self._done, self._rows, now = self._done + 1, self._rows + rows, time.monotonic()
+        if self._bar:
+            self._bar.advance(self._task)
+        elif now - self._last >= SECONDS_BETWEEN_LINES or self._done == self._total:
+            self._last, seconds = now, now - self._began
+            left = seconds / self._done * (self._total - self._done)
+            ending = f"{left:.0f} s left" if left else f"done in {seconds:.0f} s"
+            pace = f"{self._rows / max(seconds, 1e-9):,.0f} rows/s"
+            print(f"{self._name}: {self._done}/{self._total} shards, {pace}, {ending}", flush=True)
 
 
 def manifest_of(
-    task: Task,
-    teacher: Path,
-    key: Key,
-    variants: int,
-    coding: Coding | None,
-    details: dict[str, object],
-    jobs: Sequence[ShardJob],
+    teacher: ModelFolder,
+    jobs: Sequence[SoftLabelJob | VariantJob],
     receipts: Sequence[Receipt],
-    stored: Sequence[Key] = (),
+    stored: Sequence[Key],
+    **fields: Any,
 ) -> Manifest:
-    """The manifest of a complete set; ``key`` is what all its shards share, ``stored`` names by-products in the store."""
-    tokenizer = load_tokenizer(teacher)
+    """The manifest of a complete set; ``stored`` are the keys of all store entries behind it, ``fields`` the other fields."""
     entries = [
         ShardEntry(
             file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
@@ -241,21 +244,17 @@ def manifest_of(
     ]
     return Manifest(
         format_version=FORMAT_VERSION,
-        content=key["content"],
-        task=task,
-        key=key,
-        token_types="token_type_ids" in tokenizer.model_input_names,
-        pad_token_id=int(tokenizer.pad_token_id),
-        coding=coding,
-        variants=variants,
-        details=details,
+        content=fields["key"]["content"],
+        token_types="token_type_ids" in teacher.tokenizer.model_input_names,
+        pad_token_id=int(teacher.tokenizer.pad_token_id),
         shards=tuple(entries),
-        stored_as=tuple(stored_as(*(job.key for job in jobs), *stored)),
+        stored_as=tuple(stored_as(*stored)),
+        **fields,
     )
 
 
 def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
-    """Put exactly the shards of the manifest into ``out``, the manifest last.
+    """Place exactly the shards of the manifest in ``out``, the manifest last.
 
     Raises:
         PipelineError: the folder cannot be written; its previous content is kept.
