@@ -1,7 +1,7 @@
 """Replacement of words by proposals of a masked language model, as TinyBERT augments its data.
 
-Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351). The candidates of a word of one piece are the K pieces that are most
-probable for the masked word; those of a word of several pieces are its K nearest neighbours in an embedding space.
+Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351). The candidates of a word of one piece are the K most probable
+pieces for the masked word; those of a word of several pieces are its K nearest neighbours in an embedding space.
 Every word is replaced with a given probability by one of its candidates. The authors' code also skips stop words and words with
 characters other than a-z, and shows the model the clean sentence beside the masked one; this module does neither.
 

@@ -11,7 +11,7 @@ from pipeline.augment.jobs import ShardJob
 from pipeline.augment.plans import Augmentation, soft_label_jobs
 from pipeline.augment.variants import VariantJob
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import AugmentSettings, CodecName, InferenceSettings, RuntimeSettings
+from pipeline.config.settings import CodecName, InferenceSettings, RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.shards.codec import CODECS
@@ -67,28 +67,20 @@ def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettin
     return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
 
 
-def augment_estimate(
-    soft_labels: Path,
-    teacher: Path,
-    settings: AugmentSettings,
-    runtime: RuntimeSettings,
-    surrogate: Path | None = None,
-    masked_lm: Path | None = None,
-) -> Estimate:
+def augment_estimate(plan: Augmentation, runtime: RuntimeSettings) -> Estimate:
     """What ``augment`` would add to the store: all perturbed variants as long as epsilon is unknown."""
-    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
     store = Store(Path(runtime.store).resolve())
     known = plan.known_epsilon(store)
     jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known, store)
     missing = absent(jobs, store)
     return Estimate(
         name=plan.name,
-        rows=sum(entry.receipt.rows for entry in plan.entries()),
-        variants=settings.variants,
+        rows=sum(shard.entry.receipt.rows for shard in plan.shards()),
+        variants=plan.settings.variants,
         shards=len(jobs),
         missing=len(missing),
         missing_rows=sum(job.soft_labels.entry.receipt.rows for job in missing),
-        codec=settings.codec,
+        codec=plan.settings.codec,
         bytes=sizes_of(plan, missing, store),
     )
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.augment.batches import Arrays, Inputs
 from pipeline.augment.candidates import candidates_columns
-from pipeline.augment.teacher import FrozenTeacher, ModelSet
+from pipeline.augment.teacher import ModelSet
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
@@ -33,38 +33,33 @@ ROWS_A_READ = 4096
 
 @dataclass(frozen=True)
 class Done:
-    """The result of finished work."""
+    """The result of finished work, such as a receipt, and messages to the user."""
 
     result: Any
-    """A receipt, or another value."""
     notes: tuple[str, ...] = ()
-    """Messages to the user."""
 
 
 class Work(Protocol):
-    """Work with its rows."""
+    """Work with its rows; a shard that it makes is written to the store."""
 
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Do it; a shard is written to the store."""
+    def run(self, models: ModelSet, store: Store) -> Done: ...
 
 
 class Job(Protocol):
-    """A unit of work for a worker."""
+    """A unit of work, with a name for progress lines and errors."""
 
     @property
-    def name(self) -> str:
-        """For progress lines and errors."""
+    def name(self) -> str: ...
 
     def work(self) -> Work:
         """Read the rows."""
 
 
 class ShardJob(Job, Protocol):
-    """A job that writes one shard to the store."""
+    """A job that writes the shard of a key."""
 
     @property
-    def key(self) -> Key:
-        """Decides the shard's bytes."""
+    def key(self) -> Key: ...
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
@@ -160,32 +155,19 @@ class SoftLabelJob:
     """The teacher's logits on the clean inputs of a partition: variant 0."""
 
     place: Place
-    shared_key: Key
+    key: Key
     batch_rows: int
-    variant: int = 0
-
-    @property
-    def split(self) -> Split:
-        return self.place.split
-
-    @property
-    def partition(self) -> int:
-        return self.place.number
-
-    @property
-    def key(self) -> Key:
-        return self.shared_key | {"variant": 0, "examples": self.place.examples_hash}
 
     @property
     def name(self) -> str:
-        return f"soft labels of {self.split}, partition {self.partition}"
+        return f"soft labels of {self.place.split}, partition {self.place.number}"
 
     def work(self) -> "SoftLabelWork":
         """Read the texts; raises ``PipelineError`` if they changed since the key was made."""
         examples = self.place.read()
         if examples.examples_hash() != self.place.examples_hash:
             raise PipelineError(f"the tables in {self.place.prepared} were changed during this run; start it again")
-        return SoftLabelWork(examples, self.key, self.key["max_length"], self.batch_rows)
+        return SoftLabelWork(examples, self.key, self.batch_rows)
 
 
 @dataclass(frozen=True)
@@ -194,23 +176,18 @@ class SoftLabelWork:
 
     examples: Partition
     key: Key
-    max_length: int
     batch_rows: int
 
     def run(self, models: ModelSet, store: Store) -> Done:
         """Write the shard of soft labels."""
-        inputs, truncated = self.encoded(models.teacher)
-        logits = models.teacher.logits(inputs, models.batches, self.batch_rows)
-        columns = inputs.columns(0, self.examples.labels, logits)
-        schema = shard_schema("soft_labels", models.teacher.task.kind, inputs.token_type_ids is not None)
-        statistics = {"truncated": float(truncated)}
+        teacher, examples = models.teacher, self.examples
+        encoded = encode(teacher.tokenizer, examples.first, examples.second, self.key["max_length"])
+        inputs = Inputs(examples.example_ids, encoded.input_ids, encoded.token_type_ids)
+        columns = inputs.columns(0, examples.labels, teacher.logits(inputs, models.batches, self.batch_rows))
+        schema = shard_schema("soft_labels", teacher.task.kind, inputs.token_type_ids is not None)
+        statistics = {"truncated": float(encoded.truncated)}
         receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
         return Done(receipt, models.batches.notes())
-
-    def encoded(self, teacher: FrozenTeacher) -> tuple[Inputs, int]:
-        """The texts as token ids, and the number of truncated texts."""
-        encoded = encode(teacher.tokenizer, self.examples.first, self.examples.second, self.max_length)
-        return Inputs(self.examples.example_ids, encoded.input_ids, encoded.token_type_ids), encoded.truncated
 
 
 @dataclass(frozen=True)
@@ -222,7 +199,6 @@ class SoftLabelShard:
 
     @property
     def examples_hash(self) -> str:
-        """Hash of the examples."""
         return str(self.entry.receipt.key["examples"])
 
     def rows(self) -> Rows:
@@ -241,18 +217,13 @@ class CandidatesJob:
     """The words of a partition's texts that a masked language model proposes as replacements."""
 
     soft_labels: SoftLabelShard
-    shared_key: Key
-
-    @property
-    def key(self) -> Key:
-        return self.shared_key | {"examples": self.soft_labels.examples_hash}
+    key: Key
 
     @property
     def name(self) -> str:
         return f"word candidates, partition {self.soft_labels.entry.partition}"
 
     def work(self) -> "CandidatesWork":
-        """Read the token ids."""
         return CandidatesWork(self.soft_labels.inputs(), self.key)
 
 

@@ -12,13 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
 from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
-from pipeline.augment.jobs import Done, Job, ShardJob, SoftLabelJob
+from pipeline.augment.jobs import Done, Job, ShardJob
 from pipeline.augment.plans import NO_EPSILON, Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders
 from pipeline.augment.variants import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
+from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import AugmentSettings, Effect, InferenceSettings, Precision, RuntimeSettings
+from pipeline.config.settings import Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
@@ -40,45 +41,25 @@ def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runti
         name = f"soft_label {task.name}"
         receipts = finish(name, jobs, take_stock(name, jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
+    places, stored = [(job.place.split, 0, job.place.number) for job in jobs], [job.key for job in jobs]
     fields = {"task": task, "key": key, "coding": None, "variants": 0, "details": {"truncated": truncated}}
-    manifest = manifest_of(ModelFolder(teacher), jobs, receipts, [job.key for job in jobs], **fields)
+    manifest = manifest_of(ModelFolder(teacher), places, receipts, stored, **fields)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
         print(f"{name}: {truncated} of {rows} examples were truncated to {key['max_length']} tokens", flush=True)
     return publish(out, store, manifest)
 
 
-def augment(
-    soft_labels: Path,
-    teacher: Path,
-    settings: AugmentSettings,
-    runtime: RuntimeSettings,
-    out: Path,
-    surrogate: Path | None = None,
-    masked_lm: Path | None = None,
-) -> Manifest:
+def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole.
 
-    ``surrogate`` and ``masked_lm``, outputs of the stages with these names, are needed if the settings use them.
-
     Raises:
-        ShardMismatch: soft labels or surrogate were made with another teacher, tokenizer, label order or format.
-        PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
+        PipelineError: a shard could not be made; names it and the cause.
     """
-    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
-    store = Store(Path(runtime.store).resolve())
-    folders = ModelFolders(
-        teacher,
-        surrogate,
-        plan.masked_lm,
-        settings,
-        teacher_hash=plan.key["teacher"],
-        surrogate_hashes=plan.checkpoints,
-        masked_lm_hash=plan.masked_lm_hash,
-    )
+    settings, store = plan.settings, Store(Path(runtime.store).resolve())
     if plan.known_epsilon(store) is None:
         check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes)
-    with open_workers(folders, settings.inference.precision, store, runtime) as workers:
+    with open_workers(plan.models, settings.inference.precision, store, runtime) as workers:
         found = epsilon_found(plan, store, workers) if settings.uses("perturb") else NO_EPSILON
         jobs = plan.jobs(found.epsilon, store)
         stock = take_stock(plan.name, jobs, store)
@@ -90,14 +71,15 @@ def augment(
         receipts = finish(plan.name, jobs, stock, workers)
     _note_vanished(plan, jobs, receipts)
     details = {
-        "soft_labels": manifest_hash(soft_labels),
+        "soft_labels": manifest_hash(plan.source.folder),
         "recipes": settings.recipes,
         "epsilon": found.epsilon,
         "calibration": found.plain(),
-        "checkpoints": len(plan.checkpoints),
-        "masked_lm": masked_lm_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
+        "checkpoints": len(plan.models.surrogate_hashes),
+        "masked_lm": masked_lm_in(plan.models.masked_lm).model_dump() if plan.models.masked_lm else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
+    places: list[tuple[Split, int, int]] = [("train", job.spec.variant, job.soft_labels.entry.partition) for job in jobs]
     fields = {
         "task": plan.source.manifest.task,
         "key": plan.key,
@@ -105,7 +87,7 @@ def augment(
         "variants": settings.variants,
         "details": details,
     }
-    return publish(out, store, manifest_of(plan.teacher, jobs, receipts, plan.stored(jobs), **fields))
+    return publish(out, store, manifest_of(plan.teacher, places, receipts, plan.stored(jobs), **fields))
 
 
 def _note_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
@@ -226,28 +208,36 @@ class Counter:
 
 def manifest_of(
     teacher: ModelFolder,
-    jobs: Sequence[SoftLabelJob | VariantJob],
+    places: Sequence[tuple[Split, int, int]],
     receipts: Sequence[Receipt],
     stored: Sequence[Key],
     **fields: Any,
 ) -> Manifest:
-    """The manifest of a complete set; ``stored`` are the keys of all store entries behind it, ``fields`` the other fields."""
-    entries = [
+    """The manifest of a complete set.
+
+    Args:
+        teacher: whose tokenizer encoded the rows.
+        places: split, variant and partition of each shard.
+        receipts: of the shards.
+        stored: keys of all store entries behind the set.
+        fields: the other fields of the manifest.
+    """
+    shards = [
         ShardEntry(
-            file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
-            split=job.split,
-            variant=job.variant,
-            partition=job.partition,
+            file=f"{split}-variant-{variant}-{partition:05d}.arrow",
+            split=split,
+            variant=variant,
+            partition=partition,
             receipt=receipt,
         )
-        for job, receipt in zip(jobs, receipts, strict=True)
+        for (split, variant, partition), receipt in zip(places, receipts, strict=True)
     ]
     return Manifest(
         format_version=FORMAT_VERSION,
         content=fields["key"]["content"],
         token_types="token_type_ids" in teacher.tokenizer.model_input_names,
         pad_token_id=int(teacher.tokenizer.pad_token_id),
-        shards=tuple(entries),
+        shards=tuple(shards),
         stored_as=tuple(stored_as(*stored)),
         **fields,
     )

@@ -1,7 +1,7 @@
 """What the two passes compute: their jobs with keys, in order. The keys of variants need epsilon, which is found first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.jobs import CandidatesJob, SoftLabelJob, SoftLabelShard, places
 from pipeline.augment.recipes import deciding, edit_errors, followed_by, kind_errors
+from pipeline.augment.teacher import ModelFolders
 from pipeline.augment.variants import LabelledRows, VariantJob, VariantSpec, read_labelled
 from pipeline.config.corpus import SPLITS
 from pipeline.config.errors import PipelineError
@@ -19,7 +20,7 @@ from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SurrogateFolder
-from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
+from pipeline.shards.manifest import SHARD_FILE, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.code import computed_by
@@ -45,12 +46,9 @@ def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) 
         raise PipelineError(f"{teacher} was trained for another task than that in {prepared}: {', '.join(other)}")
     decided = settings.model_dump(include={"batch_size", "precision"})
     key: Key = lineage(teacher) | {"content": "soft_labels", **decided, "computed_by": computed_by(SOFT_LABELS)}
-    jobs = [
-        SoftLabelJob(place, key, settings.batch_size)
-        for split in SPLITS
-        for place in places(prepared, split, settings.rows_per_shard)
-    ]
-    return key, jobs
+    found = [place for split in SPLITS for place in places(prepared, split, settings.rows_per_shard)]
+    keys = [key | {"variant": 0, "examples": place.examples_hash} for place in found]
+    return key, [SoftLabelJob(place, own, settings.batch_size) for place, own in zip(found, keys, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,11 @@ class Augmentation:
 
     source: Shards
     teacher: ModelFolder
+    models: ModelFolders
+    """The models that the recipes need."""
     settings: AugmentSettings
-    checkpoints: tuple[str, ...]
-    """Hashes of the surrogate's checkpoints; empty if the teacher's own gradient is followed."""
     key: Key
-    """The part that all shards share, whatever their recipe."""
-    masked_lm: Path | None
-    """Output of ``masked_lm``, if a recipe needs it."""
+    """The part that all shards share."""
 
     @classmethod
     def of(
@@ -94,29 +90,25 @@ class Augmentation:
             errors.append("gradient_from is surrogate: give the output folder of the stage surrogate, --surrogate")
         if errors:
             raise PipelineError("; ".join(errors))
-        checkpoints: tuple[str, ...] = ()
+        models = ModelFolders(teacher, settings=settings, teacher_hash=wanted["teacher"])
         if settings.needs_surrogate() and surrogate is not None:
             folder = SurrogateFolder(surrogate)
             check_agreement(f"the checkpoints of the surrogate in {surrogate}", wanted, folder.facts().key, again)
-            checkpoints = folder.hashes()
+            models = replace(models, surrogate=surrogate, surrogate_hashes=folder.hashes())
+        if settings.uses("masked_lm") and masked_lm is not None:
+            models = replace(models, masked_lm=masked_lm, masked_lm_hash=ModelFolder(masked_lm).hash)
         # The rows repeat the teacher's logits on the clean input, whose last digits depend on how they were computed.
         made = {f"soft_label_{name}": source.manifest.key.get(name) for name in ("batch_size", "precision", "computed_by")}
-        key = wanted | {"content": "variants", **made}
-        return cls(source, model, settings, checkpoints, key, masked_lm if settings.uses("masked_lm") else None)
-
-    @property
-    def masked_lm_hash(self) -> str | None:
-        """The masked language model's hash in keys; None if no recipe needs one."""
-        return str(self._candidates_key["masked_lm"]["model"]) if self.settings.uses("masked_lm") else None
+        return cls(source, model, models, settings, wanted | {"content": "variants", **made})
 
     @property
     def name(self) -> str:
         """For progress lines."""
         return f"augment {self.source.manifest.task.name}"
 
-    def entries(self) -> Sequence[ShardEntry]:
-        """The shards of soft labels of the train split."""
-        return self.source.manifest.of_split("train")
+    def shards(self) -> list[SoftLabelShard]:
+        """The soft labels of the train split."""
+        return [SoftLabelShard(self.source, entry) for entry in self.source.manifest.of_split("train")]
 
     @cached_property
     def calibration(self) -> tuple[Key, Calibration]:
@@ -127,32 +119,32 @@ class Augmentation:
         note: Key = self.key | {
             "content": "calibration",
             "calibration": decided,
-            "surrogate": list(self.checkpoints),
+            "surrogate": list(self.models.surrogate_hashes),
             "computed_by": computed_by(CALIBRATION),
             "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in rows]),
         }
-        return note, Calibration(labelled, self.settings, len(self.checkpoints))
+        return note, Calibration(labelled, self.settings, len(self.models.surrogate_hashes))
 
     def jobs(self, epsilon: float, store: Store) -> list[VariantJob]:
         """One for each variant and partition, variant by variant."""
-        shards = [SoftLabelShard(self.source, entry) for entry in self.entries()]
-        jobs = []
-        for variant, checkpoint in enumerate(followed_by(self.settings, len(self.checkpoints)), start=1):
+        checkpoints, jobs = self.models.surrogate_hashes, []
+        for variant, checkpoint in enumerate(followed_by(self.settings, len(checkpoints)), start=1):
             spec = VariantSpec(variant, self.settings, epsilon, checkpoint)
-            decided = deciding(self.settings, variant, epsilon) | {"computed_by": computed_by(VARIANTS)}
+            key = self.key | deciding(self.settings, variant, epsilon)
+            key |= {"variant": variant, "computed_by": computed_by(VARIANTS)}
             if "masked_lm" in spec.recipe:
-                decided["masked_lm"] |= self._candidates_key["masked_lm"]
+                key["masked_lm"] |= self._candidates_key["masked_lm"]
             if checkpoint is not None:
-                decided["surrogate"] = self.checkpoints[checkpoint - 1]
-            for shard in shards:
+                key["surrogate"] = checkpoints[checkpoint - 1]
+            for shard in self.shards():
                 words = store.folder_of(self._candidates_job(shard).key) / SHARD_FILE if "masked_lm" in spec.recipe else None
-                jobs.append(VariantJob(shard, self.key, decided, spec, words))
+                jobs.append(VariantJob(shard, key | {"examples": shard.examples_hash}, spec, words))
         return jobs
 
     def candidates(self, jobs: Sequence[VariantJob]) -> list[CandidatesJob]:
         """The candidates that these jobs need: one job per partition."""
-        needed = {job.partition: job.soft_labels for job in jobs if job.candidates is not None}
-        return [self._candidates_job(needed[partition]) for partition in sorted(needed)]
+        needed = {job.soft_labels.entry.partition for job in jobs if job.candidates is not None}
+        return [self._candidates_job(shard) for shard in self.shards() if shard.entry.partition in needed]
 
     def known_epsilon(self, store: Store) -> float | None:
         """Epsilon if the store has it, 0 if no variant is perturbed; leaves no trace of the look-up."""
@@ -167,14 +159,13 @@ class Augmentation:
         return [*(job.key for job in jobs), *found, *(job.key for job in self.candidates(jobs))]
 
     def _candidates_job(self, shard: SoftLabelShard) -> CandidatesJob:
-        return CandidatesJob(shard, self._candidates_key)
+        return CandidatesJob(shard, self._candidates_key | {"examples": shard.examples_hash})
 
-    @cached_property
+    @property
     def _candidates_key(self) -> Key:
         """The part of a key that all candidates share."""
-        assert self.masked_lm is not None, "a plan with such a recipe has a model"
         inference = self.settings.inference
-        model = {"model": ModelFolder(self.masked_lm).hash, "candidates": self.settings.masked_lm.candidates}
+        model = {"model": self.models.masked_lm_hash, "candidates": self.settings.masked_lm.candidates}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",
@@ -188,7 +179,7 @@ class Augmentation:
 
     def _sample(self) -> LabelledRows:
         """The examples whose ids have the smallest hashes, in the order of the corpus."""
-        shards = [SoftLabelShard(self.source, entry) for entry in self.entries()]
+        shards = self.shards()
         names = chain.from_iterable(shard.rows().column("example_id").to_pylist() for shard in shards)
         drawn = np.array(sample(names, self.settings.calibration_rows, self.settings.seed, "calibration"))
         ends = np.cumsum([shard.entry.receipt.rows for shard in shards])

@@ -15,7 +15,6 @@ from pipeline.augment.candidates import RowCandidates, read_candidates, replace
 from pipeline.augment.jobs import Done, SoftLabelShard, kept
 from pipeline.augment.recipes import TextEdits, special_ids
 from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
-from pipeline.config.corpus import Split
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
 from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
@@ -235,31 +234,16 @@ class VariantJob:
     """One variant of a partition of the train split."""
 
     soft_labels: SoftLabelShard
-    shared_key: Key
-    deciding: Key
+    key: Key
     spec: VariantSpec
     candidates: Path | None = None
     """The shard of candidates, if the recipe replaces words."""
-    split: Split = "train"
-
-    @property
-    def variant(self) -> int:
-        return self.spec.variant
-
-    @property
-    def partition(self) -> int:
-        return self.soft_labels.entry.partition
-
-    @property
-    def key(self) -> Key:
-        return self.shared_key | self.deciding | {"variant": self.variant, "examples": self.soft_labels.examples_hash}
 
     @property
     def name(self) -> str:
-        return f"variant {self.variant}, partition {self.partition}"
+        return f"variant {self.spec.variant}, partition {self.soft_labels.entry.partition}"
 
     def work(self) -> "VariantWork":
-        """Read the rows with their soft labels."""
         labelled, labels = read_labelled(self.soft_labels)
         candidates = None if self.candidates is None else read_candidates(self.candidates)
         return VariantWork(labelled, labels, candidates, self.spec, self.key)
