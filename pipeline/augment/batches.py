@@ -11,6 +11,7 @@ import torch
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import EVEN_ROWS, Batch, Ids, Integers, Types, length_buckets
 from pipeline.perturbation.inputs import mixing_batch
+from pipeline.shards.reader import Lists
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of RuntimeErrors about memory: of CUDA, of this machine, of cuBLAS's workspace."""
@@ -22,13 +23,14 @@ Columns = dict[str, list[Any]]
 class Arrays(list[npt.NDArray[Any]]):
     """Arrays of different lengths; they pickle as two arrays, far faster than one by one."""
 
+    @classmethod
+    def of(cls, lists: Lists) -> "Arrays":
+        """The rows of a column of lists."""
+        return cls(np.split(lists.values, np.cumsum(lists.lengths)[:-1]) if len(lists.lengths) else [])
+
     def __reduce__(self) -> tuple[Any, ...]:
         values = np.concatenate(self) if self else np.empty(0, dtype=np.int32)
-        return _split, (values, np.array([len(row) for row in self], dtype=np.int64))
-
-
-def _split(values: Integers, lengths: Integers) -> Arrays:
-    return Arrays(np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else [])
+        return Arrays.of, (Lists(values, np.array([len(row) for row in self], dtype=np.int64)),)
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,6 @@ class Inputs:
             None if self.token_type_ids is None else Arrays(self.token_type_ids[i] for i in positions),
             None if self.partners is None else [self.partners[i] for i in positions],
         )
-
-    @staticmethod
-    def joined(parts: Sequence["Inputs"]) -> "Inputs":
-        """The rows of several parts, none of them mixed, in order."""
-        types = Arrays(row for part in parts for row in part.token_type_ids or ())
-        ids = Arrays(row for part in parts for row in part.input_ids)
-        return Inputs([name for part in parts for name in part.example_ids], ids, types or None)
 
     def padded(self, pad_token_id: int, tokens: int) -> Batch:
         """One batch, padded on the right to ``tokens``."""

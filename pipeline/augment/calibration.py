@@ -123,7 +123,7 @@ class CalibrationJob:
         """The job itself, which has its rows."""
         return self
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         """Perturb the clean rows, whatever the recipes are; nothing is stored."""
         alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
         labels = make_variant(models, self.labelled, None, VariantSpec(1, alone, self.epsilon, self.checkpoint)).labels

@@ -104,7 +104,8 @@ def read_candidates(path: Path) -> Candidates:
     """The candidates in a shard."""
     with pa.ipc.open_file(pa.memory_map(str(path))) as file:
         rows = Rows(candidates_schema(), [file.read_all()])
-    return Candidates.of(rows.lists(name) for name in ("starts", "stops", "candidates"))
+    columns = ("starts", "stops", "candidates")
+    return Candidates.of(Arrays.of(rows.lists_at(name, np.arange(len(rows)))) for name in columns)
 
 
 class MaskedLM:

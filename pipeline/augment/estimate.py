@@ -3,21 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from pipeline.augment.jobs import ShardJob
 from pipeline.augment.plans import Augmentation, soft_label_jobs
-from pipeline.augment.variants import VariantJob
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import CodecName, InferenceSettings, RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.shards.codec import CODECS
 from pipeline.store.store import Store
-
-AnyShardJob = TypeVar("AnyShardJob", bound=ShardJob)
 
 UNKNOWN_EPSILON = 0.123456789
 """In place of an epsilon that is not known yet; no shard of the store has it."""
@@ -54,7 +50,7 @@ class Estimate:
         return found + ([f"  bytes to write   {', '.join(sizes)}"] if sizes else [])
 
 
-def absent(jobs: Sequence[AnyShardJob], store: Store) -> list[AnyShardJob]:
+def absent(jobs: Sequence[ShardJob], store: Store) -> list[ShardJob]:
     """The jobs whose shards are not in the store; verifies no hash and leaves no trace."""
     return [job for job in jobs if store.peek(job.key) is None]
 
@@ -63,7 +59,7 @@ def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettin
     """What ``soft_label`` would add to the store."""
     _, jobs = soft_label_jobs(prepared, teacher, settings)
     missing = absent(jobs, Store(Path(runtime.store).resolve()))
-    rows, missing_rows = (sum(job.place.stop - job.place.start for job in some) for some in (jobs, missing))
+    rows, missing_rows = (sum(job.rows for job in some) for some in (jobs, missing))
     return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
 
 
@@ -75,17 +71,17 @@ def augment_estimate(plan: Augmentation, runtime: RuntimeSettings) -> Estimate:
     missing = absent(jobs, store)
     return Estimate(
         name=plan.name,
-        rows=sum(shard.entry.receipt.rows for shard in plan.shards()),
+        rows=sum(entry.receipt.rows for entry in plan.entries()),
         variants=plan.settings.variants,
         shards=len(jobs),
         missing=len(missing),
-        missing_rows=sum(job.soft_labels.entry.receipt.rows for job in missing),
+        missing_rows=sum(job.rows for job in missing),
         codec=plan.settings.codec,
         bytes=sizes_of(plan, missing, store),
     )
 
 
-def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: Store, most: int | None) -> None:
+def check_room(plan: Augmentation, missing: Sequence[ShardJob], store: Store, most: int | None) -> None:
     """Raise a ``PipelineError`` if these jobs add more than ``most`` bytes to the store; it states the size by codec."""
     if most is None:
         return
@@ -98,27 +94,29 @@ def check_room(plan: Augmentation, missing: Sequence[VariantJob], store: Store, 
         )
 
 
-def sizes_of(plan: Augmentation, jobs: Sequence[VariantJob], store: Store) -> dict[CodecName, int]:
+def sizes_of(plan: Augmentation, jobs: Sequence[ShardJob], store: Store) -> dict[CodecName, int]:
     """About how many bytes these jobs and their missing candidates add to the store with each codec.
 
     The candidates' size is an upper bound, as if every token were a word.
     """
-    unknown = [job.soft_labels.entry.receipt for job in absent(plan.candidates(jobs), store)]
+    entries = plan.entries()
+    unknown = [entries[job.partition].receipt for job in absent(plan.candidates(jobs), store)]
     a_token = ID_BYTES * (plan.settings.masked_lm.candidates + 3)
     words = sum(receipt.tokens * a_token + receipt.rows * ROW_BYTES + SHARD_BYTES for receipt in unknown)
     return {codec: bytes_of(plan, jobs, codec) + words for codec in CODECS}
 
 
-def bytes_of(plan: Augmentation, jobs: Sequence[VariantJob], codec: CodecName) -> int:
+def bytes_of(plan: Augmentation, jobs: Sequence[ShardJob], codec: CodecName) -> int:
     """About how many bytes the shards of these jobs take."""
-    manifest = plan.source.manifest
+    manifest, entries = plan.source.manifest, plan.entries()
     a_token = ID_BYTES + (TYPE_BYTES if manifest.token_types else 0)
     coded = plan.teacher.embedding_width * CODECS[codec].bits / 8 + SCALE_BYTES
     total = 0.0
     for job in jobs:
-        receipt, recipe = job.soft_labels.entry.receipt, job.spec.recipe
+        entry, recipe = entries[job.partition], plan.settings.recipe(job.variant)
+        receipt = entry.receipt
         if "mix" in recipe:
-            total += mixed_tokens(job.soft_labels.rows().lengths()) * (a_token + ID_BYTES) + receipt.rows * NAME_BYTES
+            total += mixed_tokens(plan.source.rows_of(entry).lengths()) * (a_token + ID_BYTES) + receipt.rows * NAME_BYTES
         else:
             total += receipt.tokens * (a_token + (coded if "perturb" in recipe else 0.0))
         total += receipt.rows * (ROW_BYTES + 2 * LOGIT_BYTES * manifest.task.outputs) + SHARD_BYTES

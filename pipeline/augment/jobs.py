@@ -5,6 +5,7 @@ A job is small. The driver reads its rows only when a worker takes it, and the w
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
 from pipeline.corpus.seeding import seed_of
 from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
-from pipeline.shards.reader import Rows, Shards
+from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.hashing import Key, hash_of
@@ -39,10 +40,8 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
-class Work(Protocol):
-    """Work with its rows; a shard that it makes is written to the store."""
-
-    def run(self, models: ModelSet, store: Store) -> Done: ...
+Work = Callable[[ModelSet, Store], Done]
+"""Work with its rows, which a worker calls; a shard that it makes is written to the store."""
 
 
 class Job(Protocol):
@@ -51,15 +50,22 @@ class Job(Protocol):
     @property
     def name(self) -> str: ...
 
-    def work(self) -> Work:
-        """Read the rows."""
-
-
-class ShardJob(Job, Protocol):
-    """A job that writes the shard of a key."""
-
     @property
-    def key(self) -> Key: ...
+    def work(self) -> Callable[[], Work]:
+        """Reads the rows."""
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Writes one shard, which is decided by its key."""
+
+    name: str
+    key: Key
+    split: Split
+    variant: int
+    partition: int
+    rows: int
+    work: Callable[[], Work]
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
@@ -150,92 +156,54 @@ def _partition(table: pa.Table) -> Partition:
     return Partition(columns["id"], columns["text_a"], columns.get("text_b"), columns["label"])
 
 
-@dataclass(frozen=True)
-class SoftLabelJob:
+def soft_label_job(place: Place, shared_key: Key, batch_rows: int) -> ShardJob:
     """The teacher's logits on the clean inputs of a partition: variant 0."""
-
-    place: Place
-    key: Key
-    batch_rows: int
-
-    @property
-    def name(self) -> str:
-        return f"soft labels of {self.place.split}, partition {self.place.number}"
-
-    def work(self) -> "SoftLabelWork":
-        """Read the texts; raises ``PipelineError`` if they changed since the key was made."""
-        examples = self.place.read()
-        if examples.examples_hash() != self.place.examples_hash:
-            raise PipelineError(f"the tables in {self.place.prepared} were changed during this run; start it again")
-        return SoftLabelWork(examples, self.key, self.batch_rows)
+    key = shared_key | {"variant": 0, "examples": place.examples_hash}
+    name = f"soft labels of {place.split}, partition {place.number}"
+    work = partial(_soft_label_work, place, key, batch_rows)
+    return ShardJob(name, key, place.split, 0, place.number, place.stop - place.start, work)
 
 
-@dataclass(frozen=True)
-class SoftLabelWork:
-    """Encode texts and run the teacher."""
-
-    examples: Partition
-    key: Key
-    batch_rows: int
-
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Write the shard of soft labels."""
-        teacher, examples = models.teacher, self.examples
-        encoded = encode(teacher.tokenizer, examples.first, examples.second, self.key["max_length"])
-        inputs = Inputs(examples.example_ids, encoded.input_ids, encoded.token_type_ids)
-        columns = inputs.columns(0, examples.labels, teacher.logits(inputs, models.batches, self.batch_rows))
-        schema = shard_schema("soft_labels", teacher.task.kind, inputs.token_type_ids is not None)
-        statistics = {"truncated": float(encoded.truncated)}
-        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, {}, statistics))
-        return Done(receipt, models.batches.notes())
+def _soft_label_work(place: Place, key: Key, batch_rows: int) -> Work:
+    examples = place.read()
+    if examples.examples_hash() != place.examples_hash:
+        raise PipelineError(f"the tables in {place.prepared} were changed during this run; start it again")
+    return partial(write_soft_labels, examples, key, batch_rows)
 
 
-@dataclass(frozen=True)
-class SoftLabelShard:
-    """One shard of soft labels, read on demand."""
-
-    source: Shards
-    entry: ShardEntry
-
-    @property
-    def examples_hash(self) -> str:
-        return str(self.entry.receipt.key["examples"])
-
-    def rows(self) -> Rows:
-        """All rows, memory-mapped."""
-        return self.source.rows_of(self.entry)
-
-    def inputs(self) -> Inputs:
-        """The token ids."""
-        rows = self.rows()
-        types = Arrays(rows.lists("token_type_ids")) if self.source.manifest.token_types else None
-        return Inputs(rows.column("example_id").to_pylist(), Arrays(rows.lists("input_ids")), types)
+def write_soft_labels(examples: Partition, key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
+    """Encode texts, run the teacher and write the shard."""
+    teacher = models.teacher
+    encoded = encode(teacher.tokenizer, examples.first, examples.second, key["max_length"])
+    inputs = Inputs(examples.example_ids, encoded.input_ids, encoded.token_type_ids)
+    columns = inputs.columns(0, examples.labels, teacher.logits(inputs, models.batches, batch_rows))
+    schema = shard_schema("soft_labels", teacher.task.kind, inputs.token_type_ids is not None)
+    statistics = {"truncated": float(encoded.truncated)}
+    receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, {}, statistics))
+    return Done(receipt, models.batches.notes())
 
 
-@dataclass(frozen=True)
-class CandidatesJob:
+def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:
+    """Token ids of shards, of all rows or of those at some positions."""
+    at = np.arange(len(rows)) if positions is None else positions
+    ids, types = (Arrays.of(rows.lists_at(name, at)) if rows.has(name) else None for name in ("input_ids", "token_type_ids"))
+    assert ids is not None, "every shard has input_ids"
+    return Inputs(rows.column("example_id").take(at).to_pylist(), ids, types)
+
+
+def candidates_job(source: Shards, entry: ShardEntry, shared_key: Key) -> ShardJob:
     """The words of a partition's texts that a masked language model proposes as replacements."""
-
-    soft_labels: SoftLabelShard
-    key: Key
-
-    @property
-    def name(self) -> str:
-        return f"word candidates, partition {self.soft_labels.entry.partition}"
-
-    def work(self) -> "CandidatesWork":
-        return CandidatesWork(self.soft_labels.inputs(), self.key)
+    key, number = shared_key | {"examples": entry.receipt.key["examples"]}, entry.partition
+    work = partial(_candidates_work, source, entry, key)
+    return ShardJob(f"word candidates, partition {number}", key, "train", 0, number, entry.receipt.rows, work)
 
 
-@dataclass(frozen=True)
-class CandidatesWork:
-    """Run the masked language model."""
+def _candidates_work(source: Shards, entry: ShardEntry, key: Key) -> Work:
+    return partial(write_candidates, read_inputs(source.rows_of(entry)), key)
 
-    inputs: Inputs
-    key: Key
 
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Write the candidates, which every variant of these rows uses."""
-        columns = candidates_columns(self.inputs, models.masked_lm.candidates(self.inputs))
-        receipt = kept(store, self.key, lambda path: write_shard(path, candidates_schema(), columns, self.key, {}, {}))
-        return Done(receipt, models.masked_lm.batches.notes())
+def write_candidates(inputs: Inputs, key: Key, models: ModelSet, store: Store) -> Done:
+    """Run the masked language model and write the candidates, which every variant of these rows uses."""
+    columns = candidates_columns(inputs, models.masked_lm.candidates(inputs))
+    receipt = kept(store, key, lambda path: write_shard(path, candidates_schema(), columns, key, {}, {}))
+    return Done(receipt, models.masked_lm.batches.notes())

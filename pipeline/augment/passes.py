@@ -15,9 +15,7 @@ from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
 from pipeline.augment.jobs import Done, Job, ShardJob
 from pipeline.augment.plans import NO_EPSILON, Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders
-from pipeline.augment.variants import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
-from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
@@ -41,9 +39,8 @@ def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runti
         name = f"soft_label {task.name}"
         receipts = finish(name, jobs, take_stock(name, jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
-    places, stored = [(job.place.split, 0, job.place.number) for job in jobs], [job.key for job in jobs]
     fields = {"task": task, "key": key, "coding": None, "variants": 0, "details": {"truncated": truncated}}
-    manifest = manifest_of(ModelFolder(teacher), places, receipts, stored, **fields)
+    manifest = manifest_of(ModelFolder(teacher), jobs, receipts, [job.key for job in jobs], **fields)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
         print(f"{name}: {truncated} of {rows} examples were truncated to {key['max_length']} tokens", flush=True)
@@ -79,7 +76,6 @@ def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest
         "masked_lm": masked_lm_in(plan.models.masked_lm).model_dump() if plan.models.masked_lm else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
-    places: list[tuple[Split, int, int]] = [("train", job.spec.variant, job.soft_labels.entry.partition) for job in jobs]
     fields = {
         "task": plan.source.manifest.task,
         "key": plan.key,
@@ -87,12 +83,13 @@ def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest
         "variants": settings.variants,
         "details": details,
     }
-    return publish(out, store, manifest_of(plan.teacher, places, receipts, plan.stored(jobs), **fields))
+    return publish(out, store, manifest_of(plan.teacher, jobs, receipts, plan.stored(jobs), **fields))
 
 
-def _note_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
+def _note_vanished(plan: Augmentation, jobs: Sequence[ShardJob], receipts: Sequence[Receipt]) -> None:
     """Report rows with a zero gradient, whose δ is only its random initial value."""
-    perturbed = [receipt for job, receipt in zip(jobs, receipts, strict=True) if job.spec.moves]
+    pairs = zip(jobs, receipts, strict=True)
+    perturbed = [receipt for job, receipt in pairs if "perturb" in plan.settings.recipe(job.variant)]
     if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
         rows = sum(receipt.rows for receipt in perturbed)
         print(
@@ -208,29 +205,21 @@ class Counter:
 
 def manifest_of(
     teacher: ModelFolder,
-    places: Sequence[tuple[Split, int, int]],
+    jobs: Sequence[ShardJob],
     receipts: Sequence[Receipt],
     stored: Sequence[Key],
     **fields: Any,
 ) -> Manifest:
-    """The manifest of a complete set.
-
-    Args:
-        teacher: whose tokenizer encoded the rows.
-        places: split, variant and partition of each shard.
-        receipts: of the shards.
-        stored: keys of all store entries behind the set.
-        fields: the other fields of the manifest.
-    """
+    """The manifest of a complete set; ``stored`` are the keys of all store entries behind it, ``fields`` the other fields."""
     shards = [
         ShardEntry(
-            file=f"{split}-variant-{variant}-{partition:05d}.arrow",
-            split=split,
-            variant=variant,
-            partition=partition,
+            file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
+            split=job.split,
+            variant=job.variant,
+            partition=job.partition,
             receipt=receipt,
         )
-        for (split, variant, partition), receipt in zip(places, receipts, strict=True)
+        for job, receipt in zip(jobs, receipts, strict=True)
     ]
     return Manifest(
         format_version=FORMAT_VERSION,

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.augment.calibration import Calibration, Found
-from pipeline.augment.jobs import CandidatesJob, SoftLabelJob, SoftLabelShard, places
+from pipeline.augment.jobs import ShardJob, candidates_job, places, soft_label_job
 from pipeline.augment.recipes import deciding, edit_errors, followed_by, kind_errors
 from pipeline.augment.teacher import ModelFolders
-from pipeline.augment.variants import LabelledRows, VariantJob, VariantSpec, read_labelled
+from pipeline.augment.variants import VariantSpec, read_labelled, variant_job
 from pipeline.config.corpus import SPLITS
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, InferenceSettings
@@ -20,7 +20,7 @@ from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SurrogateFolder
-from pipeline.shards.manifest import SHARD_FILE, check_agreement, lineage
+from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.code import computed_by
@@ -35,7 +35,7 @@ NO_EPSILON = Found(0.0, 0.0, 0.0, 0)
 """If no variant is perturbed."""
 
 
-def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[SoftLabelJob]]:
+def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[ShardJob]]:
     """The key that all soft labels share, and the jobs of every split.
 
     Raises:
@@ -47,8 +47,7 @@ def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) 
     decided = settings.model_dump(include={"batch_size", "precision"})
     key: Key = lineage(teacher) | {"content": "soft_labels", **decided, "computed_by": computed_by(SOFT_LABELS)}
     found = [place for split in SPLITS for place in places(prepared, split, settings.rows_per_shard)]
-    keys = [key | {"variant": 0, "examples": place.examples_hash} for place in found]
-    return key, [SoftLabelJob(place, own, settings.batch_size) for place, own in zip(found, keys, strict=True)]
+    return key, [soft_label_job(place, key, settings.batch_size) for place in found]
 
 
 @dataclass(frozen=True)
@@ -106,45 +105,49 @@ class Augmentation:
         """For progress lines."""
         return f"augment {self.source.manifest.task.name}"
 
-    def shards(self) -> list[SoftLabelShard]:
-        """The soft labels of the train split."""
-        return [SoftLabelShard(self.source, entry) for entry in self.source.manifest.of_split("train")]
+    def entries(self) -> Sequence[ShardEntry]:
+        """The shards of soft labels of the train split."""
+        return self.source.manifest.of_split("train")
 
     @cached_property
     def calibration(self) -> tuple[Key, Calibration]:
         """The key of epsilon, and the sample of the train split, drawn by hashes of ids, on which it is found."""
-        labelled = self._sample()
-        rows = zip(labelled.inputs.example_ids, labelled.inputs.input_ids, strict=True)
+        rows, seed = self.source.rows("train", 0), self.settings.seed
+        names = chain.from_iterable(chunk.to_pylist() for chunk in rows.column("example_id").chunks)
+        labelled = read_labelled(rows, np.array(sample(names, self.settings.calibration_rows, seed, "calibration")))
+        examples = zip(labelled.inputs.example_ids, labelled.inputs.input_ids, strict=True)
         decided = self.settings.model_dump(mode="json", include={"perturbation", "codec", "inference", "seed"})
         note: Key = self.key | {
             "content": "calibration",
             "calibration": decided,
             "surrogate": list(self.models.surrogate_hashes),
             "computed_by": computed_by(CALIBRATION),
-            "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in rows]),
+            "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in examples]),
         }
         return note, Calibration(labelled, self.settings, len(self.models.surrogate_hashes))
 
-    def jobs(self, epsilon: float, store: Store) -> list[VariantJob]:
+    def jobs(self, epsilon: float, store: Store) -> list[ShardJob]:
         """One for each variant and partition, variant by variant."""
         checkpoints, jobs = self.models.surrogate_hashes, []
         for variant, checkpoint in enumerate(followed_by(self.settings, len(checkpoints)), start=1):
             spec = VariantSpec(variant, self.settings, epsilon, checkpoint)
             key = self.key | deciding(self.settings, variant, epsilon)
-            key |= {"variant": variant, "computed_by": computed_by(VARIANTS)}
+            key["computed_by"] = computed_by(VARIANTS)
             if "masked_lm" in spec.recipe:
                 key["masked_lm"] |= self._candidates_key["masked_lm"]
             if checkpoint is not None:
                 key["surrogate"] = checkpoints[checkpoint - 1]
-            for shard in self.shards():
-                words = store.folder_of(self._candidates_job(shard).key) / SHARD_FILE if "masked_lm" in spec.recipe else None
-                jobs.append(VariantJob(shard, key | {"examples": shard.examples_hash}, spec, words))
+            for entry in self.entries():
+                words = candidates_job(self.source, entry, self._candidates_key) if "masked_lm" in spec.recipe else None
+                path = None if words is None else store.folder_of(words.key) / SHARD_FILE
+                jobs.append(variant_job(self.source, entry, spec, key, path))
         return jobs
 
-    def candidates(self, jobs: Sequence[VariantJob]) -> list[CandidatesJob]:
+    def candidates(self, jobs: Sequence[ShardJob]) -> list[ShardJob]:
         """The candidates that these jobs need: one job per partition."""
-        needed = {job.soft_labels.entry.partition for job in jobs if job.candidates is not None}
-        return [self._candidates_job(shard) for shard in self.shards() if shard.entry.partition in needed]
+        needed = {job.partition for job in jobs if "masked_lm" in self.settings.recipe(job.variant)}
+        key = self._candidates_key
+        return [candidates_job(self.source, entry, key) for entry in self.entries() if entry.partition in needed]
 
     def known_epsilon(self, store: Store) -> float | None:
         """Epsilon if the store has it, 0 if no variant is perturbed; leaves no trace of the look-up."""
@@ -153,13 +156,10 @@ class Augmentation:
         known = store.peek(self.calibration[0])
         return None if known is None else float(known.facts["epsilon"])
 
-    def stored(self, jobs: Sequence[VariantJob]) -> list[Key]:
+    def stored(self, jobs: Sequence[ShardJob]) -> list[Key]:
         """The keys of all store entries behind these variants: shards, epsilon, word candidates."""
         found = [self.calibration[0]] if self.settings.uses("perturb") else []
         return [*(job.key for job in jobs), *found, *(job.key for job in self.candidates(jobs))]
-
-    def _candidates_job(self, shard: SoftLabelShard) -> CandidatesJob:
-        return CandidatesJob(shard, self._candidates_key | {"examples": shard.examples_hash})
 
     @property
     def _candidates_key(self) -> Key:
@@ -176,18 +176,3 @@ class Augmentation:
             "precision": inference.precision,
             "computed_by": computed_by(SOFT_LABELS),
         }
-
-    def _sample(self) -> LabelledRows:
-        """The examples whose ids have the smallest hashes, in the order of the corpus."""
-        shards = self.shards()
-        names = chain.from_iterable(shard.rows().column("example_id").to_pylist() for shard in shards)
-        drawn = np.array(sample(names, self.settings.calibration_rows, self.settings.seed, "calibration"))
-        ends = np.cumsum([shard.entry.receipt.rows for shard in shards])
-        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
-        return LabelledRows.joined(
-            [
-                read_labelled(shard)[0].take(part - (end - shard.entry.receipt.rows))
-                for shard, part, end in zip(shards, parts, ends, strict=True)
-                if len(part)
-            ]
-        )

@@ -1,7 +1,8 @@
 """Variants of a partition: edited, mixed or perturbed, coded, and labelled by the teacher on the decoded δ."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pipeline.augment.batches import Columns, Inputs, Partner
 from pipeline.augment.candidates import RowCandidates, read_candidates, replace
-from pipeline.augment.jobs import Done, SoftLabelShard, kept
+from pipeline.augment.jobs import Done, ShardJob, Work, kept, read_inputs
 from pipeline.augment.recipes import TextEdits, special_ids
 from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
@@ -22,31 +23,32 @@ from pipeline.models.outputs import divergence, flipped
 from pipeline.perturbation.inputs import filled, variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.manifest import ShardEntry
+from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.hashing import Key
 from pipeline.store.store import Store
 
-Labels = list[float | int | None]
-"""The gold labels of rows as the schema stores them."""
-
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Clean rows with the teacher's logits."""
+    """Clean rows with the teacher's logits [rows, outputs] and, to be stored with a variant, their gold labels."""
 
     inputs: Inputs
     logits: npt.NDArray[np.float32]
-    """[rows, outputs]."""
+    labels: list[float | int | None] = field(default_factory=list)
 
     def take(self, positions: Integers) -> "LabelledRows":
-        """The rows at these positions."""
+        """The rows at these positions, without gold labels."""
         return LabelledRows(self.inputs.take(positions), self.logits[positions])
 
-    @staticmethod
-    def joined(parts: Sequence["LabelledRows"]) -> "LabelledRows":
-        """The rows of several parts in order."""
-        return LabelledRows(Inputs.joined([part.inputs for part in parts]), np.concatenate([part.logits for part in parts]))
+
+def read_labelled(rows: Rows, positions: Positions | None = None) -> LabelledRows:
+    """Shards of soft labels, of all rows or of those at some positions."""
+    at = np.arange(len(rows)) if positions is None else positions
+    labels, logits = rows.column("label").take(at).to_pylist(), rows.lists_at("teacher_logits", at)
+    return LabelledRows(read_inputs(rows, at), logits.values.reshape(len(at), -1), labels)
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,22 @@ class Made:
     inputs: Inputs
     labels: list[Label]
 
-    def columns(self, variant: int, labels: Labels, logits: npt.NDArray[np.float32]) -> Columns:
-        """The columns of a shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
+    def columns(self, variant: int, labelled: LabelledRows) -> Columns:
+        """The columns of a shard."""
         partners: Sequence[Partner | None] = self.inputs.partners or [None] * len(self.labels)
-        return self.inputs.columns(variant, labels, logits) | {
+        return self.inputs.columns(variant, labelled.labels, labelled.logits) | {
             "partner_id": [partner and partner.example_id for partner in partners],
             "partner_ids": [partner and partner.input_ids for partner in partners],
             "own_weight": [partner and partner.own_weight for partner in partners],
-            "perturbed_logits": [label.logits for label in self.labels],
             "delta": [label.delta for label in self.labels],
             "delta_scale": [label.delta_scale for label in self.labels],
+            "perturbed_logits": [label.logits for label in self.labels],
             "divergence": [label.divergence for label in self.labels],
             "flipped": [label.flipped for label in self.labels],
         }
 
     def statistics(self) -> dict[str, float]:
-        """Statistics of the rows for the shard's receipt."""
+        """Statistics for the shard's receipt."""
         return {
             "divergence": float(np.mean([label.divergence for label in self.labels])),
             "flipped": float(sum(label.flipped for label in self.labels)),
@@ -223,48 +225,31 @@ def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
     return Inputs(inputs.example_ids, ids, types or None, partners)
 
 
-def read_labelled(soft_labels: SoftLabelShard) -> tuple[LabelledRows, Labels]:
-    """The rows of a shard of soft labels, and their gold labels."""
-    rows = soft_labels.rows()
-    return LabelledRows(soft_labels.inputs(), rows.matrix("teacher_logits")), rows.column("label").to_pylist()
+def variant_job(source: Shards, entry: ShardEntry, spec: VariantSpec, shared_key: Key, candidates: Path | None) -> ShardJob:
+    """One variant of a partition of the train split; ``candidates`` is their shard if the recipe replaces words."""
+    key = shared_key | {"variant": spec.variant, "examples": entry.receipt.key["examples"]}
+    name = f"variant {spec.variant}, partition {entry.partition}"
+    work = partial(_variant_work, source, entry, spec, key, candidates)
+    return ShardJob(name, key, "train", spec.variant, entry.partition, entry.receipt.rows, work)
 
 
-@dataclass(frozen=True)
-class VariantJob:
-    """One variant of a partition of the train split."""
-
-    soft_labels: SoftLabelShard
-    key: Key
-    spec: VariantSpec
-    candidates: Path | None = None
-    """The shard of candidates, if the recipe replaces words."""
-
-    @property
-    def name(self) -> str:
-        return f"variant {self.spec.variant}, partition {self.soft_labels.entry.partition}"
-
-    def work(self) -> "VariantWork":
-        labelled, labels = read_labelled(self.soft_labels)
-        candidates = None if self.candidates is None else read_candidates(self.candidates)
-        return VariantWork(labelled, labels, candidates, self.spec, self.key)
+def _variant_work(source: Shards, entry: ShardEntry, spec: VariantSpec, key: Key, candidates: Path | None) -> Work:
+    words = None if candidates is None else read_candidates(candidates)
+    return partial(write_variant, spec, key, read_labelled(source.rows_of(entry)), words)
 
 
-@dataclass(frozen=True)
-class VariantWork:
-    """Make the variant and label it."""
-
-    labelled: LabelledRows
-    labels: Labels
-    candidates: Sequence[RowCandidates] | None
-    spec: VariantSpec
-    key: Key
-
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Write the shard of the variant."""
-        made = make_variant(models, self.labelled, self.candidates, self.spec)
-        columns = made.columns(self.spec.variant, self.labels, self.labelled.logits)
-        schema = shard_schema("variants", models.teacher.task.kind, made.inputs.token_type_ids is not None)
-        description = {"codec": self.spec.settings.codec, "width": models.teacher.width} if self.spec.moves else {}
-        statistics = made.statistics()
-        receipt = kept(store, self.key, lambda path: write_shard(path, schema, columns, self.key, description, statistics))
-        return Done(receipt, models.batches.notes())
+def write_variant(
+    spec: VariantSpec,
+    key: Key,
+    labelled: LabelledRows,
+    candidates: Sequence[RowCandidates] | None,
+    models: ModelSet,
+    store: Store,
+) -> Done:
+    """Make the variant, label it and write the shard."""
+    made = make_variant(models, labelled, candidates, spec)
+    columns, statistics = made.columns(spec.variant, labelled), made.statistics()
+    schema = shard_schema("variants", models.teacher.task.kind, made.inputs.token_type_ids is not None)
+    description = {"codec": spec.settings.codec, "width": models.teacher.width} if spec.moves else {}
+    receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, description, statistics))
+    return Done(receipt, models.batches.notes())

@@ -67,7 +67,7 @@ class ThisProcess:
             pass  # fails before anything is computed
         for job in jobs:
             try:
-                done = job.work().run(self._models, self._store)
+                done = job.work()(self._models, self._store)
             except Exception as cause:
                 raise failure(job.name, cause) from cause
             yield job, done
@@ -145,7 +145,7 @@ class Worker:
     def run(self, work: Work) -> Done:
         if self._models is None:
             self._models = ModelSet(self._folders, self._precision)
-        return work.run(self._models, self._store)
+        return work(self._models, self._store)
 
     def piece(self, receipt: Receipt, start: int) -> bytes:
         """A piece of a shard in this worker's own folder."""

@@ -80,14 +80,6 @@ class Rows(Sequence[Row]):
         flat = np.asarray(pc.list_flatten(self.column(name)), dtype=np.float32)
         return flat.reshape(len(self), -1 if len(self) else 0)
 
-    def lists(self, name: str) -> list[npt.NDArray[Any]]:
-        """A column of lists as one array per row; they share the memory of the mapped file."""
-        found: list[npt.NDArray[Any]] = []
-        for batch in self._batches:
-            offsets, values = _offsets(batch.column(name))
-            found += np.split(values[offsets[0] : offsets[-1]], (offsets - offsets[0])[1:-1])
-        return found
-
     def lists_at(self, name: str, positions: Positions) -> Lists:
         """A column of lists or bytes at some positions, copied from the mapped files; null is an empty list.
 
