@@ -1,8 +1,8 @@
 """Rows as model inputs, and a model run over them in batches that fit into memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -88,14 +88,9 @@ class Inputs:
         }
 
 
-Found = TypeVar("Found", covariant=True)
 Result = TypeVar("Result")
-
-
-class Compute(Protocol[Found]):
-    """Computes a result from rows, their positions and the length to pad them to."""
-
-    def __call__(self, rows: Inputs, positions: Integers, tokens: int, /) -> Found: ...
+Compute = Callable[[Inputs, Integers, int], Result]
+"""Computes a result from rows, their positions and the length to pad them to."""
 
 
 class Batches:
@@ -108,13 +103,6 @@ class Batches:
         self._room: int | None = None  # tokens of a batch that fit, with padding
         self._least = EVEN_ROWS  # rows that are tried at least
         self._notes: list[str] = []
-
-    def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Sequence[Result]]) -> list[Result]:
-        """One result per row, in the order of ``inputs``; raises as ``pieces`` does."""
-        results: dict[int, Result] = {}
-        for piece, found in self.pieces(inputs, batch_rows, compute):
-            results |= dict(zip(piece.tolist(), found, strict=True))
-        return [results[position] for position in range(len(inputs))]
 
     def pieces(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> Iterator[tuple[Integers, Result]]:
         """Positions and result of each batch; a position may occur twice, with the same result.

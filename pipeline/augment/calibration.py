@@ -3,9 +3,8 @@
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -41,10 +40,6 @@ class Found:
         flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's predictions flip, "
         return f"{flips}mean divergence {self.divergence:.3g}"
 
-    def plain(self) -> dict[str, Any]:
-        """For the manifest and the store."""
-        return asdict(self)
-
 
 def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
     """The epsilon at which a growing effect reaches ``wanted``, by bisection of its logarithm, to three digits.
@@ -67,30 +62,26 @@ def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The sample on which values of epsilon are tried, and the effect wanted."""
+    """The sample on which values of epsilon are tried.
+
+    If the gradient of a surrogate is followed, each of its ``checkpoints`` is used on its share of the sample.
+    """
 
     labelled: LabelledRows
     settings: AugmentSettings
+    """Their only recipe is [perturb]."""
     checkpoints: int
-    """Of the surrogate whose gradient is followed, or 0; each is used on its share of the sample."""
-
-    @property
-    def rows(self) -> int:
-        """Size of the sample."""
-        return len(self.labelled.inputs)
-
-    @property
-    def wanted(self) -> Effect | float:
-        """The effect for which epsilon is searched, or the given epsilon."""
-        return self.settings.perturbation.epsilon
 
     def trial(self, epsilon: float) -> list["CalibrationJob"]:
         """Jobs for one epsilon on the whole sample, independent of the number of workers."""
-        each = max(self.checkpoints, 1)
-        parts = min(each * max(self.rows // (ROWS_A_PART * each), 1), self.rows)
-        followed = [1 + part % self.checkpoints if self.checkpoints else None for part in range(parts)]
-        rows = [self.labelled.take(np.arange(part, self.rows, parts)) for part in range(parts)]
-        return [CalibrationJob(part, self.settings, number, epsilon) for part, number in zip(rows, followed, strict=True)]
+        rows, each = len(self.labelled.inputs), max(self.checkpoints, 1)
+        parts = min(each * max(rows // (ROWS_A_PART * each), 1), rows)
+        jobs = []
+        for part in range(parts):
+            checkpoint = 1 + part % self.checkpoints if self.checkpoints else None
+            labelled = self.labelled.take(np.arange(part, rows, parts))
+            jobs.append(CalibrationJob(labelled, VariantSpec(1, self.settings, epsilon, checkpoint)))
+        return jobs
 
     def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
         """Search epsilon, or measure the given one; ``measure`` runs the jobs of one trial."""
@@ -99,36 +90,32 @@ class Calibration:
         def tried(epsilon: float) -> Found:
             return joined(measure(self.trial(epsilon)))
 
-        if not isinstance(self.wanted, Effect):
-            return tried(self.wanted)
-        ((name, effect),) = self.wanted.model_dump(exclude_none=True).items()
+        wanted = self.settings.perturbation.epsilon
+        if not isinstance(wanted, Effect):
+            return tried(wanted)
+        ((name, effect),) = wanted.model_dump(exclude_none=True).items()
         return tried(find_epsilon(lambda epsilon: float(getattr(tried(epsilon), name)), effect))
 
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """Measures the effect of an epsilon on a part of the sample."""
+    """Measures the effect of an epsilon on a part of the sample, whatever the recipes are; stores nothing."""
 
     labelled: LabelledRows
-    settings: AugmentSettings
-    checkpoint: int | None
-    epsilon: float
+    spec: VariantSpec
 
     @property
     def name(self) -> str:
-        """For progress lines and errors."""
-        return f"effect of the epsilon {self.epsilon:.3g} on {len(self.labelled.inputs)} rows"
+        return f"effect of the epsilon {self.spec.epsilon:.3g} on {len(self.labelled.inputs)} rows"
 
     def work(self) -> "CalibrationJob":
         """The job itself, which has its rows."""
         return self
 
     def __call__(self, models: ModelSet, store: Store) -> Done:
-        """Perturb the clean rows, whatever the recipes are; nothing is stored."""
-        alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
-        labels = make_variant(models, self.labelled, None, VariantSpec(1, alone, self.epsilon, self.checkpoint)).labels
+        labels = make_variant(models, self.labelled, None, self.spec).labels
         flips, moved = (float(np.mean([getattr(label, name) for label in labels])) for name in ("flipped", "divergence"))
-        return Done(Found(self.epsilon, flips, moved, len(labels)), models.batches.notes())
+        return Done(Found(self.spec.epsilon, flips, moved, len(labels)), models.batches.notes())
 
 
 def joined(parts: Sequence[Found]) -> Found:

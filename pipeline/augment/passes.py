@@ -1,14 +1,10 @@
 """The teacher's two passes: logits of every split, and variants of the train split. Each plans, computes and publishes."""
 
-import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
 from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
@@ -71,7 +67,7 @@ def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest
         "soft_labels": manifest_hash(plan.source.folder),
         "recipes": settings.recipes,
         "epsilon": found.epsilon,
-        "calibration": found.plain(),
+        "calibration": asdict(found),
         "checkpoints": len(plan.models.surrogate_hashes),
         "masked_lm": masked_lm_in(plan.models.masked_lm).model_dump() if plan.models.masked_lm else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
@@ -119,17 +115,19 @@ def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
             found[id(job)] = done.result
             _print_notes(job, done)
         in_order = [found[id(job)] for job in trial]
-        print(f"{plan.name}: tried {trial[0].epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
+        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
         return in_order
 
     if (entry := store.get(key)) is not None:
         result = Found(**entry.facts)
     else:
-        doing = "searching epsilon" if isinstance(calibration.wanted, Effect) else "measuring the effect of epsilon"
-        print(f"{plan.name}: {doing} on {calibration.rows} rows of the train split", flush=True)
+        doing = (
+            "searching epsilon" if isinstance(plan.settings.perturbation.epsilon, Effect) else "measuring the effect of epsilon"
+        )
+        print(f"{plan.name}: {doing} on {len(calibration.labelled.inputs)} rows of the train split", flush=True)
         result = calibration.find(effects)
         try:
-            with store.put(key, result.plain()):
+            with store.put(key, asdict(result)):
                 pass
         except OSError as cause:
             raise PipelineError(f"cannot write epsilon to the store {store.folder}: {cause.strerror or cause}") from cause
@@ -156,46 +154,25 @@ def finish(name: str, jobs: Sequence[ShardJob], stock: Sequence[Receipt | None],
     missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
     print(f"{name}: {len(jobs)} shards, {len(jobs) - len(missing)} in the store, {len(missing)} to compute", flush=True)
     made: dict[int, Receipt] = {}
-    if missing:
-        with Counter(name, len(missing)) as counter:
-            for job, done in workers.run(missing):
-                made[id(job)] = done.result
-                _print_notes(job, done)
-                counter.advance(done.result.rows)
+    counter = Counter(name, len(missing))
+    for job, done in workers.run(missing) if missing else ():
+        made[id(job)] = done.result
+        _print_notes(job, done)
+        counter.advance(done.result.rows)
     return [made[id(job)] if receipt is None else receipt for job, receipt in zip(jobs, stock, strict=True)]
 
 
 class Counter:
-    """Counts finished shards in a ``with`` block: a bar on a terminal, otherwise a line now and then."""
+    """Counts finished shards and prints a line now and then."""
 
     def __init__(self, name: str, total: int) -> None:
         self._name, self._total, self._done, self._rows = name, total, 0, 0
         self._began = self._last = time.monotonic()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=Console()) if sys.stdout.isatty() else None
-
-    def __enter__(self) -> "Counter":
-        if self._bar:
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._total)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar:
-            self._bar.stop()
 
     def advance(self, rows: int) -> None:
         """Count one more shard of that many rows."""
         self._done, self._rows, now = self._done + 1, self._rows + rows, time.monotonic()
-        if self._bar:
-            self._bar.advance(self._task)
-        elif now - self._last >= SECONDS_BETWEEN_LINES or self._done == self._total:
+        if now - self._last >= SECONDS_BETWEEN_LINES or self._done == self._total:
             self._last, seconds = now, now - self._began
             left = seconds / self._done * (self._total - self._done)
             ending = f"{left:.0f} s left" if left else f"done in {seconds:.0f} s"

@@ -124,7 +124,8 @@ class Augmentation:
             "computed_by": computed_by(CALIBRATION),
             "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in examples]),
         }
-        return note, Calibration(labelled, self.settings, len(self.models.surrogate_hashes))
+        alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
+        return note, Calibration(labelled, alone, len(self.models.surrogate_hashes))
 
     def jobs(self, epsilon: float, store: Store) -> list[ShardJob]:
         """One for each variant and partition, variant by variant."""

@@ -130,8 +130,8 @@ def _reordered(tokens: Ids, length: int, generator: np.random.Generator) -> Posi
     order = np.arange(len(tokens))
     if len(set(tokens.tolist())) < 2:
         return order
-    windows = np.lib.stride_tricks.sliding_window_view(tokens, length)
-    start = generator.choice(np.flatnonzero((windows != windows[:, :1]).any(axis=1)))
+    starts = range(len(tokens) - length + 1)
+    start = generator.choice([at for at in starts if (tokens[at : at + length] != tokens[at]).any()])
     while np.array_equal(tokens[order], tokens):
         order[start : start + length] = generator.permutation(np.arange(start, start + length))
     return order

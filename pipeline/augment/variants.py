@@ -20,7 +20,7 @@ from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Rec
 from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
 from pipeline.models.outputs import divergence, flipped
-from pipeline.perturbation.inputs import filled, variant_embeddings
+from pipeline.perturbation.inputs import variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.manifest import ShardEntry
@@ -209,17 +209,18 @@ def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandi
 
 
 def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
-    """Every row with another one as its partner, both extended to the length of the longer."""
+    """Every row with another one as its partner, both padded to the length of the longer; padding is mixed too."""
     order = np.argsort([spec.seed(example_id, "partner") for example_id in inputs.example_ids])
     after = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
     ids, types, partners = [], [], []
     for row, example_id in enumerate(inputs.example_ids):
         own, other = inputs.input_ids[row], inputs.input_ids[after[row]]
         length = max(len(own), len(other))
-        ids.append(filled(own, length, pad_token_id))
+        ids.append(np.pad(own, (0, length - len(own)), constant_values=pad_token_id))
         generator = np.random.Generator(np.random.Philox(key=spec.seed(example_id, "mix")))
         own_weight = float(np.float32(generator.beta(spec.settings.mix_alpha, spec.settings.mix_alpha)))  # as it is stored
-        partners.append(Partner(inputs.example_ids[after[row]], filled(other, length, pad_token_id), own_weight))
+        partner_ids = np.pad(other, (0, length - len(other)), constant_values=pad_token_id)
+        partners.append(Partner(inputs.example_ids[after[row]], partner_ids, own_weight))
         if inputs.token_type_ids is not None:
             types.append(np.concatenate([inputs.token_type_ids[row], inputs.token_type_ids[after[row]][len(own) :]]))
     return Inputs(inputs.example_ids, ids, types or None, partners)

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,8 +45,3 @@ def variant_embeddings(words: Words, batch: Batch) -> Tensor:
 def mapped(delta: Tensor, linear: Tensor | None) -> Tensor:
     """δ [..., teacher's width] in a model's embedding space [..., its width]; ``linear`` is None if they share one."""
     return delta if linear is None else delta @ linear.to(delta.device)
-
-
-def filled(ids: Integers, length: int, pad_token_id: int) -> npt.NDArray[np.int32]:
-    """Token ids extended with padding tokens, whose embeddings are mixed too."""
-    return np.concatenate([ids, np.full(length - len(ids), pad_token_id)]).astype(np.int32)
