@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import EVEN_ROWS, Batch, Ids, Integers, Types, length_buckets
-from pipeline.perturbation.inputs import mixing_batch
+from pipeline.corpus.encoding import EVEN_ROWS, PARTNER_IDS, Batch, Ids, Integers, Types, collate, length_buckets
+from pipeline.perturbation.inputs import OWN_WEIGHT
 from pipeline.shards.reader import Lists
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -71,10 +71,12 @@ class Inputs:
 
     def padded(self, pad_token_id: int, tokens: int) -> Batch:
         """One batch, padded on the right to ``tokens``."""
-        partners: Sequence[Partner | None] = self.partners or [None] * len(self)
-        ids = [partner.input_ids if partner else None for partner in partners]
-        weights = [partner.own_weight if partner else None for partner in partners]
-        return mixing_batch(self.input_ids, self.token_type_ids, ids, weights, pad_token_id, tokens)
+        batch = collate(self.input_ids, self.token_type_ids, pad_token_id, tokens)
+        if self.partners is not None:
+            others = collate([partner.input_ids for partner in self.partners], None, pad_token_id, tokens)
+            batch[PARTNER_IDS] = others["input_ids"]
+            batch[OWN_WEIGHT] = torch.tensor([partner.own_weight for partner in self.partners])
+        return batch
 
     def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
         """The columns of every kind of shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""

@@ -69,11 +69,7 @@ class ShardJob:
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
-    """Put a shard that ``write`` writes into the store.
-
-    Raises:
-        PipelineError: the store cannot be written to; no partial file remains.
-    """
+    """Put a shard that ``write`` writes into the store; raises ``PipelineError`` if that fails, and leaves no partial file."""
     facts: Facts = {}
     try:
         with store.put(key, facts) as folder:
@@ -84,18 +80,13 @@ def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
     return receipt
 
 
-@dataclass(frozen=True)
-class Partition:
-    """The examples of one shard."""
+Examples = dict[str, list[Any]]
+"""The examples of one shard as columns: id, text_a, text_b of pairs, and label."""
 
-    example_ids: list[str]
-    first: list[str]
-    second: list[str] | None
-    labels: list[float | int | None]
 
-    def examples_hash(self) -> str:
-        """Hash of ids, texts and labels."""
-        return hash_of([self.example_ids, self.first, self.second, self.labels])
+def hash_of_examples(examples: Examples) -> str:
+    """Hash of ids, texts and labels."""
+    return hash_of([examples["id"], examples["text_a"], examples.get("text_b"), examples["label"]])
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ class Place:
     stop: int
     examples_hash: str
 
-    def read(self) -> Partition:
+    def read(self) -> Examples:
         """The examples, from the row groups that hold them."""
         with pq.ParquetFile(self.prepared / f"{self.split}.parquet") as file:
             groups = range(file.metadata.num_row_groups)
@@ -117,7 +108,8 @@ class Place:
             first, last = (int(np.searchsorted(ends, at, side="right")) for at in (self.start, self.stop - 1))
             before = int(ends[first - 1]) if first else 0
             table = file.read_row_groups(list(range(first, last + 1)))
-        return _partition(table.slice(self.start - before, self.stop - self.start))
+        examples: Examples = table.slice(self.start - before, self.stop - self.start).to_pydict()
+        return examples
 
 
 def places(prepared: Path, split: Split, rows: int) -> Iterator[Place]:
@@ -128,8 +120,8 @@ def places(prepared: Path, split: Split, rows: int) -> Iterator[Place]:
             held = held if part is None else pa.concat_tables([held, pa.table(part)])
             runs = list(cut(held.column("id").to_pylist(), rows))
             for run in runs if part is None else runs[:-1]:
-                partition = _partition(held.slice(run.start, len(run)))
-                yield Place(prepared, split, number, start, start + len(run), partition.examples_hash())
+                digest = hash_of_examples(held.slice(run.start, len(run)).to_pydict())
+                yield Place(prepared, split, number, start, start + len(run), digest)
                 start, number = start + len(run), number + 1
             held = held.slice(runs[-1].start if runs else 0).combine_chunks()
 
@@ -151,11 +143,6 @@ def cut(example_ids: Iterable[str], rows: int) -> Iterator[range]:
         yield range(start, stop)
 
 
-def _partition(table: pa.Table) -> Partition:
-    columns = table.to_pydict()
-    return Partition(columns["id"], columns["text_a"], columns.get("text_b"), columns["label"])
-
-
 def soft_label_job(place: Place, shared_key: Key, batch_rows: int) -> ShardJob:
     """The teacher's logits on the clean inputs of a partition: variant 0."""
     key = shared_key | {"variant": 0, "examples": place.examples_hash}
@@ -166,17 +153,17 @@ def soft_label_job(place: Place, shared_key: Key, batch_rows: int) -> ShardJob:
 
 def _soft_label_work(place: Place, key: Key, batch_rows: int) -> Work:
     examples = place.read()
-    if examples.examples_hash() != place.examples_hash:
+    if hash_of_examples(examples) != place.examples_hash:
         raise PipelineError(f"the tables in {place.prepared} were changed during this run; start it again")
     return partial(write_soft_labels, examples, key, batch_rows)
 
 
-def write_soft_labels(examples: Partition, key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
+def write_soft_labels(examples: Examples, key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
     """Encode texts, run the teacher and write the shard."""
     teacher = models.teacher
-    encoded = encode(teacher.tokenizer, examples.first, examples.second, key["max_length"])
-    inputs = Inputs(examples.example_ids, encoded.input_ids, encoded.token_type_ids)
-    columns = inputs.columns(0, examples.labels, teacher.logits(inputs, models.batches, batch_rows))
+    encoded = encode(teacher.tokenizer, examples["text_a"], examples.get("text_b"), key["max_length"])
+    inputs = Inputs(examples["id"], encoded.input_ids, encoded.token_type_ids)
+    columns = inputs.columns(0, examples["label"], teacher.logits(inputs, models.batches, batch_rows))
     schema = shard_schema("soft_labels", teacher.task.kind, inputs.token_type_ids is not None)
     statistics = {"truncated": float(encoded.truncated)}
     receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, {}, statistics))
@@ -184,10 +171,10 @@ def write_soft_labels(examples: Partition, key: Key, batch_rows: int, models: Mo
 
 
 def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:
-    """Token ids of shards, of all rows or of those at some positions."""
+    """Token ids of all rows of shards, or of those at some positions."""
     at = np.arange(len(rows)) if positions is None else positions
-    ids, types = (Arrays.of(rows.lists_at(name, at)) if rows.has(name) else None for name in ("input_ids", "token_type_ids"))
-    assert ids is not None, "every shard has input_ids"
+    ids = Arrays.of(rows.lists_at("input_ids", at))
+    types = Arrays.of(rows.lists_at("token_type_ids", at)) if rows.has("token_type_ids") else None
     return Inputs(rows.column("example_id").take(at).to_pylist(), ids, types)
 
 

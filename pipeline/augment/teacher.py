@@ -81,7 +81,7 @@ class FrozenTeacher(FrozenModel):
         self.width = int(self.table.shape[1])
 
     def padded(self, rows: Inputs, tokens: int) -> Batch:
-        """Rows as one batch on the device."""
+        """One batch on the device."""
         return {name: self.sent(value) for name, value in rows.padded(self.pad_token_id, tokens).items()}
 
     @torch.inference_mode()

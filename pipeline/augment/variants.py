@@ -45,7 +45,7 @@ class LabelledRows:
 
 
 def read_labelled(rows: Rows, positions: Positions | None = None) -> LabelledRows:
-    """Shards of soft labels, of all rows or of those at some positions."""
+    """All rows of shards of soft labels, or those at some positions."""
     at = np.arange(len(rows)) if positions is None else positions
     labels, logits = rows.column("label").take(at).to_pylist(), rows.lists_at("teacher_logits", at)
     return LabelledRows(read_inputs(rows, at), logits.values.reshape(len(at), -1), labels)
@@ -64,7 +64,6 @@ class VariantSpec:
 
     @property
     def recipe(self) -> Recipe:
-        """The steps, in order."""
         return self.settings.recipe(self.variant)
 
     @property
