@@ -123,13 +123,11 @@ class Cluster:
         """Start workers up to the number of places or jobs; the place of a dead worker may be lost with its node."""
         resources = ray.cluster_resources()
         share = {"num_gpus": 1} if resources.get("GPU", 0) else {"num_cpus": 1}
-        for _ in range(busy + len(self._idle) + len(self._arriving), min(self._size(resources), jobs)):
+        places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
+        wanted = min(self._runtime.workers or places, places, jobs)
+        for _ in range(busy + len(self._idle) + len(self._arriving), wanted):
             worker: Any = ray.remote(Worker).options(**share).remote(self._folders, self._precision, self._store)
             self._arriving[worker.look.remote(self._hashes, str(self._mark), BUILD)] = worker
-
-    def _size(self, resources: dict[str, float]) -> int:
-        places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
-        return min(self._runtime.workers or places, places)
 
     def _next(self, promises: list[Any], patient: bool) -> Any:
         """The next finished promise; a timeout applies unless ``patient``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -203,14 +203,10 @@ def _to_bfloat16(model: nn.Module) -> None:
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in kept:
             module.to(torch.bfloat16)
     for head in heads.values():
-        head.forward = _in_float32(head.forward)
+        head.forward = partial(_in_float32, head.forward)
 
 
-def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _in_float32(forward: Callable[..., Any], *arguments: Tensor) -> Any:
     """The same computation in float32, even within autocast."""
-
-    def run(*arguments: Any) -> Any:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            return forward(*(argument.float() for argument in arguments))
-
-    return run
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return forward(*(argument.float() for argument in arguments))
