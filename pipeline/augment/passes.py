@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
 from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
-from pipeline.augment.jobs import Done, Job, ShardJob
+from pipeline.augment.jobs import Job, ShardJob
 from pipeline.augment.plans import NO_EPSILON, Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders
 from pipeline.augment.workers import ThisProcess, Workers
@@ -110,20 +110,15 @@ def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
     kind = plan.source.manifest.task.kind
 
     def effects(trial: Sequence[CalibrationJob]) -> list[Found]:
-        found: dict[int, Found] = {}
-        for job, done in workers.run(trial):
-            found[id(job)] = done.result
-            _print_notes(job, done)
-        in_order = [found[id(job)] for job in trial]
-        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
-        return in_order
+        found = results(trial, workers)
+        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(found).words(kind)}", flush=True)
+        return found
 
     if (entry := store.get(key)) is not None:
         result = Found(**entry.facts)
     else:
-        doing = (
-            "searching epsilon" if isinstance(plan.settings.perturbation.epsilon, Effect) else "measuring the effect of epsilon"
-        )
+        searched = isinstance(plan.settings.perturbation.epsilon, Effect)
+        doing = "searching epsilon" if searched else "measuring the effect of epsilon"
         print(f"{plan.name}: {doing} on {len(calibration.labelled.inputs)} rows of the train split", flush=True)
         result = calibration.find(effects)
         try:
@@ -135,9 +130,16 @@ def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
     return result
 
 
-def _print_notes(job: Job, done: Done) -> None:
-    for note in done.notes:
-        print(f"{job.name}: {note}", flush=True)
+def results(jobs: Sequence[Job], workers: Workers, counter: "Counter | None" = None) -> list[Any]:
+    """The results of jobs, in order; prints their notes."""
+    found: dict[int, Any] = {}
+    for job, done in workers.run(jobs) if jobs else ():
+        found[id(job)] = done.result
+        for note in done.notes:
+            print(f"{job.name}: {note}", flush=True)
+        if counter is not None:
+            counter.advance(done.result.rows)
+    return [found[id(job)] for job in jobs]
 
 
 def take_stock(name: str, jobs: Sequence[ShardJob], store: Store) -> list[Receipt | None]:
@@ -153,13 +155,8 @@ def finish(name: str, jobs: Sequence[ShardJob], stock: Sequence[Receipt | None],
     """The receipt of every job; ``workers`` compute the missing shards."""
     missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
     print(f"{name}: {len(jobs)} shards, {len(jobs) - len(missing)} in the store, {len(missing)} to compute", flush=True)
-    made: dict[int, Receipt] = {}
-    counter = Counter(name, len(missing))
-    for job, done in workers.run(missing) if missing else ():
-        made[id(job)] = done.result
-        _print_notes(job, done)
-        counter.advance(done.result.rows)
-    return [made[id(job)] if receipt is None else receipt for job, receipt in zip(jobs, stock, strict=True)]
+    made = iter(results(missing, workers, Counter(name, len(missing))))
+    return [receipt or next(made) for receipt in stock]
 
 
 class Counter:
@@ -187,7 +184,7 @@ def manifest_of(
     stored: Sequence[Key],
     **fields: Any,
 ) -> Manifest:
-    """The manifest of a complete set; ``stored`` are the keys of all store entries behind it, ``fields`` the other fields."""
+    """The manifest of a complete set; ``stored`` are the keys of all its store entries, ``fields`` the other fields."""
     shards = [
         ShardEntry(
             file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",

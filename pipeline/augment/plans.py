@@ -158,7 +158,7 @@ class Augmentation:
         return None if known is None else float(known.facts["epsilon"])
 
     def stored(self, jobs: Sequence[ShardJob]) -> list[Key]:
-        """The keys of all store entries behind these variants: shards, epsilon, word candidates."""
+        """The keys of all store entries of these variants: shards, epsilon, word candidates."""
         found = [self.calibration[0]] if self.settings.uses("perturb") else []
         return [*(job.key for job in jobs), *found, *(job.key for job in self.candidates(jobs))]
 

@@ -20,7 +20,7 @@ from pipeline.store.store import Entry
 MANIFEST_FILE = "manifest.json"
 
 LINEAGE_FILE = "lineage.json"
-"""In a student's folder: what it was made from, and how."""
+"""In a student's folder: its inputs, settings and results."""
 
 SKIPPED_FILE = "skipped.json"
 """The only file of a student's folder for a task that ``students.<name>.tasks`` excludes."""
@@ -32,7 +32,7 @@ NOT_COMPLETE = "{} does not exist, so the shards are not complete; make them wit
 
 
 class ShardMismatch(PipelineError):
-    """Shards that do not belong together, or to what they are used with; the message names what differs."""
+    """Shards that do not match each other or the models used with them; the message names the differences."""
 
 
 class Coding(Settings):
@@ -89,7 +89,7 @@ class Manifest(Settings):
     """Facts for reports, such as epsilon or the number of truncated texts."""
     shards: tuple[ShardEntry, ...]
     stored_as: tuple[str, ...] = ()
-    """Names of all store entries behind the set, by-products included; garbage collection reads them."""
+    """Names of all store entries of the set, by-products included; garbage collection reads them."""
 
     @property
     def recipes(self) -> list[list[str]]:

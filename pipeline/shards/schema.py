@@ -1,4 +1,4 @@
-"""The shard contract: which columns a shard has, of which plain Arrow types, and what its metadata says of it.
+"""The shard contract: columns with their plain Arrow types, and metadata.
 
 A shard is one Arrow IPC file: one partition of one variant. Every change here raises FORMAT_VERSION, so that a shard of
 another version is never read as this one.
