@@ -107,11 +107,7 @@ class Batches:
         self._notes: list[str] = []
 
     def pieces(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> Iterator[tuple[Integers, Result]]:
-        """Positions and result of each batch; a position may occur twice, with the same result.
-
-        Raises:
-            PipelineError: a row does not fit even alone; names its example.
-        """
+        """Positions and result of each batch; a position may occur twice, with the same result."""
         lengths = inputs.lengths()
         for positions in length_buckets(lengths, batch_rows):
             yield from self._fitting(inputs, positions, int(lengths[positions].max()), compute)

@@ -42,11 +42,7 @@ class Found:
 
 
 def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
-    """The epsilon at which a growing effect reaches ``wanted``, by bisection of its logarithm, to three digits.
-
-    Raises:
-        PipelineError: no epsilon in the range has the effect.
-    """
+    """The epsilon, to three digits, at which a growing effect reaches ``wanted``, by bisection of its logarithm."""
     low, high = SMALLEST, LARGEST
     for _ in range(HALVINGS):
         middle = float(f"{math.sqrt(low * high):.3g}")

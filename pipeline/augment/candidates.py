@@ -112,11 +112,7 @@ class MaskedLM:
     """A frozen masked language model on this worker's device."""
 
     def __init__(self, folder: Path, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> None:
-        """Load the model; ``half`` computes its products in bfloat16.
-
-        Raises:
-            PipelineError: it cannot be loaded, is not finite, has another tokenizer than the teacher's, or too few words.
-        """
+        """Load and check the model; ``half`` computes its products in bfloat16."""
         check_tokenizer(folder, ModelFolder(folder).tokenizer, tokenizer)
         self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()

@@ -44,11 +44,7 @@ def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runti
 
 
 def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest:
-    """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole.
-
-    Raises:
-        PipelineError: a shard could not be made; names it and the cause.
-    """
+    """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole."""
     settings, store = plan.settings, Store(Path(runtime.store).resolve())
     if plan.known_epsilon(store) is None:
         check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes)
@@ -207,11 +203,7 @@ def manifest_of(
 
 
 def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
-    """Place exactly the shards of the manifest in ``out``, the manifest last.
-
-    Raises:
-        PipelineError: the folder cannot be written; its previous content is kept.
-    """
+    """Place exactly the shards of the manifest in ``out``, the manifest last; on an error the previous content is kept."""
     try:
         with folder_written_whole(out) as folder:
             for entry in manifest.shards:

@@ -36,11 +36,7 @@ NO_EPSILON = Found(0.0, 0.0, 0.0, 0)
 
 
 def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[ShardJob]]:
-    """The key that all soft labels share, and the jobs of every split.
-
-    Raises:
-        PipelineError: the teacher was made for another task.
-    """
+    """The key that all soft labels share, and the jobs of every split; rejects a teacher of another task."""
     wanted, taught = (Task.read(folder).model_dump(exclude={"metric"}) for folder in (prepared, teacher))
     if other := [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]:
         raise PipelineError(f"{teacher} was trained for another task than that in {prepared}: {', '.join(other)}")

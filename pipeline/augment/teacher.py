@@ -86,11 +86,7 @@ class FrozenTeacher(FrozenModel):
 
     @torch.inference_mode()
     def logits(self, inputs: Inputs, batches: Batches, batch_rows: int) -> npt.NDArray[np.float32]:
-        """Logits [rows, outputs] of clean inputs.
-
-        Raises:
-            PipelineError: some are not finite, or a row does not fit into memory; names the example.
-        """
+        """Logits [rows, outputs] of clean inputs; raises ``PipelineError`` if some are not finite."""
 
         def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
             batch = self.padded(rows, tokens)

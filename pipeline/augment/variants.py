@@ -121,11 +121,7 @@ class Made:
 def make_variant(
     models: ModelSet, labelled: LabelledRows, candidates: Sequence[RowCandidates] | None, spec: VariantSpec
 ) -> Made:
-    """Make one variant of each row; ``candidates`` are needed if the recipe contains masked_lm.
-
-    Raises:
-        PipelineError: the teacher's logits of a row are not finite, or a row does not fit into memory.
-    """
+    """Make one variant of each row; ``candidates`` are needed if the recipe contains masked_lm."""
     teacher, settings = models.teacher, spec.settings
     inputs = edited(labelled.inputs, teacher, candidates, spec)
     if "mix" in spec.recipe:

@@ -39,11 +39,7 @@ class Workers(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
-        """Yield each job with its result when it is finished, in any order.
-
-        Raises:
-            PipelineError: a job failed; names the job and the cause.
-        """
+        """Yield each job with its result when it is finished, in any order; an error names its job."""
 
 
 class ThisProcess:
@@ -82,11 +78,7 @@ def failure(name: str, cause: BaseException) -> PipelineError:
 
 @contextmanager
 def probe_file(store: Store) -> Iterator[Path]:
-    """A file in the store by which a worker recognises that it sees the same store.
-
-    Raises:
-        PipelineError: the store cannot be written to.
-    """
+    """A file in the store by which a worker recognises the same store; fails if the store cannot be written to."""
     mark = store.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.probe_file"
     try:
         store.folder.mkdir(parents=True, exist_ok=True)

@@ -107,11 +107,7 @@ class Manifest(Settings):
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read and validate ``manifest.json``.
-
-        Raises:
-            ShardMismatch: it is absent or damaged, or has another format version.
-        """
+        """Read and validate ``manifest.json``; raises ``ShardMismatch`` if it is absent, damaged or of another version."""
         path = folder / MANIFEST_FILE
         try:
             text = path.read_text(encoding="utf-8")
@@ -144,11 +140,7 @@ def manifest_hash(folder: Path) -> str:
 
 
 def training_hash(folder: Path) -> str:
-    """The hash of everything that a training reads of a complete set, so not of its test rows.
-
-    Raises:
-        ShardMismatch: the manifest cannot be read.
-    """
+    """The hash of everything that a training reads of a complete set, so not of its test rows."""
     manifest = Manifest.read(folder)
     read = [(e.split, e.variant, e.partition, e.receipt.sha256) for e in manifest.shards if e.split != "test"]
     facts = manifest.model_dump(mode="json", include={"format_version", "content", "token_types", "pad_token_id", "coding"})
@@ -158,11 +150,7 @@ def training_hash(folder: Path) -> str:
 
 
 def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None:
-    """Reject a key that differs in a field that ``wanted`` has.
-
-    Raises:
-        ShardMismatch: names every field that differs, with both values.
-    """
+    """Raise a ``ShardMismatch`` that names every field of ``wanted`` whose value differs, with both values."""
     lines = differences(wanted, {name: found.get(name) for name in wanted})
     if lines:
         raise ShardMismatch(f"{subject} do not fit: " + "; ".join(lines) + f". {way_out}")
@@ -183,11 +171,7 @@ def lineage(teacher: Path | ModelFolder) -> Key:
 
 
 def check_trained_from(student: Path, soft_labels: Path) -> None:
-    """Reject a student that was trained from other soft labels, since it may have seen these test rows.
-
-    Raises:
-        PipelineError: it was, or it is not a student of this pipeline.
-    """
+    """Reject a student that was trained from other soft labels, since it may have seen these test rows."""
     try:
         origin = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))["soft_labels"]
     except (OSError, ValueError, KeyError, TypeError) as cause:

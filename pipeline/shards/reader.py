@@ -81,11 +81,7 @@ class Rows(Sequence[Row]):
         return flat.reshape(len(self), -1 if len(self) else 0)
 
     def lists_at(self, name: str, positions: Positions) -> Lists:
-        """A column of lists or bytes at some positions, copied from the mapped files; null is an empty list.
-
-        Raises:
-            IndexError: there is no such position, or no row at all.
-        """
+        """A column of lists or bytes at some positions, copied from the mapped files; null is an empty list."""
         if not len(self):
             raise IndexError("there is no row")
         if name not in self._lists:
@@ -99,11 +95,7 @@ class Rows(Sequence[Row]):
         return Lists(np.concatenate(parts) if parts else columns[0][1][:0], lengths)
 
     def numbers_at(self, name: str, positions: Positions) -> npt.NDArray[np.float32]:
-        """A column of numbers at some positions, [rows]; null is NaN.
-
-        Raises:
-            IndexError: there is no such position.
-        """
+        """A column of numbers at some positions, [rows]; null is NaN."""
         if name not in self._numbers:
             self._numbers[name] = np.asarray(pc.fill_null(self.column(name).cast(pa.float32()), float("nan")))
         return self._numbers[name][self._checked(positions)]
@@ -125,11 +117,7 @@ class Shards:
     """A complete, verified set of shards in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open and verify a folder.
-
-        Raises:
-            ShardMismatch: no manifest, another format version, or a shard that is missing, damaged or not the one listed.
-        """
+        """Open and verify a folder; raises a ``ShardMismatch`` that lists every missing or damaged shard."""
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
@@ -176,11 +164,7 @@ class Shards:
 
 
 def join(examples: Rows, variants: Rows) -> Positions:
-    """For each row of ``examples`` the position in ``variants`` of the row with the same id.
-
-    Raises:
-        ShardMismatch: an example has no variant, or a variant no example.
-    """
+    """For each row of ``examples`` the position in ``variants`` of the row with the same id; rejects unmatched rows."""
     ids, others = examples.column("example_id"), variants.column("example_id")
     positions = np.asarray(pc.fill_null(pc.index_in(ids, value_set=others.combine_chunks()), -1), dtype=np.int64)
     missing = int((positions < 0).sum())
