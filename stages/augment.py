@@ -6,6 +6,7 @@ import click
 
 from pipeline.augment.estimate import augment_estimate
 from pipeline.augment.passes import augment
+from pipeline.augment.plans import Augmentation
 from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.sections import augment_places
@@ -21,7 +22,7 @@ class Needs(Settings):
 
 
 @stage
-@click.option("--task", required=True, help="Name of the task in params.yaml, whose `augment` and `perturbation` override.")
+@click.option("--task", required=True, help="Name of the task in params.yaml; its `augment` and `perturbation` override.")
 @folder_option("--soft-labels", "Output of `soft_label`.")
 @folder_option("--teacher", "Output of `teach`.")
 @folder_option("--surrogate", "Output of `surrogate`; needed if gradient_from is surrogate.", required=False)
@@ -41,18 +42,18 @@ def main(
 ) -> None:
     """Make variants of every training example and store them with the teacher's logits on each.
 
-    Workers write one shard per partition and variant to the store; shards that the store has are not computed again, so an
+    Workers write one shard per partition and variant to the store. Shards in the store are not computed again, so an
     interrupted run resumes.
     """
     config.task_in(params, task)
     check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
     needs = config.load(params, Needs, augment=augment_places(config.read_params(params), task), runtime="runtime")
     note_slow_precision(params)
+    augmentation = Augmentation.of(soft_labels, teacher, needs.augment, surrogate, masked_lm)
     if plan:
-        found = augment_estimate(soft_labels, teacher, needs.augment, needs.runtime, surrogate, masked_lm)
-        click.echo("\n".join(found.lines()))
+        click.echo("\n".join(augment_estimate(augmentation, needs.runtime).lines()))
     else:
-        augment(soft_labels, teacher, needs.augment, needs.runtime, out, surrogate, masked_lm)
+        augment(augmentation, needs.runtime, out)
 
 
 if __name__ == "__main__":

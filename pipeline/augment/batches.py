@@ -1,37 +1,36 @@
 """Rows as model inputs, and a model run over them in batches that fit into memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import EVEN_ROWS, Batch, Ids, Integers, Types, length_buckets
-from pipeline.perturbation.inputs import mixing_batch
+from pipeline.corpus.encoding import EVEN_ROWS, PARTNER_IDS, Batch, Ids, Integers, Types, collate, length_buckets
+from pipeline.perturbation.inputs import OWN_WEIGHT
+from pipeline.shards.reader import Lists
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
 """Parts of RuntimeErrors about memory: of CUDA, of this machine, of cuBLAS's workspace."""
 
 Columns = dict[str, list[Any]]
-"""By the names of a shard's schema, each as long as the rows."""
-
-Packed = tuple[Integers, Integers]
-"""Rows of different lengths concatenated, and their lengths."""
+"""Equally long columns by the names of a shard's schema."""
 
 
-def packed(rows: Sequence[npt.NDArray[Any]]) -> Packed:
-    """Rows as two arrays, which pickle far faster than an array a row."""
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    return (np.concatenate(rows) if len(rows) else np.empty(0, dtype=np.int32)), lengths
+class Arrays(list[npt.NDArray[Any]]):
+    """Arrays of different lengths; they pickle as two arrays, far faster than one by one."""
 
+    @classmethod
+    def of(cls, lists: Lists) -> "Arrays":
+        """The rows of a column of lists."""
+        return cls(np.split(lists.values, np.cumsum(lists.lengths)[:-1]) if len(lists.lengths) else [])
 
-def unpacked(rows: Packed) -> list[npt.NDArray[Any]]:
-    """The rows again, as views."""
-    values, lengths = rows
-    return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = np.concatenate(self) if self else np.empty(0, dtype=np.int32)
+        return Arrays.of, (Lists(values, np.array([len(row) for row in self], dtype=np.int64)),)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Partner:
     example_id: str
     input_ids: Ids
     own_weight: float
-    """λ, the share of the row's own embeddings."""
+    """λ, the weight of the row's own embeddings."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Inputs:
     input_ids: Sequence[Ids]
     token_type_ids: Sequence[Types] | None
     partners: Sequence[Partner] | None = None
-    """One a row if rows are mixed; as long as the row."""
+    """One per row if rows are mixed; as long as the row."""
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -65,117 +64,80 @@ class Inputs:
         """The rows at these positions."""
         return Inputs(
             [self.example_ids[i] for i in positions],
-            [self.input_ids[i] for i in positions],
-            None if self.token_type_ids is None else [self.token_type_ids[i] for i in positions],
+            Arrays(self.input_ids[i] for i in positions),
+            None if self.token_type_ids is None else Arrays(self.token_type_ids[i] for i in positions),
             None if self.partners is None else [self.partners[i] for i in positions],
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        types = None if self.token_type_ids is None else packed(self.token_type_ids)
-        return _inputs, (list(self.example_ids), packed(self.input_ids), types, self.partners)
-
-    @staticmethod
-    def joined(parts: Sequence["Inputs"]) -> "Inputs":
-        """The rows of several parts in order; none of them is mixed."""
-        types = [kept for part in parts for kept in part.token_type_ids or ()]
-        ids = [kept for part in parts for kept in part.input_ids]
-        return Inputs([name for part in parts for name in part.example_ids], ids, types or None)
-
     def padded(self, pad_token_id: int, tokens: int) -> Batch:
         """One batch, padded on the right to ``tokens``."""
-        partners: Sequence[Partner | None] = self.partners or [None] * len(self)
-        return mixing_batch(
-            self.input_ids,
-            self.token_type_ids,
-            [partner.input_ids if partner else None for partner in partners],
-            [partner.own_weight if partner else None for partner in partners],
-            pad_token_id,
-            tokens,
-        )
+        batch = collate(self.input_ids, self.token_type_ids, pad_token_id, tokens)
+        if self.partners is not None:
+            others = collate([partner.input_ids for partner in self.partners], None, pad_token_id, tokens)
+            batch[PARTNER_IDS] = others["input_ids"]
+            batch[OWN_WEIGHT] = torch.tensor([partner.own_weight for partner in self.partners])
+        return batch
 
     def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
-        """The columns that all kinds of shards share; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
+        """The columns of every kind of shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
         types = {} if self.token_type_ids is None else {"token_type_ids": list(self.token_type_ids)}
-        return {
+        return types | {
             "example_id": list(self.example_ids),
             "variant": [variant] * len(self),
             "input_ids": list(self.input_ids),
-            **types,
             "label": labels,
             "teacher_logits": list(logits),
         }
 
 
-def _inputs(example_ids: list[str], ids: Packed, types: Packed | None, partners: Sequence[Partner] | None) -> Inputs:
-    return Inputs(example_ids, unpacked(ids), None if types is None else unpacked(types), partners)
-
-
-Found = TypeVar("Found", covariant=True)
 Result = TypeVar("Result")
-
-
-class Compute(Protocol[Found]):
-    """From rows, their positions and the length they are padded to, to what is computed of them."""
-
-    def __call__(self, rows: Inputs, positions: Integers, tokens: int, /) -> Found: ...
+Compute = Callable[[Inputs, Integers, int], Result]
+"""Computes a result from rows, their positions and the length to pad them to."""
 
 
 class Batches:
-    """Batches of similar length. One that runs out of memory is halved, padded as before; later ones have no more tokens.
+    """Batches of similar length. A batch that runs out of memory is halved, and later ones get no more tokens than fitted.
 
-    The bits are the same as long as ``EVEN_ROWS`` rows fit; in smaller batches the last digits may differ, and a note says so.
+    The bits do not change as long as ``EVEN_ROWS`` rows fit. In smaller batches the last digits may, and a note says so.
     """
 
     def __init__(self) -> None:
-        self._room: int | None = None  # tokens of a batch, padding included, that fit
+        self._room: int | None = None  # tokens of a batch that fit, with padding
         self._least = EVEN_ROWS  # rows that are tried at least
         self._notes: list[str] = []
 
-    def run(self, inputs: Inputs, batch_rows: int, compute: Compute[Sequence[Result]]) -> list[Result]:
-        """One result a row, in the order of ``inputs``; raises as ``pieces`` does."""
-        results: dict[int, Result] = {}
-        for piece, found in self.pieces(inputs, batch_rows, compute):
-            results |= dict(zip(piece.tolist(), found, strict=True))
-        return [results[position] for position in range(len(inputs))]
-
     def pieces(self, inputs: Inputs, batch_rows: int, compute: Compute[Result]) -> Iterator[tuple[Integers, Result]]:
-        """Positions and result of one batch after the other; a position may come twice, with the same result.
-
-        Raises:
-            PipelineError: a row does not fit even alone; names its example.
-        """
+        """Positions and result of each batch; a position may occur twice, with the same result."""
         lengths = inputs.lengths()
         for positions in length_buckets(lengths, batch_rows):
             yield from self._fitting(inputs, positions, int(lengths[positions].max()), compute)
 
-    def notes(self) -> list[str]:
-        """Messages to the user about the batches since the last call."""
-        notes, self._notes = self._notes, []
+    def notes(self) -> tuple[str, ...]:
+        """Messages to the user since the last call."""
+        notes, self._notes = tuple(self._notes), []
         return notes
 
     def _fitting(
         self, inputs: Inputs, positions: Integers, tokens: int, compute: Compute[Result]
     ) -> Iterator[tuple[Integers, Result]]:
-        """A batch in pieces as large as fit; rows before a short rest are computed again with it."""
+        """A batch in pieces as large as fit; a short last piece repeats rows of the one before it."""
         done = 0
         while done < len(positions):
             most = self._most_rows(len(positions), tokens)
             start = max(min(done, len(positions) - min(most, EVEN_ROWS)), 0)
             piece = positions[start : start + most]
             rows = inputs.take(piece)
+            found: Result | None = None
             try:
                 found = compute(rows, piece, tokens)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                fits = False  # halved below, where the error no longer holds the tensors
+            if found is None:  # handled here, where the error no longer holds tensors
+                self._halve(rows, tokens)
             else:
-                fits = True
-            if fits:
                 done = start + len(piece)
                 yield piece, found
-            else:
-                self._halve(rows, tokens)
 
     def _most_rows(self, rows: int, tokens: int) -> int:
         """How many of these rows should fit: a multiple of ``EVEN_ROWS``, unless that many did not fit before."""
@@ -206,5 +168,5 @@ def half(rows: int) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device or this machine has no memory left."""
+    """Whether an error means that a device or this machine has no memory left."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_MEMORY)

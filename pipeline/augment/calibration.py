@@ -1,10 +1,10 @@
 """The search for the epsilon that has a given effect on the teacher, on a sample of rows."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -17,18 +17,18 @@ from pipeline.config.settings import AugmentSettings, Effect
 from pipeline.store.store import Store
 
 SMALLEST, LARGEST = 2e-3, 2.0
-"""Bounds of the search, as fractions of the mean word-embedding length."""
+"""Bounds of the search, as fractions of the mean norm of a word embedding."""
 
 HALVINGS = 8
-"""The epsilon is found to 2.7 %: a range of three powers of ten, halved eight times on the logarithmic scale."""
+"""Epsilon is found to 2.7 %: three powers of ten, halved eight times on the logarithmic scale."""
 
 ROWS_A_PART = 64
-"""About how many rows of the sample a worker tries at a time."""
+"""About how many rows of the sample one job perturbs."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A epsilon and its effect on the calibration sample."""
+    """An epsilon and its effect on the calibration sample."""
 
     epsilon: float
     flips: float
@@ -36,108 +36,82 @@ class Found:
     rows: int
 
     def words(self, kind: Kind) -> str:
-        """For the user; regressions have no flips."""
-        flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's answers flip, "
+        """The effect as text; regressions have no flips."""
+        flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's predictions flip, "
         return f"{flips}mean divergence {self.divergence:.3g}"
-
-    def plain(self) -> dict[str, Any]:
-        """For the manifest and the store."""
-        return asdict(self)
 
 
 def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
-    """The epsilon at which a growing effect reaches ``wanted``, by bisection of its logarithm, to three digits.
-
-    Raises:
-        PipelineError: no epsilon in the range has the effect.
-    """
+    """The epsilon, to three digits, at which a growing effect reaches ``wanted``, by bisection of its logarithm."""
     low, high = SMALLEST, LARGEST
     for _ in range(HALVINGS):
         middle = float(f"{math.sqrt(low * high):.3g}")
         low, high = (middle, high) if effect_of(middle) < wanted else (low, middle)
-    if low == SMALLEST and (least := effect_of(SMALLEST)) > wanted:
-        raise PipelineError(_no_epsilon(wanted, SMALLEST, least))
-    if high == LARGEST and (most := effect_of(LARGEST)) < wanted:
-        raise PipelineError(_no_epsilon(wanted, LARGEST, most))
+    for edge, misses in ((SMALLEST, operator.gt), (LARGEST, operator.lt)):
+        if edge in (low, high) and misses(effect := effect_of(edge), wanted):
+            raise PipelineError(
+                f"no epsilon between {SMALLEST} and {LARGEST} has the effect {wanted:g} on the teacher (at {edge:g}: "
+                f"{effect:.3g}); state another effect, or epsilon as a number"
+            )
     return high
-
-
-def _no_epsilon(wanted: float, edge: float, effect: float) -> str:
-    return (
-        f"no epsilon between {SMALLEST} and {LARGEST} has the effect {wanted:g} on the teacher (at {edge:g}: {effect:.3g}); "
-        "state another effect, or epsilon as a number"
-    )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The sample on which a epsilon is tried, and the effect wanted."""
+    """The sample on which values of epsilon are tried.
+
+    If the gradient of a surrogate is followed, each of its ``checkpoints`` is used on its share of the sample.
+    """
 
     labelled: LabelledRows
     settings: AugmentSettings
-    checkpoints: int | None
-    """Of the surrogate whose gradient is followed; each is tried on its share of the sample."""
-
-    @property
-    def rows(self) -> int:
-        """Size of the sample."""
-        return len(self.labelled.inputs)
-
-    @property
-    def wanted(self) -> Effect | float:
-        """The effect for which a epsilon is searched, or the given epsilon."""
-        return self.settings.perturbation.epsilon
+    """Their only recipe is [perturb]."""
+    checkpoints: int
 
     def trial(self, epsilon: float) -> list["CalibrationJob"]:
-        """One epsilon on the whole sample, in parts that do not depend on the number of workers."""
-        aims = self.checkpoints or 1
-        parts = min(aims * max(self.rows // (ROWS_A_PART * aims), 1), self.rows)
-        return [
-            CalibrationJob(self.labelled.take(np.arange(part, self.rows, parts)), self.settings, self._aim(part), epsilon)
-            for part in range(parts)
-        ]
-
-    def _aim(self, part: int) -> int | None:
-        return None if self.checkpoints is None else 1 + part % self.checkpoints
+        """Jobs for one epsilon on the whole sample, independent of the number of workers."""
+        rows, each = len(self.labelled.inputs), max(self.checkpoints, 1)
+        parts = min(each * max(rows // (ROWS_A_PART * each), 1), rows)
+        jobs = []
+        for part in range(parts):
+            checkpoint = 1 + part % self.checkpoints if self.checkpoints else None
+            labelled = self.labelled.take(np.arange(part, rows, parts))
+            jobs.append(CalibrationJob(labelled, VariantSpec(1, self.settings, epsilon, checkpoint)))
+        return jobs
 
     def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
-        """Try one epsilon after the other, each with all its parts at once; or measure the given one."""
+        """Search epsilon, or measure the given one; ``measure`` runs the jobs of one trial."""
 
         @cache
         def tried(epsilon: float) -> Found:
             return joined(measure(self.trial(epsilon)))
 
-        if not isinstance(self.wanted, Effect):
-            return tried(self.wanted)
-        effect, name = (self.wanted.flips, "flips") if self.wanted.flips is not None else (self.wanted.divergence, "divergence")
-        assert effect is not None, "an Effect states exactly one"
+        wanted = self.settings.perturbation.epsilon
+        if not isinstance(wanted, Effect):
+            return tried(wanted)
+        ((name, effect),) = wanted.model_dump(exclude_none=True).items()
         return tried(find_epsilon(lambda epsilon: float(getattr(tried(epsilon), name)), effect))
 
 
 @dataclass(frozen=True)
 class CalibrationJob:
-    """Measures the effect of a epsilon on a part of the sample."""
+    """Measures the effect of an epsilon on a part of the sample, whatever the recipes are; stores nothing."""
 
     labelled: LabelledRows
-    settings: AugmentSettings
-    checkpoint: int | None
-    epsilon: float
+    spec: VariantSpec
 
     @property
     def name(self) -> str:
-        """For progress lines and errors."""
-        return f"effect of the epsilon {self.epsilon:.3g} on {len(self.labelled.inputs)} rows"
+        return f"effect of the epsilon {self.spec.epsilon:.3g} on {len(self.labelled.inputs)} rows"
 
     def work(self) -> "CalibrationJob":
         """The job itself, which has its rows."""
         return self
 
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Perturb the clean rows once, whatever the recipes are; nothing is written to the store."""
-        alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
-        labels = make_variant(models, self.labelled, None, VariantSpec(1, alone, self.epsilon, self.checkpoint)).labels
+    def __call__(self, models: ModelSet, store: Store) -> Done:
+        labels = make_variant(models, self.labelled, None, self.spec).labels
         flips, moved = (float(np.mean([getattr(label, name) for label in labels])) for name in ("flipped", "divergence"))
-        return Done(Found(self.epsilon, flips, moved, len(labels)), tuple(models.batches.notes()))
+        return Done(Found(self.spec.epsilon, flips, moved, len(labels)), models.batches.notes())
 
 
 def joined(parts: Sequence[Found]) -> Found:

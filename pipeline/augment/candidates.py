@@ -1,20 +1,20 @@
-"""Words and their replacements by a masked language model, as TinyBERT augments its data.
+"""Replacement of words by proposals of a masked language model, as TinyBERT augments its data.
 
-Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351): a word of one piece is masked and the model's K most probable
-words are its candidates; a word of several pieces has its K nearest neighbours in an embedding space. Then every word is
-replaced by one of its candidates with a given probability. The authors' code also skips stop words and words with characters
-other than a-z, and shows the model the clean sentence beside the masked one; this module does neither.
+Follows Algorithm 1 of Jiao et al. (2020, arXiv 1909.10351). The candidates of a word of one piece are the K most probable
+pieces for the masked word; those of a word of several pieces are its K nearest neighbours in an embedding space.
+Every word is replaced with a given probability by one of its candidates. The authors' code also skips stop words and words with
+characters other than a-z, and shows the model the clean sentence beside the masked one; this module does neither.
 
-Two things differ from the paper. Its neighbours come from GloVe; ours come from the model's own word-embedding table, by cosine
-to the mean of the word's pieces. And a candidate is always one piece that is a word by itself, so a text never gets longer.
+It differs from the paper in two points. Neighbours are found in the model's own word-embedding table, not in GloVe, by cosine
+to the mean of the word's pieces. And every candidate is one piece that is a word by itself, so a text never gets longer.
 """
 
 import json
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.augment.batches import Batches, Columns, Compute, Inputs, Packed, packed, unpacked
-from pipeline.augment.text_edits import Positions, runs, special_ids
+from pipeline.augment.batches import Arrays, Batches, Columns, Compute, Inputs
+from pipeline.augment.recipes import Positions, runs, special_ids
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings
 from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
 from pipeline.models.loading import load_masked_lm
 from pipeline.models.soundness import check_tokenizer
@@ -40,22 +40,33 @@ from pipeline.shards.schema import candidates_schema
 Booleans = npt.NDArray[np.bool_]
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder gives for bytes that are only a part of a character."""
+"""A decoder's output for bytes that are only part of a character."""
 
 UNSPACED = ("CJK ", "HALFWIDTH KATAKANA", "HIRAGANA", "KATAKANA", "KHMER", "LAO", "MYANMAR", "THAI", "TIBETAN")
-"""Prefixes of the Unicode names of characters whose scripts put no space between words."""
+"""Prefixes of the Unicode names of characters of scripts without spaces between words."""
 
 
-@dataclass(frozen=True)
-class RowCandidates:
+class RowCandidates(NamedTuple):
     """The words of one row and their candidates."""
 
     starts: Ids
-    """[words], the position of each word's first piece."""
+    """[words], position of each word's first piece."""
     stops: Ids
-    """[words], the position behind its last piece."""
+    """[words], position after its last piece."""
     ids: Ids
-    """[words × K], for each word its K candidates, best first."""
+    """[words × K], the K candidates of each word, best first."""
+
+
+class Candidates(list[RowCandidates]):
+    """The candidates of several rows, which pickle as a few arrays."""
+
+    @classmethod
+    def of(cls, columns: Iterable[Sequence[Any]]) -> "Candidates":
+        """The rows of three columns."""
+        return cls(RowCandidates(*row) for row in zip(*columns, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Candidates.of, ([Arrays(column) for column in zip(*self, strict=True)],)
 
 
 def replace(
@@ -63,8 +74,8 @@ def replace(
 ) -> tuple[Ids, Types | None]:
     """One row, each word replaced with probability ``share`` by one of its candidates, drawn uniformly.
 
-    A function of its arguments alone. A word of several pieces becomes one piece, so the row may get shorter, never longer;
-    token types follow their tokens. The word itself may be among its candidates, as in TinyBERT.
+    A pure function of its arguments. A word of several pieces becomes one piece, so the row may get shorter. The word itself
+    may be among its candidates, as in TinyBERT.
     """
     generator = np.random.Generator(np.random.Philox(key=seed))
     words = len(candidates.starts)
@@ -79,7 +90,7 @@ def replace(
 
 
 def candidates_columns(inputs: Inputs, found: Sequence[RowCandidates]) -> Columns:
-    """Candidates as the columns of a shard."""
+    """The columns of a shard of candidates."""
     return {
         "example_id": list(inputs.example_ids),
         "input_ids": list(inputs.input_ids),
@@ -89,43 +100,20 @@ def candidates_columns(inputs: Inputs, found: Sequence[RowCandidates]) -> Column
     }
 
 
-def read_candidates(path: Path) -> list[RowCandidates]:
-    """The candidates of a shard, one a row."""
+def read_candidates(path: Path) -> Candidates:
+    """The candidates in a shard."""
     with pa.ipc.open_file(pa.memory_map(str(path))) as file:
         rows = Rows(candidates_schema(), [file.read_all()])
-    return _rows_of([rows.lists(name) for name in ("starts", "stops", "candidates")])
-
-
-def packed_candidates(candidates: Sequence[RowCandidates]) -> list[Packed]:
-    """Candidates as a few arrays, which pickle faster."""
-    return [packed([getattr(row, field.name) for row in candidates]) for field in fields(RowCandidates)]
-
-
-def unpacked_candidates(words: Sequence[Packed]) -> list[RowCandidates]:
-    """The candidates again, one a row."""
-    return _rows_of([unpacked(column) for column in words])
-
-
-def _rows_of(columns: Sequence[Sequence[Any]]) -> list[RowCandidates]:
-    return [RowCandidates(*row) for row in zip(*columns, strict=True)]
+    columns = ("starts", "stops", "candidates")
+    return Candidates.of(Arrays.of(rows.lists_at(name, np.arange(len(rows)))) for name in columns)
 
 
 class MaskedLM:
-    """A frozen masked language model on this worker's device, which proposes candidates."""
+    """A frozen masked language model on this worker's device."""
 
     def __init__(self, folder: Path, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> None:
-        """Load the model.
-
-        Args:
-            folder: of the model.
-            settings: number of candidates and of rows a batch.
-            tokenizer: the teacher's.
-            half: whether products are computed in bfloat16.
-
-        Raises:
-            PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
-        """
-        check_tokenizer(folder, load_tokenizer(folder), tokenizer)
+        """Load and check the model; ``half`` computes its products in bfloat16."""
+        check_tokenizer(folder, ModelFolder(folder).tokenizer, tokenizer)
         self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()
         self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
@@ -138,15 +126,18 @@ class MaskedLM:
 
     @torch.inference_mode()
     def candidates(self, inputs: Inputs) -> list[RowCandidates]:
-        """The words of every row, each with its K candidates, none of them special or unknown.
+        """The words of every row, each with its K candidates, none of which is special or unknown.
 
-        Every word of one piece costs one pass of its row. A copy with its word masked is made when its batch is computed, so
-        memory does not grow with the rows.
+        Every word of one piece costs one forward pass of its row, whose masked copy is made when its batch is computed.
 
         Raises:
-            PipelineError: a row is longer than the model takes, or does not fit into memory.
+            PipelineError: a row exceeds the model's positions, or does not fit into memory.
         """
-        self._check_lengths(inputs)
+        if (longest := int(inputs.lengths().max())) > self._longest:
+            raise PipelineError(
+                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
+                f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
+            )
         spans = [self._pieces.words(ids) for ids in inputs.input_ids]
         rows = np.repeat(np.arange(len(spans)), [len(words) for words in spans])
         starts, stops = np.concatenate(spans).T
@@ -171,16 +162,8 @@ class MaskedLM:
         shares = np.split(found, np.cumsum([len(span) for span in spans])[:-1])
         return [RowCandidates(span[:, 0], span[:, 1], ids.ravel()) for span, ids in zip(spans, shares, strict=True)]
 
-    def _check_lengths(self, inputs: Inputs) -> None:
-        longest = int(inputs.lengths().max())
-        if longest > self._longest:
-            raise PipelineError(
-                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
-                f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
-            )
-
     def _most_probable(self, copies: Inputs, places: Ids, tokens: int) -> Ids:
-        """Candidates [rows, K] for the word at one place of each row, which is masked."""
+        """Candidates [rows, K] for one masked place of each row."""
         pairs = zip(copies.input_ids, places, strict=True)
         masked = [np.where(np.arange(len(ids)) == place, self._mask_id, ids) for ids, place in pairs]
         batch = collate(masked, copies.token_type_ids, self._pad_id, tokens)
@@ -190,18 +173,18 @@ class MaskedLM:
         return self._best(logits.float())
 
     def _nearest(self, words: Sequence[Ids], directions: Tensor) -> Ids:
-        """Candidates [words, K]: the nearest rows of the embedding table to the mean of each word's pieces, by cosine."""
+        """Candidates [words, K]: the rows of the embedding table that are nearest to the mean of each word's pieces."""
         means = [self._table[torch.tensor(pieces).long().to(self._device)].mean(dim=0) for pieces in words]
         return self._best(functional.normalize(torch.stack(means)) @ directions.T)
 
     def _best(self, values: Tensor) -> Ids:
-        """Ids [rows, K] of the highest values [rows, vocabulary] among whole words."""
+        """Ids [rows, K] of the whole words with the highest values [rows, vocabulary]."""
         best = values.masked_fill(self._barred, -torch.inf).topk(self._settings.masked_lm.candidates).indices
         return cast(Ids, best.to(torch.int32).cpu().numpy())
 
 
 def _barred(whole: Booleans, candidates: int, size: int) -> Tensor:
-    """Where an id of the model's vocabulary, which may be larger than the tokenizer's, can be no candidate, [size]."""
+    """Mask [size] of the ids that cannot be candidates; the model's vocabulary may be larger than the tokenizer's."""
     if whole.sum() < candidates:
         raise PipelineError(
             f"masked_lm.candidates is {candidates}, but the tokenizer has only {whole.sum()} whole words; set it lower"
@@ -213,7 +196,7 @@ def _barred(whole: Booleans, candidates: int, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Pieces:
-    """How each id of a vocabulary forms words, as booleans [ids]."""
+    """How the ids of a vocabulary form words, as booleans [ids]."""
 
     begins: Booleans
     """Begins a word at any position."""
@@ -223,30 +206,27 @@ class Pieces:
     blank: Booleans
     """Is a lone space, which begins a word."""
     whole: Booleans
-    """Can be a word by itself: readable, and neither special nor added to the vocabulary later."""
+    """Can be a word by itself: readable, and neither special nor an added token."""
     special: frozenset[int]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Pieces":
-        """Derive them from a tokenizer's vocabulary and rules.
-
-        Raises:
-            PipelineError: the tokenizer does not say how its words begin.
-        """
-        continuing, space = _marks(tokenizer)
+        """Read a tokenizer's vocabulary and rules; raises ``PipelineError`` if they do not mark where words begin."""
+        (continuing, space), decoder = _marks(tokenizer), tokenizer.backend_tokenizer.decoder
         vocabulary, added = tokenizer.get_vocab(), {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
         known = added - {tokenizer.unk_token_id}
         begins, apart, blank, whole = np.zeros((4, max(vocabulary.values()) + 1), dtype=np.bool_)
         for piece, number in vocabulary.items():
-            text = _text(tokenizer, piece)
+            text = (piece if decoder is None else str(decoder.decode([piece]))).strip()
             begins[number] = piece.startswith(space) and not (continuing and piece.startswith(continuing))
-            apart[number] = number in known or (space != "" and (_is_punctuation(text) or _is_unspaced(text)))
+            unspaced = not text.isascii() and any(unicodedata.name(sign, "").startswith(UNSPACED) for sign in text)
+            apart[number] = number in known or (space != "" and (_is_punctuation(text) or unspaced))
             blank[number] = piece == space
             whole[number] = (begins[number] or apart[number]) and text != "" and BROKEN not in text and number not in added
         return cls(begins, apart, blank, whole, special_ids(tokenizer))
 
     def words(self, input_ids: Ids) -> Ids:
-        """First position of every word of a row and the one behind its last, [words, 2]; no word crosses a special token."""
+        """First position of every word of a row and the position after its last, [words, 2]; special tokens end words."""
         here, before = input_ids[1:], input_ids[:-1]
         behind = self.begins[here] | ((self.apart[here] | self.apart[before]) & ~self.blank[before])
         spans: list[tuple[int, int]] = []
@@ -257,7 +237,7 @@ class Pieces:
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Prefix of pieces that continue a word, and prefix of pieces that begin one; "" where there is none."""
+    """Prefix of pieces that continue a word, and prefix of pieces that begin one; "" if there is none."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {"type": "none"}}
     around = json.dumps([rules.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
     if rules["model"]["type"] == "WordLevel":
@@ -273,16 +253,5 @@ def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     )
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, piece: str) -> str:
-    """A piece as readable text, without the space before it."""
-    decoder = tokenizer.backend_tokenizer.decoder
-    return (piece if decoder is None else str(decoder.decode([piece]))).strip()
-
-
 def _is_punctuation(text: str) -> bool:
     return text != "" and all(character != BROKEN and unicodedata.category(character)[0] in "PS" for character in text)
-
-
-def _is_unspaced(text: str) -> bool:
-    """Whether a piece is of a script without spaces, where every piece counts as a word."""
-    return not text.isascii() and any(unicodedata.name(character, "").startswith(UNSPACED) for character in text)

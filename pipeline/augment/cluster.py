@@ -1,7 +1,7 @@
-"""Ray workers that do jobs: started, fed, replaced when they die. Knows Ray; not what a job computes.
+"""Ray workers: started, given jobs, replaced when they die.
 
-A worker that sees the store writes there itself. One that does not hands its shard back in small pieces, so that nothing
-large ever waits in Ray's object store.
+A worker that sees the store writes to it. Another one returns its shard in small pieces, so that nothing large fills Ray's
+object store.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,29 +35,29 @@ from pipeline.store.store import Store
 from pipeline.training.ray_session import join_ray
 
 WORKER_LOST = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
-"""How Ray says that a worker is no more, or what it was handing over; anything else is the job's own error."""
+"""Ray's errors for a lost worker or result; any other error is the job's."""
 
 DEATHS_ALLOWED = 3
-"""How many workers may die on one job before the job is called the cause."""
+"""Workers that may die on one job before it fails."""
 
 ARRIVAL_SECONDS = 180.0
-"""How long nothing but the start of workers is waited for."""
+"""Longest wait for workers to start while none is busy."""
 
 LEAVING_SECONDS = 10.0
-"""How long workers have to tidy up."""
+"""Longest wait for workers to delete their files."""
 
 
 @dataclass(frozen=True)
 class WorkerHandle:
-    """A worker that has all it needs."""
+    """A worker that is ready."""
 
     worker: Any
     home: bool
-    """Whether it writes to the store itself."""
+    """Whether it writes to the store."""
 
 
 class Cluster:
-    """Workers of one set of models. Ray is started, or joined, when the first job comes and left with the ``with`` block."""
+    """Workers of one set of models; Ray is started or joined for the first job and left at the end of the ``with`` block."""
 
     def __init__(self, folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> None:
         self._folders = folders.at(Path.resolve)
@@ -65,7 +65,7 @@ class Cluster:
         self._idle: list[WorkerHandle] = []
         self._arriving: dict[Any, Any] = {}
         self._remotes: list[Any] = []
-        self._failed_arrivals = 0  # one after the other
+        self._failed_arrivals = 0  # in succession
         self._open = ExitStack()
         self._mark: Path | None = None
 
@@ -76,11 +76,7 @@ class Cluster:
         self._open.close()
 
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
-        """Run jobs on all workers; give each with what was done as it is finished, in whatever order.
-
-        Raises:
-            PipelineError: a job failed, or killed ``DEATHS_ALLOWED`` workers; names the job and the cause.
-        """
+        """Like ``Workers.run``; a job that killed ``DEATHS_ALLOWED`` workers has failed."""
         self._start(len(jobs))
         waiting = list(reversed(jobs))
         deaths: dict[int, int] = {}
@@ -106,7 +102,7 @@ class Cluster:
                 waiting.append(job)
                 self._call_workers(len(waiting) + len(busy), busy=len(busy))
             except RayTaskError as error:
-                error.cause.add_note(str(error))  # says where in the worker, which the cause no longer knows
+                error.cause.add_note(str(error))  # has the worker's traceback
                 raise failure(job.name, error.cause) from error
             except (RayError, PipelineError) as error:
                 raise failure(job.name, error) from error
@@ -124,19 +120,17 @@ class Cluster:
         self._call_workers(jobs, busy=0)
 
     def _call_workers(self, jobs: int, busy: int) -> None:
-        """Have as many workers as there are places, or jobs; the place of a dead one may be gone with its node."""
+        """Start workers up to the number of places or jobs; the place of a dead worker may be lost with its node."""
         resources = ray.cluster_resources()
         share = {"num_gpus": 1} if resources.get("GPU", 0) else {"num_cpus": 1}
-        for _ in range(busy + len(self._idle) + len(self._arriving), min(self._size(resources), jobs)):
+        places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
+        wanted = min(self._runtime.workers or places, places, jobs)
+        for _ in range(busy + len(self._idle) + len(self._arriving), wanted):
             worker: Any = ray.remote(Worker).options(**share).remote(self._folders, self._precision, self._store)
             self._arriving[worker.look.remote(self._hashes, str(self._mark), BUILD)] = worker
 
-    def _size(self, resources: dict[str, float]) -> int:
-        places = int(resources.get("GPU", 0)) or max(1, int(resources.get("CPU", 1)))
-        return min(self._runtime.workers or places, places)
-
     def _next(self, promises: list[Any], patient: bool) -> Any:
-        """The next promise that is kept; who waits for workers alone does not wait for ever."""
+        """The next finished promise; a timeout applies unless ``patient``."""
         ready, _ = ray.wait(promises, num_returns=1, timeout=None if patient else ARRIVAL_SECONDS)
         if not ready:
             raise PipelineError(
@@ -146,7 +140,7 @@ class Cluster:
         return ready[0]
 
     def _arrived(self, promise: Any) -> None:
-        """Give a new worker what it does not see, and a handle."""
+        """Send a new worker the models that it does not see, and make it available."""
         worker = self._arriving.pop(promise)
         try:
             visibility: NodeVisibility = ray.get(promise)
@@ -184,7 +178,7 @@ class Cluster:
         except RayError:
             raise
         except OSError as cause:
-            raise PipelineError(f"the store {self._store.folder} does not take it: {cause.strerror or cause}") from cause
+            raise PipelineError(f"cannot write to the store {self._store.folder}: {cause.strerror or cause}") from cause
         ray.get(handle.worker.forget.remote(receipt))
 
     def _fetch(self, handle: WorkerHandle, receipt: Receipt, partial: Path) -> None:
@@ -192,17 +186,17 @@ class Cluster:
             while file.tell() < receipt.bytes and (piece := ray.get(handle.worker.piece.remote(receipt, file.tell()))):
                 file.write(piece)
         if sha256_of(partial) != receipt.sha256:
-            raise PipelineError("what came from its worker is not what the worker wrote; look for a full or failing disk there")
+            raise PipelineError("the shard received from its worker is damaged; look for a full or failing disk there")
 
     def _take_leave(self) -> None:
-        """Have workers of other machines delete what they received; those at work do it if they are done in time."""
+        """Let workers of other machines delete the files they received, if they finish in time."""
         leaving = [worker.leave.remote() for worker in self._remotes]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVING_SECONDS)
 
 
 def _read(job: Job) -> Work:
-    """What a worker needs for a job; what is wrong with it is the job's failure too."""
+    """The work of a job; an error in it is the job's."""
     try:
         return job.work()
     except Exception as cause:

@@ -1,77 +1,196 @@
-"""Jobs and work: what the driver hands out and what a worker does with it. Knows the store, not what is computed.
+"""Jobs, which the driver assigns, and their work, which a worker runs: soft labels and replacement candidates of words.
 
-The driver holds jobs, which are small; it reads a job's rows only when a worker takes it, and they travel with it.
+A job is small. The driver reads its rows only when a worker takes it, and the work carries them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.augment.batches import Arrays, Inputs
+from pipeline.augment.candidates import candidates_columns
 from pipeline.augment.teacher import ModelSet
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.hashing import Key
+from pipeline.corpus.encoding import encode
+from pipeline.corpus.seeding import seed_of
+from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
+from pipeline.shards.reader import Positions, Rows, Shards
+from pipeline.shards.schema import candidates_schema, shard_schema
+from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key, hash_of
 from pipeline.store.store import Facts, Store
+
+ROWS_A_READ = 4096
+"""Rows of a table that are read at once."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker says of finished work."""
+    """The result of finished work, such as a receipt, and messages to the user."""
 
     result: Any
-    """A receipt, or what else the work gives."""
     notes: tuple[str, ...] = ()
-    """What a person should know and no product says."""
 
 
-class Work(Protocol):
-    """What a worker does; it travels with all that it needs beside the models."""
-
-    def run(self, models: ModelSet, store: Store) -> Done:
-        """Do it; a shard goes into the store."""
+Work = Callable[[ModelSet, Store], Done]
+"""Work with its rows, which a worker calls; a shard that it makes is written to the store."""
 
 
 class Job(Protocol):
-    """What the driver has to give away."""
+    """A unit of work, with a name for progress lines and errors."""
 
     @property
-    def name(self) -> str:
-        """What a person calls it, in progress lines and errors."""
-
-    def work(self) -> Work:
-        """Read what a worker needs for it."""
-
-
-class ShardJob(Job, Protocol):
-    """A job that finishes one shard in the store."""
+    def name(self) -> str: ...
 
     @property
-    def key(self) -> Key:
-        """What decides the shard's bytes."""
+    def work(self) -> Callable[[], Work]:
+        """Reads the rows."""
 
-    @property
-    def split(self) -> Split: ...
 
-    @property
-    def partition(self) -> int: ...
+@dataclass(frozen=True)
+class ShardJob:
+    """Writes one shard, which is decided by its key."""
 
-    @property
-    def variant(self) -> int: ...
+    name: str
+    key: Key
+    split: Split
+    variant: int
+    partition: int
+    rows: int
+    work: Callable[[], Work]
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
-    """Put a shard that ``write`` writes into the store.
-
-    Raises:
-        PipelineError: the store cannot be written to; nothing half-written is left.
-    """
+    """Put a shard that ``write`` writes into the store; raises ``PipelineError`` if that fails, and leaves no partial file."""
     facts: Facts = {}
     try:
         with store.put(key, facts) as folder:
             receipt = write(folder / SHARD_FILE)
             facts |= receipt.facts()
     except OSError as cause:
-        raise PipelineError(f"the store {store.folder} does not take it: {cause.strerror or cause}") from cause
+        raise PipelineError(f"cannot write to the store {store.folder}: {cause.strerror or cause}") from cause
     return receipt
+
+
+Examples = dict[str, list[Any]]
+"""The examples of one shard as columns: id, text_a, text_b of pairs, and label."""
+
+
+def hash_of_examples(examples: Examples) -> str:
+    """Hash of ids, texts and labels."""
+    return hash_of([examples["id"], examples["text_a"], examples.get("text_b"), examples["label"]])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Position of a shard's examples in the prepared table of their split."""
+
+    prepared: Path
+    split: Split
+    number: int
+    start: int
+    stop: int
+    examples_hash: str
+
+    def read(self) -> Examples:
+        """The examples, from the row groups that hold them."""
+        with pq.ParquetFile(self.prepared / f"{self.split}.parquet") as file:
+            groups = range(file.metadata.num_row_groups)
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+            first, last = (int(np.searchsorted(ends, at, side="right")) for at in (self.start, self.stop - 1))
+            before = int(ends[first - 1]) if first else 0
+            table = file.read_row_groups(list(range(first, last + 1)))
+        examples: Examples = table.slice(self.start - before, self.stop - self.start).to_pydict()
+        return examples
+
+
+def places(prepared: Path, split: Split, rows: int) -> Iterator[Place]:
+    """Cut the table of a split into partitions of about ``rows`` examples, with few rows in memory at a time."""
+    with pq.ParquetFile(prepared / f"{split}.parquet") as file:
+        held, start, number = file.schema_arrow.empty_table(), 0, 0
+        for part in chain(file.iter_batches(ROWS_A_READ), [None]):
+            held = held if part is None else pa.concat_tables([held, pa.table(part)])
+            runs = list(cut(held.column("id").to_pylist(), rows))
+            for run in runs if part is None else runs[:-1]:
+                digest = hash_of_examples(held.slice(run.start, len(run)).to_pydict())
+                yield Place(prepared, split, number, start, start + len(run), digest)
+                start, number = start + len(run), number + 1
+            held = held.slice(runs[-1].start if runs else 0).combine_chunks()
+
+
+def cut(example_ids: Iterable[str], rows: int) -> Iterator[range]:
+    """Cut a split into runs of about ``rows`` examples by content-defined chunking, as in rsync.
+
+    A run ends after an example that its hash selects (one in ``rows``/2), after at least ``rows``/2 and at most 2 × ``rows``
+    examples. An added, changed or removed row alters its own run; later cuts stay, so few shards are computed again.
+    """
+    start = stop = 0
+    for stop, example_id in enumerate(example_ids, start=1):
+        length = stop - start
+        chosen = length >= rows / 2 and seed_of(example_id) % max(rows // 2, 1) == 0
+        if chosen or length >= 2 * rows:
+            yield range(start, stop)
+            start = stop
+    if start < stop:
+        yield range(start, stop)
+
+
+def soft_label_job(place: Place, shared_key: Key, batch_rows: int) -> ShardJob:
+    """The teacher's logits on the clean inputs of a partition: variant 0."""
+    key = shared_key | {"variant": 0, "examples": place.examples_hash}
+    name = f"soft labels of {place.split}, partition {place.number}"
+    work = partial(_soft_label_work, place, key, batch_rows)
+    return ShardJob(name, key, place.split, 0, place.number, place.stop - place.start, work)
+
+
+def _soft_label_work(place: Place, key: Key, batch_rows: int) -> Work:
+    examples = place.read()
+    if hash_of_examples(examples) != place.examples_hash:
+        raise PipelineError(f"the tables in {place.prepared} were changed during this run; start it again")
+    return partial(write_soft_labels, examples, key, batch_rows)
+
+
+def write_soft_labels(examples: Examples, key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
+    """Encode texts, run the teacher and write the shard."""
+    teacher = models.teacher
+    encoded = encode(teacher.tokenizer, examples["text_a"], examples.get("text_b"), key["max_length"])
+    inputs = Inputs(examples["id"], encoded.input_ids, encoded.token_type_ids)
+    columns = inputs.columns(0, examples["label"], teacher.logits(inputs, models.batches, batch_rows))
+    schema = shard_schema("soft_labels", teacher.task.kind, inputs.token_type_ids is not None)
+    statistics = {"truncated": float(encoded.truncated)}
+    receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, {}, statistics))
+    return Done(receipt, models.batches.notes())
+
+
+def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:
+    """Token ids of all rows of shards, or of those at some positions."""
+    at = np.arange(len(rows)) if positions is None else positions
+    ids = Arrays.of(rows.lists_at("input_ids", at))
+    types = Arrays.of(rows.lists_at("token_type_ids", at)) if rows.has("token_type_ids") else None
+    return Inputs(rows.column("example_id").take(at).to_pylist(), ids, types)
+
+
+def candidates_job(source: Shards, entry: ShardEntry, shared_key: Key) -> ShardJob:
+    """The words of a partition's texts that a masked language model proposes as replacements."""
+    key, number = shared_key | {"examples": entry.receipt.key["examples"]}, entry.partition
+    work = partial(_candidates_work, source, entry, key)
+    return ShardJob(f"word candidates, partition {number}", key, "train", 0, number, entry.receipt.rows, work)
+
+
+def _candidates_work(source: Shards, entry: ShardEntry, key: Key) -> Work:
+    return partial(write_candidates, read_inputs(source.rows_of(entry)), key)
+
+
+def write_candidates(inputs: Inputs, key: Key, models: ModelSet, store: Store) -> Done:
+    """Run the masked language model and write the candidates, which every variant of these rows uses."""
+    columns = candidates_columns(inputs, models.masked_lm.candidates(inputs))
+    receipt = kept(store, key, lambda path: write_shard(path, candidates_schema(), columns, key, {}, {}))
+    return Done(receipt, models.masked_lm.batches.notes())

@@ -1,23 +1,21 @@
-"""The teacher's two passes: logits of every split, and variants of the train split. Each: plan, compute, publish."""
+"""The teacher's two passes: logits of every split, and variants of the train split. Each plans, computes and publishes."""
 
-import functools
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.augment.calibration import CalibrationJob, Found, joined
-from pipeline.augment.estimate import UNKNOWN_EPSILON, check_room, known_epsilon
-from pipeline.augment.jobs import ShardJob
-from pipeline.augment.plans import Augmentation, no_epsilon, soft_label_jobs
-from pipeline.augment.progress import Counter
+from pipeline.augment.estimate import UNKNOWN_EPSILON, absent, check_room
+from pipeline.augment.jobs import Job, ShardJob
+from pipeline.augment.plans import NO_EPSILON, Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders
-from pipeline.augment.variant_jobs import VariantJob
 from pipeline.augment.workers import ThisProcess, Workers
-from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import AugmentSettings, Effect, InferenceSettings, Precision, RuntimeSettings
+from pipeline.config.settings import Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.models.folder import embedding_width, load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
@@ -25,75 +23,63 @@ from pipeline.store.hashing import Key
 from pipeline.store.store import Entry, Store, stored_as
 from pipeline.training.masked_lm import masked_lm_in
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
-    task = Task.read(prepared)
-    store = Store(Path(runtime.store).resolve())
+    task, store = Task.read(prepared), Store(Path(runtime.store).resolve())
     key, jobs = soft_label_jobs(prepared, teacher, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
-        receipts = finish(f"soft_label {task.name}", jobs, take_stock(jobs, store), workers)
+        name = f"soft_label {task.name}"
+        receipts = finish(name, jobs, take_stock(name, jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
-    manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
+    fields = {"task": task, "key": key, "coding": None, "variants": 0, "details": {"truncated": truncated}}
+    manifest = manifest_of(ModelFolder(teacher), jobs, receipts, [job.key for job in jobs], **fields)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
-        print(f"soft_label {task.name}: {truncated} of {rows} examples were cut to {key['max_length']} tokens", flush=True)
+        print(f"{name}: {truncated} of {rows} examples were truncated to {key['max_length']} tokens", flush=True)
     return publish(out, store, manifest)
 
 
-def augment(
-    soft_labels: Path,
-    teacher: Path,
-    settings: AugmentSettings,
-    runtime: RuntimeSettings,
-    out: Path,
-    surrogate: Path | None = None,
-    masked_lm: Path | None = None,
-) -> Manifest:
-    """Make every variant of the train split and write shards and manifest to ``out``.
-
-    Args:
-        soft_labels: what ``soft_label`` wrote.
-        teacher: labels the variants, and gives the gradient if there is no surrogate.
-        settings: of the variants.
-        runtime: workers and store.
-        out: replaced as a whole.
-        surrogate: what ``surrogate`` wrote, if its checkpoints give the gradient.
-        masked_lm: what ``masked_lm`` wrote, if a recipe needs a masked language model.
-
-    Raises:
-        ShardMismatch: soft_labels or surrogate were made with another teacher, tokenizer, label order or format.
-        PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
-    """
-    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
-    store = Store(Path(runtime.store).resolve())
-    folders = ModelFolders(
-        teacher,
-        surrogate,
-        plan.masked_lm,
-        settings,
-        teacher_hash=plan.key["teacher"],
-        surrogate_hashes=plan.checkpoints,
-        masked_lm_hash=plan.masked_lm_hash,
-    )
-    width = embedding_width(teacher)
-    if known_epsilon(plan, store) is None:
-        check_room(plan, _missing(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes, width)
-    with open_workers(folders, settings.inference.precision, store, runtime) as workers:
-        found = epsilon_found(plan, store, workers) if settings.uses("perturb") else no_epsilon()
+def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest:
+    """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole."""
+    settings, store = plan.settings, Store(Path(runtime.store).resolve())
+    if plan.known_epsilon(store) is None:
+        check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes)
+    with open_workers(plan.models, settings.inference.precision, store, runtime) as workers:
+        found = epsilon_found(plan, store, workers) if settings.uses("perturb") else NO_EPSILON
         jobs = plan.jobs(found.epsilon, store)
-        stock = take_stock(jobs, store)
-        missing = [jobs[number] for number in stock.missing]
-        check_room(plan, missing, store, runtime.max_bytes, width)
-        find_words(plan, missing, store, workers)
+        stock = take_stock(plan.name, jobs, store)
+        missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
+        check_room(plan, missing, store, runtime.max_bytes)
+        if words := plan.candidates(missing):
+            title = f"{plan.name}, words"
+            finish(title, words, take_stock(title, words, store), workers)
         receipts = finish(plan.name, jobs, stock, workers)
-    _tell_of_vanished(plan, jobs, receipts)
-    return publish(out, store, _manifest(plan, teacher, soft_labels, found, jobs, receipts))
+    _note_vanished(plan, jobs, receipts)
+    details = {
+        "soft_labels": manifest_hash(plan.source.folder),
+        "recipes": settings.recipes,
+        "epsilon": found.epsilon,
+        "calibration": asdict(found),
+        "checkpoints": len(plan.models.surrogate_hashes),
+        "masked_lm": masked_lm_in(plan.models.masked_lm).model_dump() if plan.models.masked_lm else None,
+        "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
+    }
+    fields = {
+        "task": plan.source.manifest.task,
+        "key": plan.key,
+        "coding": Coding(codec=settings.codec, width=plan.teacher.embedding_width),
+        "variants": settings.variants,
+        "details": details,
+    }
+    return publish(out, store, manifest_of(plan.teacher, jobs, receipts, plan.stored(jobs), **fields))
 
 
-def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
-    """Report rows with a zero gradient, whose perturbation is no more than its random start."""
+def _note_vanished(plan: Augmentation, jobs: Sequence[ShardJob], receipts: Sequence[Receipt]) -> None:
+    """Report rows with a zero gradient, whose δ is only its random initial value."""
     pairs = zip(jobs, receipts, strict=True)
     perturbed = [receipt for job, receipt in pairs if "perturb" in plan.settings.recipe(job.variant)]
     if vanished := int(sum(receipt.statistics["vanished"] for receipt in perturbed)):
@@ -105,12 +91,8 @@ def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: 
         )
 
 
-def _missing(jobs: list[VariantJob], store: Store) -> list[VariantJob]:
-    return [jobs[number] for number in take_stock(jobs, store).missing]
-
-
 def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
-    """The workers that the settings name; nothing is started before the first job."""
+    """The workers of the settings; nothing starts before the first job."""
     if runtime.workers == 0:
         return ThisProcess(folders, precision, store)
     from pipeline.augment.cluster import Cluster  # here, so that everything else runs without Ray
@@ -119,117 +101,87 @@ def open_workers(folders: ModelFolders, precision: Precision, store: Store, runt
 
 
 def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
-    """The epsilon and its effect on a sample, kept in the store."""
+    """Epsilon and its effect on a sample, kept in the store."""
     key, calibration = plan.calibration
-    entry = store.get(key)
-    known = None if entry is None else entry.facts
     kind = plan.source.manifest.task.kind
-    if known is None:
-        seeking = "seeking the epsilon" if isinstance(calibration.wanted, Effect) else "measuring the effect of the epsilon"
-        print(f"{plan.name}: {seeking} on {calibration.rows} rows of the train split", flush=True)
-        known = calibration.find(functools.partial(_effects, plan.name, kind, workers)).plain()
+
+    def effects(trial: Sequence[CalibrationJob]) -> list[Found]:
+        found = results(trial, workers)
+        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(found).words(kind)}", flush=True)
+        return found
+
+    if (entry := store.get(key)) is not None:
+        result = Found(**entry.facts)
+    else:
+        searched = isinstance(plan.settings.perturbation.epsilon, Effect)
+        doing = "searching epsilon" if searched else "measuring the effect of epsilon"
+        print(f"{plan.name}: {doing} on {len(calibration.labelled.inputs)} rows of the train split", flush=True)
+        result = calibration.find(effects)
         try:
-            with store.put(key, known):
+            with store.put(key, asdict(result)):
                 pass
         except OSError as cause:
-            raise PipelineError(f"the epsilon found: the store {store.folder} does not take it: {cause.strerror}") from cause
-    result = Found(**known)
+            raise PipelineError(f"cannot write epsilon to the store {store.folder}: {cause.strerror or cause}") from cause
     print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
     return result
 
 
-def _effects(name: str, kind: Kind, workers: Workers, trial: Sequence[CalibrationJob]) -> list[Found]:
-    """The effect of one epsilon on each part of the sample."""
-    found: dict[int, Found] = {}
-    for job, done in workers.run(trial):
+def results(jobs: Sequence[Job], workers: Workers, counter: "Counter | None" = None) -> list[Any]:
+    """The results of jobs, in order; prints their notes."""
+    found: dict[int, Any] = {}
+    for job, done in workers.run(jobs) if jobs else ():
         found[id(job)] = done.result
         for note in done.notes:
             print(f"{job.name}: {note}", flush=True)
-    in_order = [found[id(job)] for job in trial]
-    print(f"{name}: tried {trial[0].epsilon:.3g}, {joined(in_order).words(kind)}", flush=True)
-    return in_order
+        if counter is not None:
+            counter.advance(done.result.rows)
+    return [found[id(job)] for job in jobs]
 
 
-def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, workers: Workers) -> None:
-    """Compute the candidates of every missing variant that replaces words."""
-    if wanted := plan.candidates(missing):
-        finish(f"{plan.name}, words", wanted, take_stock(wanted, store), workers)
-
-
-def _manifest(
-    plan: Augmentation, teacher: Path, soft_labels: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
-) -> Manifest:
-    settings = plan.settings
-    details = {
-        "soft_labels": manifest_hash(soft_labels),
-        "recipes": settings.recipes,
-        "epsilon": found.epsilon,
-        "calibration": found.plain(),
-        "checkpoints": len(plan.checkpoints),
-        "masked_lm": masked_lm_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
-        "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
-    }
-    coding = Coding(codec=settings.codec, width=embedding_width(teacher))
-    return manifest_of(
-        plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts, plan.stored(jobs)
-    )
-
-
-@dataclass(frozen=True)
-class Stocktaking:
-    """Which jobs' shards the store has."""
-
-    receipts: list[Receipt | None]
-    """One a job; None for a missing shard."""
-    damaged: list[str]
-    """Names of jobs whose shard was complete once and is damaged now."""
-
-    @property
-    def missing(self) -> list[int]:
-        """Positions of the jobs without a shard."""
-        return [number for number, receipt in enumerate(self.receipts) if receipt is None]
-
-
-def take_stock(jobs: Sequence[ShardJob], store: Store) -> Stocktaking:
-    """Look up the shard of every job and verify it by its sha256."""
+def take_stock(name: str, jobs: Sequence[ShardJob], store: Store) -> list[Receipt | None]:
+    """The receipt of each job's shard, verified by its sha256, or None if it is missing; reports damaged shards."""
     entries = [store.get(job.key) for job in jobs]
-    receipts = [None if entry is None else Receipt.of(entry) for entry in entries]
     pairs = zip(jobs, entries, strict=True)
-    return Stocktaking(receipts, [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()])
+    if damaged := [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()]:
+        print(f"{name}: damaged in the store, computed again: {', '.join(damaged)}", flush=True)
+    return [None if entry is None else Receipt.of(entry) for entry in entries]
 
 
-def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Workers) -> list[Receipt]:
-    """A receipt for every job: from the store if it has the shard, else from the workers."""
-    if stock.damaged:
-        print(f"{name}: damaged in the store, computed again: {', '.join(stock.damaged)}", flush=True)
-    there = len(jobs) - len(stock.missing)
-    print(f"{name}: {len(jobs)} shards, {there} in the store, {len(stock.missing)} to compute", flush=True)
-    receipts = list(stock.receipts)
-    if stock.missing:
-        numbers = {id(jobs[number]): number for number in stock.missing}
-        with Counter(name, len(stock.missing), "shards") as counter:
-            for job, done in workers.run([jobs[number] for number in stock.missing]):
-                receipts[numbers[id(job)]] = done.result
-                for note in done.notes:
-                    print(f"{job.name}: {note}", flush=True)
-                counter.advance(done.result.rows)
-    return [receipt for receipt in receipts if receipt is not None]
+def finish(name: str, jobs: Sequence[ShardJob], stock: Sequence[Receipt | None], workers: Workers) -> list[Receipt]:
+    """The receipt of every job; ``workers`` compute the missing shards."""
+    missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
+    print(f"{name}: {len(jobs)} shards, {len(jobs) - len(missing)} in the store, {len(missing)} to compute", flush=True)
+    made = iter(results(missing, workers, Counter(name, len(missing))))
+    return [receipt or next(made) for receipt in stock]
+
+
+class Counter:
+    """Counts finished shards and prints a line now and then."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total, self._done, self._rows = name, total, 0, 0
+        self._began = self._last = time.monotonic()
+
+    def advance(self, rows: int) -> None:
+        """Count one more shard of that many rows."""
+        self._done, self._rows, now = self._done + 1, self._rows + rows, time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES or self._done == self._total:
+            self._last, seconds = now, now - self._began
+            left = seconds / self._done * (self._total - self._done)
+            ending = f"{left:.0f} s left" if left else f"done in {seconds:.0f} s"
+            pace = f"{self._rows / max(seconds, 1e-9):,.0f} rows/s"
+            print(f"{self._name}: {self._done}/{self._total} shards, {pace}, {ending}", flush=True)
 
 
 def manifest_of(
-    task: Task,
-    teacher: Path,
-    key: Key,
-    variants: int,
-    coding: Coding | None,
-    details: dict[str, object],
+    teacher: ModelFolder,
     jobs: Sequence[ShardJob],
     receipts: Sequence[Receipt],
-    stored: Sequence[Key] = (),
+    stored: Sequence[Key],
+    **fields: Any,
 ) -> Manifest:
-    """The manifest of a complete set; ``key`` is what all its shards share, ``stored`` names by-products in the store."""
-    tokenizer = load_tokenizer(teacher)
-    entries = [
+    """The manifest of a complete set; ``stored`` are the keys of all its store entries, ``fields`` the other fields."""
+    shards = [
         ShardEntry(
             file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
             split=job.split,
@@ -241,25 +193,17 @@ def manifest_of(
     ]
     return Manifest(
         format_version=FORMAT_VERSION,
-        content=key["content"],
-        task=task,
-        key=key,
-        token_types="token_type_ids" in tokenizer.model_input_names,
-        pad_token_id=int(tokenizer.pad_token_id),
-        coding=coding,
-        variants=variants,
-        details=details,
-        shards=tuple(entries),
-        stored_as=tuple(stored_as(*(job.key for job in jobs), *stored)),
+        content=fields["key"]["content"],
+        token_types="token_type_ids" in teacher.tokenizer.model_input_names,
+        pad_token_id=int(teacher.tokenizer.pad_token_id),
+        shards=tuple(shards),
+        stored_as=tuple(stored_as(*stored)),
+        **fields,
     )
 
 
 def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
-    """Put exactly the shards of the manifest into ``out``, the manifest last.
-
-    Raises:
-        PipelineError: the folder cannot be written; its previous content is kept.
-    """
+    """Place exactly the shards of the manifest in ``out``, the manifest last; on an error the previous content is kept."""
     try:
         with folder_written_whole(out) as folder:
             for entry in manifest.shards:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,18 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Precision
 from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.task import Task
-from pipeline.models.folder import load_tokenizer, model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import mapped, variant_embeddings
 from pipeline.perturbation.surrogate import SurrogateFolder
 
 HEADS = ("classifier", "score", "logits_proj")
-"""Names of the last layers in transformers, whose output are the logits."""
-
-CHANGED = "{} was changed while this run was going; start it again"
+"""Names of classification heads in transformers."""
 
 
 class Arriving:
-    """Tensors copied from the device to the processor while the device computes the next batch."""
+    """Tensors copied from the device while it computes the next batch."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
@@ -41,7 +39,7 @@ class Arriving:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The copies, once they are complete."""
+        """The copies; waits for them."""
         if self._event is not None:
             self._event.synchronize()
         return self._copies
@@ -59,7 +57,7 @@ class FrozenModel:
             _to_bfloat16(self._model)
 
     def sent(self, value: Tensor) -> Tensor:
-        """A copy of a tensor on the device, made without waiting for the device's queued work."""
+        """A copy of a tensor on the device, made without waiting for queued work."""
         return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value
 
     def words(self, ids: Tensor) -> Tensor:
@@ -78,40 +76,31 @@ class FrozenTeacher(FrozenModel):
     def __init__(self, folder: Path, precision: Precision = "float32") -> None:
         super().__init__(folder, precision)
         self.task = Task.read(folder)
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer = ModelFolder(folder).tokenizer
         self.pad_token_id = int(self.tokenizer.pad_token_id)
-
-    @property
-    def width(self) -> int:
-        """Width of the word embeddings."""
-        return int(self.table.shape[1])
+        self.width = int(self.table.shape[1])
 
     def padded(self, rows: Inputs, tokens: int) -> Batch:
-        """Rows as one batch on the device."""
+        """One batch on the device."""
         return {name: self.sent(value) for name, value in rows.padded(self.pad_token_id, tokens).items()}
 
     @torch.inference_mode()
     def logits(self, inputs: Inputs, batches: Batches, batch_rows: int) -> npt.NDArray[np.float32]:
-        """Logits [rows, outputs] of rows as they are.
+        """Logits [rows, outputs] of clean inputs; raises ``PipelineError`` if some are not finite."""
 
-        Raises:
-            PipelineError: some are not finite, or a row does not fit into memory; names the example.
-        """
-
-        def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Arriving, int]]:
+        def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
             batch = self.padded(rows, tokens)
-            logits = Arriving(self.logits_at(batch, variant_embeddings(self.words, batch)))
-            return [(logits, row) for row in range(len(rows))]
+            return Arriving(self.logits_at(batch, variant_embeddings(self.words, batch)))
 
-        made = batches.run(inputs, batch_rows, compute)
-        found = np.array([logits.tensors[0][row].numpy() for logits, row in made], dtype=np.float32)
-        found = found.reshape(len(made), self.task.outputs)
+        found = np.empty((len(inputs), self.task.outputs), dtype=np.float32)
+        for positions, logits in list(batches.pieces(inputs, batch_rows, compute)):
+            found[positions] = logits.tensors[0].numpy()
         check_finite(found, inputs, "the clean input")
         return found
 
 
 class Surrogate(FrozenModel):
-    """One checkpoint of a surrogate, which reads the same rows through its own embeddings."""
+    """One checkpoint of a surrogate, which has its own word embeddings."""
 
     def __init__(self, folder: SurrogateFolder, checkpoint: int, precision: Precision) -> None:
         super().__init__(folder.checkpoint(checkpoint), precision)
@@ -125,16 +114,14 @@ class Surrogate(FrozenModel):
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Folders of the models, with the hashes by which keys name them."""
+    """Folders of the models, and their hashes in keys; a hash of None is not compared."""
 
     teacher: Path
     surrogate: Path | None = None
     masked_lm: Path | None = None
-    """None where no recipe replaces words."""
     settings: AugmentSettings | None = None
     """Of the variants; None for soft labels."""
     teacher_hash: str | None = None
-    """None where no result is stored; so of the others."""
     surrogate_hashes: tuple[str, ...] = ()
     masked_lm_hash: str | None = None
 
@@ -144,7 +131,7 @@ class ModelFolders:
         return replace(self, teacher=moved(self.teacher), surrogate=surrogate, masked_lm=masked_lm)
 
     def files(self) -> list[Path]:
-        """The files a worker needs: those of a model's folder without its subfolders, and all checkpoints of a surrogate."""
+        """The files of the models: a folder without its subfolders, and all checkpoints of a surrogate."""
         flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None and folder.is_dir()]
         found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
         return sorted(found) + sorted(file for file in (self.surrogate.rglob("*") if self.surrogate else ()) if file.is_file())
@@ -160,78 +147,62 @@ class ModelSet:
 
     @cached_property
     def teacher(self) -> FrozenTeacher:
-        """The teacher on this worker's device.
-
-        Raises:
-            PipelineError: the folder changed since its hash was taken.
-        """
-        folder, wanted = self._folders.teacher, self._folders.teacher_hash
+        """The teacher; like the other models it raises ``PipelineError`` if it changed since its hash was taken."""
+        folder = self._folders.teacher
         loaded = FrozenTeacher(folder, self._precision)
-        if wanted is not None and model_hash(folder) != wanted:
-            raise PipelineError(CHANGED.format(f"the teacher in {folder}"))
+        _check_unchanged(f"the teacher in {folder}", self._folders.teacher_hash, lambda: ModelFolder(folder).hash)
         return loaded
 
     @cached_property
     def masked_lm(self) -> MaskedLM:
-        """The masked language model.
-
-        Raises:
-            PipelineError: it changed since its hash was taken.
-        """
-        folder, settings, wanted = self._folders.masked_lm, self._folders.settings, self._folders.masked_lm_hash
-        assert folder is not None, "no recipe asks for masked_lm without a model"
+        """The masked language model."""
+        folder, settings = self._folders.masked_lm, self._folders.settings
+        assert folder is not None, "a recipe with masked_lm has a model"
         assert settings is not None, "variants have settings"
         loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
-        if wanted is not None and model_hash(folder) != wanted:
-            raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
+        title = f"the masked language model in {folder}"
+        _check_unchanged(title, self._folders.masked_lm_hash, lambda: ModelFolder(folder).hash)
         return loaded
 
     def surrogate(self, checkpoint: int) -> Surrogate:
-        """A checkpoint of the surrogate; all stay loaded, since they are small and a calibration needs each repeatedly.
-
-        Raises:
-            PipelineError: it changed since its hash was taken.
-        """
-        assert self._folders.surrogate is not None, "only a job that is aimed at a surrogate asks for it"
+        """A checkpoint of the surrogate; all stay loaded, since they are small and a calibration needs each repeatedly."""
+        assert self._folders.surrogate is not None, "a job that follows a checkpoint has a surrogate"
         if checkpoint not in self._surrogates:
-            folder, wanted = SurrogateFolder(self._folders.surrogate), self._folders.surrogate_hashes
+            folder, hashes = SurrogateFolder(self._folders.surrogate), self._folders.surrogate_hashes
             loaded = Surrogate(folder, checkpoint, self._precision)
-            if wanted and folder.hash_of(checkpoint) != wanted[checkpoint - 1]:
-                raise PipelineError(CHANGED.format(f"the surrogate in {folder.folder}"))
+            wanted = hashes[checkpoint - 1] if hashes else None
+            _check_unchanged(f"the surrogate in {folder.folder}", wanted, lambda: folder.hash_of(checkpoint))
             self._surrogates[checkpoint] = loaded
         return self._surrogates[checkpoint]
 
 
-def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> None:
-    """Validate the teacher's logits.
+def _check_unchanged(title: str, wanted: str | None, found: Callable[[], str]) -> None:
+    if wanted is not None and found() != wanted:
+        raise PipelineError(f"{title} was changed during this run; start it again")
 
-    Raises:
-        PipelineError: some are not finite; names the first such example.
-    """
+
+def check_finite(logits: npt.NDArray[np.float32], rows: Inputs, what: str) -> None:
+    """Raise a ``PipelineError`` that names the first example whose logits are not finite."""
     broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(broken):
         raise PipelineError(
-            f"the teacher answers {what} of example {rows.example_ids[broken[0]]} with a value that is not a number "
+            f"the teacher's logits on {what} of example {rows.example_ids[broken[0]]} are not finite "
             f"({len(broken)} such rows); the teacher is broken, train it again with a smaller learning rate"
         )
 
 
 def _to_bfloat16(model: nn.Module) -> None:
-    """Convert the weights of the encoder's products to bfloat16, so that autocast need not convert them in every batch."""
+    """Convert the encoder's weights to bfloat16, so that autocast does not convert them in every batch."""
     heads = {name: module for name, module in model.named_children() if name in HEADS}
     kept = {id(module) for head in heads.values() for module in head.modules()}
     for module in model.modules():
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in kept:
             module.to(torch.bfloat16)
     for head in heads.values():
-        head.forward = _in_float32(head.forward)
+        head.forward = partial(_in_float32, head.forward)
 
 
-def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The same computation in float32, also within autocast."""
-
-    def run(*arguments: Any) -> Any:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            return forward(*(argument.float() for argument in arguments))
-
-    return run
+def _in_float32(forward: Callable[..., Any], *arguments: Tensor) -> Any:
+    """The same computation in float32, even within autocast."""
+    with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        return forward(*(argument.float() for argument in arguments))

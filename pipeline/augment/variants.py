@@ -1,7 +1,10 @@
-"""One variant of some rows: edited, mixed or perturbed, coded, and labelled by the teacher on the decoded δ."""
+"""Variants of a partition: edited, mixed or perturbed, coded, and labelled by the teacher on the decoded δ."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,53 +12,58 @@ import torch
 from torch import Tensor
 
 from pipeline.augment.batches import Columns, Inputs, Partner
-from pipeline.augment.candidates import RowCandidates, replace
+from pipeline.augment.candidates import RowCandidates, read_candidates, replace
+from pipeline.augment.jobs import Done, ShardJob, Work, kept, read_inputs
+from pipeline.augment.recipes import TextEdits, special_ids
 from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
-from pipeline.augment.text_edits import TextEdits, special_ids
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
-from pipeline.corpus.encoding import Batch, Integers, ordinary_tokens
+from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
 from pipeline.models.outputs import divergence, flipped
-from pipeline.perturbation.inputs import filled, variant_embeddings
+from pipeline.perturbation.inputs import variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
-
-Coded = tuple[Tensor, Tensor]
-"""Codes [rows, tokens, width] and scales [rows, tokens]."""
+from pipeline.shards.manifest import ShardEntry
+from pipeline.shards.reader import Positions, Rows, Shards
+from pipeline.shards.schema import shard_schema
+from pipeline.shards.writer import write_shard
+from pipeline.store.hashing import Key
+from pipeline.store.store import Store
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Clean rows with the teacher's logits."""
+    """Clean rows with the teacher's logits [rows, outputs] and, to be stored with a variant, their gold labels."""
 
     inputs: Inputs
     logits: npt.NDArray[np.float32]
-    """[rows, outputs]."""
+    labels: list[float | int | None] = field(default_factory=list)
 
     def take(self, positions: Integers) -> "LabelledRows":
-        """The rows at these positions."""
+        """The rows at these positions, without gold labels."""
         return LabelledRows(self.inputs.take(positions), self.logits[positions])
 
-    @staticmethod
-    def joined(parts: Sequence["LabelledRows"]) -> "LabelledRows":
-        """The rows of several parts in order."""
-        return LabelledRows(Inputs.joined([part.inputs for part in parts]), np.concatenate([part.logits for part in parts]))
+
+def read_labelled(rows: Rows, positions: Positions | None = None) -> LabelledRows:
+    """All rows of shards of soft labels, or those at some positions."""
+    at = np.arange(len(rows)) if positions is None else positions
+    labels, logits = rows.column("label").take(at).to_pylist(), rows.lists_at("teacher_logits", at)
+    return LabelledRows(read_inputs(rows, at), logits.values.reshape(len(at), -1), labels)
 
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """Which variant is made, and how."""
+    """A variant and how it is made."""
 
     variant: int
     settings: AugmentSettings
     epsilon: float
-    """Fraction of the mean word-embedding length; read only where the recipe perturbs."""
+    """Fraction of the mean norm of a word embedding; read only if the recipe perturbs."""
     checkpoint: int | None
-    """Number of the surrogate's checkpoint whose gradient is followed; None for the teacher's own."""
+    """Number of the surrogate checkpoint whose gradient is followed; None for the teacher's."""
 
     @property
     def recipe(self) -> Recipe:
-        """The steps, in order."""
         return self.settings.recipe(self.variant)
 
     @property
@@ -70,7 +78,7 @@ class VariantSpec:
 
 @dataclass(frozen=True)
 class Label:
-    """The stored perturbation of one row, and the teacher's output on it."""
+    """The stored perturbation of one row and the teacher's output on it."""
 
     delta: bytes | None
     delta_scale: list[float] | None
@@ -80,38 +88,6 @@ class Label:
     vanished: bool
 
 
-class Answered:
-    """The results of a batch, split into rows while the device computes the next batch."""
-
-    def __init__(self, columns: Sequence[Tensor], coded: Coded | None, lengths: Integers, codec: CodecName) -> None:
-        """``columns`` are logits [rows, outputs], then divergence, flipped and vanished, each [rows]."""
-        self._arriving: Arriving | None = Arriving(*columns, *(coded or ()))
-        self._columns, self._lengths, self._codec = len(columns), lengths, codec
-        self._labels: list[Label] = []
-
-    def settle(self) -> None:
-        """Wait for the copies, split them into rows and release them."""
-        if self._arriving is not None:
-            tensors, self._arriving = self._arriving.tensors, None
-            values = zip(*(column.tolist() for column in tensors[: self._columns]), strict=True)
-            deltas = self._packed(*tensors[self._columns :])
-            self._labels = [Label(*delta, *value) for delta, value in zip(deltas, values, strict=True)]
-
-    @property
-    def labels(self) -> list[Label]:
-        """One a row."""
-        self.settle()
-        return self._labels
-
-    def _packed(self, *coded: Tensor) -> list[tuple[bytes | None, list[float] | None]]:
-        """Codes as bytes and scales of each row's tokens."""
-        if not coded:
-            return [(None, None)] * len(self._lengths)
-        codes, scales = (part.numpy() for part in coded)
-        pack = CODECS[self._codec].pack
-        return [(pack(codes[i, :length]), scales[i, :length].tolist()) for i, length in enumerate(self._lengths)]
-
-
 @dataclass(frozen=True)
 class Made:
     """A finished variant of some rows."""
@@ -119,13 +95,13 @@ class Made:
     inputs: Inputs
     labels: list[Label]
 
-    def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
-        """As the columns of a shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""
+    def columns(self, variant: int, labelled: LabelledRows) -> Columns:
+        """The columns of a shard."""
         partners: Sequence[Partner | None] = self.inputs.partners or [None] * len(self.labels)
-        return self.inputs.columns(variant, labels, logits) | {
-            "partner_id": [None if partner is None else partner.example_id for partner in partners],
-            "partner_ids": [None if partner is None else partner.input_ids for partner in partners],
-            "own_weight": [None if partner is None else partner.own_weight for partner in partners],
+        return self.inputs.columns(variant, labelled.labels, labelled.logits) | {
+            "partner_id": [partner and partner.example_id for partner in partners],
+            "partner_ids": [partner and partner.input_ids for partner in partners],
+            "own_weight": [partner and partner.own_weight for partner in partners],
             "delta": [label.delta for label in self.labels],
             "delta_scale": [label.delta_scale for label in self.labels],
             "perturbed_logits": [label.logits for label in self.labels],
@@ -134,7 +110,7 @@ class Made:
         }
 
     def statistics(self) -> dict[str, float]:
-        """Statistics of the rows for the shard's receipt."""
+        """Statistics for the shard's receipt."""
         return {
             "divergence": float(np.mean([label.divergence for label in self.labels])),
             "flipped": float(sum(label.flipped for label in self.labels)),
@@ -145,110 +121,131 @@ class Made:
 def make_variant(
     models: ModelSet, labelled: LabelledRows, candidates: Sequence[RowCandidates] | None, spec: VariantSpec
 ) -> Made:
-    """Make one variant of each row.
-
-    Args:
-        models: the teacher, and the other models that the recipe needs.
-        labelled: the clean rows.
-        candidates: of words, if the recipe has ``masked_lm``.
-        spec: the variant.
-
-    Raises:
-        PipelineError: the teacher's logits of a row are not finite, or a row does not fit into memory.
-    """
-    viewed = edited(labelled.inputs, models.teacher, candidates, spec)
-    if "mix" in spec.recipe:
-        viewed = mixed(viewed, models.teacher.pad_token_id, spec)
-
+    """Make one variant of each row; ``candidates`` are needed if the recipe contains masked_lm."""
     teacher, settings = models.teacher, spec.settings
+    inputs = edited(labelled.inputs, teacher, candidates, spec)
+    if "mix" in spec.recipe:
+        inputs = mixed(inputs, teacher.pad_token_id, spec)
     epsilon = scaled_epsilon(spec.epsilon, settings.perturbation.norm, teacher.table) if spec.moves else 0.0
     search = Search(settings.perturbation, epsilon, teacher.task.kind)
 
-    def compute(rows: Inputs, positions: Integers, tokens: int) -> list[tuple[Answered, int]]:
+    def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
         clean = teacher.sent(torch.from_numpy(labelled.logits[positions]))
-        answered = _answered(models, rows, clean, teacher.padded(rows, tokens), search, spec)
-        if before:
-            before.pop().settle()  # while the device computes this one
-        before.append(answered)
-        return [(answered, row) for row in range(len(rows))]
+        return _labelled(models, rows, clean, teacher.padded(rows, tokens), search, spec)
 
-    before = list[Answered]()
-    answers = models.batches.run(viewed, settings.inference.batch_size, compute)
-    made = [answered.labels[row] for answered, row in answers]
+    pieces = models.batches.pieces(inputs, settings.inference.batch_size, compute)
+    last = (np.empty(0, dtype=np.int64), Arriving())
+    lengths, found = inputs.lengths(), dict[int, Label]()
+    for (positions, arriving), _ in pairwise(chain(pieces, [last])):  # while the device computes the next batch
+        labels = _labels(arriving, lengths[positions], settings.codec)
+        found.update(zip(positions.tolist(), labels, strict=True))
+    made = [found[row] for row in range(len(inputs))]
     logits = np.array([label.logits for label in made], dtype=np.float32).reshape(len(made), -1)
-    check_finite(logits, viewed, f"variant {spec.variant}")
-    return Made(viewed, made)
+    check_finite(logits, inputs, f"variant {spec.variant}")
+    return Made(inputs, made)
 
 
-def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandidates] | None, spec: VariantSpec) -> Inputs:
-    """The rows after the text edits of the recipe, each text of a pair on its own: words replaced, then token operations."""
-    operations = [step for step in spec.recipe if step in OPERATIONS]
-    rows = [
-        (ids, None if inputs.token_type_ids is None else inputs.token_type_ids[row]) for row, ids in enumerate(inputs.input_ids)
-    ]
-    if "masked_lm" in spec.recipe:
-        assert candidates is not None, "the job reads them"
-        share = spec.settings.masked_lm.replace
-        seeds = [spec.seed(example_id, "masked_lm") for example_id in inputs.example_ids]
-        rows = [replace(*row, found, share, seed) for row, found, seed in zip(rows, candidates, seeds, strict=True)]
-    if operations:
-        tokenizer = teacher.tokenizer
-        edits = TextEdits(operations, spec.settings.text_edits, special_ids(tokenizer), tokenizer.mask_token_id)
-        seeds = [spec.seed(example_id, "text_edits") for example_id in inputs.example_ids]
-        rows = [edits.row(*row, seed) for row, seed in zip(rows, seeds, strict=True)]
-    types = [types for _, types in rows if types is not None]
-    return Inputs(inputs.example_ids, [ids for ids, _ in rows], types or None)
+def _labelled(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, search: Search, spec: VariantSpec) -> Arriving:
+    """Search and code δ of one batch, and run the teacher on the decoded δ; ``clean`` are its logits on the clean inputs.
 
-
-def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
-    """Every row with another of them as its partner, both filled to the length of the longer."""
-    order = np.argsort([spec.seed(example_id, "partner") for example_id in inputs.example_ids])
-    after = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
-    ids, types, partners = [], [], []
-    for row, example_id in enumerate(inputs.example_ids):
-        other = after[row]
-        length = max(len(inputs.input_ids[row]), len(inputs.input_ids[other]))
-        ids.append(filled(inputs.input_ids[row], length, pad_token_id))
-        own_weight = _drawn_weight(spec.seed(example_id, "mix"), spec.settings.mix_alpha)
-        partner_ids = filled(inputs.input_ids[other], length, pad_token_id)
-        partners.append(Partner(inputs.example_ids[other], partner_ids, own_weight))
-        if inputs.token_type_ids is not None:
-            own = inputs.token_type_ids[row]
-            types.append(np.concatenate([own, inputs.token_type_ids[other][len(own) :]]))
-    return Inputs(inputs.example_ids, ids, types or None, partners)
-
-
-def _drawn_weight(seed: int, alpha: float) -> float:
-    """λ, rounded to float32 as it is stored."""
-    return float(np.float32(np.random.Generator(np.random.Philox(key=seed)).beta(alpha, alpha)))
-
-
-def _answered(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, search: Search, spec: VariantSpec) -> Answered:
-    """One batch of rows: search δ, code it, run the teacher on the decoded δ."""
+    The result is logits [rows, outputs], divergence, flipped and vanished [rows] and, if δ is searched, its codes and scales.
+    """
     teacher, kind = models.teacher, search.kind
     with torch.inference_mode(mode=not spec.moves):
         words = variant_embeddings(teacher.words, batch)
-    coded, vanished = None, torch.zeros(len(rows), dtype=torch.bool)
+    coded: tuple[Tensor, ...] = ()
+    vanished = torch.zeros(len(rows), dtype=torch.bool)
     if spec.moves:
         names: list[tuple[str | int, ...]] = [(spec.settings.seed, name, spec.variant) for name in rows.example_ids]
         noise = random_start(names, rows.lengths().tolist(), teacher.width, words.shape[1], teacher.device)
         free = ordinary_tokens(batch, teacher.tokenizer)
         found = perturb(_followed(models, batch, words, spec.checkpoint), clean, noise, free, search)
         coded, vanished = CODECS[spec.settings.codec].quantise(found.delta), found.vanished
-    logits = _logits(teacher, batch, words, coded)
-    columns = (logits, divergence(clean, logits, kind), flipped(clean, logits, kind), vanished)
-    return Answered(columns, coded, rows.lengths(), spec.settings.codec)
+    with torch.inference_mode():
+        logits = teacher.logits_at(batch, words + dequantise(*coded) if coded else words)
+    return Arriving(logits, divergence(clean, logits, kind), flipped(clean, logits, kind), vanished, *coded)
 
 
 def _followed(models: ModelSet, batch: Batch, words: Tensor, checkpoint: int | None) -> Callable[[Tensor], Tensor]:
-    """From δ to the logits of the model whose gradient is followed."""
+    """The function from δ to the logits of the model whose gradient is followed."""
     if checkpoint is None:
         return lambda delta: models.teacher.logits_at(batch, words + delta)
     surrogate = models.surrogate(checkpoint)
     return lambda delta: surrogate.logits_at_delta(batch, delta)
 
 
-@torch.inference_mode()
-def _logits(teacher: FrozenTeacher, batch: Batch, words: Tensor, coded: Coded | None) -> Tensor:
-    """The teacher's logits at the decoded δ."""
-    return teacher.logits_at(batch, words if coded is None else words + dequantise(*coded))
+def _labels(arriving: Arriving, lengths: Integers, codec: CodecName) -> list[Label]:
+    """The result of a batch split into its rows, which have these lengths."""
+    columns, coded = arriving.tensors[:4], arriving.tensors[4:]
+    deltas: list[tuple[bytes | None, list[float] | None]] = [(None, None)] * len(lengths)
+    if coded:
+        codes, scales = (part.numpy() for part in coded)
+        pack = CODECS[codec].pack
+        deltas = [(pack(codes[row, :length]), scales[row, :length].tolist()) for row, length in enumerate(lengths)]
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [Label(*delta, *value) for delta, value in zip(deltas, values, strict=True)]
+
+
+def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandidates] | None, spec: VariantSpec) -> Inputs:
+    """The rows after the recipe's text edits: first words are replaced, then token operations are applied."""
+    types: Sequence[Types | None] = inputs.token_type_ids or [None] * len(inputs)
+    rows = list(zip(inputs.input_ids, types, strict=True))
+    if "masked_lm" in spec.recipe:
+        assert candidates is not None, "the job reads them"
+        share = spec.settings.masked_lm.replace
+        seeds = [spec.seed(example_id, "masked_lm") for example_id in inputs.example_ids]
+        rows = [replace(*row, found, share, seed) for row, found, seed in zip(rows, candidates, seeds, strict=True)]
+    if operations := [step for step in spec.recipe if step in OPERATIONS]:
+        tokenizer = teacher.tokenizer
+        edits = TextEdits(operations, spec.settings.text_edits, special_ids(tokenizer), tokenizer.mask_token_id)
+        seeds = [spec.seed(example_id, "text_edits") for example_id in inputs.example_ids]
+        rows = [edits.row(*row, seed) for row, seed in zip(rows, seeds, strict=True)]
+    return Inputs(inputs.example_ids, [ids for ids, _ in rows], [types for _, types in rows if types is not None] or None)
+
+
+def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
+    """Every row with another one as its partner, both padded to the length of the longer; padding is mixed too."""
+    order = np.argsort([spec.seed(example_id, "partner") for example_id in inputs.example_ids])
+    after = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
+    ids, types, partners = [], [], []
+    for row, example_id in enumerate(inputs.example_ids):
+        own, other = inputs.input_ids[row], inputs.input_ids[after[row]]
+        length = max(len(own), len(other))
+        ids.append(np.pad(own, (0, length - len(own)), constant_values=pad_token_id))
+        generator = np.random.Generator(np.random.Philox(key=spec.seed(example_id, "mix")))
+        own_weight = float(np.float32(generator.beta(spec.settings.mix_alpha, spec.settings.mix_alpha)))  # as it is stored
+        partner_ids = np.pad(other, (0, length - len(other)), constant_values=pad_token_id)
+        partners.append(Partner(inputs.example_ids[after[row]], partner_ids, own_weight))
+        if inputs.token_type_ids is not None:
+            types.append(np.concatenate([inputs.token_type_ids[row], inputs.token_type_ids[after[row]][len(own) :]]))
+    return Inputs(inputs.example_ids, ids, types or None, partners)
+
+
+def variant_job(source: Shards, entry: ShardEntry, spec: VariantSpec, shared_key: Key, candidates: Path | None) -> ShardJob:
+    """One variant of a partition of the train split; ``candidates`` is their shard if the recipe replaces words."""
+    key = shared_key | {"variant": spec.variant, "examples": entry.receipt.key["examples"]}
+    name = f"variant {spec.variant}, partition {entry.partition}"
+    work = partial(_variant_work, source, entry, spec, key, candidates)
+    return ShardJob(name, key, "train", spec.variant, entry.partition, entry.receipt.rows, work)
+
+
+def _variant_work(source: Shards, entry: ShardEntry, spec: VariantSpec, key: Key, candidates: Path | None) -> Work:
+    words = None if candidates is None else read_candidates(candidates)
+    return partial(write_variant, spec, key, read_labelled(source.rows_of(entry)), words)
+
+
+def write_variant(
+    spec: VariantSpec,
+    key: Key,
+    labelled: LabelledRows,
+    candidates: Sequence[RowCandidates] | None,
+    models: ModelSet,
+    store: Store,
+) -> Done:
+    """Make the variant, label it and write the shard."""
+    made = make_variant(models, labelled, candidates, spec)
+    columns, statistics = made.columns(spec.variant, labelled), made.statistics()
+    schema = shard_schema("variants", models.teacher.task.kind, made.inputs.token_type_ids is not None)
+    description = {"codec": spec.settings.codec, "width": models.teacher.width} if spec.moves else {}
+    receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, description, statistics))
+    return Done(receipt, models.batches.notes())

@@ -1,4 +1,4 @@
-"""What does the jobs: this process alone, or a worker process that Ray starts."""
+"""Workers that run jobs: this process, or a process that Ray starts."""
 
 import secrets
 import shutil
@@ -32,22 +32,18 @@ PIECE_BYTES = 8 * 2**20
 
 
 class Workers(Protocol):
-    """Does jobs within a ``with`` block."""
+    """Runs jobs within a ``with`` block."""
 
     def __enter__(self) -> "Workers": ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
-        """Yield each job with its result when it is finished, in any order.
-
-        Raises:
-            PipelineError: a job failed; names the job and the cause.
-        """
+        """Yield each job with its result when it is finished, in any order; an error names its job."""
 
 
 class ThisProcess:
-    """Does jobs here, one after the other, in the order given."""
+    """Runs jobs in this process, in the order given."""
 
     def __init__(self, folders: ModelFolders, precision: Precision, store: Store) -> None:
         self._models = ModelSet(folders, precision)
@@ -55,7 +51,7 @@ class ThisProcess:
         self._threads = torch.get_num_threads()
 
     def __enter__(self) -> "ThisProcess":
-        torch.set_num_threads(1)  # as every worker, so that the bytes are the same
+        torch.set_num_threads(1)  # as in every worker, so that the bytes are the same
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -64,17 +60,17 @@ class ThisProcess:
     def run(self, jobs: Sequence[AnyJob]) -> Iterator[tuple[AnyJob, Done]]:
         """Like ``Workers.run``."""
         with probe_file(self._store):
-            pass  # a store that cannot be written to is known before anything is computed
+            pass  # fails before anything is computed
         for job in jobs:
             try:
-                done = job.work().run(self._models, self._store)
+                done = job.work()(self._models, self._store)
             except Exception as cause:
                 raise failure(job.name, cause) from cause
             yield job, done
 
 
 def failure(name: str, cause: BaseException) -> PipelineError:
-    """The error of a job that failed; the traceback of an unexpected cause is printed."""
+    """The error of a failed job; the traceback of an unexpected cause is printed."""
     if not isinstance(cause, PipelineError):
         print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
     return PipelineError(f"{name} failed: {last_line(cause)}")
@@ -82,11 +78,7 @@ def failure(name: str, cause: BaseException) -> PipelineError:
 
 @contextmanager
 def probe_file(store: Store) -> Iterator[Path]:
-    """A file in the store by which a worker recognises that it sees the same store.
-
-    Raises:
-        PipelineError: the store cannot be written to.
-    """
+    """A file in the store by which a worker recognises the same store; fails if the store cannot be written to."""
     mark = store.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.probe_file"
     try:
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -106,28 +98,25 @@ def probe_file(store: Store) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class NodeVisibility:
-    """Which of the driver's files a new worker sees, and what differs in its code and libraries."""
+    """Which of the driver's files a new worker sees, and how its code and libraries differ."""
 
     models: bool
     store: bool
     differences: list[str]
-    """Modules, and libraries with their versions; empty where all are the driver's."""
+    """Modules, and libraries with their versions."""
 
 
 class Worker:
-    """A worker process with the models on its device.
-
-    One that does not see the driver's models or store works in a folder of its own and returns its shards in pieces.
-    """
+    """A worker process; if it does not see the driver's models or store it uses a folder of its own and returns its shards."""
 
     def __init__(self, folders: ModelFolders, precision: Precision, store: Store) -> None:
-        # One thread each: as many workers as cores are faster than threads, and the arithmetic stays the same everywhere.
+        # One worker per core is faster than threads, and keeps the arithmetic the same everywhere.
         torch.set_num_threads(1)
         self._folders, self._precision, self._store = folders, precision, store
         self._models: ModelSet | None = None
 
     def look(self, hashes: dict[str, str], mark: str, build: Build) -> NodeVisibility:
-        """Compare with the driver; a store that this worker does not see is replaced by a folder of its own."""
+        """Compare with the driver; a store that is not visible is replaced by a folder of its own."""
         models = all(Path(path).exists() and sha256_of(Path(path)) == wanted for path, wanted in hashes.items())
         store = Path(mark).exists()
         if not store:
@@ -142,14 +131,13 @@ class Worker:
             file.write(piece)
 
     def use_received(self) -> None:
-        """Use the received copies of the models from now on."""
+        """Use the received copies of the models."""
         self._folders = self._folders.at(self._received)
 
     def run(self, work: Work) -> Done:
-        """Do a job's work."""
         if self._models is None:
             self._models = ModelSet(self._folders, self._precision)
-        return work.run(self._models, self._store)
+        return work(self._models, self._store)
 
     def piece(self, receipt: Receipt, start: int) -> bytes:
         """A piece of a shard in this worker's own folder."""
@@ -171,5 +159,5 @@ class Worker:
         return Path(tempfile.mkdtemp(prefix="augment-worker-"))
 
     def _received(self, path: Path) -> Path:
-        """The path of the copy of one of the driver's files or folders."""
+        """The copy of one of the driver's files or folders."""
         return self._own / "models" / path.relative_to(path.anchor)

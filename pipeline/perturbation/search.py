@@ -1,8 +1,8 @@
-"""The search for δ within a ball around each token: projected gradient ascent on a function from δ to logits.
+"""The search for δ by projected gradient ascent on a function from δ to logits.
 
-A perturbation is one vector a token in word-embedding space. Each token has its own L2 or L∞ ball. The epsilon is a fraction of
-the mean length of a word embedding, so that one number means the same for every model; the corners of an L∞ ball are as far
-from its centre as the edge of the L2 ball of the same epsilon.
+A perturbation δ is one vector per token in word-embedding space, bounded in the L2 or L∞ norm token by token. Epsilon is a
+fraction of the mean norm of a word embedding, so that a value means the same for every model. The corners of an L∞ ball have
+the distance from its centre that the L2 ball of the same epsilon has.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Search:
-    """A search with its epsilon in the units of the embeddings; ``settings.epsilon`` is not read."""
+    """A search with epsilon in the units of the embeddings; ``settings.epsilon`` is not read."""
 
     settings: PerturbationSettings
     epsilon: float | Tensor
@@ -37,13 +37,13 @@ class Perturbed:
     """The result for one batch."""
 
     delta: Tensor
-    """[rows, tokens, width]; zero where nothing may be perturbed."""
+    """[rows, tokens, width]; zero at tokens that may not be perturbed."""
     vanished: Tensor
-    """[rows], true where no token had a gradient in some step, so that the row kept its random part."""
+    """[rows], true if in some step the gradient of every token was zero, so that δ did not change."""
 
 
 def scaled_epsilon(fraction: float, norm: Norm, table: Tensor) -> float:
-    """Radius of every token's ball: a fraction of the mean row length of a word-embedding table, divided by √width under L∞."""
+    """Epsilon in embedding units: a fraction of the mean norm of a word-embedding table's rows, over √width for L∞."""
     length = fraction * float(torch.linalg.vector_norm(table, dim=1).mean())
     return length if norm == "l2" else length / float(table.shape[1]) ** 0.5
 
@@ -53,8 +53,8 @@ def random_start(
 ) -> Tensor:
     """Random signs ±1 [rows, ``tokens``, ``width``] on a device, zero beyond each row's length.
 
-    Every row is drawn from a seed of its own names, so that it is the same in any batch, at any padding and on any device.
-    One bit an element is drawn and unpacked on the device: drawing finer noise takes longer than running the model on a GPU.
+    The seed of a row is made from its names, so the row is the same in any batch, at any padding and on any device. One bit
+    per element is drawn and unpacked on the device, since drawing finer noise takes longer than running the model on a GPU.
     """
     packed = np.zeros((len(names), tokens, -(-width // 8)), dtype=np.uint8)
     for row, (name, length) in enumerate(zip(names, lengths, strict=True)):
@@ -67,7 +67,7 @@ def random_start(
 
 
 def project(delta: Tensor, epsilon: float | Tensor, norm: Norm) -> Tensor:
-    """The nearest perturbation that keeps every token in its ball."""
+    """The nearest δ that is within epsilon at every token."""
     if norm == "linf":
         return delta.clamp(-epsilon, epsilon)  # type: ignore[arg-type]
     lengths = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
@@ -77,7 +77,7 @@ def project(delta: Tensor, epsilon: float | Tensor, norm: Norm) -> Tensor:
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The unit direction of steepest ascent of each token: g / ‖g‖₂, or the signs of g; zero where g is zero.
 
-    A confident model has gradients so small that their squares underflow, so each token is scaled by its largest element first.
+    Gradients of a confident model are so small that their squares underflow, so each token is scaled by its largest element.
     """
     if norm == "linf":
         return gradient.sign()
@@ -88,34 +88,29 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def perturb(forward: Forward, clean: Tensor, noise: Tensor, free: Tensor, search: Search) -> Perturbed:
-    """Search δ by projected gradient ascent (Madry et al. 2018) on the divergence from a clean output, row by row.
+    """Search δ by projected gradient ascent (Madry et al. 2018) on the divergence from the clean output, row by row.
 
     Args:
-        forward: the model whose gradient is followed, from δ to logits; its parameters must not ask for gradients.
-        clean: logits [rows, outputs] of the labelling model on the clean rows.
-        noise: [rows, tokens, width]; gives the random start its direction.
-        free: [rows, tokens], true where a token may be perturbed.
+        forward: the model whose gradient is followed; its parameters must not require gradients.
+        clean: the teacher's logits [rows, outputs] on the clean inputs.
+        noise: direction [rows, tokens, width] of the initial δ.
+        free: mask [rows, tokens] of the tokens that may be perturbed.
         search: settings, epsilon and kind of task.
     """
     settings, epsilon = search.settings, search.epsilon
     where = free.unsqueeze(-1).to(noise.dtype)
     vanished = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    random = settings.gradient_from == "noise"
-    start = epsilon if random else settings.init * epsilon
-    delta = start * steepest(noise, settings.norm) * where
-    if random:
+    init = 1.0 if settings.gradient_from == "noise" else settings.init
+    delta = init * epsilon * steepest(noise, settings.norm) * where
+    if settings.gradient_from == "noise":
         return Perturbed(delta, vanished)
     for _ in range(settings.num_steps):
-        gradient = _gradient(forward, delta, clean, search.kind) * where
+        with torch.enable_grad():
+            at = delta.detach().requires_grad_(True)
+            # The sum over rows keeps their gradients independent.
+            (gradient,) = torch.autograd.grad(divergence(clean, forward(at).float(), search.kind).sum(), at)
+        gradient = gradient.float() * where
         vanished |= (gradient == 0).flatten(1).all(dim=1)
         step = settings.step_size * epsilon * steepest(gradient, settings.norm)
         delta = project(delta + step, epsilon, settings.norm) * where
     return Perturbed(delta, vanished)
-
-
-def _gradient(forward: Forward, delta: Tensor, clean: Tensor, kind: Kind) -> Tensor:
-    """Gradient of the divergence with respect to δ; the sum over rows keeps them independent."""
-    with torch.enable_grad():
-        delta = delta.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(divergence(clean, forward(delta).float(), kind).sum(), delta)
-    return gradient.float()

@@ -1,7 +1,4 @@
-"""Rows of shards as batches of padded tensors, for whoever reads shards: training and evaluation.
-
-Knows columns and codecs; not models, losses or the order of rows. Python touches a row once a column and no element.
-"""
+"""Rows of shards as batches of padded tensors, for training and evaluation."""
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +12,11 @@ from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.reader import Lists, Positions, Rows
 
 CODES, SCALES = "codes", "scales"
-"""Of a batch of perturbed rows: δ as it is coded, [rows, tokens, width] and [rows, tokens]."""
+"""Names of a batch's coded δ: [rows, tokens, width] and [rows, tokens]."""
 
 
 def inputs_at(rows: Rows, positions: Positions, pad_token_id: int) -> Batch:
-    """What a model reads of the rows at some positions, padded on the right to the longest of them."""
+    """Model inputs of the rows at some positions, padded on the right to the longest of them."""
     ids = rows.lists_at("input_ids", positions)
     longest = int(ids.lengths.max(initial=0))
     batch = {
@@ -38,9 +35,9 @@ def matrix_at(rows: Rows, name: str, positions: Positions) -> Tensor:
 
 
 def variant_at(rows: Rows, positions: Positions, manifest: Manifest) -> Batch:
-    """Variants as the teacher labelled them: inputs, partners and shares where mixed, codes and scales where perturbed.
+    """Variants as the teacher labelled them: inputs, and partners with weights or coded δ if any row has them.
 
-    A row of another recipe than its neighbours is its own partner, or has a δ of zero.
+    A row that is not mixed is its own partner; one that is not perturbed has a δ of zero.
     """
     batch = inputs_at(rows, positions, manifest.pad_token_id)
     longest = batch["input_ids"].shape[1]
@@ -49,16 +46,16 @@ def variant_at(rows: Rows, positions: Positions, manifest: Manifest) -> Batch:
         batch |= _mixture(batch["input_ids"], partners, rows.numbers_at("own_weight", positions))
     coded = rows.lists_at("delta", positions)
     if coded.lengths.any():
-        assert manifest.coding is not None, "shards of perturbed variants say how they are coded"
+        assert manifest.coding is not None, "a set with perturbed rows has a coding"
         batch |= _coded(coded, rows.lists_at("delta_scale", positions), manifest.coding, longest)
     return batch
 
 
 def _mixture(own_ids: Tensor, partners: Lists, own_weights: npt.NDArray[np.float32]) -> Batch:
-    """Partner ids [rows, tokens] and own shares [rows]; a row without a partner counts as its own."""
+    """Partner ids [rows, tokens] and own weights [rows]; a row without a partner is its own."""
     mixed = torch.from_numpy(partners.lengths > 0)
     ids = torch.from_numpy(partners.padded(0, own_ids.shape[1], np.int64))
-    # A mixture is as long as the longer of both, so within a mixed row only what is padding for it differs.
+    # A mixture is as long as the longer of its two rows, so beyond it there is only padding.
     beyond = torch.from_numpy(~partners.inside(own_ids.shape[1]))
     return {
         PARTNER_IDS: torch.where(mixed[:, None] & ~beyond, ids, own_ids),
@@ -67,7 +64,7 @@ def _mixture(own_ids: Tensor, partners: Lists, own_weights: npt.NDArray[np.float
 
 
 def _coded(coded: Lists, scales: Lists, coding: Coding, longest: int) -> Batch:
-    """Codes [rows, tokens, width] and scales [rows, tokens]; zero on padding and for rows that are not perturbed."""
+    """Codes [rows, tokens, width] and scales [rows, tokens]; zero on padding and in rows that are not perturbed."""
     codec = CODECS[coding.codec]
     codes = np.zeros((len(coded.lengths), longest, coding.width), dtype=codec.dtype)
     codes[scales.inside(longest)] = codec.unpack(coded.values.data, coding.width)

@@ -1,4 +1,4 @@
-"""The manifest, which makes a set of shards complete; the lineage, which both halves compare; receipts of single shards."""
+"""The manifest, which completes a set of shards; receipts of single shards; the lineage, which both halves compare."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.config.settings import CodecName
 from pipeline.corpus.task import Task
-from pipeline.models.folder import load_tokenizer, model_hash, saved_labels, tokenizer_hash
+from pipeline.models.folder import ModelFolder, opened
 from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, differences, hash_of, sha256_of
@@ -20,10 +20,10 @@ from pipeline.store.store import Entry
 MANIFEST_FILE = "manifest.json"
 
 LINEAGE_FILE = "lineage.json"
+"""In a student's folder: its inputs, settings and results."""
 
 SKIPPED_FILE = "skipped.json"
-"""The only file of a student's folder for a task that ``students.<name>.tasks`` leaves out."""
-"""In a student's folder: what it was made from, and how."""
+"""The only file of a student's folder for a task that ``students.<name>.tasks`` excludes."""
 
 SHARD_FILE = "shard.arrow"
 """The file of a shard's entry in the store."""
@@ -32,11 +32,11 @@ NOT_COMPLETE = "{} does not exist, so the shards are not complete; make them wit
 
 
 class ShardMismatch(PipelineError):
-    """Shards that do not belong together, or to what they are used with; the text names what differs."""
+    """Shards that do not match each other or the models used with them; the message names the differences."""
 
 
 class Coding(Settings):
-    """How the perturbations of a set of shards are stored."""
+    """Codec of the perturbations of a set of shards."""
 
     codec: CodecName
     width: int
@@ -44,7 +44,7 @@ class Coding(Settings):
 
 
 class Receipt(Settings):
-    """What is known of one finished shard."""
+    """Key, size, hash and statistics of one finished shard."""
 
     key: Key
     rows: int
@@ -59,7 +59,7 @@ class Receipt(Settings):
         return cls(key=entry.key, **entry.files[SHARD_FILE], **entry.facts)
 
     def facts(self) -> dict[str, Any]:
-        """What the store keeps beside the key, size and hash."""
+        """The facts that the store keeps beside key, size and hash."""
         return self.model_dump(include={"rows", "tokens", "statistics"})
 
 
@@ -74,7 +74,7 @@ class ShardEntry(Settings):
 
 
 class Manifest(Settings):
-    """A complete set of shards. Its hash, that of the file, names the whole set."""
+    """A complete set of shards, named by the hash of the manifest's file."""
 
     format_version: int
     content: Content
@@ -86,14 +86,14 @@ class Manifest(Settings):
     coding: Coding | None
     variants: int
     details: dict[str, Any]
-    """What was found on the way and helps to read the figures: the epsilon, truncated texts."""
+    """Facts for reports, such as epsilon or the number of truncated texts."""
     shards: tuple[ShardEntry, ...]
     stored_as: tuple[str, ...] = ()
-    """Names of all entries of the store behind the set, those of by-products included; garbage collection reads it."""
+    """Names of all store entries of the set, by-products included; garbage collection reads them."""
 
     @property
     def recipes(self) -> list[list[str]]:
-        """The steps of the variants, in turn; a recipe that no variant has got to is left out."""
+        """The recipes that the variants use in turn."""
         return list(self.details.get("recipes", [])[: self.variants])
 
     @property
@@ -102,32 +102,28 @@ class Manifest(Settings):
         return any("perturb" in recipe for recipe in self.recipes)
 
     def save(self, folder: Path) -> None:
-        """Write the manifest; it is the last file of its folder to be written."""
+        """Write the manifest, as the last file of its folder."""
         write_json(folder / MANIFEST_FILE, self.model_dump())
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Read and check ``manifest.json`` of a folder of shards.
-
-        Raises:
-            ShardMismatch: there is none, it is of another format version, or it is damaged.
-        """
+        """Read and validate ``manifest.json``; raises ``ShardMismatch`` if it is absent, damaged or of another version."""
         path = folder / MANIFEST_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text)
+            found = content.get("format_version") if isinstance(content, dict) else None
+            if found == FORMAT_VERSION:
+                return cls.model_validate_json(text)
         except FileNotFoundError as cause:
             raise ShardMismatch(NOT_COMPLETE.format(path)) from cause
-        except ValueError as cause:
-            raise ShardMismatch(f"{path} is damaged ({cause}); delete the folder and make it again with dvc repro") from cause
-        found = content.get("format_version") if isinstance(content, dict) else None
-        if found != FORMAT_VERSION:
-            raise ShardMismatch(
-                f"{path}: format_version is {found}, this version reads {FORMAT_VERSION}; make the shards again with dvc repro"
-            )
-        try:
-            return cls.model_validate_json(json.dumps(content))
         except ValidationError as cause:
             raise ShardMismatch(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
+        except ValueError as cause:
+            raise ShardMismatch(f"{path} is damaged ({cause}); delete the folder and make it again with dvc repro") from cause
+        raise ShardMismatch(
+            f"{path}: format_version is {found}, this version reads {FORMAT_VERSION}; make the shards again with dvc repro"
+        )
 
     def of_split(self, split: Split) -> tuple[ShardEntry, ...]:
         """The entries of one split, variant by variant, in partition order."""
@@ -136,11 +132,7 @@ class Manifest(Settings):
 
 
 def manifest_hash(folder: Path) -> str:
-    """The hash that names a complete set of shards.
-
-    Raises:
-        ShardMismatch: there is no manifest.
-    """
+    """The hash that names a complete set of shards; raises ``ShardMismatch`` if there is no manifest."""
     try:
         return sha256_of(folder / MANIFEST_FILE)
     except FileNotFoundError as cause:
@@ -148,50 +140,38 @@ def manifest_hash(folder: Path) -> str:
 
 
 def training_hash(folder: Path) -> str:
-    """The hash that names what a training reads of a complete set: all but its test rows and what led to them.
-
-    Raises:
-        ShardMismatch: there is no manifest, or it cannot be read.
-    """
+    """The hash of everything that a training reads of a complete set, so not of its test rows."""
     manifest = Manifest.read(folder)
     read = [(e.split, e.variant, e.partition, e.receipt.sha256) for e in manifest.shards if e.split != "test"]
     facts = manifest.model_dump(mode="json", include={"format_version", "content", "token_types", "pad_token_id", "coding"})
     task = manifest.task.model_dump(mode="json", exclude={"name"})
-    made = {"variants": manifest.variants, "recipes": manifest.recipes, "snapshots": manifest.details.get("snapshots")}
+    made = {"variants": manifest.variants, "recipes": manifest.recipes, "checkpoints": manifest.details.get("checkpoints")}
     return hash_of(facts | made | {"task": task, "shards": sorted(read)})
 
 
 def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None:
-    """Reject ``found`` where a name that ``wanted`` holds has another value.
-
-    Raises:
-        ShardMismatch: names every field that differs, with both values.
-    """
+    """Raise a ``ShardMismatch`` that names every field of ``wanted`` whose value differs, with both values."""
     lines = differences(wanted, {name: found.get(name) for name in wanted})
     if lines:
         raise ShardMismatch(f"{subject} do not fit: " + "; ".join(lines) + f". {way_out}")
 
 
-def lineage(teacher: Path) -> Key:
-    """What decides every shard made with this teacher: named hashes of weights and tokenizer, label names, lengths."""
-    tokenizer = load_tokenizer(teacher)
-    task = Task.read(teacher)
+def lineage(teacher: Path | ModelFolder) -> Key:
+    """The part of a key that every shard made with this teacher shares."""
+    model = opened(teacher)
+    task = Task.read(Path(model.source))
     return {
         "format_version": FORMAT_VERSION,
-        "teacher": model_hash(teacher),
-        "tokenizer": tokenizer_hash(tokenizer),
+        "teacher": model.hash,
+        "tokenizer": model.tokenizer_hash,
         "kind": task.kind,
-        "labels": list(saved_labels(teacher)) if task.kind == "classification" else [],
-        "max_length": int(tokenizer.model_max_length),
+        "labels": list(model.labels) if task.kind == "classification" else [],
+        "max_length": int(model.tokenizer.model_max_length),
     }
 
 
 def check_trained_from(student: Path, soft_labels: Path) -> None:
-    """Reject a student of other soft_labels than these, since it may have learnt from their test rows.
-
-    Raises:
-        PipelineError: it was trained from others, or is no student of this pipeline.
-    """
+    """Reject a student that was trained from other soft labels, since it may have seen these test rows."""
     try:
         origin = json.loads((student / LINEAGE_FILE).read_text(encoding="utf-8"))["soft_labels"]
     except (OSError, ValueError, KeyError, TypeError) as cause:

@@ -1,7 +1,7 @@
-"""The shard contract: which columns a shard has, of which plain Arrow types, and what its metadata says of it.
+"""The shard contract: columns with their plain Arrow types, and metadata.
 
-A shard is one Arrow IPC file: one partition of one variant. Change anything here and FORMAT_VERSION goes up, so that no
-shard of another form is ever read as this one.
+A shard is one Arrow IPC file: one partition of one variant. Every change here raises FORMAT_VERSION, so that a shard of
+another version is never read as this one.
 """
 
 import json
@@ -15,35 +15,33 @@ from pipeline.config.errors import PipelineError
 FORMAT_VERSION = 4
 
 Content = Literal["soft_labels", "variants"]
-"""What a set of shards holds: clean inputs (variant 0), or their perturbed variants 1..V: by δ, edited or mixed."""
-
-"""How perturbations are stored, see codec.py."""
+"""Of a set of shards: clean inputs (variant 0), or their perturbed, edited or mixed variants 1..V."""
 
 METADATA = b"adversarial_shard"
-"""Name of the schema metadata entry that holds the shard's key and how its perturbations are coded, as JSON."""
+"""Name of the schema metadata that holds, as JSON, the shard's key and the coding of its perturbations."""
 
 ROWS_PER_BATCH = 512
-"""Record batches stay small: no array of one may reach 2³¹ elements, and a reader maps them one by one."""
+"""Rows of a record batch; small, since no array in one may reach 2³¹ elements."""
 
 
 def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     """The columns of a shard.
 
     =================== =============== ==========================================================================
-    example_id          string          names the example; rows of two shards are joined by it, never by position
+    example_id          string          name of the example, by which rows of two shards are joined
     variant             int16           0 for the clean input
-    input_ids           list<int32>     what the model reads: real tokens, special ones included; edited where the variant is
-    token_type_ids      list<int8>      only where the model has them
-    label               int32 | float32 class index or value; null where the corpus has none
+    input_ids           list<int32>     tokens with special tokens, without padding; those of an edited variant are edited
+    token_type_ids      list<int8>      only if the model has token types
+    label               int32 | float32 class index or value; null if the corpus has no label
     teacher_logits      list<float32>   on the clean input
-    partner_id          string          variant ≥ 1, mixed: the example whose embeddings are mixed in; else null
-    partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter of both is filled with padding tokens
+    partner_id          string          variant ≥ 1, mixed: the example that is mixed in; else null
+    partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter row is filled with padding tokens
     own_weight          float32         variant ≥ 1, mixed: λ, the share of the row's own embeddings
     delta               binary          variant ≥ 1, perturbed: coded δ, tokens × width, row by row (codec.py); else null
-    delta_scale         list<float32>   variant ≥ 1, perturbed: one scale a token
-    perturbed_logits    list<float32>   variant ≥ 1: the teacher's, on exactly what this row holds, the decoded δ included
+    delta_scale         list<float32>   variant ≥ 1, perturbed: one scale per token
+    perturbed_logits    list<float32>   variant ≥ 1: the teacher's on this row, with the decoded δ
     divergence          float32         variant ≥ 1: KL(clean ‖ variant) in nats; squared error for regression
-    flipped             bool            variant ≥ 1: whether the teacher's answer changed
+    flipped             bool            variant ≥ 1: whether the teacher's prediction changed
     =================== =============== ==========================================================================
     """
     floats = pa.list_(pa.float32())
@@ -70,28 +68,28 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
 
 
 def candidates_schema() -> pa.Schema:
-    """Words that may stand for those of a text: an intermediate result, kept in the store and part of no set.
+    """Replacement candidates of words: an intermediate result in the store, which belongs to no set.
 
     =========== =========== ======================================================================================
-    example_id  string      names the example
+    example_id  string      name of the example
     input_ids   list<int32> its tokens
-    starts      list<int32> of every word, its first token
-    stops       list<int32> the token after its last
-    candidates  list<int32> equally many token ids a word, one word after the other
+    starts      list<int32> position of the first token of every word
+    stops       list<int32> position after its last token
+    candidates  list<int32> the same number of token ids for every word, word after word
     =========== =========== ======================================================================================
     """
-    whole = pa.list_(pa.int32())
-    types = {"example_id": pa.string(), "input_ids": whole, "starts": whole, "stops": whole, "candidates": whole}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
+    lists = ("input_ids", "starts", "stops", "candidates")
+    names = [("example_id", pa.string()), *((name, pa.list_(pa.int32())) for name in lists)]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in names])
 
 
 def with_metadata(schema: pa.Schema, description: dict[str, Any]) -> pa.Schema:
-    """The schema with what a shard says of itself: its key, and codec and width where it is of perturbed variants."""
+    """The schema with a shard's description: its key and, for perturbed variants, codec and width."""
     return schema.with_metadata({METADATA: json.dumps(description, sort_keys=True).encode()})
 
 
 def description_of(schema: pa.Schema, name: str) -> dict[str, Any]:
-    """What a shard says of itself; ``name`` is the file's, for the error."""
+    """The description of the shard in file ``name``."""
     held = (schema.metadata or {}).get(METADATA)
     if held is None:
         raise PipelineError(f"{name} is an Arrow file but not a shard: its schema has no {METADATA.decode()!r} metadata")

@@ -1,4 +1,4 @@
-"""Write one shard: an Arrow IPC file that is whole or absent. Knows columns, not what they mean."""
+"""Write one shard: an Arrow IPC file that is complete or absent."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,43 +20,25 @@ def write_shard(
     description: dict[str, Any],
     statistics: dict[str, float],
 ) -> Receipt:
-    """Write the columns of one shard and return its receipt.
-
-    Args:
-        path: where to; replaced as a whole.
-        schema: of ``shard_schema``; a column that is missing, spare or of another type is an error.
-        columns: equally long sequences, one a column.
-        key: what decides the shard's bytes; stands in the file's metadata.
-        description: what else a reader needs to know of the file, beside the key.
-        statistics: figures over the rows, for the receipt only.
+    """Write equally long columns as one shard; ``description`` is stored beside its key, ``statistics`` in the receipt.
 
     Raises:
-        ValueError, TypeError: the columns are not those of the schema; nothing is written.
+        ValueError, TypeError: the columns do not fit the schema; nothing is written.
     """
+    if unequal := set(columns) ^ set(schema.names):
+        raise ValueError(f"a shard has the columns {schema.names}; these are missing or unknown: {sorted(unequal)}")
     described = with_metadata(schema, {"key": key, **description})
-    table = pa.table(_arrays(schema, columns), schema=described)
+    table = pa.table({field.name: _array(field, columns[field.name]) for field in schema}, schema=described)
     with written_whole(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, described) as writer:
         writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
-    return Receipt(
-        key=key,
-        rows=table.num_rows,
-        tokens=sum(len(ids) for ids in columns["input_ids"]),
-        bytes=path.stat().st_size,
-        sha256=sha256_of(path),
-        statistics=statistics,
-    )
-
-
-def _arrays(schema: pa.Schema, columns: Mapping[str, Sequence[Any]]) -> dict[str, pa.Array]:
-    """The columns as Arrow arrays, if they are exactly those of the schema."""
-    if unequal := set(columns) ^ set(schema.names):
-        raise ValueError(f"a shard has the columns {schema.names}, these are missing or spare: {sorted(unequal)}")
-    return {field.name: _array(field, columns[field.name]) for field in schema}
+    tokens = sum(len(ids) for ids in columns["input_ids"])
+    size, sha256 = path.stat().st_size, sha256_of(path)
+    return Receipt(key=key, rows=table.num_rows, tokens=tokens, bytes=size, sha256=sha256, statistics=statistics)
 
 
 def _array(field: pa.Field, values: Sequence[Any]) -> pa.Array:
     if not field.nullable and any(value is None for value in values):
         raise ValueError(f"{field.name} has a row without a value")
     if pa.types.is_integer(field.type) and any(isinstance(value, float) for value in values):
-        raise TypeError(f"{field.name} holds whole numbers, not fractions")
+        raise TypeError(f"{field.name} takes integers, not fractions")
     return pa.array(values, type=field.type)
