@@ -52,8 +52,8 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         facts = prepare_masked_lm(prepared, teacher, settings, out)
     else:
         note_slow_precision(params)
-        model = settings.model or teacher.model
-        check_masked_lm(ModelFolder(model), ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
+        model = ModelFolder(settings.model or teacher.model)
+        check_masked_lm(model, ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
         files = [prepared / name for name in ("train.parquet", "dev.parquet")]
         decided = settings.model_dump(mode="json", exclude={"model"}) | {"max_length": teacher.max_length}
         fetch_or_train(

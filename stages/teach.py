@@ -10,6 +10,7 @@ from pipeline.config.params import Settings
 from pipeline.config.sections import TEACH
 from pipeline.config.settings import RuntimeSettings, TeacherSettings, TrainingSettings
 from pipeline.corpus.task import TASK_FILE, Task
+from pipeline.models.folder import ModelFolder
 from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import teach
@@ -45,7 +46,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     else:
         files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
         settings = {"max_length": needs.teacher.max_length, "teach": needs.teach.model_dump(mode="json")}
-        key = training_key("teacher", "pipeline.training.teacher", files, needs.teacher.model, settings)
+        key = training_key("teacher", "pipeline.training.teacher", files, ModelFolder(needs.teacher.model), settings)
         value = fetch_or_train(
             key,
             f"teach {task}",

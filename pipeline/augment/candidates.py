@@ -30,7 +30,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings
 from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
 from pipeline.models.loading import load_masked_lm
 from pipeline.models.soundness import check_tokenizer
@@ -113,7 +113,9 @@ def _rows_of(columns: Sequence[Sequence[Any]]) -> list[RowCandidates]:
 class MaskedLM:
     """A frozen masked language model on this worker's device, which proposes candidates."""
 
-    def __init__(self, folder: Path, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> None:
+    def __init__(
+        self, folder: ModelFolder, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False
+    ) -> None:
         """Load the model.
 
         Args:
@@ -125,7 +127,7 @@ class MaskedLM:
         Raises:
             PipelineError: it cannot be loaded, is not finished, has another tokenizer, or too few words.
         """
-        check_tokenizer(folder, load_tokenizer(folder), tokenizer)
+        check_tokenizer(folder, tokenizer)
         self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()
         self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
@@ -175,7 +177,7 @@ class MaskedLM:
         longest = int(inputs.lengths().max())
         if longest > self._longest:
             raise PipelineError(
-                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
+                f"the masked language model {self._folder.source} has too few positions: it takes at most {self._longest} "
                 f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
             )
 

@@ -12,7 +12,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, CodecName, InferenceSettings, RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
-from pipeline.models.folder import embedding_width
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.codec import CODECS
 from pipeline.store.store import Store
 
@@ -57,7 +57,7 @@ class Estimate:
 def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings) -> Estimate:
     """What the store lacks of ``soft_label``."""
     store = Store(Path(runtime.store).resolve())
-    _, jobs = soft_label_jobs(prepared, teacher, settings)
+    _, jobs = soft_label_jobs(prepared, ModelFolder(teacher), settings)
     missing = [job for job in jobs if store.peek(job.key) is None]
     rows, missing_rows = (sum(job.place.stop - job.place.start for job in some) for some in (jobs, missing))
     return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
@@ -72,7 +72,8 @@ def augment_estimate(
     masked_lm: Path | None = None,
 ) -> Estimate:
     """What the store lacks of ``augment``: every perturbed variant while the epsilon is unknown."""
-    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
+    opened = ModelFolder(teacher)
+    plan = Augmentation.of(soft_labels, opened, settings, surrogate, masked_lm)
     store = Store(Path(runtime.store).resolve())
     known = known_epsilon(plan, store)
     jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known, store)
@@ -85,7 +86,7 @@ def augment_estimate(
         missing=len(missing),
         missing_rows=sum(job.soft_labels.entry.receipt.rows for job in missing),
         codec=settings.codec,
-        bytes=sizes_of(plan, missing, store, embedding_width(teacher)),
+        bytes=sizes_of(plan, missing, store, opened.embedding_width),
     )
 
 

@@ -17,7 +17,7 @@ from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.models.folder import embedding_width, load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
@@ -29,13 +29,13 @@ from pipeline.training.masked_lm import masked_lm_in
 def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
     task = Task.read(prepared)
-    store = Store(Path(runtime.store).resolve())
-    key, jobs = soft_label_jobs(prepared, teacher, settings)
+    store, opened = Store(Path(runtime.store).resolve()), ModelFolder(teacher)
+    key, jobs = soft_label_jobs(prepared, opened, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
         receipts = finish(f"soft_label {task.name}", jobs, take_stock(jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
-    manifest = manifest_of(task, teacher, key, 0, None, {"truncated": truncated}, jobs, receipts)
+    manifest = manifest_of(task, opened, key, 0, None, {"truncated": truncated}, jobs, receipts)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
         print(f"soft_label {task.name}: {truncated} of {rows} examples were cut to {key['max_length']} tokens", flush=True)
@@ -66,7 +66,8 @@ def augment(
         ShardMismatch: soft_labels or surrogate were made with another teacher, tokenizer, label order or format.
         PipelineError: the settings contradict each other, or a shard could not be made; names it and the cause.
     """
-    plan = Augmentation.of(soft_labels, teacher, settings, surrogate, masked_lm)
+    opened = ModelFolder(teacher)
+    plan = Augmentation.of(soft_labels, opened, settings, surrogate, masked_lm)
     store = Store(Path(runtime.store).resolve())
     folders = ModelFolders(
         teacher,
@@ -77,7 +78,7 @@ def augment(
         surrogate_hashes=plan.checkpoints,
         masked_lm_hash=plan.masked_lm_hash,
     )
-    width = embedding_width(teacher)
+    width = opened.embedding_width
     if known_epsilon(plan, store) is None:
         check_room(plan, _missing(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes, width)
     with open_workers(folders, settings.inference.precision, store, runtime) as workers:
@@ -89,7 +90,7 @@ def augment(
         find_words(plan, missing, store, workers)
         receipts = finish(plan.name, jobs, stock, workers)
     _tell_of_vanished(plan, jobs, receipts)
-    return publish(out, store, _manifest(plan, teacher, soft_labels, found, jobs, receipts))
+    return publish(out, store, _manifest(plan, opened, soft_labels, found, jobs, receipts))
 
 
 def _tell_of_vanished(plan: Augmentation, jobs: Sequence[VariantJob], receipts: Sequence[Receipt]) -> None:
@@ -157,7 +158,7 @@ def find_words(plan: Augmentation, missing: list[VariantJob], store: Store, work
 
 
 def _manifest(
-    plan: Augmentation, teacher: Path, soft_labels: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
+    plan: Augmentation, teacher: ModelFolder, soft_labels: Path, found: Found, jobs: list[VariantJob], receipts: list[Receipt]
 ) -> Manifest:
     settings = plan.settings
     details = {
@@ -169,7 +170,7 @@ def _manifest(
         "masked_lm": masked_lm_in(plan.masked_lm).model_dump() if plan.masked_lm is not None else None,
         "settings": settings.model_dump(mode="json", exclude={"variants", "recipes"}),
     }
-    coding = Coding(codec=settings.codec, width=embedding_width(teacher))
+    coding = Coding(codec=settings.codec, width=teacher.embedding_width)
     return manifest_of(
         plan.source.manifest.task, teacher, plan.key, settings.variants, coding, details, jobs, receipts, plan.stored(jobs)
     )
@@ -218,7 +219,7 @@ def finish(name: str, jobs: Sequence[ShardJob], stock: Stocktaking, workers: Wor
 
 def manifest_of(
     task: Task,
-    teacher: Path,
+    teacher: ModelFolder,
     key: Key,
     variants: int,
     coding: Coding | None,
@@ -228,7 +229,6 @@ def manifest_of(
     stored: Sequence[Key] = (),
 ) -> Manifest:
     """The manifest of a complete set; ``key`` is what all its shards share, ``stored`` names by-products in the store."""
-    tokenizer = load_tokenizer(teacher)
     entries = [
         ShardEntry(
             file=f"{job.split}-variant-{job.variant}-{job.partition:05d}.arrow",
@@ -244,8 +244,8 @@ def manifest_of(
         content=key["content"],
         task=task,
         key=key,
-        token_types="token_type_ids" in tokenizer.model_input_names,
-        pad_token_id=int(tokenizer.pad_token_id),
+        token_types="token_type_ids" in teacher.tokenizer.model_input_names,
+        pad_token_id=int(teacher.tokenizer.pad_token_id),
         coding=coding,
         variants=variants,
         details=details,

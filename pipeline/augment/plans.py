@@ -22,7 +22,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import Task
-from pipeline.models.folder import load_tokenizer, model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SurrogateFolder
 from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
@@ -36,7 +36,7 @@ SOFT_LABELS, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("s
 """The modules that compute each kind of result; their code stands in its key."""
 
 
-def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[SoftLabelJob]]:
+def soft_label_jobs(prepared: Path, teacher: ModelFolder, settings: InferenceSettings) -> tuple[Key, list[SoftLabelJob]]:
     """The key that all soft_labels share, and the jobs of every split.
 
     Raises:
@@ -53,11 +53,11 @@ def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) 
     return key, jobs
 
 
-def _check_task(prepared: Path, teacher: Path) -> None:
-    wanted, taught = (Task.read(folder).model_dump(exclude={"metric"}) for folder in (prepared, teacher))
+def _check_task(prepared: Path, teacher: ModelFolder) -> None:
+    wanted, taught = (task.model_dump(exclude={"metric"}) for task in (Task.read(prepared), teacher.task))
     other = [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]
     if other:
-        raise PipelineError(f"{teacher} was taught another task than that in {prepared}: {', '.join(other)}")
+        raise PipelineError(f"{teacher.source} was taught another task than that in {prepared}: {', '.join(other)}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Augmentation:
     def of(
         cls,
         soft_labels: Path,
-        teacher: Path,
+        teacher: ModelFolder,
         settings: AugmentSettings,
         surrogate: Path | None = None,
         masked_lm: Path | None = None,
@@ -100,7 +100,7 @@ class Augmentation:
             f"the soft_labels in {soft_labels}", wanted, source.manifest.key, "Make them again for this teacher: dvc repro"
         )
         task = source.manifest.task
-        errors = kind_errors(settings, task.kind) + edit_errors(settings, load_tokenizer(teacher), task.pair)
+        errors = kind_errors(settings, task.kind) + edit_errors(settings, teacher.tokenizer, task.pair)
         if settings.uses("masked_lm") and (masked_lm is None or masked_lm_in(masked_lm).model is None):
             errors.append("a recipe contains masked_lm: give the folder that the stage masked_lm wrote, --masked-lm")
         if settings.needs_surrogate() and surrogate is None:
@@ -195,7 +195,7 @@ class Augmentation:
         """
         assert self.masked_lm is not None, "a plan with such a recipe has a model"
         inference = self.settings.inference
-        model = {"model": model_hash(self.masked_lm), "candidates": self.settings.masked_lm.candidates}
+        model = {"model": ModelFolder(self.masked_lm).hash, "candidates": self.settings.masked_lm.candidates}
         return {
             "format_version": FORMAT_VERSION,
             "content": "candidates",

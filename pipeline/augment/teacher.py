@@ -17,8 +17,7 @@ from pipeline.augment.candidates import MaskedLM
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Precision
 from pipeline.corpus.encoding import Batch, Integers
-from pipeline.corpus.task import Task
-from pipeline.models.folder import load_tokenizer, model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import mapped, variant_embeddings
@@ -50,7 +49,7 @@ class Arriving:
 class FrozenModel:
     """A classifier in evaluation mode on this worker's device."""
 
-    def __init__(self, folder: Path, precision: Precision) -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision) -> None:
         self.device = pick_device()
         self._model = freeze(load_classifier(folder)).to(self.device)  # type: ignore[arg-type]
         self._half = precision == "bfloat16"
@@ -75,10 +74,9 @@ class FrozenModel:
 class FrozenTeacher(FrozenModel):
     """The teacher: labels clean inputs and variants."""
 
-    def __init__(self, folder: Path, precision: Precision = "float32") -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision = "float32") -> None:
         super().__init__(folder, precision)
-        self.task = Task.read(folder)
-        self.tokenizer = load_tokenizer(folder)
+        self.task, self.tokenizer = folder.task, folder.tokenizer
         self.pad_token_id = int(self.tokenizer.pad_token_id)
 
     @property
@@ -114,7 +112,7 @@ class Surrogate(FrozenModel):
     """One checkpoint of a surrogate, which reads the same rows through its own embeddings."""
 
     def __init__(self, folder: SurrogateFolder, checkpoint: int, precision: Precision) -> None:
-        super().__init__(folder.checkpoint(checkpoint), precision)
+        super().__init__(ModelFolder(folder.checkpoint(checkpoint)), precision)
         linear = folder.map()
         self._map = None if linear is None else linear.to(self.device)
 
@@ -165,10 +163,10 @@ class ModelSet:
         Raises:
             PipelineError: the folder changed since its hash was taken.
         """
-        folder, wanted = self._folders.teacher, self._folders.teacher_hash
+        folder, wanted = ModelFolder(self._folders.teacher), self._folders.teacher_hash
         loaded = FrozenTeacher(folder, self._precision)
-        if wanted is not None and model_hash(folder) != wanted:
-            raise PipelineError(CHANGED.format(f"the teacher in {folder}"))
+        if wanted is not None and folder.hash != wanted:
+            raise PipelineError(CHANGED.format(f"the teacher in {folder.source}"))
         return loaded
 
     @cached_property
@@ -178,12 +176,13 @@ class ModelSet:
         Raises:
             PipelineError: it changed since its hash was taken.
         """
-        folder, settings, wanted = self._folders.masked_lm, self._folders.settings, self._folders.masked_lm_hash
-        assert folder is not None, "no recipe asks for masked_lm without a model"
+        path, settings, wanted = self._folders.masked_lm, self._folders.settings, self._folders.masked_lm_hash
+        assert path is not None, "no recipe asks for masked_lm without a model"
         assert settings is not None, "variants have settings"
+        folder = ModelFolder(path)
         loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
-        if wanted is not None and model_hash(folder) != wanted:
-            raise PipelineError(CHANGED.format(f"the masked language model in {folder}"))
+        if wanted is not None and folder.hash != wanted:
+            raise PipelineError(CHANGED.format(f"the masked language model in {path}"))
         return loaded
 
     def surrogate(self, checkpoint: int) -> Surrogate:

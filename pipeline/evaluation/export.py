@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
@@ -16,7 +16,7 @@ from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure
 from pipeline.evaluation.onnx_graph import OPSET, check_installed, open_graph, write_graph, write_int8
 from pipeline.evaluation.quality import BATCH_SIZE, Predict, Speed, agreement, check_labelled, check_labels, logits_of, speeds
-from pipeline.models.folder import load_tokenizer, model_hash, tokenizer_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import load_classifier
 from pipeline.shards.batches import inputs_at
@@ -82,7 +82,8 @@ def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSett
     shards = Shards.holding("soft_labels", soft_labels)
     manifest, rows = shards.manifest, shards.rows("test", 0)
     check_labelled(manifest.task, rows)
-    model, tokenizer = _load(student, soft_labels, manifest)
+    opened = ModelFolder(student)
+    model, tokenizer = _load(opened, soft_labels, manifest), opened.tokenizer
     pad = manifest.pad_token_id
     wanted = logits_of(model, rows, pad, BATCH_SIZE)
     with folder_written_whole(out) as folder:
@@ -94,7 +95,7 @@ def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSett
         check_difference(student, found[paths[0]], wanted)
         answers: list[Predict] = [partial(logits_from_ids, model), *(open_graph(path, threads=1) for path in paths)]
         cost = speeds(answers, rows, pad, settings.timed_rows)
-        facts = _facts(student, manifest, rows.labels(), wanted, found)
+        facts = _facts(opened, manifest, rows.labels(), wanted, found)
         tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # as the graph expects it
         tokenizer.save_pretrained(folder)
         shutil.copyfile(student / "config.json", folder / "config.json")
@@ -137,19 +138,19 @@ def _largest_difference(found: Floats, wanted: Floats) -> float:
     return float(np.abs(found - wanted).max())
 
 
-def _load(student: Path, soft_labels: Path, manifest: Manifest) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A student and its tokenizer, checked against the shards."""
-    model, tokenizer = load_classifier(student), load_tokenizer(student)
-    check_labels(manifest.task, model, student)
-    own = {"tokenizer": tokenizer_hash(tokenizer)}
+def _load(student: ModelFolder, soft_labels: Path, manifest: Manifest) -> PreTrainedModel:
+    """A student, checked with its tokenizer against the shards."""
+    model = load_classifier(student)
+    check_labels(manifest.task, model, student.folder)
+    own = {"tokenizer": student.tokenizer_hash}
     check_agreement(
-        f"{student} and {soft_labels}", own, manifest.key, "Name the soft_labels that the student was distilled from"
+        f"{student.source} and {soft_labels}", own, manifest.key, "Name the soft_labels that the student was distilled from"
     )
-    check_trained_from(student, soft_labels)
-    return model, tokenizer
+    check_trained_from(student.folder, soft_labels)
+    return model
 
 
-def _facts(student: Path, manifest: Manifest, labels: Floats, wanted: Floats, found: Mapping[Path, Floats]) -> Facts:
+def _facts(student: ModelFolder, manifest: Manifest, labels: Floats, wanted: Floats, found: Mapping[Path, Floats]) -> Facts:
     task = manifest.task
     files = tuple(
         File(
@@ -163,13 +164,13 @@ def _facts(student: Path, manifest: Manifest, labels: Floats, wanted: Floats, fo
     )
     return Facts(
         task=task,
-        student=model_hash(student),
+        student=student.hash,
         inputs=MODEL_INPUTS if manifest.token_types else MODEL_INPUTS[:2],
         max_length=int(manifest.key["max_length"]),
         opset=OPSET,
         rows=len(labels),
         value=measure(task, labels, wanted),
-        bytes=_bytes(student, "*.safetensors"),
+        bytes=_bytes(student.folder, "*.safetensors"),
         allowed=allowed_difference(wanted),
         files=files,
     )

@@ -26,6 +26,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
 from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.models.architectures import DECODERS, labels_of, positions_of, reject_unsupported
 from pipeline.models.forward import word_embeddings
 from pipeline.store.hashing import hash_of, sha256_of
@@ -76,6 +77,16 @@ class ModelFolder:
     def error(self, reason: str, part: str = "model") -> PipelineError:
         """The error that this model, or its tokenizer, cannot be loaded."""
         return PipelineError(f"no {part} can be loaded from {self.source}: {reason}")
+
+    @property
+    def folder(self) -> Path:
+        """The local folder, which may be missing."""
+        return self.path or Path(self.source)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task that the stage which made this folder stored in it."""
+        return Task.read(self.folder)
 
     @property
     def location(self) -> dict[str, Any]:
@@ -351,49 +362,3 @@ def check_saving(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None
                 f"the tokenizer of {source}, a {type(tokenizer).__name__}, changes when transformers saves it; save the model "
                 "with a fast tokenizer (tokenizer.json)"
             )
-
-
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id."""
-    return ModelFolder(source).tokenizer
-
-
-def config_of(source: str | Path) -> PreTrainedConfig:
-    """The configuration of a folder or hub id."""
-    return ModelFolder(source).config
-
-
-def folder_at_hand(source: str) -> Path | None:
-    """The local folder of a model that is on this machine."""
-    found = ModelFolder.at_hand(source)
-    return found.path if found else None
-
-
-def model_hash(folder: Path) -> str:
-    """The hash of the model in a folder."""
-    return ModelFolder(folder).hash
-
-
-def source_hash(source: str) -> str:
-    """The identity of a folder or hub id."""
-    return ModelFolder(source).identity
-
-
-def embedding_width(folder: Path) -> int:
-    """Width of the word embeddings of the model in a folder."""
-    return ModelFolder(folder).embedding_width
-
-
-def depth_of(folder: Path) -> int:
-    """Number of layers of the model in a folder."""
-    return ModelFolder(folder).depth
-
-
-def saved_labels(folder: str | Path) -> tuple[str, ...]:
-    """Label names of the classifier in a folder, in the order of its logits."""
-    return ModelFolder(folder).labels
-
-
-def has_regression_head(source: str | Path) -> bool:
-    """Whether a model was saved with a regression head."""
-    return ModelFolder(source).has_regression_head

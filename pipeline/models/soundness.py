@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -158,19 +157,13 @@ def check_values(folder: ModelFolder) -> None:
     )
 
 
-def check_tokenizer(source: str | Path, own: PreTrainedTokenizerBase, teachers: PreTrainedTokenizerBase) -> None:
-    """Raise if a masked language model's tokenizer is not the teacher's, or has no mask token.
-
-    Args:
-        source: the masked language model, for the error message.
-        own: its tokenizer.
-        teachers: the teacher's tokenizer.
-    """
-    hashes = [tokenizer_hash(tokenizer)[:12] for tokenizer in (own, teachers)]
+def check_tokenizer(folder: ModelFolder, teachers: PreTrainedTokenizerBase) -> None:
+    """Raise if a masked language model's tokenizer is not the teacher's, or has no mask token."""
+    hashes = [tokenizer_hash(tokenizer)[:12] for tokenizer in (folder.tokenizer, teachers)]
     if hashes[0] != hashes[1]:
         raise PipelineError(
-            f"the masked language model {source} has another tokenizer ({hashes[0]}) than the teacher {teachers.name_or_path} "
-            f"({hashes[1]}), so its words are not the teacher's; name a model that shares it"
+            f"the masked language model {folder.source} has another tokenizer ({hashes[0]}) than the teacher "
+            f"{teachers.name_or_path} ({hashes[1]}), so its words are not the teacher's; name a model that shares it"
         )
     if teachers.mask_token_id is None:
         raise PipelineError(

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.config.params import Settings, read_facts
-from pipeline.models.folder import model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.store.files import write_json
 from pipeline.store.hashing import hash_of, sha256_of
 
@@ -73,7 +73,7 @@ class SurrogateFolder:
     def hash_of(self, checkpoint: int) -> str:
         """What names a checkpoint: its weights, and the map."""
         path = self.folder / MAP_FILE
-        return hash_of([model_hash(self.checkpoint(checkpoint)), sha256_of(path) if path.exists() else None])
+        return hash_of([ModelFolder(self.checkpoint(checkpoint)).hash, sha256_of(path) if path.exists() else None])
 
     def hashes(self) -> tuple[str, ...]:
         """What names each checkpoint."""

@@ -11,7 +11,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.config.settings import CodecName
 from pipeline.corpus.task import Task
-from pipeline.models.folder import load_tokenizer, model_hash, saved_labels, tokenizer_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, differences, hash_of, sha256_of
@@ -172,17 +172,15 @@ def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None
         raise ShardMismatch(f"{subject} do not fit: " + "; ".join(lines) + f". {way_out}")
 
 
-def lineage(teacher: Path) -> Key:
+def lineage(teacher: ModelFolder) -> Key:
     """What decides every shard made with this teacher: named hashes of weights and tokenizer, label names, lengths."""
-    tokenizer = load_tokenizer(teacher)
-    task = Task.read(teacher)
     return {
         "format_version": FORMAT_VERSION,
-        "teacher": model_hash(teacher),
-        "tokenizer": tokenizer_hash(tokenizer),
-        "kind": task.kind,
-        "labels": list(saved_labels(teacher)) if task.kind == "classification" else [],
-        "max_length": int(tokenizer.model_max_length),
+        "teacher": teacher.hash,
+        "tokenizer": teacher.tokenizer_hash,
+        "kind": teacher.task.kind,
+        "labels": list(teacher.labels) if teacher.task.kind == "classification" else [],
+        "max_length": int(teacher.tokenizer.model_max_length),
     }
 
 

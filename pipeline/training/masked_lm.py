@@ -119,7 +119,7 @@ def check_masked_lm(model: ModelFolder, teacher: ModelFolder, fit: bool, max_len
         max_length: number of tokens that texts are cut to.
     """
     config, source = model.config, model.source
-    check_tokenizer(source, model.tokenizer, teacher.tokenizer)
+    check_tokenizer(model, teacher.tokenizer)
     reject_maskless(config, source)
     if (longest := positions_of(config)) < max_length:
         raise PipelineError(

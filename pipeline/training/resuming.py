@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import RuntimeSettings
-from pipeline.models.folder import load_tokenizer, source_hash, tokenizer_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole
 from pipeline.store.hashing import Key, sha256_of
@@ -13,7 +13,7 @@ from pipeline.store.store import Facts, Store, write_stored_as
 from pipeline.training.callbacks import RunOptions
 
 
-def training_key(content: str, module: str, files: Iterable[Path], model: str, settings: Mapping[str, Any]) -> Key:
+def training_key(content: str, module: str, files: Iterable[Path], model: ModelFolder, settings: Mapping[str, Any]) -> Key:
     """Everything that decides a training.
 
     Args:
@@ -26,8 +26,8 @@ def training_key(content: str, module: str, files: Iterable[Path], model: str, s
     return {
         "content": content,
         "files": {file.name: sha256_of(file) for file in files},
-        "model": source_hash(model),
-        "tokenizer": tokenizer_hash(load_tokenizer(model)),
+        "model": model.identity,
+        "tokenizer": model.tokenizer_hash,
         "settings": dict(settings),
         "computed_by": computed_by(module, TRAINING_LIBRARIES),
     }
