@@ -15,7 +15,7 @@ from pipeline.augment.text_edits import TextEdits, special_ids
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
 from pipeline.corpus.encoding import Batch, Integers, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
-from pipeline.models.outputs import divergence, flipped
+from pipeline.models.forward import divergence, flipped
 from pipeline.perturbation.inputs import filled, variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise

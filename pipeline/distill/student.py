@@ -114,7 +114,7 @@ def check_size(model: ModelFolder, size: SizeSettings) -> None:
     Raises:
         PipelineError: it has no such layers, or the widths do not go together.
     """
-    smaller_config(model.config, size, chosen_layers(size, model.depth))
+    smaller_config(model.config, size, chosen_layers(size, model.config.num_hidden_layers))
 
 
 def chosen_layers(size: SizeSettings, depth: int) -> list[int]:

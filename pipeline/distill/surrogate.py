@@ -7,8 +7,8 @@ from pathlib import Path
 from pipeline.config.settings import Checkpoint, SurrogateSettings
 from pipeline.distill.training import Sources, train, units_of
 from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import Scale
 from pipeline.models.loading import load_classifier
-from pipeline.models.outputs import Scale
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
@@ -66,6 +66,6 @@ def _publish(underway: Path, made: Path, scale: Scale | None) -> None:
     if scale is None:
         shutil.copytree(underway, made)
         return
-    model = load_classifier(underway)
+    model = load_classifier(ModelFolder(underway))
     scale.put_into(model)
     model.save_pretrained(made)

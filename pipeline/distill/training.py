@@ -16,8 +16,7 @@ from pipeline.distill.dataset import Examples, Variants, check_policy, checkpoin
 from pipeline.distill.losses import StudentLoss
 from pipeline.distill.student import Student, make_student
 from pipeline.models.folder import ModelFolder
-from pipeline.models.forward import freeze_unused, head_of
-from pipeline.models.outputs import Scale
+from pipeline.models.forward import Scale, freeze_unused, head_of
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import RunOptions

@@ -18,7 +18,7 @@ from pipeline.corpus.encoding import Batch, Integers, length_buckets
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure, predictions
 from pipeline.models.architectures import labels_of
-from pipeline.models.forward import logits_from_ids, parameter_count
+from pipeline.models.forward import logits_from_ids
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows
 
@@ -96,7 +96,7 @@ def quality(model: PreTrainedModel, folder: Path, task: Task, labels: Floats, lo
         value=value,
         retained=value / teacher_value if teacher_value > 0 else None,
         agreement=agreement(task, logits, teacher),
-        parameters=parameter_count(model),
+        parameters=model.num_parameters(),
         bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     )
 

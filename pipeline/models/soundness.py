@@ -7,21 +7,18 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config.corpus import Kind, label_name
 from pipeline.config.errors import PipelineError
-from pipeline.models.architectures import IDENTITY, activation_of, labels_of
+from pipeline.models.architectures import IDENTITY, activation_of
 from pipeline.models.folder import TOKEN_ROLES, ModelFolder, tokenizer_hash
 
 GENERIC = re.compile(r"LABEL_\d+")
 """The label names that transformers makes up."""
 
-MAX_NAMED = 3
-"""How many tokens an error names."""
-
 
 def check_vocabulary(folder: ModelFolder) -> None:
     """Raise if the tokenizer gives ids for which the model has no embedding.
 
-    Added special tokens without a role may be outside, as Gemma's for images are: ordinary text has none, and ``prepare``
-    rejects rows that do.
+    Added special tokens without a role may have none, as Gemma's for images: ordinary text does not contain them, and
+    ``prepare`` rejects rows that do.
     """
     tokenizer, source = folder.tokenizer, folder.source
     known = int(folder.config.get_text_config().vocab_size)
@@ -33,12 +30,11 @@ def check_vocabulary(folder: ModelFolder) -> None:
             "name one of its own as pad_token in its tokenizer_config.json"
         )
     roles = {getattr(tokenizer, f"{role}_token_id") for role in TOKEN_ROLES}
-    added = tokenizer.added_tokens_decoder
-    outside = sorted(number for number in added if number >= known)
-    if lost := [added[number].content for number in outside if not added[number].special or number in roles]:
+    outside = [(number, token) for number, token in sorted(tokenizer.added_tokens_decoder.items()) if number >= known]
+    if lost := [token.content for number, token in outside if not token.special or number in roles]:
         raise PipelineError(
             f"{source} has embeddings for {known} tokens, but tokens were added to its tokenizer that have none "
-            f"({', '.join(lost[:MAX_NAMED])}); call resize_token_embeddings and fine-tune, or save the tokenizer without them"
+            f"({', '.join(lost[:3])}); call resize_token_embeddings and fine-tune, or save the tokenizer without them"
         )
 
 
@@ -57,52 +53,40 @@ def check_token_types(folder: ModelFolder, pair: bool) -> None:
 
 
 def check_outputs(folder: ModelFolder, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
-    """Raise if a classifier's outputs are not those of a task.
-
-    Args:
-        folder: the classifier.
-        task: the task's name.
-        kind: the task's kind.
-        labels: the task's label names in order; empty for regression.
-    """
+    """Raise if a classifier's outputs are not those of the task with this name, kind and labels (empty for regression)."""
     source, config = folder.source, folder.config
     if kind == "regression":
         if config.num_labels != 1:
-            raise PipelineError(f"{source} answers {config.num_labels} classes, but {task} is a regression")
+            raise PipelineError(f"{source} predicts {config.num_labels} classes, but {task} is a regression")
         return
     if config.problem_type == "multi_label_classification":
         raise PipelineError(
-            f"{source} gives each label an answer of its own (problem_type: multi_label_classification), "
-            f"but {task} has one label a row; set teacher.fine_tune: true, or name a classifier of one label a row"
+            f"{source} predicts each label independently (problem_type: multi_label_classification), but {task} has one label "
+            "a row; set teacher.fine_tune: true, or name a classifier of one label a row"
         )
     check_label_names(folder)
-    if folder.labels != labels:
-        raise PipelineError(
-            f"{source} answers {list(folder.labels)}, but the labels of {task} are {list(labels)}; "
-            f"{_label_remedy(folder.labels, labels)}"
-        )
-
-
-def _label_remedy(found: tuple[str, ...], labels: tuple[str, ...]) -> str:
-    """What to write so that a task's labels match its classifier's."""
+    if (found := folder.labels) == labels:
+        return
     generic = all(GENERIC.fullmatch(name) for name in found)
-    if {*labels} < {*found}:
-        return f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
-    if len(found) != len(labels):
-        unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
-        return f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
+    unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
     mapping = f"{{{', '.join(f'…: {_yaml(name)}' for name in found)}}}"
-    if set(found) == set(labels):
-        return (
-            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; where the table calls them otherwise, "
-            f"{mapping} with its own names in place of …"
+    if {*labels} < {*found}:
+        remedy = f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
+    elif len(found) != len(labels):
+        remedy = f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
+    elif set(found) == set(labels):
+        remedy = (
+            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; if the table has other names, {mapping} with "
+            "its own names in place of …"
         )
-    if generic:
-        return (
-            "write what these stand for into id2label and label2id of the checkpoint's config.json; students and reports use "
-            "these names"
+    elif generic:
+        remedy = (
+            "write what these mean into id2label and label2id of the checkpoint's config.json; students and reports use these "
+            "names"
         )
-    return f"if they mean the same, say which of the table's is which: corpus.labels: {mapping}"
+    else:
+        remedy = f"if they mean the same, map the table's names to them: corpus.labels: {mapping}"
+    raise PipelineError(f"{source} predicts {list(found)}, but the labels of {task} are {list(labels)}; {remedy}")
 
 
 def _yaml(value: object) -> str:
@@ -120,7 +104,7 @@ def check_label_names(folder: ModelFolder) -> None:
             f"{source} does not name its labels: id2label in its config.json is {shown}; it must map each number from 0 to a "
             'name in text, such as {"0": "negative", "1": "positive"}'
         )
-    if len({*labels_of(config)}) < len(names):
+    if len({*folder.labels}) < len(names):
         raise PipelineError(f"{source} gives two labels one name: id2label in its config.json is {shown}")
     inverse = {label_name(name): str(number) for number, name in names.items()}
     written = {label_name(str(name)): str(number) for name, number in numbers.items()}
@@ -144,12 +128,12 @@ def check_values(folder: ModelFolder) -> None:
     activation, says_so = activation_of(folder.config), folder.config.problem_type == "regression"
     if not activation and says_so:
         return
-    reason = (
-        f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
-        if activation
-        else "has one output and does not say problem_type: regression, so transformers.pipeline serves its sigmoid"
-    )
-    missing = [f'"activation_fn": "{IDENTITY}"'] if activation else []
+    if activation:
+        reason = f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
+        missing = [f'"activation_fn": "{IDENTITY}"']
+    else:
+        reason = "has one output and does not say problem_type: regression, so transformers.pipeline serves its sigmoid"
+        missing = []
     missing += [] if says_so else ['"problem_type": "regression"']
     raise PipelineError(
         f"{folder.source} {reason}; if the labels are logits, write {' and '.join(missing)} into its config.json, else set "
@@ -159,14 +143,14 @@ def check_values(folder: ModelFolder) -> None:
 
 def check_tokenizer(folder: ModelFolder, teachers: PreTrainedTokenizerBase) -> None:
     """Raise if a masked language model's tokenizer is not the teacher's, or has no mask token."""
-    hashes = [tokenizer_hash(tokenizer)[:12] for tokenizer in (folder.tokenizer, teachers)]
+    hashes = [found[:12] for found in (folder.tokenizer_hash, tokenizer_hash(teachers))]
     if hashes[0] != hashes[1]:
         raise PipelineError(
             f"the masked language model {folder.source} has another tokenizer ({hashes[0]}) than the teacher "
-            f"{teachers.name_or_path} ({hashes[1]}), so its words are not the teacher's; name a model that shares it"
+            f"{teachers.name_or_path} ({hashes[1]}), so their tokens differ; name a model that shares it"
         )
     if teachers.mask_token_id is None:
         raise PipelineError(
-            f"the tokenizer of {teachers.name_or_path} has no mask token, so no word can be masked; take masked_lm out of "
-            "the recipes and set the task's words: null"
+            f"the tokenizer of {teachers.name_or_path} has no mask token, so no word can be masked; remove masked_lm from the "
+            "recipes"
         )
