@@ -1,7 +1,6 @@
 """surrogate: a small student of the soft labels whose checkpoints give the gradient of perturbations."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -39,12 +38,8 @@ def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -
     """
     config.task_in(params, task)
     check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
-    places: dict[str, Any] = {
-        "surrogate": SURROGATE,
-        "augment": augment_places(config.read_params(params), task),
-        "runtime": "runtime",
-    }
-    needs = config.load(params, Needs, **places)
+    places = augment_places(config.read_params(params), task)
+    needs = config.load(params, Needs, surrogate=SURROGATE, augment=places, runtime="runtime")
     if not needs.augment.needs_surrogate():
         with folder_written_whole(out) as folder:
             write_json(folder / SURROGATE_FILE, {"checkpoints": 0})

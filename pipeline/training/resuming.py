@@ -1,4 +1,4 @@
-"""Trainings kept in the store: fetched if finished before, resumed if killed. Knows keys and folders, not what is trained."""
+"""Trainings kept in the store: fetched if finished before, resumed if killed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,15 +14,7 @@ from pipeline.training.callbacks import RunOptions
 
 
 def training_key(content: str, module: str, files: Iterable[Path], model: ModelFolder, settings: Mapping[str, Any]) -> Key:
-    """Everything that decides a training.
-
-    Args:
-        content: what it makes.
-        module: that trains; its code stands in the key.
-        files: those that it reads.
-        model: what it begins with.
-        settings: plain values.
-    """
+    """Everything that decides a training: of which ``content``, the ``module`` that trains, what it reads and starts from."""
     return {
         "content": content,
         "files": {file.name: sha256_of(file) for file in files},
@@ -41,14 +33,9 @@ def run_options(store: Store, key: Key, runtime: RuntimeSettings) -> RunOptions:
 def fetch_or_train(
     key: Key, title: str, out: Path, runtime: RuntimeSettings, train: Callable[[Path, RunOptions], Facts]
 ) -> dict[str, Any]:
-    """Place a finished training at ``out``, from the store or trained now; returns its facts.
+    """Place a finished training at the folder ``out``, from the store or trained now; returns its facts.
 
-    Args:
-        key: decides the training.
-        title: what progress lines call it.
-        out: the folder; replaced as a whole.
-        runtime: where the store is, and how a training is run.
-        train: trains and writes into the folder it is given; returns plain facts.
+    ``title`` is its name in progress lines. ``train`` writes into the folder it gets and returns plain facts.
     """
     store = Store(runtime.store_folder)
 
