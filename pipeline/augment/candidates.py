@@ -32,8 +32,7 @@ from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
-from pipeline.models.loading import load_masked_lm
-from pipeline.models.soundness import check_tokenizer
+from pipeline.models.loading import check_tokenizer, load_masked_lm
 from pipeline.shards.reader import Rows
 from pipeline.shards.schema import candidates_schema
 

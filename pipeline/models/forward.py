@@ -231,18 +231,14 @@ class Scale:
         """The standardised values of real ones of any shape."""
         return (values - self.mean) / self.deviation
 
+    @torch.no_grad()
     def put_into(self, model: PreTrainedModel) -> None:
-        """Make a model that gives standardised values give real ones."""
-        self._change(model, self.deviation, self.mean)
+        """Make a model that predicts standardised values predict real ones."""
+        head = head_of(model)
+        head.weight.mul_(self.deviation)
+        if head.bias is not None:
+            head.bias.mul_(self.deviation).add_(self.mean)
 
     def take_out_of(self, model: PreTrainedModel) -> None:
-        """Make a model that gives real values give standardised ones."""
-        self._change(model, 1 / self.deviation, -self.mean / self.deviation)
-
-    @staticmethod
-    @torch.no_grad()
-    def _change(model: PreTrainedModel, factor: float, shift: float) -> None:
-        head = head_of(model)
-        head.weight.mul_(factor)
-        if head.bias is not None:
-            head.bias.mul_(factor).add_(shift)
+        """Make a model that predicts real values predict standardised ones."""
+        Scale(-self.mean / self.deviation, 1 / self.deviation).put_into(model)

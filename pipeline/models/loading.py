@@ -1,17 +1,29 @@
-"""Weights loaded into memory: from safetensors only, running no code of theirs, complete or an error."""
+"""A model loaded from safetensors, complete or an error, and whether it fits its tokenizer and its task.
 
+Loading runs no code that is shipped with a model. The checks of tokenizer and task read no weights.
+"""
+
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from pipeline.config.corpus import Kind, label_name
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
-from pipeline.models.architectures import forget_activation, head_settings, reject_maskless, reject_unsupported
-from pipeline.models.folder import CODE_ENTRIES, ModelFolder
+from pipeline.models.architectures import (
+    IDENTITY,
+    activation_of,
+    forget_activation,
+    head_settings,
+    reject_maskless,
+    reject_unsupported,
+)
+from pipeline.models.folder import CODE_ENTRIES, TOKEN_ROLES, ModelFolder, tokenizer_hash
 
 HEAD = re.compile(r"(^|\.)(classifier|pre_classifier|pooler|head|score|sequence_summary|logits_proj)\.")
 """Names of the parameters behind the encoder, which a pretrained checkpoint may lack."""
@@ -22,6 +34,9 @@ IGNORABLE = re.compile(
     r"|(^|\.)(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)$"
 )
 """Names of weights in a file that no classifier's logits depend on: unused poolers, heads of pretraining, recomputed tables."""
+
+GENERIC = re.compile(r"LABEL_\d+")
+"""The label names that transformers makes up."""
 
 
 def load_classifier(folder: ModelFolder, task: Task | None = None) -> PreTrainedModel:
@@ -140,3 +155,145 @@ def _unfinished(folder: ModelFolder, what: str, lacking: list[str], remedy: str)
         f"{folder.source} is not a finished {what}: it lacks weights that its configuration asks for, or has them in another "
         f"shape ({', '.join(lacking[:3])}); {remedy}"
     )
+
+
+def check_vocabulary(folder: ModelFolder) -> None:
+    """Raise if the tokenizer gives ids for which the model has no embedding.
+
+    Added special tokens without a role may have none, as Gemma's for images: ordinary text does not contain them, and
+    ``prepare`` rejects rows that do.
+    """
+    tokenizer, source = folder.tokenizer, folder.source
+    known = int(folder.config.get_text_config().vocab_size)
+    if tokenizer.vocab_size > known:
+        raise PipelineError(f"{source} knows {known} tokens, but its tokenizer gives {tokenizer.vocab_size}")
+    if int(tokenizer.pad_token_id) >= known:
+        raise PipelineError(
+            f"{source} knows {known} tokens, but its tokenizer pads with the id {tokenizer.pad_token_id}; "
+            "name one of its own as pad_token in its tokenizer_config.json"
+        )
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in TOKEN_ROLES}
+    outside = [(number, token) for number, token in sorted(tokenizer.added_tokens_decoder.items()) if number >= known]
+    if lost := [token.content for number, token in outside if not token.special or number in roles]:
+        raise PipelineError(
+            f"{source} has embeddings for {known} tokens, but tokens were added to its tokenizer that have none "
+            f"({', '.join(lost[:3])}); call resize_token_embeddings and fine-tune, or save the tokenizer without them"
+        )
+
+
+def check_token_types(folder: ModelFolder, pair: bool) -> None:
+    """Raise if, for a text or a ``pair`` of texts, the tokenizer gives token types for which the model has no embedding."""
+    known, tokenizer = getattr(folder.config, "type_vocab_size", None), folder.tokenizer
+    if not known or "token_type_ids" not in tokenizer.model_input_names:
+        return
+    most = max(tokenizer("a", "b" if pair else None)["token_type_ids"], default=0)
+    if most >= known:
+        raise PipelineError(
+            f"{folder.source} has type_vocab_size: {known}, but its tokenizer gives {'a pair' if pair else 'a text'} the token "
+            f"type {most}; save the tokenizer that the model was trained with beside it, or one whose model_input_names are "
+            '["input_ids", "attention_mask"]'
+        )
+
+
+def check_outputs(folder: ModelFolder, task: str, kind: Kind, labels: tuple[str, ...]) -> None:
+    """Raise if a classifier's outputs are not those of the task with this name, kind and labels (empty for regression)."""
+    source, config = folder.source, folder.config
+    if kind == "regression":
+        if config.num_labels != 1:
+            raise PipelineError(f"{source} predicts {config.num_labels} classes, but {task} is a regression")
+        return
+    if config.problem_type == "multi_label_classification":
+        raise PipelineError(
+            f"{source} predicts each label independently (problem_type: multi_label_classification), but {task} has one label "
+            "a row; set teacher.fine_tune: true, or name a classifier of one label a row"
+        )
+    check_label_names(folder)
+    if (found := folder.labels) == labels:
+        return
+    generic = all(GENERIC.fullmatch(name) for name in found)
+    unnamed = "if its head has as many, name them in its config.json (id2label, label2id); else " if generic else ""
+    mapping = f"{{{', '.join(f'…: {_yaml(name)}' for name in found)}}}"
+    if {*labels} < {*found}:
+        remedy = f"a table may lack some of them: list all of the classifier's, in its order: corpus.labels: {_yaml(found)}"
+    elif len(found) != len(labels):
+        remedy = f"{unnamed}a classifier of as many labels is needed, or teacher.fine_tune: true"
+    elif set(found) == set(labels):
+        remedy = (
+            f"list them in the checkpoint's order: corpus.labels: {_yaml(found)}; if the table has other names, {mapping} with "
+            "its own names in place of …"
+        )
+    elif generic:
+        remedy = (
+            "write what these mean into id2label and label2id of the checkpoint's config.json; students and reports use these "
+            "names"
+        )
+    else:
+        remedy = f"if they mean the same, map the table's names to them: corpus.labels: {mapping}"
+    raise PipelineError(f"{source} predicts {list(found)}, but the labels of {task} are {list(labels)}; {remedy}")
+
+
+def _yaml(value: object) -> str:
+    """A value as it can be written into params.yaml; JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def check_label_names(folder: ModelFolder) -> None:
+    """Raise unless the configuration names the label of each logit: names missing, not text, duplicate or contradictory."""
+    config, source = folder.config, folder.source
+    names, numbers = config.id2label or {}, config.label2id or {}
+    shown = json.dumps(names)
+    if sorted(names) != list(range(len(names))) or not all(map(_is_name, names.values())):
+        raise PipelineError(
+            f"{source} does not name its labels: id2label in its config.json is {shown}; it must map each number from 0 to a "
+            'name in text, such as {"0": "negative", "1": "positive"}'
+        )
+    if len({*folder.labels}) < len(names):
+        raise PipelineError(f"{source} gives two labels one name: id2label in its config.json is {shown}")
+    inverse = {label_name(name): str(number) for number, name in names.items()}
+    written = {label_name(str(name)): str(number) for name, number in numbers.items()}
+    if written != inverse and not all(map(GENERIC.fullmatch, written)):
+        raise PipelineError(
+            f"{source} contradicts itself in its config.json: id2label is {shown}, but label2id is "
+            f"{json.dumps(numbers)}; make one the inverse of the other"
+        )
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value is non-blank text that can be encoded, as half a surrogate pair cannot."""
+    try:
+        return isinstance(value, str) and bool(value.strip()) and bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def check_values(folder: ModelFolder) -> None:
+    """Raise if a regression's logit is not its prediction: an activation follows, or transformers would serve a sigmoid."""
+    activation, says_so = activation_of(folder.config), folder.config.problem_type == "regression"
+    if not activation and says_so:
+        return
+    if activation:
+        reason = f"is a cross-encoder that applies a {activation} to its logit, and a student is trained on logits"
+        missing = [f'"activation_fn": "{IDENTITY}"']
+    else:
+        reason = "has one output and does not say problem_type: regression, so transformers.pipeline serves its sigmoid"
+        missing = []
+    missing += [] if says_so else ['"problem_type": "regression"']
+    raise PipelineError(
+        f"{folder.source} {reason}; if the labels are logits, write {' and '.join(missing)} into its config.json, else set "
+        "teacher.fine_tune: true, which fits the head to the labels"
+    )
+
+
+def check_tokenizer(folder: ModelFolder, teachers: PreTrainedTokenizerBase) -> None:
+    """Raise if a masked language model's tokenizer is not the teacher's, or has no mask token."""
+    hashes = [found[:12] for found in (folder.tokenizer_hash, tokenizer_hash(teachers))]
+    if hashes[0] != hashes[1]:
+        raise PipelineError(
+            f"the masked language model {folder.source} has another tokenizer ({hashes[0]}) than the teacher "
+            f"{teachers.name_or_path} ({hashes[1]}), so their tokens differ; name a model that shares it"
+        )
+    if teachers.mask_token_id is None:
+        raise PipelineError(
+            f"the tokenizer of {teachers.name_or_path} has no mask token, so no word can be masked; remove masked_lm from the "
+            "recipes"
+        )

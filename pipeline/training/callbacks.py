@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.store.files import sync_tree, write_json
-from pipeline.training.order import EpochOrder, StepSharding
+from pipeline.training.order import EpochOrder
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -42,24 +42,23 @@ class RunOptions:
 NO_CHECKPOINTS = RunOptions()
 
 
-class Progress:
-    """Mean losses and seconds: what a resumed training needs beside the Trainer's own checkpoint."""
+class Progress(TrainerCallback):
+    """Sets the epoch of the order, sums losses and seconds, and prints lines: one per epoch, and every 30 seconds within one.
 
-    def __init__(self, sharding: StepSharding, steps: int) -> None:
-        self._sharding, self._steps = sharding, steps
+    Its state is what a resumed training needs beside the Trainer's own checkpoint.
+    """
+
+    def __init__(self, name: str, order: EpochOrder) -> None:
+        self._name, self._order, self._sharding = name, order, order.sharding
         self.losses: list[float] = []
         """Mean loss of each finished epoch."""
         self._sum: Tensor | float = 0.0  # stays on the device until an epoch or a checkpoint needs it
-        self._began, self._before = time.monotonic(), 0.0
+        self._began = self._first_time = self._last_line = time.monotonic()
+        self._before, self._first_step = 0.0, 0
 
     def add(self, loss: Tensor) -> None:
         """Count the weighted mean loss of one micro-batch."""
         self._sum = self._sum + loss.detach().double() / self._sharding.micro_batches
-
-    def close_epoch(self) -> None:
-        """Append the epoch's mean loss; all ranks must call this."""
-        self.losses.append(self._total() / self._steps)
-        self._sum = 0.0
 
     def seconds(self) -> float:
         """Duration of the training until now, including the runs that it resumes."""
@@ -82,72 +81,49 @@ class Progress:
             dist.all_reduce(total)
         return float(total)
 
-
-class EpochBoundaries(TrainerCallback):
-    """Sets the epoch of the order, and closes the epoch's losses at its end."""
-
-    def __init__(self, order: EpochOrder, progress: Progress) -> None:
-        self._order, self._progress = order, progress
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        self._order.set_epoch(int(state.epoch or 0))
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        self._progress.close_epoch()
-
-
-class ProgressLines(TrainerCallback):
-    """Prints a line per epoch, and every 30 seconds within a long one: loss, dev metric, time left."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        self._name, self._progress = name, progress
-        self._began = self._last = time.monotonic()
-        self._first_step = 0
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        self._began = self._last = time.monotonic()
+        self._first_time = self._last_line = time.monotonic()
         self._first_step = state.global_step
         if state.global_step and state.is_world_process_zero:
             print(f"{self._name}: resumes after step {state.global_step} of {state.max_steps}", flush=True)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        if state.is_world_process_zero and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+        if state.is_world_process_zero and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._print(state, f"step {state.global_step}/{state.max_steps}")
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        self.losses.append(self._total() / self._order.steps)
+        self._sum = 0.0
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         if state.is_world_process_zero:
-            known = f"loss {self._progress.losses[-1]:.4f}, dev {facts['metrics']['eval_dev']:.4f}"
+            known = f"loss {self.losses[-1]:.4f}, dev {facts['metrics']['eval_dev']:.4f}"
             self._print(state, f"epoch {round(state.epoch)}/{round(args.num_train_epochs)}, {known}")
 
     def _print(self, state: Any, known: str) -> None:
-        self._last = time.monotonic()
-        seconds = self._last - self._began
+        self._last_line = time.monotonic()
+        seconds = self._last_line - self._first_time
         left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
         print(f"{self._name}: {known}, {seconds:.0f} s, {left:.0f} s left", flush=True)
 
 
-class SurrogateCheckpoints(TrainerCallback):
-    """Saves the model at evenly spaced steps, the last time at the end."""
-
-    def __init__(self, steps: int, folders: Sequence[Path]) -> None:
-        self._folders = {round(steps * number / len(folders)): folder for number, folder in enumerate(folders, 1)}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        if state.global_step in self._folders:
-            facts["model"].save_pretrained(self._folders[state.global_step])
-
-
 class Checkpoints(TrainerCallback):
-    """Saves between the ends of epochs, and completes every checkpoint with the state of ``Progress``."""
+    """Saves between the ends of epochs, completes every checkpoint, and saves the surrogate's checkpoints."""
 
     def __init__(self, options: RunOptions, order: EpochOrder, progress: Progress) -> None:
         self._options, self._order, self._progress = options, order, progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Ask for a checkpoint, except at the end of an epoch, which the Trainer saves after evaluating on dev."""
-        every = self._options.save_steps
+        every, folders = self._options.save_steps, self._options.surrogate_checkpoints
         if self._options.checkpoints and every and state.global_step % every == 0 and state.global_step % self._order.steps:
             control.should_save = True
+        for number, folder in enumerate(folders, 1):
+            if state.global_step == round(state.max_steps * number / len(folders)):
+                facts["model"].save_pretrained(folder)
 
     def on_save(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         if self._options.checkpoints:

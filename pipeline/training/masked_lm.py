@@ -22,8 +22,7 @@ from pipeline.corpus.task import Task
 from pipeline.models.architectures import positions_of, reject_maskless
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_at, word_embeddings
-from pipeline.models.loading import load_masked_encoder, load_masked_lm
-from pipeline.models.soundness import check_tokenizer, check_vocabulary
+from pipeline.models.loading import check_tokenizer, check_vocabulary, load_masked_encoder, load_masked_lm
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch

@@ -82,7 +82,7 @@ class EpochOrder(Sampler[MicroBatch]):
 
     def __init__(self, lengths: Lengths, batch_size: int, epochs: int, seed: int, sharding: StepSharding) -> None:
         self._lengths, self._batch_size, self._epochs, self._seed = lengths, batch_size, epochs, seed
-        self._sharding = sharding
+        self.sharding = sharding
         self._epoch = 0
         self.steps = -(-len(lengths) // batch_size)
         fewest = len(lengths) // self.steps if self.steps else 0
@@ -98,10 +98,10 @@ class EpochOrder(Sampler[MicroBatch]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * self._sharding.gradient_accumulation_steps
+        return self.steps * self.sharding.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        epoch, sharding = self._epoch, self._sharding
+        epoch, sharding = self._epoch, self.sharding
         for number, rows in enumerate(steps_of(self._lengths, self._batch_size, self._seed, epoch)):
             progress = (epoch + number / self.steps) / self._epochs
             for micro_batch in range(sharding.gradient_accumulation_steps):

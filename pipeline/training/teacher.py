@@ -18,8 +18,14 @@ from pipeline.corpus.task import Floats, Task, constant_prediction, measure
 from pipeline.models.architectures import head_settings, reject_unsupported
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import Scale, logits_from_ids, pick_device
-from pipeline.models.loading import check_classifier, load_classifier
-from pipeline.models.soundness import check_outputs, check_token_types, check_values, check_vocabulary
+from pipeline.models.loading import (
+    check_classifier,
+    check_outputs,
+    check_token_types,
+    check_values,
+    check_vocabulary,
+    load_classifier,
+)
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch

@@ -26,16 +26,7 @@ from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats
 from pipeline.models.forward import logits_from_ids
 from pipeline.store.files import written_whole
-from pipeline.training.callbacks import (
-    NO_CHECKPOINTS,
-    Checkpoints,
-    EpochBoundaries,
-    Progress,
-    ProgressLines,
-    RunOptions,
-    SurrogateCheckpoints,
-    newest_whole,
-)
+from pipeline.training.callbacks import NO_CHECKPOINTS, Checkpoints, Progress, RunOptions, newest_whole
 from pipeline.training.order import DevDataset, EpochOrder, RowData, StepSharding, TrainDataset, as_it_is, train_loader
 
 HISTORY_FILE = "history.csv"
@@ -128,7 +119,7 @@ def fine_tune(
     if settings.precision == "float16" and not torch.cuda.is_available():
         raise PipelineError(f"{name}: float16 needs a GPU; use precision: bfloat16 or float32 on a processor")
     check_reporting(options.report_to)
-    progress, dev = Progress(sharding, order.steps), DevDataset(rows.dev)
+    progress, dev = Progress(name, order), DevDataset(rows.dev)
 
     def dev_metric(found: Any) -> dict[str, float]:
         if not np.isfinite(found.predictions).all():
@@ -149,12 +140,7 @@ def fine_tune(
             eval_dataset=dev,
             data_collator=as_it_is,
             compute_metrics=dev_metric,
-            callbacks=[
-                EpochBoundaries(order, progress),
-                ProgressLines(name, progress),
-                SurrogateCheckpoints(steps, options.surrogate_checkpoints),
-                Checkpoints(options, order, progress),
-            ],
+            callbacks=[progress, Checkpoints(options, order, progress)],
         )
         trainer.remove_callback(PrinterCallback)
         if sharding.rank:  # else all ranks would drop the same neurons
