@@ -48,7 +48,7 @@ TOKEN_ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
 
 ADAPTER = "adapter_config.json"
 MERGE = "it holds an adapter: merge that into its model (merge_and_unload) and save the whole"
-SAVE = "save a model there (save_pretrained)"
+SAVE = "save the model there (save_pretrained)"
 
 LFS_POINTER, LFS_BYTES = b"version https://git-lfs.github.com/spec/", 1024
 """First bytes of a Git LFS pointer, and its greatest size."""
