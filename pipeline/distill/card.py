@@ -15,16 +15,16 @@ CARD = """---
 
 # {{ student }}: a distilled {{ kind }} model for the task {{ task }}
 
-{{ answer }} It was distilled from a fine-tuned teacher {{ how }}.
+{{ output }} It was distilled from a fine-tuned teacher {{ how }}.
 
 ```python
 from transformers import pipeline
 
-answer = pipeline("text-classification", "path/to/this/folder")
-answer({{ example }})
+classify = pipeline("text-classification", "path/to/this/folder")
+classify({{ example }})
 ```
 
-Inputs longer than {{ max_length }} tokens were cut to that length in training; pass `truncation=True` to do the same.
+In training, inputs were truncated to {{ max_length }} tokens; pass `truncation=True` to do the same.
 
 ## Quality on dev
 
@@ -40,11 +40,11 @@ The epoch was chosen on dev, so its figure is optimistic; test figures are in th
 | | |
 |---|---|
 | teacher (sha256 of weights and configuration) | `{{ facts.teacher }}` |
-| soft_labels (sha256 of their manifest) | `{{ facts.soft_labels }}` |
+| soft labels (sha256 of their manifest) | `{{ facts.soft_labels }}` |
 | variants (sha256 of their manifest) | {{ "`%s`"|format(facts.shards) if facts.shards else "none" }} |
 | first weights | {{ start }} |
 {%- if variants %}
-| what they are | {{ variants }} |
+| recipes and search | {{ variants }} |
 {%- endif %}
 
 ```json
@@ -69,7 +69,7 @@ def write_card(folder: Path, task: Task, facts: dict[str, Any], soft_labels: Man
         task=task.name,
         kind=task.kind,
         metric=task.metric,
-        answer=f"It answers one of {labels}." if labels else "It answers with a number.",
+        output=f"It predicts one of {labels}." if labels else "It predicts a number.",
         how=_how(variants),
         example='{"text": "first text", "text_pair": "second text"}' if task.pair else '"a text"',
         max_length=soft_labels.key["max_length"],

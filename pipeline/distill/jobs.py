@@ -19,7 +19,7 @@ from pipeline.store.store import STORED_AS, Entry, Facts, Store
 from pipeline.training.resuming import run_options
 
 TRAINING = "pipeline.distill.training"
-"""The module that trains a student; its code stands in the key."""
+"""The module whose code is in the key."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StudentJob:
     """One student of one task."""
 
     name: str
-    """In params.yaml; decides nothing, so who asks for the same student by another name gets this one."""
+    """In params.yaml; not part of the key, so an identical student with another name is found."""
     soft_labels: Path
     shards: Path
     teacher: Path
@@ -35,24 +35,20 @@ class StudentJob:
 
     @cached_property
     def title(self) -> str:
-        """What progress lines call it."""
+        """For progress lines."""
         return f"distill {Manifest.read(self.soft_labels).task.name} {self.name}"
 
     @property
     def wanted_shards(self) -> Path | None:
-        """The variants' folder, where this student sees them."""
+        """The folder of the variants; None if the student sees none."""
         return None if self.settings.variant_policy == "none" else self.shards
 
     def sources(self) -> Sources:
-        """What it learns from, verified."""
+        """Its data, verified."""
         return Sources.open(ModelFolder(self.teacher), self.soft_labels, self.wanted_shards)
 
     def key(self) -> Key:
-        """Everything that decides the student, except where it is trained; test rows and its name do not.
-
-        The number of processes is not in the key, although each of several draws dropout of its own, and neither is the kind
-        of device, although the last digits depend on it.
-        """
+        """Everything that decides the student; its name, test rows, devices and the number of processes do not count."""
         start, shards = self.settings.initial_weights, self.wanted_shards
         return lineage(ModelFolder(self.teacher)) | {
             "content": "student",
@@ -71,7 +67,7 @@ class StudentJob:
         return settings | ({"initial_weights": "checkpoint"} if isinstance(self.settings.initial_weights, Checkpoint) else {})
 
     def publish(self, store: Store, entry: Entry, out: Path, cost: Path) -> dict[str, Any]:
-        """Place a finished student at ``out`` with lineage and card, and what it took at ``cost``; returns the lineage."""
+        """Place a finished student at ``out`` with lineage and card, and its cost at ``cost``; returns the lineage."""
         with folder_written_whole(out) as folder:
             store.place(entry, folder)
             described = self.describe(folder, entry.facts["outcome"] | {STORED_AS: entry.name})

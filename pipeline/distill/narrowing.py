@@ -1,9 +1,7 @@
-"""A narrower layer out of a wider one: which axis of a weight runs along what, and how each is made shorter.
+"""A narrower layer from a wider one: what each axis of a weight runs along, and how each kind of axis is cut.
 
-Knows parameter names of the supported encoders and shapes; must not know how models are built or trained.
-
-A transformer adds everything to one residual stream, whose basis is that of the word embeddings; the linear map of the
-embeddings therefore carries the stream. Axes that run along attention heads or inner neurons are cut to some of them.
+A transformer adds every layer to one residual stream, whose basis is that of the word embeddings, so the linear map of the
+embeddings also maps the stream. Axes along attention heads or inner neurons keep some of them.
 """
 
 import re
@@ -28,14 +26,14 @@ ROLES: tuple[tuple[str, Axis, Axis], ...] = (
     (r"^classifier\.(out_proj\.)?(weight|bias)$", "other", "stream"),
     (r"embeddings\.weight$", "other", "stream"),
 )
-"""By a parameter's name: what its output and its input axis run along. The first that matches holds."""
+"""By a pattern of parameter names: what output and input axis run along; the first match counts."""
 
 NORM = re.compile(r"layer_?norm\.", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """How each kind of axis is made shorter."""
+    """How each kind of axis is cut."""
 
     stream: Tensor
     """[teacher's width, student's width], orthonormal columns."""
@@ -45,7 +43,7 @@ class Narrowing:
     """Positions of the inner neurons that are kept, spread evenly."""
 
     def parameter(self, name: str, held: Tensor) -> Tensor | None:
-        """The student's parameter out of the teacher's of that name; None for one whose axes are not known."""
+        """The student's parameter from the teacher's of that name; None if its axes are unknown."""
         if NORM.search(name):
             return self._norm(name, held)
         roles = next(((out, into) for pattern, out, into in ROLES if re.search(pattern, name)), None)
@@ -66,7 +64,7 @@ class Narrowing:
                 return held
 
     def _norm(self, name: str, held: Tensor) -> Tensor:
-        """A scale acts on each direction of the old basis; in the new one its diagonal is kept."""
+        """Scales act on directions of the old basis; of the scale in the new basis the diagonal is kept."""
         return held @ self.stream if name.endswith("bias") else held @ self.stream.square()
 
 

@@ -1,7 +1,4 @@
-"""Student surgery: a model of any depth and width whose first weights come from the teacher's, or from another's.
-
-Knows two models' parameters and the linear map between their word embeddings; must not know data or losses.
-"""
+"""Student surgery: a model of any depth and width whose first weights are cut from the teacher or another model."""
 
 import copy
 import re
@@ -34,14 +31,14 @@ class Student:
 
     model: PreTrainedModel
     map: Tensor | None
-    """[teacher's embedding width, student's]: carries a perturbation over. None where both share the table's space."""
+    """[teacher's embedding width, student's]: maps perturbations to the student's embeddings; None if they share one space."""
     facts: dict[str, Any]
-    """How it came about, for its card."""
+    """For the model card."""
     new_head: bool = False
-    """Whether its last layer begins at random."""
+    """Whether the last layer starts at random."""
 
     def fresh_share(self) -> float:
-        """Of the weights of a student that is cut from a model, the share that begins at random; 0 for one from scratch."""
+        """Share of the weights that start at random although the student is cut from a model."""
         counts = [self.facts.get(f"parameters_{how}", 0) for how in ("fresh", "copied", "mapped")]
         return float(counts[0] / max(sum(counts), 1))
 
@@ -50,7 +47,7 @@ def make_student(teacher_folder: ModelFolder, size: SizeSettings, seed: int) -> 
     """Build a student of the given size.
 
     Raises:
-        PipelineError: the model it starts from has no such layers, another tokenizer, or the sizes do not go together.
+        PipelineError: the sizes do not fit the model it is cut from, or that has another tokenizer.
     """
     teacher = load_classifier(teacher_folder)
     set_seed(seed % 2**32)
@@ -79,41 +76,32 @@ def make_student(teacher_folder: ModelFolder, size: SizeSettings, seed: int) -> 
 
 
 def _source(checkpoint: ModelFolder, teacher: ModelFolder) -> PreTrainedModel:
-    """A checkpoint that a student starts from, with a head for the teacher's labels."""
+    """A checkpoint that the first weights are cut from, with a head for the teacher's labels."""
     check_start(checkpoint, teacher, teacher.tokenizer.model_max_length)
     return load_classifier(checkpoint, teacher.task)
 
 
 def check_start(checkpoint: ModelFolder, teacher: ModelFolder, max_length: int) -> None:
-    """Reject a model to start from that cannot read what a teacher stored; no weight is read.
-
-    Args:
-        checkpoint: the model.
-        teacher: whose tokenizer is wanted.
-        max_length: the most tokens of a stored row.
+    """Reject a model to start from that cannot read rows of the ``teacher``'s tokenizer, up to ``max_length`` tokens long.
 
     Raises:
-        PipelineError: it has another tokenizer, takes fewer tokens, or is not whole.
+        PipelineError: it has another tokenizer, takes fewer tokens, or is not complete.
     """
     if teacher.tokenizer_hash != checkpoint.tokenizer_hash:
         raise PipelineError(
             f"{checkpoint.source} has another tokenizer ({checkpoint.tokenizer_hash[:12]}) than the teacher "
-            f"({teacher.tokenizer_hash[:12]}), so it cannot read what is stored; start from a checkpoint that shares it"
+            f"({teacher.tokenizer_hash[:12]}), so it cannot read the stored rows; choose a checkpoint that shares it"
         )
     if (longest := checkpoint.longest_input) < max_length:
         raise PipelineError(
             f"{checkpoint.source} takes at most {longest} tokens, stored rows have up to {max_length}; "
-            f"start from another checkpoint, or set teacher.max_length to {longest} or less"
+            f"choose another checkpoint, or set teacher.max_length to {longest} or less"
         )
     check_classifier(checkpoint, new_head=True)
 
 
 def check_size(model: ModelFolder, size: SizeSettings) -> None:
-    """Reject a size that a model cannot be cut to, by its configuration alone.
-
-    Raises:
-        PipelineError: it has no such layers, or the widths do not go together.
-    """
+    """Raise a ``PipelineError`` for sizes that do not fit a model; reads its configuration alone."""
     smaller_config(model.config, size, chosen_layers(size, model.config.num_hidden_layers))
 
 

@@ -31,10 +31,10 @@ def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSe
 def train_surrogate(
     soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> SurrogateFacts:
-    """Train a surrogate and write its checkpoints to ``out``; on the way they lie where ``options`` keeps states.
+    """Train a surrogate and write its checkpoints to ``out``.
 
     Raises:
-        ShardMismatch: the soft_labels are not this teacher's.
+        ShardMismatch: the soft labels belong to another teacher.
         PipelineError: the surrogate cannot be built.
     """
     sources = Sources.open(teacher, soft_labels, None)
@@ -62,7 +62,7 @@ def train_surrogate(
 
 
 def _publish(underway: Path, made: Path, scale: Scale | None) -> None:
-    """A checkpoint is taken in the units of the fit; that of a regression is published with real values."""
+    """Copy a checkpoint; that of a regression is converted from training units to the labels' units."""
     if scale is None:
         shutil.copytree(underway, made)
         return

@@ -1,4 +1,4 @@
-"""Training of one student: its verified sources, the fit, and the Hugging Face folder with its lineage."""
+"""Training of one student: its verified sources, the fit, and the Hugging Face folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,9 @@ from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine
 AGAIN = "Make them again for this teacher: dvc repro"
 
 Outcome = dict[str, Any]
-"""What came of a training: dev metrics of student and teacher, the best epoch, and what the student began with."""
+"""Result of a training: dev metrics of student and teacher, the best epoch, and facts on the first weights."""
 
-FRESH_UNTOLD = 0.05
+FRESH_SHARE_NOTED = 0.05
 """Share of random first weights above which a line is printed; a new head has less."""
 
 
@@ -39,11 +39,11 @@ class Sources:
     teacher: ModelFolder
     soft_labels: Shards
     variants: Shards | None
-    """None for a student that sees none."""
+    """None for a student without variants."""
 
     @classmethod
     def open(cls, teacher: ModelFolder, soft_labels: Path, shards: Path | None) -> "Sources":
-        """Open soft_labels and, where they are wanted, variants.
+        """Open soft labels and, if given, variants.
 
         Raises:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
@@ -63,15 +63,15 @@ class Sources:
 
     @property
     def task(self) -> Task:
-        """Of the soft_labels."""
+        """The task of the soft labels."""
         return self.soft_labels.manifest.task
 
 
 def check_made_from(shards: Path, soft_labels: Path) -> None:
-    """Reject variants that were made from other soft_labels.
+    """Reject variants that were made from other soft labels.
 
     Raises:
-        ShardMismatch: they were.
+        ShardMismatch: names both manifests.
     """
     made_from = {"soft_labels": Manifest.read(shards).details["soft_labels"]}
     check_agreement(f"the perturbations in {shards}", {"soft_labels": manifest_hash(soft_labels)}, made_from, AGAIN)
@@ -81,18 +81,18 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
     """Build a student and train it.
 
     Raises:
-        PipelineError: the student cannot be built, or the variants cannot be used as asked.
+        PipelineError: the student cannot be built, or its policy does not fit the variants.
     """
     task, student = sources.task, make_student(sources.teacher, settings, settings.training.seed)
-    if (share := student.fresh_share()) > FRESH_UNTOLD:
-        print(f"{name}: {share:.0%} of its weights have no counterpart to be cut from and begin at random", flush=True)
+    if (share := student.fresh_share()) > FRESH_SHARE_NOTED:
+        print(f"{name}: {share:.0%} of its weights have no counterpart and start at random", flush=True)
     scale = units_of(sources, student.model)
     rows, dev = _train_rows(sources, settings, scale), Examples(sources.soft_labels, "dev", scale=scale)
     loss = settings.loss
     if not loss.soft_labels and not (rows.variants and loss.variants) and np.isnan(rows.labels()).all():
-        raise PipelineError(f"{name}: no train row has a label, and nothing else is learnt from; set loss.soft_labels above 0")
+        raise PipelineError(f"{name}: no train row has a label, and the loss has no other term; set loss.soft_labels above 0")
     if scale is not None:
-        _begin_reduced(student, scale)
+        _to_training_units(student, scale)
     if dist.is_initialized():
         freeze_unused(student.model, dev.batch(MicroBatch(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
     labels = dev.rows.labels()
@@ -112,7 +112,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
 
 
 def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None) -> Examples:
-    """The train split, with variants where the student sees them."""
+    """The train split, with the variants if there are any."""
     rows = Examples(sources.soft_labels, "train", scale=scale)
     if sources.variants is None:
         return rows
@@ -122,18 +122,18 @@ def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None
 
 
 def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:
-    """Units in which a student of a regression is fitted: those of its teacher's values on train; None for a classification.
+    """Units in which the student of a regression is trained, so that the learning rate does not depend on the labels' unit.
 
-    They make the learning rate of the head and the weights of the objective independent of the labels' unit.
+    They are those of the teacher's values on train; None for a classification.
     """
     if sources.task.kind != "regression":
         return None
-    told = sources.soft_labels.rows("train", 0).matrix("teacher_logits")[:, 0]
-    return Scale.of(told.astype(np.float64), model)
+    values = sources.soft_labels.rows("train", 0).matrix("teacher_logits")[:, 0]
+    return Scale.of(values.astype(np.float64), model)
 
 
-def _begin_reduced(student: Student, scale: Scale) -> None:
-    """Make a student give reduced values; a head that is new begins about 0, whatever bias was copied beside it."""
+def _to_training_units(student: Student, scale: Scale) -> None:
+    """Make a student predict in training units; a new head starts about 0, so a copied bias is cleared."""
     head = head_of(student.model)
     if not student.new_head:
         scale.take_out_of(student.model)

@@ -17,8 +17,10 @@ SECONDS_TO_CONNECT = 10.0
 """Timeout for a cluster's address; Ray itself would try for minutes."""
 
 
-def join_ray(runtime: RuntimeSettings, cores: int) -> None:
+def join_ray(runtime: RuntimeSettings, cores: int, log_to_driver: bool = False) -> None:
     """Join the cluster that the environment or the settings name, else start Ray on this many cores of this machine.
+
+    With ``log_to_driver`` the output of Ray's processes is printed here.
 
     Raises:
         PipelineError: the cluster cannot be reached, or Ray does not start.
@@ -27,7 +29,7 @@ def join_ray(runtime: RuntimeSettings, cores: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS") or runtime.ray_address
-    given: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "address": address or "local"}
+    given: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR, "address": address or "local"}
     if not address:
         given |= {"num_cpus": cores, "object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
