@@ -129,7 +129,8 @@ class MaskedLM:
         check_tokenizer(folder, tokenizer)
         self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()
-        self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
+        model, _ = load_masked_lm(folder)
+        self._model = freeze(model).to(self._device)  # type: ignore[arg-type]
         self._longest = positions_of(self._model.config)
         self._table = word_embeddings(self._model)
         self._pieces = Pieces.of(tokenizer)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.corpus import Kind
-from pipeline.corpus.encoding import PARTNER_IDS, Batch, model_inputs
+from pipeline.corpus.encoding import PARTNER_IDS, Batch, Integers, length_buckets, model_inputs
 from pipeline.corpus.task import Floats
 from pipeline.models.architectures import DECODERS, POSITIONS_FROM_IDS, uncounted_id
 
@@ -207,6 +207,18 @@ def flipped(clean: Tensor, perturbed: Tensor, kind: Kind) -> Tensor:
     if kind == "regression":
         return torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
     return torch.ne(clean.argmax(dim=-1), perturbed.argmax(dim=-1))
+
+
+@torch.inference_mode()
+def logits_of_rows(
+    model: PreTrainedModel, lengths: Integers, inputs_at: Callable[[Integers], Batch], batch_size: int
+) -> Floats:
+    """Logits [rows, outputs] of rows with these ``lengths``, computed on the model's device in batches of similar length."""
+    found = np.empty((len(lengths), int(model.config.num_labels or 1)), dtype=np.float32)
+    for positions in length_buckets(lengths, batch_size):
+        batch = {name: value.to(model.device) for name, value in inputs_at(positions).items()}
+        found[positions] = logits_from_ids(model, batch).float().cpu().numpy()
+    return found
 
 
 @dataclass(frozen=True)

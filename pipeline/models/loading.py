@@ -43,9 +43,6 @@ def load_classifier(folder: ModelFolder, task: Task | None = None) -> PreTrained
     """A sequence classifier in float32 and evaluation mode.
 
     With a ``task`` the head gets its labels, and random weights unless the checkpoint has a head of that size.
-
-    Raises:
-        PipelineError: it cannot be loaded whole, or its type is unsupported.
     """
     reject_unsupported(folder.config, folder.source)
     settings = {} if task is None else head_settings(task)
@@ -62,25 +59,16 @@ def check_classifier(folder: ModelFolder, new_head: bool) -> None:
     _check_fresh(folder, fresh, new_head)
 
 
-def load_masked_lm(folder: ModelFolder, **settings: Any) -> PreTrainedModel:
-    """A masked language model whose weights are all in its file; ``settings`` are passed to transformers."""
+def load_masked_lm(folder: ModelFolder, new_head: bool = False, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A masked language model, and the names of its weights that are not in its file: of a ``new_head`` only, else none."""
     reject_maskless(folder.config, folder.source)
     model, fresh = load_pretrained(AutoModelForMaskedLM, folder, new_head=True, **settings)
-    if fresh:
-        raise _unfinished(
-            folder,
-            "masked language model",
-            fresh,
-            "name a checkpoint that was trained to fill masks, or train this one: masked_lm.fine_tune: true",
-        )
-    return model
-
-
-def load_masked_encoder(folder: ModelFolder, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
-    """An encoder as a masked language model to be fine-tuned, and the names of its head's weights that are not in its file."""
-    model, fresh = load_pretrained(AutoModelForMaskedLM, folder, new_head=True, **settings)
-    if body := [name for name in fresh if name.startswith(f"{model.base_model_prefix}.")]:
-        raise _unfinished(folder, "encoder", body, "name a checkpoint of this architecture")
+    lacking = [name for name in fresh if not new_head or name.startswith(f"{model.base_model_prefix}.")]
+    if lacking and new_head:
+        raise _unfinished(folder, "encoder", lacking, "name a checkpoint of this architecture")
+    if lacking:
+        remedy = "name a checkpoint that was trained to fill masks, or train this one: masked_lm.fine_tune: true"
+        raise _unfinished(folder, "masked language model", lacking, remedy)
     return model, fresh
 
 
@@ -91,9 +79,6 @@ def load_pretrained(
 
     Weights tied to a saved one are not among them. With ``new_head`` the file may hold another head. ``settings`` replace
     entries of the configuration, or are arguments of ``from_pretrained``.
-
-    Raises:
-        PipelineError: it cannot be loaded, is quantised, or its file holds weights that transformers would ignore.
     """
     transformers_logging.set_verbosity_error()  # the checks here replace its warnings
     transformers_logging.disable_progress_bar()

@@ -19,25 +19,19 @@ from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, collate, encode
 from pipeline.corpus.seeding import sample, seed_of
 from pipeline.corpus.task import Task
-from pipeline.models.architectures import positions_of, reject_maskless
+from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_at, word_embeddings
-from pipeline.models.loading import check_tokenizer, check_vocabulary, load_masked_encoder, load_masked_lm
+from pipeline.models.loading import check_tokenizer, check_vocabulary, load_masked_lm
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import IGNORED, Objective, TrainDev, best_epoch, fine_tune, write_history
 
 MASKED_LM_FILE = "masked_lm.json"
 
-MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
-"""Suffixes of transformers' classes that fill masks."""
-
 SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1
 """Shares of the tokens to be guessed; the rest is shown unchanged (Devlin et al. 2019, §3.1)."""
-
-IGNORED = -100
-"""The label of a token that is not to be guessed."""
 
 
 class MaskedLMFacts(Settings):
@@ -70,17 +64,9 @@ def prepare_masked_lm(
     out: Path,
     options: RunOptions = NO_CHECKPOINTS,
 ) -> MaskedLMFacts:
-    """Write the masked language model of a task to ``out``, or only the facts if there is none.
+    """Write the masked language model of a task to ``out``, or only the facts if ``settings`` is None: no recipe needs one.
 
-    Args:
-        prepared: output of ``prepare``.
-        teacher: its model's tokenizer must be the masked language model's; texts are truncated to its ``max_length``.
-        settings: of the model and its training; None if no recipe needs one.
-        out: replaced as a whole.
-        options: how the training is run.
-
-    Raises:
-        PipelineError: the model cannot be loaded or fill masks, or has another tokenizer or too few positions.
+    Texts are truncated to the teacher's ``max_length``.
     """
     facts, history = MaskedLMFacts(model=None), list[dict[str, float]]()
     if settings is not None:
@@ -89,7 +75,7 @@ def prepare_masked_lm(
         if settings.fine_tune:
             model, history = _fine_tuned(prepared, source, teacher.max_length, settings, options)
         else:
-            model = load_masked_lm(source)
+            model, _ = load_masked_lm(source)
         perplexity = 1 / best_epoch(history)["dev"] if history else None
         facts = MaskedLMFacts(model=source.identity, fitted=settings.fine_tune, perplexity=perplexity)
     with folder_written_whole(out) as folder:
@@ -106,21 +92,13 @@ def check_masked_lm(model: ModelFolder, teacher: ModelFolder, fine_tune: bool, m
 
     With ``fine_tune`` the model needs no head yet. ``max_length`` is the length in tokens of truncated texts.
     """
-    config, source = model.config, model.source
     check_tokenizer(model, teacher.tokenizer)
-    reject_maskless(config, source)
-    if (longest := positions_of(config)) < max_length:
+    if (longest := positions_of(model.config)) < max_length:
         raise PipelineError(
-            f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
-        )
-    kinds = getattr(config, "architectures", None) or []
-    if not fine_tune and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
-        raise PipelineError(
-            f"{source} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to fill "
-            "masks, or train this one: masked_lm.fine_tune: true"
+            f"{model.source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
         )
     check_vocabulary(model)
-    (load_masked_encoder if fine_tune else load_masked_lm)(model, device_map="meta")
+    load_masked_lm(model, new_head=fine_tune, device_map="meta")
 
 
 def _fine_tuned(
@@ -132,7 +110,7 @@ def _fine_tuned(
     the head begins by comparing the encoder's output with the words' embeddings.
     """
     set_seed(settings.seed % 2**32)  # weights that the file lacks start at random
-    model, fresh = load_masked_encoder(source)
+    model, fresh = load_masked_lm(source, new_head=True)
     with torch.no_grad():
         for weight in (model.get_parameter(name) for name in fresh):
             if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:

@@ -74,11 +74,7 @@ def steps_of(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> list[P
 
 
 class EpochOrder(Sampler[MicroBatch]):
-    """The micro-batches of one epoch that one rank computes.
-
-    Raises:
-        PipelineError: some step has fewer rows than micro-batches.
-    """
+    """The micro-batches of one epoch that one rank computes; no step may have fewer rows than micro-batches."""
 
     def __init__(self, lengths: Lengths, batch_size: int, epochs: int, seed: int, sharding: StepSharding) -> None:
         self._lengths, self._batch_size, self._epochs, self._seed = lengths, batch_size, epochs, seed

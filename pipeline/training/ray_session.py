@@ -21,9 +21,6 @@ def join_ray(runtime: RuntimeSettings, cores: int, log_to_driver: bool = False) 
     """Join the cluster that the environment or the settings name, else start Ray on this many cores of this machine.
 
     With ``log_to_driver`` the output of Ray's processes is printed here.
-
-    Raises:
-        PipelineError: the cluster cannot be reached, or Ray does not start.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

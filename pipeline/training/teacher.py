@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from pipeline.config.corpus import Kind, Split
 from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
 from pipeline.config.settings import TeacherSettings, TrainingSettings
-from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode, length_buckets
+from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode
 from pipeline.corpus.task import Floats, Task, constant_prediction, measure
 from pipeline.models.architectures import head_settings, reject_unsupported
 from pipeline.models.folder import ModelFolder
-from pipeline.models.forward import Scale, logits_from_ids, pick_device
+from pipeline.models.forward import Scale, logits_from_ids, logits_of_rows, pick_device
 from pipeline.models.loading import (
     check_classifier,
     check_outputs,
@@ -31,7 +31,7 @@ from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
 from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss, write_history
 
-BATCH_ROWS = 64
+BATCH_SIZE = 64
 """Rows per batch when an adopted teacher is evaluated on dev."""
 
 
@@ -72,11 +72,7 @@ class Examples:
 def teach(
     prepared: Path, settings: TeacherSettings, training: TrainingSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> float:
-    """Make the teacher of a task and write it to ``out``; returns its dev metric.
-
-    Raises:
-        PipelineError: the checkpoint does not fit the task, or no train row has a label.
-    """
+    """Make the teacher of a task and write it to ``out``; returns its dev metric."""
     task, folder = Task.read(prepared), ModelFolder(settings.model)
     if errors := teacher_errors(folder, settings, task.name, task.kind, task.labels, task.pair):
         raise PipelineError(errors[0]) if len(errors) == 1 else PipelineErrors(f"teacher of {task.name}", errors)
@@ -89,7 +85,9 @@ def teach(
         dev_value = best_epoch(history)["dev"]
     else:
         model, history = load_classifier(folder), []
-        dev_value = measure(task, dev.labels, _logits(model, dev))
+        model.to(pick_device())  # type: ignore[arg-type]
+        dev_value = measure(task, dev.labels, logits_of_rows(model, dev.lengths(), dev.inputs_at, BATCH_SIZE))
+        model.to("cpu")  # type: ignore[arg-type]
     if dev_value <= (trivial := measure(task, dev.labels, constant_prediction(task, dev.labels))):
         remedy = "; lower teach.learning_rate if it is above 5.0e-5, else train longer" if settings.fine_tune else ""
         found = f"{task.metric} {dev_value:.4f} on dev, a constant prediction has {trivial:.4f}"
@@ -160,14 +158,3 @@ def _fine_tuned(
     if scale is not None:
         scale.put_into(model)
     return model, fit.history
-
-
-@torch.inference_mode()
-def _logits(model: PreTrainedModel, rows: Examples) -> Floats:
-    model.to(device := pick_device())  # type: ignore[arg-type]
-    result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
-    for positions in length_buckets(rows.lengths(), BATCH_ROWS):
-        batch = {name: value.to(device) for name, value in rows.inputs_at(positions).items()}
-        result[positions] = logits_from_ids(model, batch).float().cpu().numpy()
-    model.to("cpu")  # type: ignore[arg-type]
-    return result

@@ -39,6 +39,9 @@ PASSED_ON = {
 }  # fmt: skip
 """Settings that are passed on to TrainingArguments."""
 
+IGNORED = -100
+"""The label of a row or token that has none."""
+
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 """From a model and a batch to the loss of each row, [rows]."""
 
@@ -106,9 +109,6 @@ def fine_tune(
     """Train ``model`` in place and leave it with its best epoch's weights; resumes from the latest checkpoint if there is one.
 
     If torch.distributed is initialised, every rank calls this and computes its share of each step.
-
-    Raises:
-        PipelineError: the training diverged, has fewer steps than surrogate checkpoints, or the machine lacks what it needs.
     """
     ranks = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     sharding = StepSharding(*ranks, settings.gradient_accumulation_steps)
@@ -160,13 +160,9 @@ def label_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
 
     ``logits`` is [rows, outputs]; ``labels`` is [rows] in float32, class indices or values, NaN if unknown.
     """
-    known = ~labels.isnan()
-    filled = labels.nan_to_num()
     if kind == "regression":
-        losses = (logits[:, 0] - filled).square()
-    else:
-        losses = functional.cross_entropy(logits, filled.long(), reduction="none")
-    return torch.where(known, losses, 0.0)
+        return torch.where(labels.isnan(), 0.0, (logits[:, 0] - labels.nan_to_num()).square())
+    return functional.cross_entropy(logits, labels.nan_to_num(IGNORED).long(), reduction="none", ignore_index=IGNORED)
 
 
 def best_epoch(history: list[dict[str, float]]) -> dict[str, float]:
