@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -189,8 +189,10 @@ class ModelFolder:
         most = tokenizer.model_max_length
         if not isinstance(most, int | float) or not math.isfinite(most):
             raise PipelineError(f"the tokenizer of {self.source} has model_max_length: {most!r}; it must be a whole number")
-        if (named := self._decoder_padding()) is not None and named in tokenizer.added_tokens_decoder:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
+        with suppress(PipelineError):  # a folder may hold a tokenizer only
+            named = self.config.get_text_config().pad_token_id
+            if self.config.model_type in DECODERS and named in tokenizer.added_tokens_decoder:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             raise PipelineError(
                 f"{self.source} holds no tokenizer: transformers finds only special tokens and no word; save the model's own "
@@ -205,14 +207,6 @@ class ModelFolder:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def _decoder_padding(self) -> int | None:
-        """The padding token that a decoder's configuration names; None also if there is only a tokenizer."""
-        try:
-            config = self.config
-        except PipelineError:
-            return None
-        return config.get_text_config().pad_token_id if config.model_type in DECODERS else None
-
     @cached_property
     def task(self) -> Task:
         """The task that is stored beside a teacher."""
@@ -220,7 +214,7 @@ class ModelFolder:
 
     @cached_property
     def hash(self) -> str:
-        """Names the model in a local folder by its weights and the configuration entries that decide its logits."""
+        """Names the model in a local folder by its weights and the configuration entries that affect its logits."""
         self.check_files()
         try:
             config = json.loads((self.folder / CONFIG_NAME).read_text(encoding="utf-8"))

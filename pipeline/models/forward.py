@@ -48,7 +48,7 @@ def logits_from_ids(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def logits_from_embeddings(model: PreTrainedModel, batch: Batch, embeddings: Tensor) -> Tensor:
-    """Logits [rows, outputs] from word embeddings [rows, tokens, width] in place of those of ``batch["input_ids"]``.
+    """Logits [rows, outputs] from word embeddings [rows, tokens, width], which replace those of ``batch["input_ids"]``.
 
     Rows must be padded on the right, as ``attention_mask`` says. The ids still say which tokens are padding tokens *within* a
     row, from which some models derive positions (RoBERTa) or the token that the head reads (decoders). Embeddings on padding
@@ -85,7 +85,7 @@ def tokens_read(config: PreTrainedConfig, batch: Batch) -> Tensor:
 
 
 def _positions_from_ids(config: PreTrainedConfig, batch: Batch) -> Tensor:
-    """Positions [rows, tokens] as RoBERTa and its kin count them: padding tokens, also within a text, are not counted."""
+    """Positions [rows, tokens] as RoBERTa and similar types count them: padding tokens, even within a text, do not count."""
     pad = uncounted_id(config)
     counted = (_ids_that_count(batch, pad) != pad).long()
     return counted.cumsum(dim=1) * counted + pad
@@ -123,8 +123,9 @@ def _head_reading(model: PreTrainedModel, places: Tensor) -> Iterator[None]:
     named = config.pad_token_id
     (head,) = (part for part in model.children() if part is not model.base_model)
     config.pad_token_id = 0 if named is None else named
+    rows = torch.arange(places.shape[0], device=places.device)  # not len(), which would fix the number of rows on export
     try:
-        with head.register_forward_pre_hook(_only(torch.arange(len(places), device=places.device), places)):
+        with head.register_forward_pre_hook(_only(rows, places)):
             yield
     finally:
         config.pad_token_id = named
@@ -223,7 +224,7 @@ def logits_of_rows(
 
 @dataclass(frozen=True)
 class Scale:
-    """Standardisation of a regression's values: real value = mean + deviation · value that the model is fitted to."""
+    """Standardisation of a regression's values: real value = mean + deviation · standardised value."""
 
     mean: float
     deviation: float

@@ -1,4 +1,4 @@
-"""What runs beside the steps of transformers.Trainer and changes no weight: losses, progress lines and checkpoints."""
+"""Callbacks of transformers.Trainer, which change no weight: losses, progress lines and checkpoints."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from pipeline.training.order import EpochOrder
 SECONDS_BETWEEN_LINES = 30.0
 
 BESIDE_FILE = "beside.json"
-"""Of a checkpoint; written last: a checkpoint without it is incomplete."""
+"""The last file written to a checkpoint; one without it is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ NO_CHECKPOINTS = RunOptions()
 class Progress(TrainerCallback):
     """Sets the epoch of the order, sums losses and seconds, and prints lines: one per epoch, and every 30 seconds within one.
 
-    Its state is what a resumed training needs beside the Trainer's own checkpoint.
+    A resumed training needs its state in addition to the Trainer's own checkpoint.
     """
 
     def __init__(self, name: str, order: EpochOrder) -> None:
@@ -133,7 +133,7 @@ class Checkpoints(TrainerCallback):
 
 
 def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str, Any]) -> None:
-    """Complete the checkpoint after ``step`` with what the Trainer does not save, then delete all but it and the best one."""
+    """Complete the checkpoint after ``step`` with the state of ``Progress``, then delete all but it and the best one."""
     kept = [_checkpoint(folder, step), _checkpoint(folder, best_step)]
     sync_tree(kept[0])
     write_json(kept[0] / BESIDE_FILE, beside)
@@ -143,7 +143,7 @@ def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str,
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The latest checkpoint from which a training can resume, with what was saved beside it; deletes later and incomplete ones.
+    """The latest checkpoint from which a training can resume, and its state of ``Progress``; deletes later and incomplete ones.
 
     A checkpoint whose best predecessor is missing or incomplete does not count: the training would end with other weights.
     """

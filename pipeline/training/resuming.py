@@ -14,7 +14,7 @@ from pipeline.training.callbacks import RunOptions
 
 
 def training_key(content: str, module: str, files: Iterable[Path], model: ModelFolder, settings: Mapping[str, Any]) -> Key:
-    """Everything that decides a training: of which ``content``, the ``module`` that trains, what it reads and starts from."""
+    """Everything that decides a training: ``content`` names its kind of result, ``module`` trains, ``model`` is its start."""
     return {
         "content": content,
         "files": {file.name: sha256_of(file) for file in files},

@@ -1,4 +1,4 @@
-"""transformers.Trainer set up once for the teacher, the masked language model and students; keeps the best epoch's weights."""
+"""Set-up of transformers.Trainer for the teacher, the masked language model and students; keeps the best epoch's weights."""
 
 import csv
 import tempfile
@@ -75,7 +75,7 @@ class Fit:
 
 
 class FineTuner(Trainer):
-    """The Trainer with an objective and an order of its own."""
+    """A Trainer with a given objective and order of rows."""
 
     def __init__(self, objective: Objective, order: EpochOrder, progress: Progress, **arguments: Any) -> None:
         super().__init__(**arguments)
