@@ -21,6 +21,7 @@ from pipeline.evaluation.quality import (
     quality,
     speeds,
 )
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.loading import load_classifier
 from pipeline.shards.manifest import SKIPPED_FILE, check_agreement, check_trained_from, lineage
@@ -44,12 +45,13 @@ def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Pat
         return
     settings = load_section(params, EvaluationSettings, "evaluate")
     shards = Shards.holding("soft_labels", soft_labels)
+    opened = {folder: ModelFolder(folder) for folder in (teacher, student)}
     hint = "Name the teacher that made them"
-    check_agreement(f"the soft labels in {soft_labels}", lineage(teacher), shards.manifest.key, hint)
+    check_agreement(f"the soft labels in {soft_labels}", lineage(opened[teacher]), shards.manifest.key, hint)
     check_trained_from(student, soft_labels)
     task, pad, rows = shards.manifest.task, shards.manifest.pad_token_id, shards.rows("test", 0)
     check_labelled(task, rows)
-    models = {folder: load_classifier(folder) for folder in (teacher, student)}
+    models = {folder: load_classifier(model) for folder, model in opened.items()}
     for folder, model in models.items():
         check_labels(task, model, folder)
 

@@ -1,7 +1,6 @@
-"""masked_lm: the masked language model that proposes words, trained on the task's texts or used as it is."""
+"""masked_lm: the masked language model that replaces words, trained on the task's texts or used as it is."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -38,13 +37,7 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     config.task_in(params, task)
     check_task(task, prepared, "corpus", Task.read(prepared).name)
     places = augment_places(config.read_params(params), task)
-    sections: dict[str, Any] = {
-        "teacher": f"tasks.{task}.teacher",
-        "masked_lm": MASKED_LM,
-        "augment": places,
-        "runtime": "runtime",
-    }
-    needs = config.load(params, Needs, **sections)
+    needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", masked_lm=MASKED_LM, augment=places, runtime="runtime")
     settings, teacher = needs.masked_lm if needs.augment.uses("masked_lm") else None, needs.teacher
     if settings is not None:
         check_apart(out, "the model that it starts from", settings.model or teacher.model)
@@ -52,12 +45,12 @@ def main(task: str, prepared: Path, params: Path, out: Path) -> None:
         facts = prepare_masked_lm(prepared, teacher, settings, out)
     else:
         note_slow_precision(params)
-        model = settings.model or teacher.model
-        check_masked_lm(ModelFolder(model), ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
+        model = ModelFolder(settings.model or teacher.model)
+        check_masked_lm(model, ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
         files = [prepared / name for name in ("train.parquet", "dev.parquet")]
-        decided = settings.model_dump(mode="json", exclude={"model"}) | {"max_length": teacher.max_length}
+        deciding = settings.model_dump(mode="json", exclude={"model"}) | {"max_length": teacher.max_length}
         fetch_or_train(
-            training_key("masked_lm", "pipeline.training.masked_lm", files, model, decided),
+            training_key("masked_lm", "pipeline.training.masked_lm", files, model, deciding),
             f"masked_lm {task}",
             out,
             needs.runtime,

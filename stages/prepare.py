@@ -13,7 +13,7 @@ from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.tables import ErrorList
 from pipeline.corpus.task import TASK_FILE
 from pipeline.corpus.tokens import Reader, check_tokens
-from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.store.hashing import sha256_of
 from stages.command import note_unseen, out_option, params_option, stage
@@ -72,11 +72,11 @@ def notes_on_tokens(prepared: Prepared, teacher: Mapping[str, Any]) -> dict[str,
         PipelineError: rows that the teacher cannot read, or its ``max_length`` is too small.
     """
     model, max_length = str(teacher.get("model")), teacher.get("max_length")
-    folder = folder_at_hand(model)
+    folder = ModelFolder.at_hand(model)
     if folder is None or not isinstance(max_length, int):
         return {}
     try:
-        reader = Reader(model, load_tokenizer(folder), max_length, int(config_of(folder).get_text_config().vocab_size))
+        reader = Reader(model, folder.tokenizer, max_length, int(folder.config.get_text_config().vocab_size))
     except PipelineError:  # `check` and `teach` report it
         return {}
     errors = ErrorList()

@@ -1,7 +1,6 @@
 """surrogate: a small student of the soft labels whose checkpoints give the gradient of perturbations."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -10,6 +9,7 @@ from pipeline.config.params import Settings
 from pipeline.config.sections import SURROGATE, augment_places
 from pipeline.config.settings import AugmentSettings, Checkpoint, RuntimeSettings, SurrogateSettings
 from pipeline.distill.surrogate import surrogate_key, train_surrogate
+from pipeline.models.folder import ModelFolder
 from pipeline.models.precision import note_slow_precision
 from pipeline.perturbation.surrogate import SURROGATE_FILE
 from pipeline.shards.manifest import Manifest
@@ -38,12 +38,8 @@ def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -
     """
     config.task_in(params, task)
     check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
-    places: dict[str, Any] = {
-        "surrogate": SURROGATE,
-        "augment": augment_places(config.read_params(params), task),
-        "runtime": "runtime",
-    }
-    needs = config.load(params, Needs, **places)
+    places = augment_places(config.read_params(params), task)
+    needs = config.load(params, Needs, surrogate=SURROGATE, augment=places, runtime="runtime")
     if not needs.augment.needs_surrogate():
         with folder_written_whole(out) as folder:
             write_json(folder / SURROGATE_FILE, {"checkpoints": 0})
@@ -52,12 +48,13 @@ def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -
     note_slow_precision(params)
     if isinstance(start := needs.surrogate.initial_weights, Checkpoint):
         check_apart(out, "the model that it starts from", start.checkpoint)
+    opened = ModelFolder(teacher)
     facts = fetch_or_train(
-        surrogate_key(soft_labels, teacher, needs.surrogate),
+        surrogate_key(soft_labels, opened, needs.surrogate),
         f"surrogate {task}",
         out,
         needs.runtime,
-        lambda folder, options: train_surrogate(soft_labels, teacher, needs.surrogate, folder, options).summary(),
+        lambda folder, options: train_surrogate(soft_labels, opened, needs.surrogate, folder, options).summary(),
     )
     click.echo(f"{out}: {facts['checkpoints']} checkpoints, dev {facts['dev']:.4f} at the end")
 

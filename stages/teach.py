@@ -10,6 +10,7 @@ from pipeline.config.params import Settings
 from pipeline.config.sections import TEACH
 from pipeline.config.settings import RuntimeSettings, TeacherSettings, TrainingSettings
 from pipeline.corpus.task import TASK_FILE, Task
+from pipeline.models.folder import ModelFolder
 from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import teach
@@ -24,35 +25,33 @@ class Needs(Settings):
 
 @stage
 @click.option("--task", required=True, help="Name of the task in params.yaml.")
-@folder_option("--prepared", "Folder that `prepare` wrote.")
+@folder_option("--prepared", "Output of `prepare`.")
 @params_option
-@out_option("Where to write the teacher, a Hugging Face folder; replaced as a whole.", TASK_FILE, CONFIG_NAME)
+@out_option("Folder for the teacher, a Hugging Face model; replaced as a whole.", TASK_FILE, CONFIG_NAME)
 def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
 
-    tasks.<task>.teacher names the model; with fine_tune: false its label names and the size of its head are checked and its
-    weights kept. The checkpoint with the best dev metric is the teacher. A fine-tuning that was finished before is taken from
-    the store; one that was killed resumes.
+    The checkpoint with the best dev metric is the teacher. A finished fine-tuning is fetched from the store; a killed one
+    resumes. With `fine_tune: false` the label names and the size of the head are checked and the weights kept.
     """
     config.task_in(params, task)
     check_task(task, prepared, "corpus", Task.read(prepared).name)
     needs = config.load(params, Needs, teacher=f"tasks.{task}.teacher", teach=TEACH, runtime="runtime")
-    check_apart(out, "the model that it begins with", needs.teacher.model)
-    if needs.teacher.fine_tune:
+    teacher = needs.teacher
+    check_apart(out, "the model that it starts from", teacher.model)
+    if teacher.fine_tune:
         note_slow_precision(params)
-    if not needs.teacher.fine_tune:  # an adopted teacher is not stored
-        value = teach(prepared, needs.teacher, needs.teach, out)
-    else:
         files = [prepared / name for name in (TASK_FILE, "train.parquet", "dev.parquet")]
-        settings = {"max_length": needs.teacher.max_length, "teach": needs.teach.model_dump(mode="json")}
-        key = training_key("teacher", "pipeline.training.teacher", files, needs.teacher.model, settings)
+        settings = {"max_length": teacher.max_length, "teach": needs.teach.model_dump(mode="json")}
         value = fetch_or_train(
-            key,
+            training_key("teacher", "pipeline.training.teacher", files, ModelFolder(teacher.model), settings),
             f"teach {task}",
             out,
             needs.runtime,
-            lambda folder, options: {"dev": teach(prepared, needs.teacher, needs.teach, folder, options)},
+            lambda folder, options: {"dev": teach(prepared, teacher, needs.teach, folder, options)},
         )["dev"]
+    else:  # an adopted teacher is not stored
+        value = teach(prepared, teacher, needs.teach, out)
     click.echo(f"{out}: teacher of {task}, dev metric {value:.4f}")
 
 

@@ -129,7 +129,7 @@ def _size_errors(place: str, student: StudentSettings, task: TaskSettings, broke
     theirs = models.find(teacher.model)
     found = errors_of(lambda: check_size(folder, student))
     if isinstance(weights, Checkpoint) and theirs is not None:
-        found += errors_of(lambda: check_start(folder, theirs.tokenizer, teacher.max_length))
+        found += errors_of(lambda: check_start(folder, theirs, teacher.max_length))
     return [f"{place}, cut from {start}: {error}" for error in found]
 
 

@@ -32,8 +32,7 @@ from pipeline.corpus.encoding import Ids, Integers, Types, collate
 from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
-from pipeline.models.loading import load_masked_lm
-from pipeline.models.soundness import check_tokenizer
+from pipeline.models.loading import check_tokenizer, load_masked_lm
 from pipeline.shards.reader import Rows
 from pipeline.shards.schema import candidates_schema
 
@@ -111,12 +110,15 @@ def read_candidates(path: Path) -> Candidates:
 class MaskedLM:
     """A frozen masked language model on this worker's device."""
 
-    def __init__(self, folder: Path, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False) -> None:
+    def __init__(
+        self, folder: ModelFolder, settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, half: bool = False
+    ) -> None:
         """Load and check the model; ``half`` computes its products in bfloat16."""
-        check_tokenizer(folder, ModelFolder(folder).tokenizer, tokenizer)
+        check_tokenizer(folder, tokenizer)
         self._folder, self._settings, self._half = folder, settings, half
         self._device = pick_device()
-        self._model = freeze(load_masked_lm(folder)).to(self._device)  # type: ignore[arg-type]
+        model, _ = load_masked_lm(folder)
+        self._model = freeze(model).to(self._device)  # type: ignore[arg-type]
         self._longest = positions_of(self._model.config)
         self._table = word_embeddings(self._model)
         self._pieces = Pieces.of(tokenizer)
@@ -135,7 +137,7 @@ class MaskedLM:
         """
         if (longest := int(inputs.lengths().max())) > self._longest:
             raise PipelineError(
-                f"the masked language model {self._folder} has too few positions: it takes at most {self._longest} "
+                f"the masked language model {self._folder.source} has too few positions: it takes at most {self._longest} "
                 f"tokens, but a row has {longest}; name another model, or set teacher.max_length to {self._longest} or less"
             )
         spans = [self._pieces.words(ids) for ids in inputs.input_ids]

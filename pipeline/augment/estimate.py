@@ -12,6 +12,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import CodecName, InferenceSettings, RuntimeSettings
 from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.codec import CODECS
 from pipeline.store.store import Store
 
@@ -57,7 +58,7 @@ def absent(jobs: Sequence[ShardJob], store: Store) -> list[ShardJob]:
 
 def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings) -> Estimate:
     """What ``soft_label`` would add to the store."""
-    _, jobs = soft_label_jobs(prepared, teacher, settings)
+    _, jobs = soft_label_jobs(prepared, ModelFolder(teacher), settings)
     missing = absent(jobs, Store(Path(runtime.store).resolve()))
     rows, missing_rows = (sum(job.rows for job in some) for some in (jobs, missing))
     return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)

@@ -28,15 +28,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
-    task, store = Task.read(prepared), Store(Path(runtime.store).resolve())
-    key, jobs = soft_label_jobs(prepared, teacher, settings)
+    task, store, opened = Task.read(prepared), Store(Path(runtime.store).resolve()), ModelFolder(teacher)
+    key, jobs = soft_label_jobs(prepared, opened, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
         name = f"soft_label {task.name}"
         receipts = finish(name, jobs, take_stock(name, jobs, store), workers)
     truncated = int(sum(receipt.statistics["truncated"] for receipt in receipts))
     fields = {"task": task, "key": key, "coding": None, "variants": 0, "details": {"truncated": truncated}}
-    manifest = manifest_of(ModelFolder(teacher), jobs, receipts, [job.key for job in jobs], **fields)
+    manifest = manifest_of(opened, jobs, receipts, [job.key for job in jobs], **fields)
     if truncated:
         rows = sum(receipt.rows for receipt in receipts)
         print(f"{name}: {truncated} of {rows} examples were truncated to {key['max_length']} tokens", flush=True)

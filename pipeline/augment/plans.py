@@ -35,11 +35,11 @@ NO_EPSILON = Found(0.0, 0.0, 0.0, 0)
 """If no variant is perturbed."""
 
 
-def soft_label_jobs(prepared: Path, teacher: Path, settings: InferenceSettings) -> tuple[Key, list[ShardJob]]:
+def soft_label_jobs(prepared: Path, teacher: ModelFolder, settings: InferenceSettings) -> tuple[Key, list[ShardJob]]:
     """The key that all soft labels share, and the jobs of every split; rejects a teacher of another task."""
-    wanted, taught = (Task.read(folder).model_dump(exclude={"metric"}) for folder in (prepared, teacher))
+    wanted, taught = (task.model_dump(exclude={"metric"}) for task in (Task.read(prepared), teacher.task))
     if other := [f"{name} {taught[name]!r} in place of {wanted[name]!r}" for name in wanted if taught[name] != wanted[name]]:
-        raise PipelineError(f"{teacher} was trained for another task than that in {prepared}: {', '.join(other)}")
+        raise PipelineError(f"{teacher.source} was trained for another task than that in {prepared}: {', '.join(other)}")
     decided = settings.model_dump(include={"batch_size", "precision"})
     key: Key = lineage(teacher) | {"content": "soft_labels", **decided, "computed_by": computed_by(SOFT_LABELS)}
     found = [place for split in SPLITS for place in places(prepared, split, settings.rows_per_shard)]

@@ -17,7 +17,6 @@ from pipeline.augment.candidates import MaskedLM
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Precision
 from pipeline.corpus.encoding import Batch, Integers
-from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
@@ -48,7 +47,7 @@ class Arriving:
 class FrozenModel:
     """A classifier in evaluation mode on this worker's device."""
 
-    def __init__(self, folder: Path, precision: Precision) -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision) -> None:
         self.device = pick_device()
         self._model = freeze(load_classifier(folder)).to(self.device)  # type: ignore[arg-type]
         self._half = precision == "bfloat16"
@@ -73,10 +72,9 @@ class FrozenModel:
 class FrozenTeacher(FrozenModel):
     """The teacher: labels clean inputs and variants."""
 
-    def __init__(self, folder: Path, precision: Precision = "float32") -> None:
+    def __init__(self, folder: ModelFolder, precision: Precision = "float32") -> None:
         super().__init__(folder, precision)
-        self.task = Task.read(folder)
-        self.tokenizer = ModelFolder(folder).tokenizer
+        self.task, self.tokenizer = folder.task, folder.tokenizer
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.width = int(self.table.shape[1])
 
@@ -103,7 +101,7 @@ class Surrogate(FrozenModel):
     """One checkpoint of a surrogate, which has its own word embeddings."""
 
     def __init__(self, folder: SurrogateFolder, checkpoint: int, precision: Precision) -> None:
-        super().__init__(folder.checkpoint(checkpoint), precision)
+        super().__init__(ModelFolder(folder.checkpoint(checkpoint)), precision)
         linear = folder.map()
         self._map = None if linear is None else linear.to(self.device)
 
@@ -148,20 +146,20 @@ class ModelSet:
     @cached_property
     def teacher(self) -> FrozenTeacher:
         """The teacher; like the other models it raises ``PipelineError`` if it changed since its hash was taken."""
-        folder = self._folders.teacher
+        folder = ModelFolder(self._folders.teacher)
         loaded = FrozenTeacher(folder, self._precision)
-        _check_unchanged(f"the teacher in {folder}", self._folders.teacher_hash, lambda: ModelFolder(folder).hash)
+        _check_unchanged(f"the teacher in {folder.source}", self._folders.teacher_hash, lambda: folder.hash)
         return loaded
 
     @cached_property
     def masked_lm(self) -> MaskedLM:
         """The masked language model."""
-        folder, settings = self._folders.masked_lm, self._folders.settings
-        assert folder is not None, "a recipe with masked_lm has a model"
+        path, settings = self._folders.masked_lm, self._folders.settings
+        assert path is not None, "a recipe with masked_lm has a model"
         assert settings is not None, "variants have settings"
+        folder = ModelFolder(path)
         loaded = MaskedLM(folder, settings, self.teacher.tokenizer, half=self._precision == "bfloat16")
-        title = f"the masked language model in {folder}"
-        _check_unchanged(title, self._folders.masked_lm_hash, lambda: ModelFolder(folder).hash)
+        _check_unchanged(f"the masked language model in {path}", self._folders.masked_lm_hash, lambda: folder.hash)
         return loaded
 
     def surrogate(self, checkpoint: int) -> Surrogate:

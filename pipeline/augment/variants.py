@@ -19,7 +19,7 @@ from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_fi
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
 from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
-from pipeline.models.outputs import divergence, flipped
+from pipeline.models.forward import divergence, flipped
 from pipeline.perturbation.inputs import variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise

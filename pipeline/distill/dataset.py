@@ -12,7 +12,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import VariantPolicy, WorstOf
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Floats
-from pipeline.models.outputs import Scale
+from pipeline.models.forward import Scale
 from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.manifest import Manifest

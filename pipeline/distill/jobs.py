@@ -10,7 +10,7 @@ import torch.distributed as dist
 from pipeline.config.settings import Checkpoint, RuntimeSettings, StudentSettings
 from pipeline.distill.card import write_card
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
-from pipeline.models.folder import source_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import LINEAGE_FILE, Manifest, lineage, manifest_hash, training_hash
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole, write_json
@@ -45,16 +45,16 @@ class StudentJob:
 
     def sources(self) -> Sources:
         """Its data, verified."""
-        return Sources.open(self.teacher, self.soft_labels, self.wanted_shards)
+        return Sources.open(ModelFolder(self.teacher), self.soft_labels, self.wanted_shards)
 
     def key(self) -> Key:
         """Everything that decides the student; its name, test rows, devices and the number of processes do not count."""
         start, shards = self.settings.initial_weights, self.wanted_shards
-        return lineage(self.teacher) | {
+        return lineage(ModelFolder(self.teacher)) | {
             "content": "student",
             "soft_labels": training_hash(self.soft_labels),
             "shards": training_hash(shards) if shards else None,
-            "checkpoint": source_hash(start.checkpoint) if isinstance(start, Checkpoint) else None,
+            "checkpoint": ModelFolder(start.checkpoint).identity if isinstance(start, Checkpoint) else None,
             "settings": self._deciding(),
             "computed_by": computed_by(TRAINING, TRAINING_LIBRARIES),
         }

@@ -12,8 +12,7 @@ from pipeline.config.corpus import Kind
 from pipeline.config.settings import LossSettings, VariantPolicy, WorstOf
 from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import VARIANT
-from pipeline.models.forward import bare, embed, logits_from_embeddings, logits_from_ids
-from pipeline.models.outputs import divergence
+from pipeline.models.forward import bare, divergence, embed, logits_from_embeddings, logits_from_ids
 from pipeline.perturbation.inputs import mapped, variant_embeddings
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise

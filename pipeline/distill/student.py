@@ -3,7 +3,6 @@
 import copy
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,16 +11,14 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     set_seed,
 )
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Checkpoint, SizeSettings
-from pipeline.corpus.task import Task
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.models.architectures import FIRST_LAYER_APART
-from pipeline.models.folder import ModelFolder, has_regression_head, load_tokenizer, tokenizer_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import head_of, word_embeddings
 from pipeline.models.loading import check_classifier, load_classifier
 
@@ -46,7 +43,7 @@ class Student:
         return float(counts[0] / max(sum(counts), 1))
 
 
-def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student:
+def make_student(teacher_folder: ModelFolder, size: SizeSettings, seed: int) -> Student:
     """Build a student of the given size.
 
     Raises:
@@ -54,7 +51,8 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     """
     teacher = load_classifier(teacher_folder)
     set_seed(seed % 2**32)
-    source = _source(teacher, teacher_folder, size.initial_weights)
+    checkpoint = ModelFolder(size.initial_weights.checkpoint) if isinstance(size.initial_weights, Checkpoint) else None
+    source = teacher if checkpoint is None else _source(checkpoint, teacher_folder)
     chosen = chosen_layers(size, source.config.num_hidden_layers)
     config = smaller_config(source.config, size, chosen)
     model = cast(PreTrainedModel, AutoModelForSequenceClassification.from_config(config))
@@ -63,12 +61,11 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     table, own = word_embeddings(source), word_embeddings(model)
     linear, error = (None, 0.0) if table.shape == own.shape else principal_map(table, own.shape[1])
     copied, mapped, fresh, of_head = _fill(model, source, chosen, _narrowing(source.config, config, linear))
-    start, new_head = size.initial_weights, of_head
-    if isinstance(start, Checkpoint):
-        new_head = of_head or not has_regression_head(start.checkpoint)
+    new_head = of_head or (checkpoint is not None and not checkpoint.has_regression_head)
+    if checkpoint is not None:
         linear, error = least_squares_map(word_embeddings(teacher), word_embeddings(model))
     facts = {
-        "initial_weights": "checkpoint" if isinstance(start, Checkpoint) else "teacher",
+        "initial_weights": "teacher" if checkpoint is None else "checkpoint",
         "layers": chosen,
         "parameters_copied": copied,
         "parameters_mapped": mapped,
@@ -78,25 +75,22 @@ def make_student(teacher_folder: Path, size: SizeSettings, seed: int) -> Student
     return Student(model, linear, facts, new_head)
 
 
-def _source(teacher: PreTrainedModel, folder: Path, start: str | Checkpoint) -> PreTrainedModel:
-    """The model that the first weights are cut from, with a head for the teacher's labels."""
-    if not isinstance(start, Checkpoint):
-        return teacher
-    tokenizer, checkpoint = load_tokenizer(folder), ModelFolder(start.checkpoint)
-    check_start(checkpoint, tokenizer, tokenizer.model_max_length)
-    return load_classifier(checkpoint, Task.read(folder))
+def _source(checkpoint: ModelFolder, teacher: ModelFolder) -> PreTrainedModel:
+    """A checkpoint that the first weights are cut from, with a head for the teacher's labels."""
+    check_start(checkpoint, teacher, teacher.tokenizer.model_max_length)
+    return load_classifier(checkpoint, teacher.task)
 
 
-def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Reject a model to start from that cannot read rows of the teacher's ``tokenizer``, up to ``max_length`` tokens long.
+def check_start(checkpoint: ModelFolder, teacher: ModelFolder, max_length: int) -> None:
+    """Reject a model to start from that cannot read rows of the ``teacher``'s tokenizer, up to ``max_length`` tokens long.
 
     Raises:
         PipelineError: it has another tokenizer, takes fewer tokens, or is not complete.
     """
-    if tokenizer_hash(tokenizer) != checkpoint.tokenizer_hash:
+    if teacher.tokenizer_hash != checkpoint.tokenizer_hash:
         raise PipelineError(
             f"{checkpoint.source} has another tokenizer ({checkpoint.tokenizer_hash[:12]}) than the teacher "
-            f"({tokenizer_hash(tokenizer)[:12]}), so it cannot read the stored rows; choose a checkpoint that shares it"
+            f"({teacher.tokenizer_hash[:12]}), so it cannot read the stored rows; choose a checkpoint that shares it"
         )
     if (longest := checkpoint.longest_input) < max_length:
         raise PipelineError(
@@ -108,7 +102,7 @@ def check_start(checkpoint: ModelFolder, tokenizer: PreTrainedTokenizerBase, max
 
 def check_size(model: ModelFolder, size: SizeSettings) -> None:
     """Raise a ``PipelineError`` for sizes that do not fit a model; reads its configuration alone."""
-    smaller_config(model.config, size, chosen_layers(size, model.depth))
+    smaller_config(model.config, size, chosen_layers(size, model.config.num_hidden_layers))
 
 
 def chosen_layers(size: SizeSettings, depth: int) -> list[int]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pipeline.config.settings import Checkpoint, SurrogateSettings
 from pipeline.distill.training import Sources, train, units_of
-from pipeline.models.folder import load_tokenizer, source_hash
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import Scale
 from pipeline.models.loading import load_classifier
-from pipeline.models.outputs import Scale
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
@@ -18,18 +18,18 @@ from pipeline.training.resuming import training_key
 from pipeline.training.trainer import write_history
 
 
-def surrogate_key(soft_labels: Path, teacher: Path, settings: SurrogateSettings) -> Key:
+def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings) -> Key:
     """Everything that decides a surrogate; another checkpoint is named by its bytes, not by its path."""
     start = settings.initial_weights
     decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy"})
     if isinstance(start, Checkpoint):
-        decided["initial_weights"] = source_hash(start.checkpoint)
-    key = training_key("surrogate", "pipeline.distill.surrogate", [], str(teacher), decided)
+        decided["initial_weights"] = ModelFolder(start.checkpoint).identity
+    key = training_key("surrogate", "pipeline.distill.surrogate", [], teacher, decided)
     return key | {"lineage": lineage(teacher), "soft_labels": training_hash(soft_labels)}
 
 
 def train_surrogate(
-    soft_labels: Path, teacher: Path, settings: SurrogateSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+    soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> SurrogateFacts:
     """Train a surrogate and write its checkpoints to ``out``.
 
@@ -37,7 +37,7 @@ def train_surrogate(
         ShardMismatch: the soft labels belong to another teacher.
         PipelineError: the surrogate cannot be built.
     """
-    sources, tokenizer = Sources.open(teacher, soft_labels, None), load_tokenizer(teacher)
+    sources = Sources.open(teacher, soft_labels, None)
     with folder_written_whole(out) as folder:
         made, underway = SurrogateFolder(folder), SurrogateFolder(options.checkpoints or folder / "underway")
         numbers = range(1, settings.checkpoints + 1)
@@ -46,7 +46,7 @@ def train_surrogate(
         scale = units_of(sources, surrogate.model)
         for number in numbers:
             _publish(underway.checkpoint(number), made.checkpoint(number), scale)
-            tokenizer.save_pretrained(made.checkpoint(number))
+            teacher.tokenizer.save_pretrained(made.checkpoint(number))
         shutil.rmtree(folder / "underway", ignore_errors=True)
         write_history(folder, fit.history)
         facts = SurrogateFacts(
@@ -66,6 +66,6 @@ def _publish(underway: Path, made: Path, scale: Scale | None) -> None:
     if scale is None:
         shutil.copytree(underway, made)
         return
-    model = load_classifier(underway)
+    model = load_classifier(ModelFolder(underway))
     scale.put_into(model)
     model.save_pretrained(made)

@@ -15,9 +15,8 @@ from pipeline.corpus.task import Task, measure
 from pipeline.distill.dataset import Examples, Variants, check_policy, checkpoints_of, followed_in
 from pipeline.distill.losses import StudentLoss
 from pipeline.distill.student import Student, make_student
-from pipeline.models.folder import load_tokenizer
-from pipeline.models.forward import freeze_unused, head_of
-from pipeline.models.outputs import Scale
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import Scale, freeze_unused, head_of
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import RunOptions
@@ -37,13 +36,13 @@ FRESH_SHARE_NOTED = 0.05
 class Sources:
     """The data that a student learns from, opened and verified, all of one teacher."""
 
-    teacher: Path
+    teacher: ModelFolder
     soft_labels: Shards
     variants: Shards | None
     """None for a student without variants."""
 
     @classmethod
-    def open(cls, teacher: Path, soft_labels: Path, shards: Path | None) -> "Sources":
+    def open(cls, teacher: ModelFolder, soft_labels: Path, shards: Path | None) -> "Sources":
         """Open soft labels and, if given, variants.
 
         Raises:
@@ -145,7 +144,7 @@ def _to_training_units(student: Student, scale: Scale) -> None:
 def write_student(folder: Path, sources: Sources, student: Student, history: list[dict[str, float]]) -> Outcome:
     """Write a trained student as a Hugging Face folder with its history."""
     student.model.save_pretrained(folder)
-    load_tokenizer(sources.teacher).save_pretrained(folder)
+    sources.teacher.tokenizer.save_pretrained(folder)
     write_history(folder, history)
     task, dev = sources.task, sources.soft_labels.rows("dev", 0)
     return {

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from transformers import PreTrainedModel
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.corpus.encoding import Batch, Integers, length_buckets
+from pipeline.corpus.encoding import Batch, Integers
 from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats, Task, measure, predictions
 from pipeline.models.architectures import labels_of
-from pipeline.models.forward import logits_from_ids, parameter_count
+from pipeline.models.forward import logits_of_rows
 from pipeline.shards.batches import inputs_at
 from pipeline.shards.reader import Rows
 
@@ -77,12 +78,7 @@ class Speeds(Settings):
 
 def logits_of(model: PreTrainedModel, rows: Rows, pad_token_id: int, batch_rows: int = BATCH_SIZE) -> Floats:
     """The model's logits [rows, outputs] in the order of ``rows``, computed on the model's device."""
-    found = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
-    with torch.inference_mode():
-        for positions in length_buckets(rows.lengths(), batch_rows):
-            batch = {name: tensor.to(model.device) for name, tensor in inputs_at(rows, positions, pad_token_id).items()}
-            found[positions] = logits_from_ids(model, batch).float().cpu().numpy()
-    return found
+    return logits_of_rows(model, rows.lengths(), partial(inputs_at, rows, pad_token_id=pad_token_id), batch_rows)
 
 
 def quality(model: PreTrainedModel, folder: Path, task: Task, labels: Floats, logits: Floats, teacher: Floats) -> Quality:
@@ -92,7 +88,7 @@ def quality(model: PreTrainedModel, folder: Path, task: Task, labels: Floats, lo
         value=value,
         retained=value / teacher_value if teacher_value > 0 else None,
         agreement=agreement(task, logits, teacher),
-        parameters=parameter_count(model),
+        parameters=model.num_parameters(),
         bytes=bytes_of(folder, "*.safetensors"),
     )
 

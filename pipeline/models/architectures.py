@@ -1,7 +1,4 @@
-"""Model types and what their configurations say: supported or not, where a row is read, how long it may be, its labels.
-
-Knows how transformers' architectures differ; must not load one.
-"""
+"""Model types and what their configurations say: supported or not, where a row is read, how long it may be, its labels."""
 
 import math
 from pathlib import Path
@@ -21,10 +18,12 @@ POSITIONS_FROM_IDS = ("mpnet", "roberta", "xlm-roberta")
 """Model types whose positions leave padding tokens out, also those within a text; see ``uncounted_id``."""
 
 FIRST_LAYER_APART = ("modernbert",)
-"""Model types whose first layer lacks a norm that all others have: no other layer can stand in its place."""
+"""Model types whose first layer lacks a norm that all others have, so that no other layer can replace it."""
 
 SUPPORTED = tuple(sorted((*ENCODERS, *DECODERS, "xlnet")))
-"""Model types for which a row is tested to get the logits that transformers gives it alone, from ids."""
+"""Model types for which tests show that a row gets the logits that transformers gives it alone, from ids."""
+
+IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def reject_unsupported(config: PreTrainedConfig, source: str | Path) -> None:
@@ -49,19 +48,19 @@ def reject_maskless(config: PreTrainedConfig, source: str | Path) -> None:
 
 
 def uncounted_id(config: Any) -> int:
-    """The id that positions leave out, and behind which they begin, in the types of ``POSITIONS_FROM_IDS``."""
-    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)  # MPNet asks no configuration
+    """The id that types of ``POSITIONS_FROM_IDS`` do not count; positions begin at the next number."""
+    return 1 if config.model_type == "mpnet" else int(config.pad_token_id)  # MPNet ignores its configuration
 
 
 def positions_of(config: Any) -> float:
-    """The most tokens that a model of this configuration takes; infinite where its positions have no end, as XLNet's."""
+    """The most tokens that a model of this configuration takes; infinite for unbounded positions, as XLNet's."""
     most = getattr(config, "max_position_embeddings", -1)
     offset = uncounted_id(config) + 1 if config.model_type in POSITIONS_FROM_IDS else 0
     return math.inf if most < 0 else int(most) - offset
 
 
 def head_settings(task: Task) -> dict[str, Any]:
-    """What a configuration must say so that a model answers this task."""
+    """The entries of a configuration that describe the outputs of a task."""
     names = dict(enumerate(task.labels)) or {0: "value"}
     kind = "regression" if task.kind == "regression" else "single_label_classification"
     return {"id2label": names, "label2id": {name: i for i, name in names.items()}, "problem_type": kind}
@@ -73,26 +72,22 @@ def labels_of(model_or_config: Any) -> tuple[str, ...]:
     return tuple(label_name(str(names[index])) for index in sorted(names))
 
 
-IDENTITY = "torch.nn.modules.linear.Identity"
-
-
 def activation_of(config: Any) -> str:
-    """The activation that sentence-transformers applies to a cross-encoder's logits, by its class; empty where there is none.
+    """The class of the activation that sentence-transformers applies to a cross-encoder's logits; empty if there is none.
 
     A cross-encoder with one output whose configuration names no activation has a sigmoid.
     """
-    named = getattr(config, "sentence_transformers", None)
-    default = "" if named is None or config.num_labels > 1 else "Sigmoid"
+    settings = getattr(config, "sentence_transformers", None)
     found = (
-        (named.get("activation_fn") if isinstance(named, dict) else None)
+        (settings.get("activation_fn") if isinstance(settings, dict) else None)
         or getattr(config, "sbert_ce_default_activation_function", None)
-        or default
+        or ("" if settings is None or config.num_labels > 1 else "Sigmoid")
     )
     return "" if str(found) == IDENTITY else str(found).rpartition(".")[2]
 
 
 def forget_activation(config: Any) -> None:
-    """Make a configuration say that the head's output is the answer, which is so of a head that was fitted here."""
+    """Remove the activation from a configuration: a head that is fine-tuned here outputs the prediction itself."""
     if isinstance(getattr(config, "sentence_transformers", None), dict):
         config.sentence_transformers = {**config.sentence_transformers, "activation_fn": IDENTITY}
     if getattr(config, "sbert_ce_default_activation_function", None) is not None:

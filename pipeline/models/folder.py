@@ -4,8 +4,8 @@ import inspect
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +26,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import CONFIG_NAME
 
 from pipeline.config.errors import PipelineError
+from pipeline.corpus.task import Task
 from pipeline.models.architectures import DECODERS, labels_of, positions_of, reject_unsupported
 from pipeline.models.forward import word_embeddings
 from pipeline.store.hashing import hash_of, sha256_of
@@ -33,12 +34,12 @@ from pipeline.store.hashing import hash_of, sha256_of
 CACHED_PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
 """A cached hub model counts as complete if it has one file of each group."""
 
-CONFIG_FORMS: Mapping[str, tuple[type, str]] = {
+CONFIG_FORMS: dict[str, tuple[type, str]] = {
     "id2label": (dict, 'a mapping such as {"0": "negative", "1": "positive"}'),
     "label2id": (dict, 'a mapping such as {"negative": 0, "positive": 1}'),
     "num_labels": (int, "a whole number"),
 }
-"""Entries of config.json with which transformers crashes if their type is another."""
+"""Types of the entries of config.json with which transformers crashes if they have another."""
 
 CODE_ENTRIES = ("auto_map", "custom_pipelines")
 """Entries that name code shipped with a model; it is never run, and copies of the model omit them."""
@@ -47,21 +48,20 @@ TOKEN_ROLES = ("bos", "cls", "eos", "mask", "pad", "sep", "unk")
 
 ADAPTER = "adapter_config.json"
 MERGE = "it holds an adapter: merge that into its model (merge_and_unload) and save the whole"
+SAVE = "save the model there (save_pretrained)"
 
 LFS_POINTER, LFS_BYTES = b"version https://git-lfs.github.com/spec/", 1024
-"""How a Git LFS pointer starts, and its greatest size."""
+"""First bytes of a Git LFS pointer, and its greatest size."""
 
 
 class ModelFolder:
-    """A model and its tokenizer, each part of which is read once, when it is first used.
-
-    Args:
-        source: folder, or hub id such as ``org/name`` or ``org/name@revision``; error messages name it.
+    """A model and its tokenizer; each part is read once, when it is first used.
 
     All properties raise a ``PipelineError`` if the part is missing or damaged.
     """
 
     def __init__(self, source: str | Path) -> None:
+        """``source`` is a folder, or a hub id such as ``org/name`` or ``org/name@revision``; error messages name it."""
         self.source = source
         self.path: Path | None = Path(source) if Path(source).is_dir() else None
         """The local folder that is read; None if transformers has to ask the hub."""
@@ -70,7 +70,12 @@ class ModelFolder:
     def at_hand(cls, source: str) -> "ModelFolder | None":
         """The model if it is on this machine, as a folder or complete in the hub's cache; contacts no hub."""
         found = cls(source)
-        found.path = found.path or _cached(source)
+        if found.path is None and _is_hub_id(source):
+            name, revision = on_hub(source)
+            cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
+            folder = Path(cached).parent if isinstance(cached, str) else None
+            if folder and all(any(any(folder.glob(name)) for name in group) for group in CACHED_PARTS):
+                found.path = folder
         return found if found.path else None
 
     def error(self, reason: str, part: str = "model") -> PipelineError:
@@ -78,10 +83,15 @@ class ModelFolder:
         return PipelineError(f"no {part} can be loaded from {self.source}: {reason}")
 
     @property
+    def folder(self) -> Path:
+        """The local folder, which may be missing."""
+        return self.path or Path(self.source)
+
+    @property
     def location(self) -> dict[str, Any]:
         """Arguments of ``from_pretrained`` that say where the model is."""
-        if self.path or isinstance(self.source, Path) or Path(self.source).exists():
-            return {"pretrained_model_name_or_path": self.path or self.source}
+        if isinstance(self.source, Path) or self.folder.exists():
+            return {"pretrained_model_name_or_path": self.folder}
         name, revision = on_hub(self.source)
         return {"pretrained_model_name_or_path": name, "revision": revision or "main"}
 
@@ -99,17 +109,20 @@ class ModelFolder:
         self.check_exists()
         if (folder := self.path) is None:
             return
+        adapter = (folder / ADAPTER).is_file()
         if not (folder / CONFIG_NAME).is_file():
-            raise self.error(f"it has no {CONFIG_NAME}; {_remedy(folder)}")
-        self._check_pointers(folder, "model")
+            checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+            other = f"name one of its checkpoints, such as {checkpoints[-1]}" if checkpoints else SAVE
+            raise self.error(f"it has no {CONFIG_NAME}; {MERGE if adapter else other}")
+        self._check_pointers("model")
         if not weights:
             return
-        if (folder / ADAPTER).is_file():
+        if adapter:
             raise self.error(f"beside the model {MERGE}")
         if not any(folder.glob("*.safetensors")):
             pickled = any(folder.glob("*.bin"))
             why = " .bin files are not read, since they can run code; load them where you trust them and" if pickled else ""
-            raise self.error(f"it has no weights as safetensors;{why} save the model there (save_pretrained)")
+            raise self.error(f"it has no weights as safetensors;{why} {SAVE}")
         for file in sorted(folder.glob("*.safetensors")):
             try:
                 with safe_open(file, framework="pt"):  # reads the header only
@@ -117,26 +130,28 @@ class ModelFolder:
             except SafetensorError as cause:
                 raise self.error(f"{file.name} is damaged ({cause}); copy it again") from cause
 
-    def _check_pointers(self, folder: Path, part: str) -> None:
-        """Raise if Git LFS left a pointer in a file's place; some tokenizers would read it as a vocabulary."""
-        for file in sorted(path for path in folder.glob("*") if path.is_file() and path.stat().st_size < LFS_BYTES):
+    def _check_pointers(self, part: str) -> None:
+        """Raise if a file is a Git LFS pointer; some tokenizers would read it as a vocabulary."""
+        for file in sorted(path for path in self.folder.glob("*") if path.is_file() and path.stat().st_size < LFS_BYTES):
             if file.read_bytes().startswith(LFS_POINTER):
                 raise self.error(f"{file.name} is a Git LFS pointer, not the file: git lfs pull", part)
 
     @contextmanager
     def reading(self, part: str = "model") -> Iterator[None]:
-        """Turn whatever a library raises over a damaged model into one sentence."""
+        """Turn any exception of a library about a damaged model into one sentence."""
         try:
             yield
         except (PipelineError, MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as cause:
-            said = _first_line(cause) + self._damaged_json(cause)
-            raise self.error(said.replace(str(self.path or self.source), str(self.source)), part) from cause
+            first, *others = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+            said = f"{first} {others[0]}" if first.endswith(":") and others else first
+            said += self._damaged_json() if isinstance(cause, ValueError) else ""
+            raise self.error(said.replace(str(self.folder), str(self.source)), part) from cause
 
-    def _damaged_json(self, error: Exception) -> str:
-        """Names the file that is not JSON if that is what a library complains of."""
-        for file in sorted((self.path or Path(self.source)).glob("*.json")) if isinstance(error, ValueError) else ():
+    def _damaged_json(self) -> str:
+        """Names a file that is not valid JSON, if there is one."""
+        for file in sorted(self.folder.glob("*.json")):
             try:
                 json.loads(file.read_bytes())
             except ValueError:
@@ -149,8 +164,12 @@ class ModelFolder:
         self.check_files(weights=False)
         with self.reading():
             written, _ = PreTrainedConfig.get_config_dict(**self.location)
-        if wrong := _wrong_form(written):
-            raise self.error(wrong)
+        for name, (form, wanted) in CONFIG_FORMS.items():
+            value = written.get(name)
+            numbered = name != "id2label" or not isinstance(value, dict) or all(str(i).strip().isdecimal() for i in value)
+            if not isinstance(value, form | None) or not numbered:
+                shown = json.dumps(value, ensure_ascii=False)
+                raise self.error(f"{name} in its config.json must be {wanted}, not {shown}")
         with self.reading():
             return cast(PreTrainedConfig, AutoConfig.from_pretrained(**self.location, trust_remote_code=False))
 
@@ -161,8 +180,7 @@ class ModelFolder:
         A decoder's pads with the token that its configuration names; another without one pads with its end-of-text token.
         """
         self.check_exists("tokenizer")
-        if self.path:
-            self._check_pointers(self.path, "tokenizer")
+        self._check_pointers("tokenizer")
         with self.reading("tokenizer"):
             found = AutoTokenizer.from_pretrained(**self.location, trust_remote_code=False)
         tokenizer = cast(PreTrainedTokenizerBase, found)
@@ -171,8 +189,10 @@ class ModelFolder:
         most = tokenizer.model_max_length
         if not isinstance(most, int | float) or not math.isfinite(most):
             raise PipelineError(f"the tokenizer of {self.source} has model_max_length: {most!r}; it must be a whole number")
-        if (named := self._decoder_padding()) is not None and named in tokenizer.added_tokens_decoder:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
+        with suppress(PipelineError):  # a folder may hold a tokenizer only
+            named = self.config.get_text_config().pad_token_id
+            if self.config.model_type in DECODERS and named in tokenizer.added_tokens_decoder:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(named)
         if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
             raise PipelineError(
                 f"{self.source} holds no tokenizer: transformers finds only special tokens and no word; save the model's own "
@@ -187,31 +207,27 @@ class ModelFolder:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def _decoder_padding(self) -> int | None:
-        """The padding token that a decoder's configuration names; None also if there is only a tokenizer."""
-        try:
-            config = self.config
-        except PipelineError:
-            return None
-        return config.get_text_config().pad_token_id if config.model_type in DECODERS else None
+    @cached_property
+    def task(self) -> Task:
+        """The task that is stored beside a teacher."""
+        return Task.read(self.folder)
 
     @cached_property
     def hash(self) -> str:
-        """Names the model in a local folder by its weights and the configuration entries that decide its logits."""
+        """Names the model in a local folder by its weights and the configuration entries that affect its logits."""
         self.check_files()
-        folder = cast(Path, self.path)
         try:
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            config = json.loads((self.folder / CONFIG_NAME).read_text(encoding="utf-8"))
         except ValueError as cause:
-            raise PipelineError(f"{folder / CONFIG_NAME} is not valid JSON: {cause}") from cause
+            raise PipelineError(f"{self.folder / CONFIG_NAME} is not valid JSON: {cause}") from cause
         for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(name, None)
-        weights = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
+        weights = {file.name: sha256_of(file) for file in sorted(self.folder.glob("*.safetensors"))}
         return hash_of({"config": config, "weights": weights})
 
     @cached_property
     def identity(self) -> str:
-        """Names a folder by ``hash``, and a hub model by its id and the commit that the revision means now."""
+        """Names a folder by ``hash``, and a hub model by its id and the commit of its revision."""
         if self.path:
             return self.hash
         name, revision = on_hub(str(self.source))
@@ -228,11 +244,6 @@ class ModelFolder:
     def labels(self) -> tuple[str, ...]:
         """Label names in the order of the logits."""
         return labels_of(self.config)
-
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        return int(self.config.num_hidden_layers)
 
     @cached_property
     def embedding_width(self) -> int:
@@ -254,12 +265,15 @@ class ModelFolder:
 
     def check_saving(self) -> None:
         """Raise if saving changes the tokenizer, as it does BERTweet's: later stages would cut texts differently."""
-        check_saving(self.source, self.tokenizer)
-
-
-def opened(source: "str | Path | ModelFolder") -> ModelFolder:
-    """The model at a folder or hub id; one that is open already stays the same object."""
-    return source if isinstance(source, ModelFolder) else ModelFolder(source)
+        if self.tokenizer.is_fast:  # saved as the one file of rules that names it
+            return
+        with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
+            self.tokenizer.save_pretrained(place)
+            if ModelFolder(place).tokenizer_hash != self.tokenizer_hash:
+                raise PipelineError(
+                    f"the tokenizer of {self.source}, a {type(self.tokenizer).__name__}, changes when transformers saves it; "
+                    "save the model with a fast tokenizer (tokenizer.json)"
+                )
 
 
 def on_hub(source: str) -> tuple[str, str | None]:
@@ -275,41 +289,6 @@ def _is_hub_id(source: str) -> bool:
     except HFValidationError:
         return False
     return revision != ""
-
-
-def _cached(source: str) -> Path | None:
-    """The folder of a hub model that is complete in the local cache."""
-    if not _is_hub_id(source):
-        return None
-    name, revision = on_hub(source)
-    cached = try_to_load_from_cache(name, CONFIG_NAME, revision=revision)
-    folder = Path(cached).parent if isinstance(cached, str) else None
-    return folder if folder and all(any(any(folder.glob(name)) for name in group) for group in CACHED_PARTS) else None
-
-
-def _remedy(folder: Path) -> str:
-    """What to do about a folder without a configuration."""
-    if (folder / ADAPTER).is_file():
-        return MERGE
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
-    return f"name one of its checkpoints, such as {checkpoints[-1]}" if checkpoints else "save a model there (save_pretrained)"
-
-
-def _wrong_form(written: Mapping[str, Any]) -> str | None:
-    """A sentence about the entry of a configuration with which transformers would crash."""
-    for name, (form, wanted) in CONFIG_FORMS.items():
-        if not isinstance(written.get(name), form | None):
-            return f"{name} in its config.json must be {wanted}, not {json.dumps(written[name], ensure_ascii=False)}"
-    names = written.get("id2label") or {}
-    if not all(str(number).strip().isdecimal() for number in names):
-        return f"id2label in its config.json must be {CONFIG_FORMS['id2label'][1]}, not {json.dumps(names, ensure_ascii=False)}"
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of an error message, and the next if the first only announces it."""
-    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return f"{first} {others[0]}" if first.endswith(":") and others else first
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -338,62 +317,3 @@ def _python_rules(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     arguments = {*inspect.signature(type(tokenizer).__init__).parameters, "added_tokens_decoder"} - {"model_max_length"}
     settings = {name: value for name, value in saved.items() if name in arguments}
     return {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "settings": settings, "files": hashes}
-
-
-def check_saving(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if a tokenizer has another hash once it has been saved and loaded."""
-    if tokenizer.is_fast:  # saved as the one file of rules that names it
-        return
-    with tempfile.TemporaryDirectory(prefix="tokenizer-") as place:
-        tokenizer.save_pretrained(place)
-        if ModelFolder(place).tokenizer_hash != tokenizer_hash(tokenizer):
-            raise PipelineError(
-                f"the tokenizer of {source}, a {type(tokenizer).__name__}, changes when transformers saves it; save the model "
-                "with a fast tokenizer (tokenizer.json)"
-            )
-
-
-def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id."""
-    return ModelFolder(source).tokenizer
-
-
-def config_of(source: str | Path) -> PreTrainedConfig:
-    """The configuration of a folder or hub id."""
-    return ModelFolder(source).config
-
-
-def folder_at_hand(source: str) -> Path | None:
-    """The local folder of a model that is on this machine."""
-    found = ModelFolder.at_hand(source)
-    return found.path if found else None
-
-
-def model_hash(folder: Path) -> str:
-    """The hash of the model in a folder."""
-    return ModelFolder(folder).hash
-
-
-def source_hash(source: str) -> str:
-    """The identity of a folder or hub id."""
-    return ModelFolder(source).identity
-
-
-def embedding_width(folder: Path) -> int:
-    """Width of the word embeddings of the model in a folder."""
-    return ModelFolder(folder).embedding_width
-
-
-def depth_of(folder: Path) -> int:
-    """Number of layers of the model in a folder."""
-    return ModelFolder(folder).depth
-
-
-def saved_labels(folder: str | Path) -> tuple[str, ...]:
-    """Label names of the classifier in a folder, in the order of its logits."""
-    return ModelFolder(folder).labels
-
-
-def has_regression_head(source: str | Path) -> bool:
-    """Whether a model was saved with a regression head."""
-    return ModelFolder(source).has_regression_head

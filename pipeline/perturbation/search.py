@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config.corpus import Kind
 from pipeline.config.settings import PerturbationSettings
 from pipeline.corpus.seeding import seed_of
-from pipeline.models.outputs import divergence
+from pipeline.models.forward import divergence
 
 Norm = Literal["l2", "linf"]
 Forward = Callable[[Tensor], Tensor]

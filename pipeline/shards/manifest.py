@@ -11,7 +11,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
 from pipeline.config.settings import CodecName
 from pipeline.corpus.task import Task
-from pipeline.models.folder import ModelFolder, opened
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key, differences, hash_of, sha256_of
@@ -156,17 +156,15 @@ def check_agreement(subject: str, wanted: Key, found: Key, way_out: str) -> None
         raise ShardMismatch(f"{subject} do not fit: " + "; ".join(lines) + f". {way_out}")
 
 
-def lineage(teacher: Path | ModelFolder) -> Key:
+def lineage(teacher: ModelFolder) -> Key:
     """The part of a key that every shard made with this teacher shares."""
-    model = opened(teacher)
-    task = Task.read(Path(model.source))
     return {
         "format_version": FORMAT_VERSION,
-        "teacher": model.hash,
-        "tokenizer": model.tokenizer_hash,
-        "kind": task.kind,
-        "labels": list(model.labels) if task.kind == "classification" else [],
-        "max_length": int(model.tokenizer.model_max_length),
+        "teacher": teacher.hash,
+        "tokenizer": teacher.tokenizer_hash,
+        "kind": teacher.task.kind,
+        "labels": list(teacher.labels) if teacher.task.kind == "classification" else [],
+        "max_length": int(teacher.tokenizer.model_max_length),
     }
 
 

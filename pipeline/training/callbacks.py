@@ -1,5 +1,7 @@
-"""What runs beside the steps of transformers.Trainer and changes no weight: losses, progress lines, checkpoints, snapshots."""
+"""Callbacks of transformers.Trainer, which change no weight: losses, progress lines and checkpoints."""
 
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline.training.checkpoints import mark_whole
-from pipeline.training.order import EpochOrder, StepSharding
+from pipeline.store.files import sync_tree, write_json
+from pipeline.training.order import EpochOrder
 
 SECONDS_BETWEEN_LINES = 30.0
+
+BESIDE_FILE = "beside.json"
+"""The last file written to a checkpoint; one without it is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,6 @@ class RunOptions:
     save_steps: int = 0
     """Steps between two checkpoints within an epoch; 0 saves at the end of epochs only."""
     dataloader_num_workers: int = 0
-    """Processes that read ahead; 0 reads between the steps."""
     report_to: Sequence[str] = ()
     """Integrations of transformers.Trainer, such as dvclive."""
     surrogate_checkpoints: Sequence[Path] = ()
@@ -36,127 +42,127 @@ class RunOptions:
 NO_CHECKPOINTS = RunOptions()
 
 
-class Progress:
-    """Mean losses and seconds: what a resumed training needs beside the Trainer's own checkpoint."""
+class Progress(TrainerCallback):
+    """Sets the epoch of the order, sums losses and seconds, and prints lines: one per epoch, and every 30 seconds within one.
 
-    def __init__(self, sharding: StepSharding, steps: int) -> None:
-        self._sharding, self._steps = sharding, steps
+    A resumed training needs its state in addition to the Trainer's own checkpoint.
+    """
+
+    def __init__(self, name: str, order: EpochOrder) -> None:
+        self._name, self._order, self._sharding = name, order, order.sharding
         self.losses: list[float] = []
         """Mean loss of each finished epoch."""
-        self._sum: Tensor | float = 0.0  # stays on the device until it is asked for
-        self._began, self._before = time.monotonic(), 0.0
+        self._sum: Tensor | float = 0.0  # stays on the device until an epoch or a checkpoint needs it
+        self._began = self._first_time = self._last_line = time.monotonic()
+        self._before, self._first_step = 0.0, 0
 
     def add(self, loss: Tensor) -> None:
         """Count the weighted mean loss of one micro-batch."""
         self._sum = self._sum + loss.detach().double() / self._sharding.micro_batches
-
-    def close_epoch(self) -> None:
-        """Append the epoch's mean loss; all processes must call this."""
-        self.losses.append(self._total() / self._steps)
-        self._sum = 0.0
 
     def seconds(self) -> float:
         """Duration of the training until now, including the runs that it resumes."""
         return self._before + time.monotonic() - self._began
 
     def state(self) -> dict[str, Any]:
-        """As plain values; all processes must call this."""
+        """As plain values; all ranks must call this."""
         return {"losses": self.losses, "sum": self._total(), "seconds": self.seconds()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from such a state."""
+        """Continue from the result of ``state``."""
         self.losses, self._before = list(state["losses"]), state["seconds"]
         self._sum = 0.0 if self._sharding.rank else state["sum"]
 
     def _total(self) -> float:
-        """The sum of this epoch's losses over all processes."""
+        """The sum of this epoch's losses over all ranks."""
         total = torch.as_tensor(self._sum, dtype=torch.float64).clone()
         if self._sharding.world_size > 1:
             total = total.to("cuda" if dist.get_backend() == "nccl" else "cpu")
             dist.all_reduce(total)
         return float(total)
 
-
-class EpochBoundaries(TrainerCallback):
-    """Sets the epoch of the order, and closes the epoch's losses at its end."""
-
-    def __init__(self, order: EpochOrder, progress: Progress) -> None:
-        self._order, self._progress = order, progress
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """An epoch begins or resumes."""
-        self._order.set_epoch(int(state.epoch or 0))
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """All its steps are done."""
-        self._progress.close_epoch()
-
-
-class ProgressLines(TrainerCallback):
-    """Prints a line per epoch, and every 30 seconds within a long one: loss, dev metric, time left."""
-
-    def __init__(self, name: str, progress: Progress) -> None:
-        self._name, self._progress = name, progress
-        self._began = self._last = time.monotonic()
-        self._first_step = 0
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Say where a training resumes."""
-        self._began = self._last = time.monotonic()
+        self._first_time = self._last_line = time.monotonic()
         self._first_step = state.global_step
         if state.global_step and state.is_world_process_zero:
             print(f"{self._name}: resumes after step {state.global_step} of {state.max_steps}", flush=True)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Print a line if the last one is long ago."""
-        if state.is_world_process_zero and time.monotonic() - self._last > SECONDS_BETWEEN_LINES:
+        if state.is_world_process_zero and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._print(state, f"step {state.global_step}/{state.max_steps}")
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        self.losses.append(self._total() / self._order.steps)
+        self._sum = 0.0
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Print an epoch's loss and dev metric."""
         if state.is_world_process_zero:
-            known = f"loss {self._progress.losses[-1]:.4f}, dev {facts['metrics']['eval_dev']:.4f}"
+            known = f"loss {self.losses[-1]:.4f}, dev {facts['metrics']['eval_dev']:.4f}"
             self._print(state, f"epoch {round(state.epoch)}/{round(args.num_train_epochs)}, {known}")
 
     def _print(self, state: Any, known: str) -> None:
-        self._last = time.monotonic()
-        seconds = self._last - self._began
+        self._last_line = time.monotonic()
+        seconds = self._last_line - self._first_time
         left = seconds / (state.global_step - self._first_step) * (state.max_steps - state.global_step)
         print(f"{self._name}: {known}, {seconds:.0f} s, {left:.0f} s left", flush=True)
 
 
 class Checkpoints(TrainerCallback):
-    """Saves between the ends of epochs, and completes every checkpoint with the state of ``Progress``."""
+    """Saves between the ends of epochs, completes every checkpoint, and saves the surrogate's checkpoints."""
 
     def __init__(self, options: RunOptions, order: EpochOrder, progress: Progress) -> None:
         self._options, self._order, self._progress = options, order, progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Ask for a checkpoint, except at the end of an epoch, which the Trainer saves after evaluating on dev."""
-        every = self._options.save_steps
+        every, folders = self._options.save_steps, self._options.surrogate_checkpoints
         if self._options.checkpoints and every and state.global_step % every == 0 and state.global_step % self._order.steps:
             control.should_save = True
+        for number, folder in enumerate(folders, 1):
+            if state.global_step == round(state.max_steps * number / len(folders)):
+                facts["model"].save_pretrained(folder)
 
     def on_save(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Complete the checkpoint just saved."""
         if self._options.checkpoints:
             beside = self._progress.state()
             if state.is_world_process_zero:
                 mark_whole(self._options.checkpoints, state.global_step, state.best_global_step, beside)
 
 
-class SurrogateCheckpoints(TrainerCallback):
-    """Saves the model after some of the steps."""
-
-    def __init__(self, steps: int, folders: Sequence[Path]) -> None:
-        self._folders = dict(zip(checkpoint_steps(steps, len(folders)), folders, strict=True))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Save after a step that has a folder."""
-        if state.global_step in self._folders:
-            facts["model"].save_pretrained(self._folders[state.global_step])
+def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str, Any]) -> None:
+    """Complete the checkpoint after ``step`` with the state of ``Progress``, then delete all but it and the best one."""
+    kept = [_checkpoint(folder, step), _checkpoint(folder, best_step)]
+    sync_tree(kept[0])
+    write_json(kept[0] / BESIDE_FILE, beside)
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
 
 
-def checkpoint_steps(total: int, snapshots: int) -> Sequence[int]:
-    """After which of ``total`` steps snapshots are taken: evenly spaced, the last at the end."""
-    return [round(total * number / snapshots) for number in range(1, snapshots + 1)]
+def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The latest checkpoint from which a training can resume, and its state of ``Progress``; deletes later and incomplete ones.
+
+    A checkpoint whose best predecessor is missing or incomplete does not count: the training would end with other weights.
+    """
+    whole = []
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if (checkpoint / BESIDE_FILE).exists():
+            whole.append(checkpoint)
+        else:
+            shutil.rmtree(checkpoint)
+    for checkpoint in sorted(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        best = _checkpoint(folder, state["best_global_step"]) if state["best_global_step"] else None
+        if best is None or best in whole:
+            # The Trainer refers to the best checkpoint by its path, and would not find it if the folder was moved.
+            write_json(checkpoint / TRAINER_STATE_NAME, state | {"best_model_checkpoint": str(best) if best else None})
+            return checkpoint, json.loads((checkpoint / BESIDE_FILE).read_text(encoding="utf-8"))
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _checkpoint(folder: Path, step: int | None) -> Path:
+    return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"

@@ -1,4 +1,4 @@
-"""The masked language model of a task: fitted to its train texts, adopted as it is, or none."""
+"""The masked language model of a task: fine-tuned on its train texts, adopted as it is, or none."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -19,37 +18,30 @@ from pipeline.config.params import Settings, read_facts
 from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.corpus.encoding import Batch, Ids, Integers, Types, collate, encode
 from pipeline.corpus.seeding import sample, seed_of
-from pipeline.corpus.task import Floats, Task
-from pipeline.models.architectures import positions_of, reject_maskless
+from pipeline.corpus.task import Task
+from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_at, word_embeddings
-from pipeline.models.loading import load_masked_encoder, load_masked_lm
-from pipeline.models.soundness import check_tokenizer, check_vocabulary
+from pipeline.models.loading import check_tokenizer, check_vocabulary, load_masked_lm
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import IGNORED, Objective, TrainDev, best_epoch, fine_tune, write_history
 
 MASKED_LM_FILE = "masked_lm.json"
 
-MASKED_HEADS = ("ForMaskedLM", "ForPreTraining")
-"""Suffixes of transformers' classes that fill masks."""
-
 SHOWN_AS_MASK, SHOWN_AS_ANOTHER = 0.8, 0.1
 """Shares of the tokens to be guessed; the rest is shown unchanged (Devlin et al. 2019, §3.1)."""
-
-IGNORED = -100
-"""The label of a token that is not to be guessed."""
 
 
 class MaskedLMFacts(Settings):
     """``masked_lm.json``, written last."""
 
     model: str | None
-    """Identity of the model that was adopted or fitted; None if the task needs none."""
+    """Identity of the model that was adopted or fine-tuned; None if the task needs none."""
     fitted: bool = False
     perplexity: float | None = None
-    """Of a fitted model on dev: exp of the masked tokens' mean cross-entropy, every text counting equally."""
+    """Of a fine-tuned model on dev: exp of the masked tokens' mean cross-entropy, every text counting equally."""
 
     def summary(self) -> str:
         """A summary for the terminal."""
@@ -57,15 +49,11 @@ class MaskedLMFacts(Settings):
             return "no masked language model, since the task asks for none"
         if self.perplexity is None:
             return "adopted as it is"
-        return f"fitted, {1 / self.perplexity:.4f} on dev: the probability of a masked token (perplexity {self.perplexity:.3g})"
+        return f"fine-tuned, dev perplexity {self.perplexity:.3g} (probability of a masked token {1 / self.perplexity:.4f})"
 
 
 def masked_lm_in(folder: Path) -> MaskedLMFacts:
-    """The facts in a folder of ``prepare_masked_lm``.
-
-    Raises:
-        PipelineError: it is no such folder, or is damaged.
-    """
+    """The facts in a folder of ``prepare_masked_lm``; raises a ``PipelineError`` if there are none or they are damaged."""
     return read_facts(MaskedLMFacts, folder / MASKED_LM_FILE, f"{folder} has no {MASKED_LM_FILE}; run stage masked_lm")
 
 
@@ -76,99 +64,67 @@ def prepare_masked_lm(
     out: Path,
     options: RunOptions = NO_CHECKPOINTS,
 ) -> MaskedLMFacts:
-    """Write the masked language model of a task to ``out``, or only the facts if there is none.
+    """Write the masked language model of a task to ``out``, or only the facts if ``settings`` is None: no recipe needs one.
 
-    Args:
-        prepared: output of ``prepare``.
-        teacher: its model's tokenizer must be the masked language model's; texts are cut to its ``max_length``.
-        settings: of the model and its training; None if no recipe needs one.
-        out: replaced as a whole.
-        options: how the training is run.
-
-    Raises:
-        PipelineError: the model cannot be loaded or fill masks, or has another tokenizer or too few positions.
+    Texts are truncated to the teacher's ``max_length``.
     """
-    if settings is None:
-        facts = MaskedLMFacts(model=None)
-        with folder_written_whole(out) as folder:
-            write_json(folder / MASKED_LM_FILE, facts.model_dump())
-        return facts
-    source = ModelFolder(settings.model or teacher.model)
-    check_masked_lm(source, ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
-    if settings.fine_tune:
-        model, history = _fitted(prepared, source, teacher.max_length, settings, options)
-    else:
-        model, history = load_masked_lm(source), []
-    perplexity = 1 / best_epoch(history)["dev"] if history else None
-    facts = MaskedLMFacts(model=source.identity, fitted=settings.fine_tune, perplexity=perplexity)
+    facts, history = MaskedLMFacts(model=None), list[dict[str, float]]()
+    if settings is not None:
+        source = ModelFolder(settings.model or teacher.model)
+        check_masked_lm(source, ModelFolder(teacher.model), settings.fine_tune, teacher.max_length)
+        if settings.fine_tune:
+            model, history = _fine_tuned(prepared, source, teacher.max_length, settings, options)
+        else:
+            model, _ = load_masked_lm(source)
+        perplexity = 1 / best_epoch(history)["dev"] if history else None
+        facts = MaskedLMFacts(model=source.identity, fitted=settings.fine_tune, perplexity=perplexity)
     with folder_written_whole(out) as folder:
-        model.save_pretrained(folder)
-        source.tokenizer.save_pretrained(folder)
-        write_history(folder, history)
+        if settings is not None:
+            model.save_pretrained(folder)
+            source.tokenizer.save_pretrained(folder)
+            write_history(folder, history)
         write_json(folder / MASKED_LM_FILE, facts.model_dump())
     return facts
 
 
-def check_masked_lm(model: ModelFolder, teacher: ModelFolder, fit: bool, max_length: int) -> None:
+def check_masked_lm(model: ModelFolder, teacher: ModelFolder, fine_tune: bool, max_length: int) -> None:
     """Raise if a masked language model cannot serve a teacher; reads names and shapes of weights only.
 
-    Args:
-        model: an encoder, or a finished masked language model.
-        teacher: the model with the tokenizer that is wanted.
-        fit: whether the model will be fitted, so that it needs no head.
-        max_length: number of tokens that texts are cut to.
+    With ``fine_tune`` the model needs no head yet. ``max_length`` is the length in tokens of truncated texts.
     """
-    config, source = model.config, model.source
-    check_tokenizer(source, model.tokenizer, teacher.tokenizer)
-    reject_maskless(config, source)
-    if (longest := positions_of(config)) < max_length:
+    check_tokenizer(model, teacher.tokenizer)
+    if (longest := positions_of(model.config)) < max_length:
         raise PipelineError(
-            f"{source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
-        )
-    kinds = getattr(config, "architectures", None) or []
-    if not fit and kinds and not any(kind.endswith(MASKED_HEADS) for kind in kinds):
-        raise PipelineError(
-            f"{source} is not a finished masked language model but a {kinds[0]}; name a checkpoint that was trained to fill "
-            "masks, or train this one: masked_lm.fine_tune: true"
+            f"{model.source} takes at most {longest} tokens, but teacher.max_length is {max_length}; name another model"
         )
     check_vocabulary(model)
-    (load_masked_encoder if fit else load_masked_lm)(model, device_map="meta")
+    load_masked_lm(model, new_head=fine_tune, device_map="meta")
 
 
-def _fitted(
+def _fine_tuned(
     prepared: Path, source: ModelFolder, max_length: int, settings: MaskedLMSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
-    set_seed(settings.seed % 2**32)  # weights that the file lacks start at random
-    model = _with_head(source)
-    known = len(word_embeddings(model))  # a tokenizer may name tokens beyond them that no text has
-    train, dev = (masked_rows(prepared / f"{split}.parquet", source.tokenizer, known, max_length, settings)
-                  for split in ("train", "dev"))  # fmt: skip
-
-    def log_probabilities(model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Of the masked tokens, mean over those of each row, [rows, 1]."""
-        return -loss_of(model, batch).unsqueeze(1)
-
-    def probability(found: Floats) -> float:
-        """Geometric mean over rows: the inverse of the perplexity."""
-        return math.exp(found.mean())
-
-    objective = Objective(loss_of, probability, log_probabilities)
-    fit = fine_tune(f"masked_lm {Task.read(prepared).name}", model, TrainDev(train, dev), objective, settings, options)
-    return model, fit.history
-
-
-def _with_head(source: ModelFolder) -> PreTrainedModel:
-    """An encoder with a head that fills masks.
+    """Fine-tune an encoder with a head that fills masks.
 
     Square layers of a new head begin as the identity. If, as in BERT, one layer precedes the projection to the word embeddings,
     the head begins by comparing the encoder's output with the words' embeddings.
     """
-    model, fresh = load_masked_encoder(source)
+    set_seed(settings.seed % 2**32)  # weights that the file lacks start at random
+    model, fresh = load_masked_lm(source, new_head=True)
     with torch.no_grad():
         for weight in (model.get_parameter(name) for name in fresh):
             if weight.dim() == 2 and weight.shape[0] == weight.shape[1]:
                 torch.nn.init.eye_(weight)
-    return model
+    known = len(word_embeddings(model))  # a tokenizer may have more tokens, which no text contains
+    train, dev = (masked_rows(prepared / f"{split}.parquet", source.tokenizer, known, max_length, settings)
+                  for split in ("train", "dev"))  # fmt: skip
+    objective = Objective(
+        loss_of,
+        lambda found: math.exp(found.mean()),  # geometric mean over rows, the inverse of the perplexity
+        lambda model, batch: -loss_of(model, batch).unsqueeze(1),
+    )
+    fit = fine_tune(f"masked_lm {Task.read(prepared).name}", model, TrainDev(train, dev), objective, settings, options)
+    return model, fit.history
 
 
 @dataclass(frozen=True)
@@ -186,7 +142,6 @@ class MaskedRows:
     vocabulary: int
 
     def lengths(self) -> Lengths:
-        """Number of tokens of each row."""
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -196,11 +151,8 @@ class MaskedRows:
         """Masked inputs; "labels" [rows, tokens] are the tokens to be guessed, ``IGNORED`` elsewhere."""
         shown, guessed = zip(*(self._masked(int(row), rows.epoch) for row in rows.rows), strict=True)
         types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in rows.rows]
-        batch = collate(list(shown), types, self.pad_id)
-        labels = torch.full_like(batch["input_ids"], IGNORED)
-        for row, tokens in enumerate(guessed):
-            labels[row, : len(tokens)] = torch.from_numpy(tokens)
-        return batch | {"labels": labels}
+        labels = collate(guessed, None, IGNORED)["input_ids"]
+        return collate(shown, types, self.pad_id) | {"labels": labels}
 
     def _masked(self, row: int, epoch: int) -> tuple[Integers, Integers]:
         """A row's masked inputs and labels; at least one token is to be guessed if any is ordinary."""
@@ -218,10 +170,13 @@ class MaskedRows:
 
 
 def masked_rows(
-    table: Path, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: MaskedLMSettings
+    file: Path, tokenizer: PreTrainedTokenizerBase, known: int, max_length: int, settings: MaskedLMSettings
 ) -> MaskedRows:
-    """The rows of a prepared split, or a sample of ``settings.max_rows`` of them, for a model of ``known`` tokens."""
-    columns = _sampled(pq.read_table(table), settings).to_pydict()
+    """The rows of a prepared split for a model of ``known`` tokens, or the ``max_rows`` whose ids have the smallest hashes."""
+    table = pq.read_table(file)
+    if settings.max_rows is not None and len(table) > settings.max_rows:
+        table = table.take(sample(table["id"].to_pylist(), settings.max_rows, "words", settings.seed))
+    columns = table.to_pydict()
     encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
     return MaskedRows(
         columns["id"],
@@ -233,13 +188,6 @@ def masked_rows(
         int(tokenizer.pad_token_id),
         min(len(tokenizer), known),
     )
-
-
-def _sampled(table: pa.Table, settings: MaskedLMSettings) -> pa.Table:
-    """The rows whose ids have the smallest hashes, in the order of the corpus."""
-    if settings.max_rows is None or len(table) <= settings.max_rows:
-        return table
-    return table.take(sample(table["id"].to_pylist(), settings.max_rows, "words", settings.seed))
 
 
 def loss_of(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -23,7 +23,7 @@ POOL = 32
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The rows of one step that one process computes at once."""
+    """The rows of one step that one rank computes at once."""
 
     rows: Positions
     epoch: int
@@ -35,7 +35,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepSharding:
-    """Into how many micro-batches a step is divided, and which process this is."""
+    """Into how many micro-batches a step is divided, and which rank this is."""
 
     world_size: int = 1
     rank: int = 0
@@ -43,7 +43,7 @@ class StepSharding:
 
     @property
     def micro_batches(self) -> int:
-        """Per step, over all processes."""
+        """Per step, over all ranks."""
         return self.world_size * self.gradient_accumulation_steps
 
 
@@ -62,34 +62,25 @@ class RowData(Protocol):
 def steps_of(lengths: Lengths, batch_size: int, seed: int, epoch: int) -> list[Positions]:
     """The rows of each step of an epoch: every row once, rows of similar length together, at most ``batch_size`` per step.
 
-    Steps differ by at most one row, so that none is too small to be divided.
+    Steps differ by at most one row, so that each can be divided into micro-batches.
     """
-    generator = np.random.Generator(np.random.Philox(key=seed_of(seed, "order", epoch)))
+    generator, count = np.random.Generator(np.random.Philox(key=seed_of(seed, "order", epoch))), -(-len(lengths) // batch_size)
     shuffled = generator.permutation(len(lengths))
-    ends = np.arange(1, step_count(len(lengths), batch_size)) * len(lengths) // step_count(len(lengths), batch_size)
+    ends = np.arange(1, count) * len(lengths) // count
     pools = np.split(shuffled, ends[POOL - 1 :: POOL])
     by_length = np.concatenate([rows[np.argsort(lengths[rows], kind="stable")] for rows in pools])
     steps = np.split(by_length, ends)
     return [steps[number] for number in generator.permutation(len(steps))]
 
 
-def step_count(rows: int, batch_size: int) -> int:
-    """Steps per epoch."""
-    return -(-rows // batch_size)
-
-
 class EpochOrder(Sampler[MicroBatch]):
-    """The micro-batches of one epoch that one process computes.
-
-    Raises:
-        PipelineError: some step has fewer rows than micro-batches.
-    """
+    """The micro-batches of one epoch that one rank computes; no step may have fewer rows than micro-batches."""
 
     def __init__(self, lengths: Lengths, batch_size: int, epochs: int, seed: int, sharding: StepSharding) -> None:
         self._lengths, self._batch_size, self._epochs, self._seed = lengths, batch_size, epochs, seed
-        self._sharding = sharding
+        self.sharding = sharding
         self._epoch = 0
-        self.steps = step_count(len(lengths), batch_size)
+        self.steps = -(-len(lengths) // batch_size)
         fewest = len(lengths) // self.steps if self.steps else 0
         if fewest < sharding.micro_batches:
             raise PipelineError(
@@ -103,15 +94,15 @@ class EpochOrder(Sampler[MicroBatch]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        return self.steps * self._sharding.gradient_accumulation_steps
+        return self.steps * self.sharding.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        epoch, sharding = self._epoch, self._sharding
+        epoch, sharding = self._epoch, self.sharding
         for number, rows in enumerate(steps_of(self._lengths, self._batch_size, self._seed, epoch)):
             progress = (epoch + number / self.steps) / self._epochs
-            for turn in range(sharding.gradient_accumulation_steps):
-                # Strided, because rows are sorted by length: no process has to wait for one with all the long ones.
-                part = rows[turn * sharding.world_size + sharding.rank :: sharding.micro_batches]
+            for micro_batch in range(sharding.gradient_accumulation_steps):
+                # Strided, because rows are sorted by length: otherwise one rank would have all the long ones.
+                part = rows[micro_batch * sharding.world_size + sharding.rank :: sharding.micro_batches]
                 yield MicroBatch(part, epoch, progress, weight=len(part) * sharding.micro_batches / len(rows))
 
 
@@ -129,7 +120,7 @@ class TrainDataset(Dataset[Any]):
 
 
 class DevDataset(Dataset[Any]):
-    """Rows to evaluate on, longest first, so that little is padding."""
+    """Rows to evaluate on, longest first, which minimises padding."""
 
     def __init__(self, rows: RowData) -> None:
         self._rows = rows
@@ -143,9 +134,7 @@ class DevDataset(Dataset[Any]):
 
     def in_row_order(self, logits: Floats) -> Floats:
         """Logits [rows, outputs] of this dataset in the order of the rows."""
-        ordered = np.empty_like(logits)
-        ordered[self.positions] = logits
-        return ordered
+        return logits[np.argsort(self.positions)]
 
 
 def train_loader(rows: TrainDataset, order: EpochOrder, workers: int) -> DataLoader[Any]:

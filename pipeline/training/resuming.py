@@ -1,11 +1,11 @@
-"""Trainings kept in the store: fetched if finished before, resumed if killed. Knows keys and folders, not what is trained."""
+"""Trainings kept in the store: fetched if finished before, resumed if killed."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import RuntimeSettings
-from pipeline.models.folder import load_tokenizer, source_hash, tokenizer_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole
 from pipeline.store.hashing import Key, sha256_of
@@ -13,21 +13,13 @@ from pipeline.store.store import Facts, Store, write_stored_as
 from pipeline.training.callbacks import RunOptions
 
 
-def training_key(content: str, module: str, files: Iterable[Path], model: str, settings: Mapping[str, Any]) -> Key:
-    """Everything that decides a training.
-
-    Args:
-        content: what it makes.
-        module: that trains; its code stands in the key.
-        files: those that it reads.
-        model: what it begins with.
-        settings: plain values.
-    """
+def training_key(content: str, module: str, files: Iterable[Path], model: ModelFolder, settings: Mapping[str, Any]) -> Key:
+    """Everything that decides a training: ``content`` names its kind of result, ``module`` trains, ``model`` is its start."""
     return {
         "content": content,
         "files": {file.name: sha256_of(file) for file in files},
-        "model": source_hash(model),
-        "tokenizer": tokenizer_hash(load_tokenizer(model)),
+        "model": model.identity,
+        "tokenizer": model.tokenizer_hash,
         "settings": dict(settings),
         "computed_by": computed_by(module, TRAINING_LIBRARIES),
     }
@@ -41,14 +33,9 @@ def run_options(store: Store, key: Key, runtime: RuntimeSettings) -> RunOptions:
 def fetch_or_train(
     key: Key, title: str, out: Path, runtime: RuntimeSettings, train: Callable[[Path, RunOptions], Facts]
 ) -> dict[str, Any]:
-    """Place a finished training at ``out``, from the store or trained now; returns its facts.
+    """Place a finished training at the folder ``out``, from the store or trained now; returns its facts.
 
-    Args:
-        key: decides the training.
-        title: what progress lines call it.
-        out: the folder; replaced as a whole.
-        runtime: where the store is, and how a training is run.
-        train: trains and writes into the folder it is given; returns plain facts.
+    ``title`` is its name in progress lines. ``train`` writes into the folder it gets and returns plain facts.
     """
     store = Store(runtime.store_folder)
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -14,43 +13,47 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from pipeline.config.corpus import Kind, Split
 from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
 from pipeline.config.settings import TeacherSettings, TrainingSettings
-from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode, length_buckets
+from pipeline.corpus.encoding import Batch, Ids, Integers, Types, check_length, collate, encode
 from pipeline.corpus.task import Floats, Task, constant_prediction, measure
 from pipeline.models.architectures import head_settings, reject_unsupported
 from pipeline.models.folder import ModelFolder
-from pipeline.models.forward import logits_from_ids, pick_device
-from pipeline.models.loading import check_classifier, load_classifier
-from pipeline.models.outputs import Scale
-from pipeline.models.soundness import check_outputs, check_token_types, check_values, check_vocabulary
+from pipeline.models.forward import Scale, logits_from_ids, logits_of_rows, pick_device
+from pipeline.models.loading import (
+    check_classifier,
+    check_outputs,
+    check_token_types,
+    check_values,
+    check_vocabulary,
+    load_classifier,
+)
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
-from pipeline.training.order import MicroBatch
+from pipeline.training.order import Lengths, MicroBatch
 from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss, write_history
 
-BATCH_ROWS = 64
+BATCH_SIZE = 64
 """Rows per batch when an adopted teacher is evaluated on dev."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Encoded examples of one split with their labels."""
+    """Encoded examples of one split with their labels; rows without a label are left out."""
 
     input_ids: list[Ids]
     token_type_ids: list[Types] | None
     labels: Floats
-    """[rows]; NaN if unknown."""
     pad_token_id: int
 
     @classmethod
     def read(cls, prepared: Path, split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int) -> "Examples":
         """Tokenise a prepared split."""
-        columns = pq.read_table(prepared / f"{split}.parquet").to_pydict()
+        table = pq.read_table(prepared / f"{split}.parquet")
+        columns = table.filter(table["label"].is_valid()).to_pydict()
         encoded = encode(tokenizer, columns["text_a"], columns.get("text_b"), max_length)
-        labels = np.array([np.nan if label is None else label for label in columns["label"]], dtype=np.float64)
+        labels = np.array(columns["label"], dtype=np.float64)
         return cls(encoded.input_ids, encoded.token_type_ids, labels, int(tokenizer.pad_token_id))
 
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Number of tokens of each row."""
+    def lengths(self) -> Lengths:
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -65,37 +68,29 @@ class Examples:
         types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in positions]
         return collate([self.input_ids[row] for row in positions], types, self.pad_token_id)
 
-    def labelled(self) -> "Examples":
-        """The rows that have a label."""
-        known = np.flatnonzero(~np.isnan(self.labels))
-        types = None if self.token_type_ids is None else [self.token_type_ids[row] for row in known]
-        return Examples([self.input_ids[row] for row in known], types, self.labels[known], self.pad_token_id)
-
 
 def teach(
-    prepared: Path, settings: TeacherSettings, optimiser: TrainingSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+    prepared: Path, settings: TeacherSettings, training: TrainingSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
 ) -> float:
-    """Make the teacher of a task and write it to ``out``; returns its dev metric.
-
-    Raises:
-        PipelineError: the checkpoint does not fit the task, or no train row has a label.
-    """
+    """Make the teacher of a task and write it to ``out``; returns its dev metric."""
     task, folder = Task.read(prepared), ModelFolder(settings.model)
     if errors := teacher_errors(folder, settings, task.name, task.kind, task.labels, task.pair):
         raise PipelineError(errors[0]) if len(errors) == 1 else PipelineErrors(f"teacher of {task.name}", errors)
     tokenizer = folder.tokenizer
-    tokenizer.model_max_length = settings.max_length  # the saved copy tells every later stage where to cut
+    tokenizer.model_max_length = settings.max_length  # later stages truncate texts at the length in the saved copy
     dev = Examples.read(prepared, "dev", tokenizer, settings.max_length)
     if settings.fine_tune:
-        train = Examples.read(prepared, "train", tokenizer, settings.max_length).labelled()
-        model, history = _fine_tuned(task, folder, train, dev, optimiser, options)
+        train = Examples.read(prepared, "train", tokenizer, settings.max_length)
+        model, history = _fine_tuned(task, folder, train, dev, training, options)
         dev_value = best_epoch(history)["dev"]
     else:
         model, history = load_classifier(folder), []
-        dev_value = measure(task, dev.labels, _logits(model, dev))
+        model.to(pick_device())  # type: ignore[arg-type]
+        dev_value = measure(task, dev.labels, logits_of_rows(model, dev.lengths(), dev.inputs_at, BATCH_SIZE))
+        model.to("cpu")  # type: ignore[arg-type]
     if dev_value <= (trivial := measure(task, dev.labels, constant_prediction(task, dev.labels))):
         remedy = "; lower teach.learning_rate if it is above 5.0e-5, else train longer" if settings.fine_tune else ""
-        found = f"{task.metric} {dev_value:.4f} on dev, where one answer to all has {trivial:.4f}"
+        found = f"{task.metric} {dev_value:.4f} on dev, a constant prediction has {trivial:.4f}"
         print(f"note: teacher of {task.name}: {found}; students will learn as little{remedy}", flush=True)
     with folder_written_whole(out) as written:
         model.config.update(head_settings(task))
@@ -109,15 +104,9 @@ def teach(
 def teacher_errors(
     folder: ModelFolder, settings: TeacherSettings, task: str, kind: Kind, labels: tuple[str, ...] | None, pair: bool
 ) -> list[str]:
-    """Every reason why a model cannot teach a task, by its configuration, tokenizer and the names of its weights alone.
+    """Every reason why a model cannot teach a task, from its configuration, its tokenizer and the names of its weights.
 
-    Args:
-        folder: the model.
-        settings: how it becomes the teacher.
-        task: the task's name.
-        kind: the task's kind.
-        labels: label names in order; empty for regression, None if not known yet.
-        pair: whether inputs are pairs of texts.
+    ``task`` is the task's name. ``labels`` are in order; they are empty for regression and None if they are not known yet.
     """
     try:
         reject_unsupported(folder.config, folder.source)
@@ -129,12 +118,13 @@ def teacher_errors(
     if not settings.fine_tune and labels is not None:
         checks += [lambda: check_outputs(folder, task, kind, labels)]
     try:
-        tokenizer = folder.tokenizer
+        tokenizer, longest = folder.tokenizer, folder.longest_input
     except PipelineError as error:
         return [*errors_of(*checks), str(error)]
-    return errors_of(
-        *checks,
-        lambda: _check_longest(folder, settings.max_length),
+    found = errors_of(*checks)
+    if settings.max_length > longest:
+        found.append(f"max_length is {settings.max_length}, but {folder.source} takes at most {longest} tokens")
+    return found + errors_of(
         lambda: check_length(tokenizer, pair, settings.max_length, str(folder.source)),
         lambda: check_vocabulary(folder),
         lambda: check_token_types(folder, pair),
@@ -142,20 +132,15 @@ def teacher_errors(
     )
 
 
-def _check_longest(folder: ModelFolder, max_length: int) -> None:
-    if max_length > (longest := folder.longest_input):
-        raise PipelineError(f"max_length is {max_length}, but {folder.source} takes at most {longest} tokens")
-
-
 def _fine_tuned(
-    task: Task, folder: ModelFolder, train: Examples, dev: Examples, optimiser: TrainingSettings, options: RunOptions
+    task: Task, folder: ModelFolder, train: Examples, dev: Examples, training: TrainingSettings, options: RunOptions
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     if not len(train):
         raise PipelineError(
             f"no training example of {task.name} has a label, so no teacher can be fine-tuned; "
             "name a classifier that is already fine-tuned and set teacher.fine_tune: false"
         )
-    set_seed(optimiser.seed % 2**32)  # a new head starts from random weights
+    set_seed(training.seed % 2**32)  # a new head starts from random weights
     model = load_classifier(folder, task)
     if model.config.pad_token_id is None:  # else a decoder could not be served in batches
         model.config.pad_token_id = train.pad_token_id
@@ -169,19 +154,7 @@ def _fine_tuned(
         return label_loss(logits_from_ids(model, batch).float(), batch["labels"], task.kind)
 
     objective = Objective(loss, lambda logits: measure(task, dev.labels, logits))
-    fit = fine_tune(f"teach {task.name}", model, TrainDev(train, dev), objective, optimiser, options)
+    fit = fine_tune(f"teach {task.name}", model, TrainDev(train, dev), objective, training, options)
     if scale is not None:
         scale.put_into(model)
     return model, fit.history
-
-
-@torch.inference_mode()
-def _logits(model: PreTrainedModel, rows: Examples) -> Floats:
-    device = pick_device()
-    model.to(device)  # type: ignore[arg-type]
-    result = np.empty((len(rows), int(model.config.num_labels or 1)), dtype=np.float32)
-    for positions in length_buckets(rows.lengths(), BATCH_ROWS):
-        batch = {name: value.to(device) for name, value in rows.inputs_at(positions).items()}
-        result[positions] = logits_from_ids(model, batch).float().cpu().numpy()
-    model.to("cpu")  # type: ignore[arg-type]
-    return result

@@ -1,9 +1,9 @@
-"""transformers.Trainer set up once for the teacher, the masked language model and students; keeps the best epoch's weights."""
+"""Set-up of transformers.Trainer for the teacher, the masked language model and students; keeps the best epoch's weights."""
 
 import csv
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,20 +26,10 @@ from pipeline.corpus.seeding import seed_of
 from pipeline.corpus.task import Floats
 from pipeline.models.forward import logits_from_ids
 from pipeline.store.files import written_whole
-from pipeline.training.callbacks import (
-    NO_CHECKPOINTS,
-    Checkpoints,
-    EpochBoundaries,
-    Progress,
-    ProgressLines,
-    RunOptions,
-    SurrogateCheckpoints,
-)
-from pipeline.training.checkpoints import newest_whole
+from pipeline.training.callbacks import NO_CHECKPOINTS, Checkpoints, Progress, RunOptions, newest_whole
 from pipeline.training.order import DevDataset, EpochOrder, RowData, StepSharding, TrainDataset, as_it_is, train_loader
 
 HISTORY_FILE = "history.csv"
-HISTORY_COLUMNS = ("epoch", "step", "loss", "dev")
 
 DEV_ROWS = 64
 """Greatest number of rows per batch on dev; never more than a micro-batch of training."""
@@ -47,13 +37,13 @@ DEV_ROWS = 64
 PASSED_ON = {
     "num_train_epochs", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm"
 }  # fmt: skip
-"""Settings that TrainingArguments takes as they are."""
+"""Settings that are passed on to TrainingArguments."""
+
+IGNORED = -100
+"""The label of a row or token that has none."""
 
 Loss = Callable[[PreTrainedModel, Batch], Tensor]
 """From a model and a batch to the loss of each row, [rows]."""
-
-Outputs = Callable[[PreTrainedModel, Batch], Tensor]
-"""From a model and a batch to what the dev metric is computed from, [rows, outputs]."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +56,12 @@ class TrainDev:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training minimises, and by what its best epoch is chosen."""
+    """What a training minimises, and the dev metric that chooses its best epoch."""
 
     loss: Loss
     dev_metric: Callable[[Floats], float]
     """From dev outputs [rows, outputs], in the order of the rows, to the metric; higher is better."""
-    outputs: Outputs = logits_from_ids
+    outputs: Callable[[PreTrainedModel, Batch], Tensor] = logits_from_ids
 
 
 @dataclass(frozen=True)
@@ -85,11 +75,11 @@ class Fit:
 
 
 class FineTuner(Trainer):
-    """The Trainer with an objective and an order of its own."""
+    """A Trainer with a given objective and order of rows."""
 
     def __init__(self, objective: Objective, order: EpochOrder, progress: Progress, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.model_accepts_loss_kwargs = False  # else the Trainer takes the loss for one that is divided already
+        self.model_accepts_loss_kwargs = False  # else the Trainer assumes that the loss is divided already
         self._objective, self._order, self._progress = objective, order, progress
 
     def compute_loss(
@@ -118,17 +108,28 @@ def fine_tune(
 ) -> Fit:
     """Train ``model`` in place and leave it with its best epoch's weights; resumes from the latest checkpoint if there is one.
 
-    If torch.distributed is initialised, every process calls this and computes its share of each step.
-
-    Raises:
-        PipelineError: the training diverged, has fewer steps than snapshots, or the machine lacks what it needs.
+    If torch.distributed is initialised, every rank calls this and computes its share of each step.
     """
-    sharding = _sharding(settings)
+    ranks = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    sharding = StepSharding(*ranks, settings.gradient_accumulation_steps)
     order = EpochOrder(rows.train.lengths(), settings.batch_size, settings.num_train_epochs, settings.seed, sharding)
     steps = order.steps * settings.num_train_epochs
-    _check(name, settings, options, steps)
-    progress, dev = Progress(sharding, order.steps), DevDataset(rows.dev)
-    with _output_folder(options) as folder:
+    if (saved := len(options.surrogate_checkpoints)) > steps:
+        raise PipelineError(f"{name}: {saved} checkpoints of {steps} steps cannot differ; keep fewer, or train longer")
+    if settings.precision == "float16" and not torch.cuda.is_available():
+        raise PipelineError(f"{name}: float16 needs a GPU; use precision: bfloat16 or float32 on a processor")
+    check_reporting(options.report_to)
+    progress, dev = Progress(name, order), DevDataset(rows.dev)
+
+    def dev_metric(found: Any) -> dict[str, float]:
+        if not np.isfinite(found.predictions).all():
+            raise PipelineError(f"{name}: training diverged, the model's outputs are not finite; lower learning_rate")
+        return {"dev": objective.dev_metric(dev.in_row_order(found.predictions))}
+
+    with ExitStack() as temporary:
+        if (folder := options.checkpoints) is None:
+            folder = Path(temporary.enter_context(tempfile.TemporaryDirectory(prefix="fine-tune-")))
+        folder.mkdir(parents=True, exist_ok=True)
         trainer = FineTuner(
             objective,
             order,
@@ -138,20 +139,19 @@ def fine_tune(
             train_dataset=TrainDataset(rows.train),
             eval_dataset=dev,
             data_collator=as_it_is,
-            compute_metrics=lambda found: {"dev": objective.dev_metric(dev.in_row_order(_finite(name, found.predictions)))},
-            callbacks=[
-                EpochBoundaries(order, progress),
-                ProgressLines(name, progress),
-                SurrogateCheckpoints(steps, options.surrogate_checkpoints),
-                Checkpoints(options, order, progress),
-            ],
+            compute_metrics=dev_metric,
+            callbacks=[progress, Checkpoints(options, order, progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        if sharding.rank:  # else all processes would drop the same neurons
+        if sharding.rank:  # else all ranks would drop the same neurons
             set_seed(seed_of(settings.seed, "process", sharding.rank) % 2**32)
         trainer.train(resume_from_checkpoint=_resumed_from(options, sharding, progress))
-        history = _history(trainer.state.log_history, progress.losses)
     model.to("cpu")  # type: ignore[arg-type]
+    evaluated = [entry for entry in trainer.state.log_history if "eval_dev" in entry]
+    history = [
+        {"epoch": round(entry["epoch"]), "step": entry["step"], "loss": loss, "dev": entry["eval_dev"]}
+        for entry, loss in zip(evaluated, progress.losses, strict=True)
+    ]
     return Fit(history, progress.seconds())
 
 
@@ -160,13 +160,9 @@ def label_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
 
     ``logits`` is [rows, outputs]; ``labels`` is [rows] in float32, class indices or values, NaN if unknown.
     """
-    known = ~labels.isnan()
-    filled = labels.nan_to_num()
     if kind == "regression":
-        losses = (logits[:, 0] - filled).square()
-    else:
-        losses = functional.cross_entropy(logits, filled.long(), reduction="none")
-    return torch.where(known, losses, 0.0)
+        return torch.where(labels.isnan(), 0.0, (logits[:, 0] - labels.nan_to_num()).square())
+    return functional.cross_entropy(logits, labels.nan_to_num(IGNORED).long(), reduction="none", ignore_index=IGNORED)
 
 
 def best_epoch(history: list[dict[str, float]]) -> dict[str, float]:
@@ -177,7 +173,7 @@ def best_epoch(history: list[dict[str, float]]) -> dict[str, float]:
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     """Write ``history.csv``, one row per epoch."""
     with written_whole(folder / HISTORY_FILE) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, HISTORY_COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, ("epoch", "step", "loss", "dev"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
 
@@ -191,34 +187,8 @@ def check_reporting(report_to: Sequence[str]) -> None:
         )
 
 
-def _sharding(settings: TrainingSettings) -> StepSharding:
-    if not dist.is_initialized():
-        return StepSharding(gradient_accumulation_steps=settings.gradient_accumulation_steps)
-    return StepSharding(dist.get_world_size(), dist.get_rank(), settings.gradient_accumulation_steps)
-
-
-def _check(name: str, settings: TrainingSettings, options: RunOptions, steps: int) -> None:
-    snapshots = len(options.surrogate_checkpoints)
-    if snapshots > steps:
-        raise PipelineError(f"{name}: {snapshots} snapshots of {steps} steps cannot differ; keep fewer, or train longer")
-    if settings.precision == "float16" and not torch.cuda.is_available():
-        raise PipelineError(f"{name}: float16 needs a GPU; use precision: bfloat16 or float32 on a processor")
-    check_reporting(options.report_to)
-
-
-@contextmanager
-def _output_folder(options: RunOptions) -> Iterator[Path]:
-    """Where the Trainer saves: a folder that stays, or a temporary one."""
-    if options.checkpoints is not None:
-        options.checkpoints.mkdir(parents=True, exist_ok=True)
-        yield options.checkpoints
-    else:
-        with tempfile.TemporaryDirectory(prefix="fine-tune-") as work:
-            yield Path(work)
-
-
 def _resumed_from(options: RunOptions, sharding: StepSharding, progress: Progress) -> str | None:
-    """The checkpoint from which all processes resume, if there is one; restores ``progress``."""
+    """The checkpoint from which all ranks resume, if there is one; restores ``progress``."""
     found = [newest_whole(options.checkpoints) if options.checkpoints and sharding.rank == 0 else None]
     if sharding.world_size > 1:
         dist.broadcast_object_list(found, src=0)
@@ -226,15 +196,9 @@ def _resumed_from(options: RunOptions, sharding: StepSharding, progress: Progres
         return None
     checkpoint, beside = found[0]
     if not checkpoint.is_dir():
-        raise PipelineError(f"a trainer does not see {checkpoint}; trainers need runtime.store on a disk that they share")
+        raise PipelineError(f"a trainer does not see {checkpoint}; trainers need runtime.store on a shared disk")
     progress.restore(beside)
     return str(checkpoint)
-
-
-def _finite(name: str, outputs: Floats) -> Floats:
-    if not np.isfinite(outputs).all():
-        raise PipelineError(f"{name}: training diverged, the model's outputs are not finite; lower learning_rate")
-    return outputs
 
 
 def _arguments(settings: TrainingSettings, options: RunOptions, folder: Path, warmup_steps: int) -> TrainingArguments:
@@ -269,11 +233,3 @@ def _arguments(settings: TrainingSettings, options: RunOptions, folder: Path, wa
     # One device: the Trainer would wrap the model in DataParallel if it sees several GPUs, and hide its embeddings.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
-
-
-def _history(log: list[dict[str, float]], losses: list[float]) -> list[dict[str, float]]:
-    measured = [entry for entry in log if "eval_dev" in entry]
-    return [
-        {"epoch": round(entry["epoch"]), "step": entry["step"], "loss": loss, "dev": entry["eval_dev"]}
-        for entry, loss in zip(measured, losses, strict=True)
-    ]
