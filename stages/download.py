@@ -16,7 +16,7 @@ import click
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.files import folder_written_whole, written_whole
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import sha256_of
 from stages.command import folder_option, stage
 
 

@@ -9,13 +9,12 @@ import click
 from pipeline.config import params as config
 from pipeline.config.corpus import CorpusSettings, Kind, Metric
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.preparation import Prepared, prepare
-from pipeline.corpus.tables import ErrorList
+from pipeline.corpus.files import ErrorList
+from pipeline.corpus.preparation import Prepared, Reader, check_tokens, prepare
 from pipeline.corpus.task import TASK_FILE
-from pipeline.corpus.tokens import Reader, check_tokens
 from pipeline.models.folder import config_of, folder_at_hand, load_tokenizer
 from pipeline.store.files import folder_written_whole, write_json
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import sha256_of
 from stages.command import note_unseen, out_option, params_option, stage
 
 START_FILE = "start.json"

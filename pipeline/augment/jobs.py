@@ -12,7 +12,7 @@ from pipeline.augment.teacher import ModelSet
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.store.store import Facts, Store
 
 

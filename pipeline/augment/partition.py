@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config.corpus import Split
 from pipeline.corpus.seeding import seed_of
-from pipeline.store.hashing import hash_of
+from pipeline.store.keys import hash_of
 
 ROWS_A_READ = 4096
 """So many rows of a table are in memory at once while it is cut."""

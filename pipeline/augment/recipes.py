@@ -7,7 +7,7 @@ from pipeline.augment.text_edits import runs, special_ids
 from pipeline.config.corpus import Kind
 from pipeline.config.settings import OPERATIONS, AugmentSettings, Effect
 from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 
 def followed_by(settings: AugmentSettings, checkpoints: int) -> CheckpointsFollowed:

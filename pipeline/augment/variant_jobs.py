@@ -14,7 +14,7 @@ from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
 from pipeline.config.corpus import Split
 from pipeline.shards.schema import shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.store.store import Store
 
 

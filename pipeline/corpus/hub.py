@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus.files import ending_of, first_line, read_file, was_saved
-from pipeline.corpus.tables import ErrorList, Table, with_class_names
+from pipeline.corpus.files import ErrorList, Table, ending_of, first_line, read_file, was_saved, with_class_names
 
 ENDINGS = {"csv": {".csv", ".tsv"}, "json": {".jsonl", ".ndjson", ".json"}, "parquet": {".parquet"}}
 """Endings of the files that are read here, by builder name."""
@@ -55,9 +54,8 @@ def _is_read_here(builder: Any) -> bool:
         return False
     if builder.name == "csv":
         return True
-    if builder.name == "json":
-        return not _options(builder.config) and not any(map(_may_be_array, files))
-    return not _options(builder.config) and all(file.is_file() for file in files)
+    readable = not any(map(_may_be_array, files)) if builder.name == "json" else all(file.is_file() for file in files)
+    return readable and not _options(builder.config)
 
 
 def _options(config: Any) -> list[str]:
@@ -91,12 +89,12 @@ def _splits_of_files(hub: str, builder: Any, errors: ErrorList) -> dict[str, Spl
 
 
 def _local(hub: str, files: list[str], errors: ErrorList) -> list[Path]:
-    """Local paths of the files; those of a folder are named as the folder is, those of the hub are downloaded."""
+    """Local paths of the files: relative to a local folder, or downloaded from the hub."""
     import datasets
 
-    if all(Path(file).is_file() for file in files):
+    paths = list(map(Path, files))
+    if all(path.is_file() for path in paths):
         folder = Path(hub).resolve()
-        paths = map(Path, files)
         return [Path(hub) / path.relative_to(folder) if path.is_relative_to(folder) else path for path in paths]
     try:
         return list(map(Path, datasets.DownloadManager().download(files)))

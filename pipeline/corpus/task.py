@@ -1,7 +1,6 @@
 """A task as later stages know it, and its metric."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,10 @@ def measure(task: Task, labels: Floats, logits: Floats) -> float:
     F1 is that of the second of two labels (as in GLUE's MRPC). Macro F1 is the mean over the labels that occur, so that it does
     not depend on which absent labels a model predicts. A correlation of constant values counts as 0.
     """
-    return float(_METRICS[task.metric](np.asarray(labels), predictions(task, np.asarray(logits))))
+    true, predicted = np.asarray(labels), predictions(task, np.asarray(logits))
+    if task.metric in ("mcc", "pearson", "spearman") and (np.ptp(true) == 0 or np.ptp(predicted) == 0):
+        return 0.0
+    return float(_METRICS[task.metric](true, predicted))
 
 
 def constant_prediction(task: Task, labels: Floats) -> Floats:
@@ -64,20 +66,13 @@ def constant_prediction(task: Task, labels: Floats) -> Floats:
     return max(every, key=lambda logits: measure(task, labels, logits))
 
 
-def _macro_f1(labels: Floats, predicted: Floats) -> float:
-    return float(sklearn.metrics.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0.0))
-
-
-def _correlation(statistic: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
-    """A correlation that is 0, without the library's warning, if all labels or all predictions are equal."""
-    return lambda labels, predicted: 0.0 if np.ptp(labels) == 0 or np.ptp(predicted) == 0 else statistic(labels, predicted)
-
-
-_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
+_METRICS: dict[Metric, Callable[[Floats, Floats], float]] = {
     "accuracy": sklearn.metrics.accuracy_score,
-    "f1": partial(sklearn.metrics.f1_score, average="binary", zero_division=0.0),
-    "macro_f1": _macro_f1,
-    "mcc": _correlation(sklearn.metrics.matthews_corrcoef),
-    "pearson": _correlation(lambda labels, predicted: scipy.stats.pearsonr(labels, predicted)[0]),
-    "spearman": _correlation(lambda labels, predicted: scipy.stats.spearmanr(labels, predicted)[0]),
+    "f1": lambda true, predicted: sklearn.metrics.f1_score(true, predicted, zero_division=0.0),
+    "macro_f1": lambda true, predicted: sklearn.metrics.f1_score(
+        true, predicted, labels=np.unique(true), average="macro", zero_division=0.0
+    ),
+    "mcc": sklearn.metrics.matthews_corrcoef,
+    "pearson": lambda true, predicted: scipy.stats.pearsonr(true, predicted)[0],
+    "spearman": lambda true, predicted: scipy.stats.spearmanr(true, predicted)[0],
 }
