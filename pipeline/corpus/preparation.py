@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split, fitting_metrics
+from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split
 from pipeline.corpus import rows as corpus_rows
 from pipeline.corpus.encoding import Ids, check_length, encode
 from pipeline.corpus.files import ErrorList, SplitTables, ending_of, read_file, shown
@@ -96,10 +96,6 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     errors, notes = ErrorList(), Counter[str]()
     if not TASK_NAME.fullmatch(task_name):
         errors.add(f"task name {task_name!r}", "only a-z, 0-9 and _ may be used")
-    if metric not in fitting_metrics(kind):
-        errors.add(f"metric {metric}", f"it does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
-    if kind == "regression" and settings.labels:
-        errors.add("corpus.labels", "label names belong to classification; leave them out")
     tables = _read(settings, errors)
     rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), tables, settings)
     names = corpus_rows.label_names(tables, rows, settings, errors) if kind == "classification" else ()

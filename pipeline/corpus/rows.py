@@ -45,8 +45,6 @@ DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 WHOLE = re.compile(r"-?\d+(\.0+)?", re.ASCII)
 """A whole number; pandas writes integer columns with gaps as 1.0."""
 
-NOT_OF_TWO = "it is the F1 of the second of two labels, and there are {}; choose macro_f1"
-
 CARVING_ORDER: tuple[Split, ...] = ("test", "dev")
 """Order of the intervals in [0, 1), so that a new dev share moves no test row; train has the rest."""
 
@@ -218,7 +216,7 @@ def _declared(tables: SplitTables, settings: CorpusSettings) -> tuple[str, ...]:
 def check_f1(names: tuple[str, ...], tables: SplitTables, settings: CorpusSettings, errors: ErrorList) -> None:
     """Require two labels whose order was chosen, since F1 is that of the second."""
     if len(names) > 2:
-        errors.add("metric f1", NOT_OF_TWO.format(len(names)))
+        errors.add("metric f1", f"it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
     elif len(names) == 2 and not _declared(tables, settings) and not all(map(_is_integer, names)):
         orders = " or ".join(json.dumps(order, ensure_ascii=False) for order in (names[::-1], names))
         message = "it is the F1 of the second of two labels, and their order is only alphabetical; list them in corpus.labels, "
