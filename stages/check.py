@@ -1,4 +1,4 @@
-"""check: validates the whole of params.yaml, its entries against each other and against the models that they name (no stage)."""
+"""check: validates all of params.yaml, its entries against each other and against the models that they name (no stage)."""
 
 from pathlib import Path
 

@@ -95,7 +95,7 @@ def main(out: Path) -> None:
 
 
 def take(package: Package, folder: Path) -> dict[str, bytes]:
-    """Download a package to ``folder`` and return its members by name; nothing is unpacked to a path that an archive chooses."""
+    """Download a package to ``folder`` and return its members by name; no archive chooses a path to unpack to."""
     archive = fetch(package, folder)
     *inner, inside = package.inside
     paths = {name: str(PurePosixPath(inside, name)) for name in package.members}

@@ -1,4 +1,4 @@
-"""Tables read exactly from csv, tsv, JSON lines and parquet files, and the list of all errors found in them.
+"""Tables of csv, tsv, JSON lines and parquet files, and the list of all errors found in them.
 
 Texts are not converted: ``NA``, ``007`` and leading spaces stay. csv follows RFC 4180 (a quoted field may contain line
 breaks), tsv has no quoting, and both need a header; csv, tsv and JSON lines may be gzipped. The number of a row is that of
@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,10 +43,6 @@ LONGEST_FIELD = 2**31 - 1
 LONGEST_SHOWN = 40
 
 OTHER_SEPARATORS = (";", "\t", "|", ",")
-CLASS_INDEX = re.compile(r"-?\d+(\.0+)?", re.ASCII)
-"""A class index in a text table; pandas writes integer columns with gaps as 1.0."""
-
-Record = tuple[int, list[str]]
 
 
 class ErrorList:
@@ -105,11 +100,8 @@ class _ReadError(Exception):
     """A file that cannot be read; the arguments are those of ``ErrorList.add`` after the subject."""
 
 
-def read_file(path: Path, wanted: Sequence[str], errors: ErrorList, separator: str | None = None) -> Table | None:
-    """Read the ``wanted`` columns of one file in the format of its ending; None if it cannot be read.
-
-    ``separator`` is the field separator if it is not the usual one of csv or tsv; csv rules apply then.
-    """
+def read_file(path: Path, wanted: Sequence[str], errors: ErrorList) -> Table | None:
+    """Read the ``wanted`` columns of one file in the format of its ending; None if it cannot be read."""
     try:
         _check_format(path)
         ending = ending_of(path)
@@ -118,8 +110,8 @@ def read_file(path: Path, wanted: Sequence[str], errors: ErrorList, separator: s
         text = _text(path)
         if ending in JSON_LINES:
             return _json_lines(path, text, wanted, errors)
-        is_tsv = ending == ".tsv" and separator in (None, "\t")
-        return _delimited(path, _tsv_records(text) if is_tsv else _csv_records(text, separator or ","), wanted, errors)
+        records = ((number, line.split("\t")) for number, line in _lines(text)) if ending == ".tsv" else _csv_records(text)
+        return _delimited(path, records, wanted, errors)
     except _ReadError as error:
         errors.add(str(path), *error.args)
         return None
@@ -153,19 +145,11 @@ def separator_error(header: Sequence[str]) -> str:
 
 
 def with_class_names(table: Table, classes: Mapping[str, Sequence[str]]) -> Table:
-    """The table with class indices replaced by their declared names."""
-    names = {column: tuple(classes[column]) for column in table.columns if column in classes}
-    columns = {column: [_class_name(value, known) for value in table.columns[column]] for column, known in names.items()}
-    return replace(table, columns={**table.columns, **columns}, class_names={**table.class_names, **names})
-
-
-def _class_name(value: Any, names: Sequence[str]) -> Any:
-    """The name of a class index, other values unchanged; -1 is GLUE's mark of a hidden label and becomes None."""
-    if isinstance(value, str) and value.strip() not in names and CLASS_INDEX.fullmatch(value.strip()):
-        value = int(value.strip().partition(".")[0])
-    if not isinstance(value, int) or value >= len(names):
-        return value
-    return None if value < 0 else names[value]
+    """The table with class indices replaced by their declared names; -1, GLUE's mark of a hidden label, becomes None."""
+    columns, names = dict(table.columns), {column: tuple(classes[column]) for column in table.columns if column in classes}
+    for column, known in names.items():
+        columns[column] = [None if index is None or index < 0 else known[index] for index in table.columns[column]]
+    return replace(table, columns=columns, class_names=names)
 
 
 def _check_format(path: Path) -> None:
@@ -198,10 +182,10 @@ def _text(path: Path) -> str:
         raise _ReadError("not UTF-8; save the file as UTF-8", row, f"byte {error.start}") from error
 
 
-def _csv_records(text: str, separator: str) -> Iterator[Record]:
+def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of csv text with the number of their first line."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header, start = None, 1
     try:
         for fields in reader:
@@ -214,10 +198,6 @@ def _csv_records(text: str, separator: str) -> Iterator[Record]:
         raise _ReadError(separator_error(header or ()) or cause, start, str(error)) from error
 
 
-def _tsv_records(text: str) -> Iterator[Record]:
-    return ((number, line.split("\t")) for number, line in _lines(text))
-
-
 def _lines(text: str) -> Iterator[tuple[int, str]]:
     """Lines that are not empty; only LF and CRLF end a line (``splitlines`` would also break at U+2028)."""
     for number, line in enumerate(text.split("\n"), start=1):
@@ -225,7 +205,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], errors: ErrorList) -> Table:
+def _delimited(path: Path, records: Iterator[tuple[int, list[str]]], wanted: Sequence[str], errors: ErrorList) -> Table:
     """The wanted fields of all rows that have as many fields as the header."""
     _, header = next(records, (0, []))
     if not header:

@@ -97,7 +97,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if not TASK_NAME.fullmatch(task_name):
         errors.add(f"task name {task_name!r}", "only a-z, 0-9 and _ may be used")
     tables = _read(settings, errors)
-    rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), tables, settings)
+    rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), settings)
     names = corpus_rows.label_names(tables, rows, settings, errors) if kind == "classification" else ()
     rows = corpus_rows.renamed(rows, settings.labels or {})
     if metric == "f1":

@@ -7,8 +7,7 @@ What counts as a label, in every file format:
 - Names of a classification are compared without surrounding space and in Unicode NFC (``label_name``). A whole number is named
   by its digits, so 2.0 and the decimal 2.00 are 2; other numbers, dates, bytes and lists are errors. If all labels of a corpus
   are whole numbers, the texts 2.0 and 2 are one name too.
-- Truth values are named ``true`` and ``false``. In a corpus that has some, the texts True, TRUE etc. are these names; otherwise
-  names that differ only in case are different.
+- Truth values are named ``true`` and ``false``; names that differ in case are different.
 - A regression label is a number, or a text in decimal notation such as -1.5, .5 or 2e-3, that is finite in float32.
 
 Texts are kept as they are; two rows have the same text if they agree without surrounding space and in NFC.
@@ -155,22 +154,12 @@ def check_labelled(rows: Sequence[Row], subject: str, split: Split, errors: Erro
         errors.add(row.table, f"the label is empty, but every {split} row needs one", row.number)
 
 
-def with_one_spelling(rows: Parts, tables: SplitTables, settings: CorpusSettings) -> Parts:
-    """Rows whose labels 2.0 are 2 if all labels are whole numbers, and True and TRUE are true if the tables have truth values.
-
-    Names listed in the settings keep their spelling.
-    """
+def with_one_spelling(rows: Parts, settings: CorpusSettings) -> Parts:
+    """Rows whose labels 2.0 are 2 if all labels are whole numbers, unless the settings list 2.0."""
     written = {row.label for part in rows.values() for row in part if isinstance(row.label, str)}
-    listed = settings.labels or {}
-    if all(map(WHOLE.fullmatch, written)):
-        digits = {name: name.partition(".")[0] for name in written if "." in name}
-        return rows if digits.keys() & set(listed) else renamed(rows, digits)
-    values = (value for part in tables.values() for table in part for value in table.columns.get(settings.label, ()))
-    if not any(isinstance(value, bool) for value in values):
-        return rows
-    spelled = {name.lower(): name for name in listed}
-    truths = [name for name in written - set(listed) if name.lower() in ("true", "false")]
-    return renamed(rows, {name: spelled.get(name.lower(), name.lower()) for name in truths})
+    digits = {name: name.partition(".")[0] for name in written if "." in name}
+    is_spelled_out = digits.keys() & (settings.labels or {}).keys() or not all(map(WHOLE.fullmatch, written))
+    return rows if is_spelled_out else renamed(rows, digits)
 
 
 def renamed(rows: Parts, names: Mapping[str, str]) -> Parts:
