@@ -5,10 +5,10 @@ from pathlib import Path
 import click
 
 from pipeline.augment.recipes import edit_errors, followed_by, kind_errors
-from pipeline.config.corpus import MISSING_SHARE, SPLITS
+from pipeline.config.corpus import MISSING_SHARE, SPLITS, TaskSettings
 from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
 from pipeline.config.sections import Sections, read_sections
-from pipeline.config.settings import AugmentSettings, Checkpoint, StudentSettings, TaskSettings
+from pipeline.config.settings import AugmentSettings, Checkpoint, StudentSettings
 from pipeline.distill.dataset import check_policy
 from pipeline.distill.student import check_size, check_start
 from pipeline.models.folder import ModelFolder, on_hub
@@ -82,9 +82,8 @@ class Models:
             broken |= {task.teacher.model} if found else set()
             if (augment := sections.variants.get(name)) is not None:
                 errors += [f"tasks.{name}: {error}" for error in kind_errors(augment, task.kind)]
-                errors += (
-                    [] if found else [f"masked_lm, task {name}: {error}" for error in self._masked_lm_errors(task, augment)]
-                )
+                if not found:
+                    errors += [f"masked_lm, task {name}: {error}" for error in self._masked_lm_errors(task, augment)]
                 if augment.needs_surrogate() and sections.surrogate is not None:
                     errors += self._size_errors("surrogate", sections.surrogate, task, broken)
         for name, student in sections.students.items():

@@ -6,8 +6,9 @@ from typing import Any
 import click
 
 from pipeline.config import params as config
+from pipeline.config.corpus import TaskSettings
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import TaskSettings, TeacherSettings
+from pipeline.config.settings import TeacherSettings
 from pipeline.corpus.files import ErrorList
 from pipeline.corpus.preparation import Prepared, Reader, check_tokens, prepare
 from pipeline.corpus.task import TASK_FILE

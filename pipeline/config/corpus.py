@@ -1,4 +1,4 @@
-"""The settings of a task's corpus: its source, its columns, its label names."""
+"""The settings of a task: its corpus, with source, columns and label names, its metric and its teacher."""
 
 import unicodedata
 from typing import Annotated, Any, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from pipeline.config.params import Settings
+from pipeline.config.settings import TeacherSettings
 
 Kind = Literal["classification", "regression"]
 Metric = Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"]
@@ -121,3 +122,33 @@ class CorpusSettings(Settings):
         if (test or 0) + (info.data.get("dev") or 0) >= 1:
             raise ValueError("dev and test together must be less than 1")
         return test
+
+
+class TaskSettings(Settings):
+    """An entry of ``tasks``."""
+
+    kind: Kind
+    metric: Metric
+    corpus: CorpusSettings
+    teacher: TeacherSettings
+    augment: dict[str, Any] | None = None
+    """Overrides of the section ``augment`` for this task."""
+    perturbation: dict[str, Any] | None = None
+    """Overrides of the section ``perturbation`` for this task."""
+
+    @field_validator("metric")
+    @classmethod
+    def _fits(cls, metric: Metric, info: ValidationInfo) -> Metric:
+        if (kind := info.data.get("kind")) and metric not in fitting_metrics(kind):
+            raise ValueError(f"it does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+        return metric
+
+    @field_validator("corpus")
+    @classmethod
+    def _labels_fit(cls, corpus: CorpusSettings, info: ValidationInfo) -> CorpusSettings:
+        names = set((corpus.labels or {}).values())
+        if names and info.data.get("kind") == "regression":
+            raise ValueError("labels belong to classification; leave them out")
+        if len(names) > 2 and info.data.get("metric") == "f1":
+            raise ValueError(f"f1: it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+        return corpus

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import create_model
 
 from pipeline.config import params as config
+from pipeline.config.corpus import TaskSettings
 from pipeline.config.errors import PipelineErrors
 from pipeline.config.params import Places, Settings, Within
 from pipeline.config.renamed import renamed_settings
@@ -21,7 +22,6 @@ from pipeline.config.settings import (
     RuntimeSettings,
     StudentSettings,
     SurrogateSettings,
-    TaskSettings,
     TrainingSettings,
 )
 

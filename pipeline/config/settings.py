@@ -1,11 +1,10 @@
-"""Every section of params.yaml except ``corpus`` as a strict model: the meaning and the valid values of each setting."""
+"""Every section of params.yaml except ``tasks`` as a strict model: the meaning and the valid values of each setting."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.corpus import CorpusSettings, Kind, Metric, fitting_metrics
 from pipeline.config.params import Settings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -20,39 +19,8 @@ class TeacherSettings(Settings):
     model: str
     """Hub id or folder: a pretrained model, or a classifier that is already fine-tuned on the task."""
     fine_tune: bool
-    """False uses the classifier as it is."""
     max_length: Annotated[int, Field(ge=2)]
     """Longest input in tokens, special tokens included; longer inputs are truncated."""
-
-
-class TaskSettings(Settings):
-    """An entry of ``tasks``."""
-
-    kind: Kind
-    metric: Metric
-    corpus: CorpusSettings
-    teacher: TeacherSettings
-    augment: dict[str, Any] | None = None
-    """Overrides of the section ``augment`` for this task."""
-    perturbation: dict[str, Any] | None = None
-    """Overrides of the section ``perturbation`` for this task."""
-
-    @field_validator("metric")
-    @classmethod
-    def _fits(cls, metric: Metric, info: ValidationInfo) -> Metric:
-        if (kind := info.data.get("kind")) and metric not in fitting_metrics(kind):
-            raise ValueError(f"it does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
-        return metric
-
-    @field_validator("corpus")
-    @classmethod
-    def _labels_fit(cls, corpus: CorpusSettings, info: ValidationInfo) -> CorpusSettings:
-        names = set((corpus.labels or {}).values())
-        if names and info.data.get("kind") == "regression":
-            raise ValueError("labels belong to classification; leave them out")
-        if len(names) > 2 and info.data.get("metric") == "f1":
-            raise ValueError(f"f1: it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
-        return corpus
 
 
 class TrainingSettings(Settings):
@@ -67,7 +35,6 @@ class TrainingSettings(Settings):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Weight
     max_grad_norm: Weight
-    """0 disables clipping."""
     precision: Literal["float32", "bfloat16", "float16"]
     """Precision of matrix products; weights stay in float32."""
     seed: int
@@ -79,7 +46,6 @@ class MaskedLMSettings(TrainingSettings):
     model: str | None
     """Hub id or folder of an encoder with the teacher's tokenizer; null is the teacher's ``model``."""
     fine_tune: bool
-    """False uses the model as it is."""
     mlm_probability: Annotated[float, Field(gt=0, lt=1)]
     max_rows: Positive | None
     """Most rows read of a split; null reads all."""
@@ -115,14 +81,12 @@ class PerturbationSettings(Settings):
     gradient_from: Literal["surrogate", "teacher", "noise"]
     """The model whose output's divergence the search increases; ``noise`` is a random direction, as a control."""
     norm: Literal["l2", "linf"]
-    """Norm of each token's δ."""
     epsilon: Annotated[float, Field(gt=0)] | Effect
     """Bound on the norm as a fraction of the mean norm of a word embedding, or the effect from which it is calibrated."""
     init: Annotated[float, Field(ge=0, le=1)]
     """Norm of the random initial δ as a fraction of epsilon; the divergence has no gradient at δ = 0."""
     num_steps: Positive
     step_size: Annotated[float, Field(gt=0)]
-    """Fraction of epsilon."""
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> "PerturbationSettings":
@@ -168,7 +132,6 @@ class AugmentSettings(Settings):
     """Section ``augment`` with the sections ``perturbation`` and ``inference``: the stored variants."""
 
     variants: Annotated[int, Field(ge=0)]
-    """Per training example."""
     recipes: Annotated[list[Recipe], Field(min_length=1)]
     """Used in turn: variant 1 has the first recipe."""
     text_edits: TextEditSettings
@@ -212,10 +175,8 @@ class AugmentSettings(Settings):
 
 
 class Checkpoint(Settings):
-    """Another pretrained model with the teacher's tokenizer."""
-
     checkpoint: str
-    """Hub id or folder, as safetensors."""
+    """Hub id or folder of another pretrained model with the teacher's tokenizer, as safetensors."""
 
 
 class WorstOf(Settings):
@@ -298,9 +259,8 @@ class StudentSettings(SizeSettings):
 
 
 class ControlSettings(Settings):
-    """A student that differs from another only by training without variants."""
-
     control_of: str
+    """The student from which the control differs only by training without variants."""
 
 
 class SurrogateSettings(StudentSettings):
