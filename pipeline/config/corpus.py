@@ -140,7 +140,7 @@ class TaskSettings(Settings):
     @classmethod
     def _fits(cls, metric: Metric, info: ValidationInfo) -> Metric:
         if (kind := info.data.get("kind")) and metric not in fitting_metrics(kind):
-            raise ValueError(f"it does not fit {kind}; choose from {', '.join(fitting_metrics(kind))}")
+            raise ValueError(f"{kind} has the metrics {', '.join(fitting_metrics(kind))}")
         return metric
 
     @field_validator("corpus")

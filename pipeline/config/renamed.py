@@ -90,12 +90,10 @@ def renamed_settings(params: Mapping[str, Any]) -> list[str]:
             if section in NEW_SECTIONS and entry is not None:
                 found.append(f"{place} is now {NEW_SECTIONS[section]}")
             names = set(_names(entry))
-            found += [_sentence(f"{place}.{old}", new) for old, new in settings.items() if old in names]
+            for old in filter(names.__contains__, settings):
+                verb = "was" if settings[old].startswith(REMOVED) else "is now"
+                found.append(f"{place}.{old} {verb} {settings[old]}")
     return found
-
-
-def _sentence(place: str, successor: str) -> str:
-    return f"{place} was {successor}" if successor.startswith(REMOVED) else f"{place} is now {successor}"
 
 
 def _names(value: Any, above: str = "") -> Iterator[str]:

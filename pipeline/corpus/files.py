@@ -186,16 +186,15 @@ def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of csv text with the number of their first line."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header, start = None, 1
+    start = 1
     try:
         for fields in reader:
             if fields:
-                header = header or fields
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
         cause = "the csv cannot be parsed from here on; quotes must be closed, and doubled inside a quoted field"
-        raise _ReadError(separator_error(header or ()) or cause, start, str(error)) from error
+        raise _ReadError(cause, start, str(error)) from error
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split
 from pipeline.corpus import rows as corpus_rows
 from pipeline.corpus.encoding import Ids, check_length, encode
-from pipeline.corpus.files import ErrorList, SplitTables, ending_of, read_file, shown
+from pipeline.corpus.files import ErrorList, SplitTables, read_file, shown
 from pipeline.corpus.hub import open_hub
 from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.task import Task
@@ -24,9 +24,6 @@ from pipeline.store.keys import canonical_json
 TASK_NAME = re.compile(r"[a-z0-9_]+")
 HUB_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 """Usual names of the splits on the hub."""
-
-CSV_QUOTING = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
-"""A text in quotes that contains a doubled quote."""
 
 ROWS_A_GROUP = 4096
 """Rows per row group of a written table; readers of a few adjacent rows load only their groups."""
@@ -106,7 +103,8 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if tables and len(rows) == len(tables):
         examples = _examples(_divided(rows, settings, notes, errors), tables, settings, notes, errors)
     errors.raise_if_any(f"task {task_name}")
-    notes.update(_text_notes(examples))
+    for split, part in examples.items():
+        notes[f"row(s) of {split} have the text of another row of it"] = len(part) - len({row.key for row in part.values()})
     if kind == "classification":
         notes.update(_label_notes(examples, names))
     task = Task(name=task_name, kind=kind, metric=metric, labels=names, pair=len(settings.text) == 2)
@@ -185,17 +183,6 @@ def _examples(parts: Parts, tables: SplitTables, settings: CorpusSettings, notes
     if len(set(labels)) == 1:
         errors.add("train split", f"all {len(labels)} labels are {labels[0]!r}; at least two different ones are needed")
     return examples
-
-
-def _text_notes(examples: Examples) -> dict[str, int]:
-    """Repeated texts, and texts of a tsv with the quoting of a csv, which is not undone."""
-    notes = {
-        f"row(s) of {split} have the text of another row of it": len(rows) - len({row.key for row in rows.values()})
-        for split, rows in examples.items()
-    }
-    of_tsv = (row for part in examples.values() for row in part.values() if ending_of(Path(row.table)) == ".tsv")
-    quoted = sum(any(map(CSV_QUOTING.fullmatch, row.texts)) for row in of_tsv)
-    return notes | {"row(s) of a tsv are quoted as in csv, which tsv does not undo; save such a table as csv": quoted}
 
 
 def _label_notes(examples: Examples, names: Sequence[str]) -> dict[str, int]:
