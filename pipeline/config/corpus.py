@@ -3,7 +3,7 @@
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pipeline.config.params import Settings
 from pipeline.config.settings import TeacherSettings
@@ -69,7 +69,7 @@ class CorpusSettings(Settings):
 
     files: Tables | None = None
     """One table, or a table for each split; csv, tsv, jsonl (these three may be gzipped) or parquet."""
-    hub: str | None = Field(default=None, validate_default=True)
+    hub: str | None = None
     """A hub id, a local folder in hub layout, or one that ``datasets`` wrote with ``save_to_disk``."""
     config: str | None = None
     revision: str | None = None
@@ -95,33 +95,17 @@ class CorpusSettings(Settings):
         wanted: dict[Split, float | None] = {"dev": self.dev, "test": self.test}
         return {split: share for split, share in wanted.items() if share is not None}
 
-    @field_validator("label")
-    @classmethod
-    def _not_read(cls, label: str, info: ValidationInfo) -> str:
-        if label in info.data.get("text", ()):
-            raise ValueError("the label column must not be one of the text columns: the models would read the label")
-        return label
-
-    @field_validator("hub")
-    @classmethod
-    def _one_source(cls, hub: str | None, info: ValidationInfo) -> str | None:
-        if "files" in info.data and (hub is None) == (info.data["files"] is None):
+    @model_validator(mode="after")
+    def _agrees(self) -> "CorpusSettings":
+        if (self.hub is None) == (self.files is None):
             raise ValueError("exactly one of files (your tables) and hub (a hub set) must be given")
-        return hub
-
-    @field_validator("config", "revision", "splits")
-    @classmethod
-    def _of_hub(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("files") is not None:
-            raise ValueError("this belongs to hub and must be left out with files")
-        return value
-
-    @field_validator("test")
-    @classmethod
-    def _leaves_train(cls, test: float | None, info: ValidationInfo) -> float | None:
-        if (test or 0) + (info.data.get("dev") or 0) >= 1:
+        if self.files is not None and (self.config, self.revision, self.splits) != (None, None, None):
+            raise ValueError("config, revision and splits belong to hub and must be left out with files")
+        if self.label in self.text:
+            raise ValueError("the label column must not be one of the text columns: the models would read the label")
+        if (self.dev or 0) + (self.test or 0) >= 1:
             raise ValueError("dev and test together must be less than 1")
-        return test
+        return self
 
 
 class TaskSettings(Settings):
@@ -136,19 +120,13 @@ class TaskSettings(Settings):
     perturbation: dict[str, Any] | None = None
     """Overrides of the section ``perturbation`` for this task."""
 
-    @field_validator("metric")
-    @classmethod
-    def _fits(cls, metric: Metric, info: ValidationInfo) -> Metric:
-        if (kind := info.data.get("kind")) and metric not in fitting_metrics(kind):
-            raise ValueError(f"{kind} has the metrics {', '.join(fitting_metrics(kind))}")
-        return metric
-
-    @field_validator("corpus")
-    @classmethod
-    def _labels_fit(cls, corpus: CorpusSettings, info: ValidationInfo) -> CorpusSettings:
-        names = set((corpus.labels or {}).values())
-        if names and info.data.get("kind") == "regression":
-            raise ValueError("labels belong to classification; leave them out")
-        if len(names) > 2 and info.data.get("metric") == "f1":
-            raise ValueError(f"f1: it is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
-        return corpus
+    @model_validator(mode="after")
+    def _agrees(self) -> "TaskSettings":
+        names = set((self.corpus.labels or {}).values())
+        if self.metric not in fitting_metrics(self.kind):
+            raise ValueError(f"metric: {self.kind} has the metrics {', '.join(fitting_metrics(self.kind))}")
+        if names and self.kind == "regression":
+            raise ValueError("corpus.labels: label names belong to classification; leave them out")
+        if len(names) > 2 and self.metric == "f1":
+            raise ValueError(f"metric f1 is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+        return self

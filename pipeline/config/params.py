@@ -4,7 +4,6 @@ import copy
 import functools
 import io
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -183,10 +182,9 @@ def _sentence(place: tuple[Any, ...], errors: Sequence[Any], owners: Places, par
     if error["type"] == "extra_forbidden" and len(errors) == 1:
         return f"{where} is not a setting known here (value: {error['input']!r})"
     wanted = "; or ".join(dict.fromkeys(_wanted(one, len(place)) for one in errors))
-    given, shown = error["input"], repr(error["input"])
-    if "[key]" in error["loc"] or given is None or len(shown) > LONGEST_SHOWN:
-        return f"{where}: {wanted}"
-    return f"{where}: {wanted}, not {shown}{_yaml_hint(given, error['type'])}"
+    shown = repr(error["input"])
+    is_shown = "[key]" not in error["loc"] and error["input"] is not None and len(shown) <= LONGEST_SHOWN
+    return f"{where}: {wanted}" + (f", not {shown}" if is_shown else "")
 
 
 def _spelled(owners: Places, inner: list[str]) -> list[str]:
@@ -205,15 +203,3 @@ def _wanted(error: Any, depth: int) -> str:
         return f"{inner} is not a setting known here"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{inner}: " * bool(inner) + message[0].lower() + message[1:]
-
-
-def _yaml_hint(value: Any, error: str) -> str:
-    """How to write a value that YAML reads as another type."""
-    if error == "string_type" and isinstance(value, int | float):
-        return " (write it in quotes)"
-    if error in ("int_type", "float_type") and isinstance(value, str):
-        try:
-            return " (write it without quotes)" if math.isfinite(float(value)) else ""
-        except ValueError:
-            return ""
-    return ""

@@ -246,7 +246,6 @@ class StudentSettings(SizeSettings):
     """The tasks for which the student is trained; null is all."""
 
     def wanted_for(self, task: str) -> bool:
-        """Whether the student is trained for a task."""
         return self.tasks is None or task in self.tasks
 
     @model_validator(mode="after")
@@ -314,5 +313,4 @@ class RuntimeSettings(Settings):
 
     @property
     def store_folder(self) -> Path:
-        """``store`` as a path."""
         return Path(self.store)

@@ -62,7 +62,6 @@ class ErrorList:
         return any(subject == listed for listed, _ in self._rows)
 
     def lines(self) -> list[str]:
-        """One line per subject and message."""
         lines = []
         for (subject, message), rows in self._rows.items():
             more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""

@@ -1,7 +1,9 @@
 """A task as later stages know it, and its metric."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +34,10 @@ class Task(Settings):
         return len(self.labels) if self.kind == "classification" else 1
 
     def save(self, folder: Path) -> None:
-        """Write ``task.json`` into ``folder``."""
         write_json(folder / TASK_FILE, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
-        """Read ``task.json`` of ``folder``."""
         return read_facts(cls, folder / TASK_FILE, f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro")
 
 
@@ -66,12 +66,14 @@ def constant_prediction(task: Task, labels: Floats) -> Floats:
     return max(every, key=lambda logits: measure(task, labels, logits))
 
 
+def _f1(true: Floats, predicted: Floats, **options: Any) -> float:
+    return float(sklearn.metrics.precision_recall_fscore_support(true, predicted, zero_division=0.0, **options)[2])
+
+
 _METRICS: dict[Metric, Callable[[Floats, Floats], float]] = {
-    "accuracy": sklearn.metrics.accuracy_score,
-    "f1": lambda true, predicted: sklearn.metrics.f1_score(true, predicted, zero_division=0.0),
-    "macro_f1": lambda true, predicted: sklearn.metrics.f1_score(
-        true, predicted, labels=np.unique(true), average="macro", zero_division=0.0
-    ),
+    "accuracy": lambda true, predicted: np.mean(true == predicted),
+    "f1": partial(_f1, average="binary"),
+    "macro_f1": lambda true, predicted: _f1(true, predicted, average="macro", labels=np.unique(true)),
     "mcc": sklearn.metrics.matthews_corrcoef,
     "pearson": lambda true, predicted: scipy.stats.pearsonr(true, predicted)[0],
     "spearman": lambda true, predicted: scipy.stats.spearmanr(true, predicted)[0],

@@ -48,7 +48,6 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The hash of the key."""
         return self.folder.name
 
     def error(self) -> str | None:
@@ -70,7 +69,6 @@ class Store:
     folder: Path
 
     def folder_of(self, key: Key) -> Path:
-        """The folder of a finished entry."""
         return self.folder / key_hash(key)
 
     def get(self, key: Key) -> Entry | None:
