@@ -1,4 +1,4 @@
-"""Tables of csv, tsv, JSON lines and parquet files, and the list of all errors found in them.
+"""Tables of csv, tsv, JSON lines and parquet files and of hub sets, and the list of all errors found in them.
 
 Texts are not converted: ``NA``, ``007`` and leading spaces stay. csv follows RFC 4180 (a quoted field may contain line
 breaks), tsv has no quoting, and both need a header; csv, tsv and JSON lines may be gzipped. The number of a row is that of
@@ -11,8 +11,9 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,12 @@ class Table:
     """Label names of columns whose type declares them."""
 
 
-SplitTables = Mapping[Split, Sequence[Table]]
-"""The tables of each split that a corpus has; empty if one of them cannot be read."""
+SplitTables = Mapping[Split, Table | None]
+"""The table of each split that a corpus has; None if it cannot be read."""
+
+
+SplitReader = Callable[[Sequence[str], ErrorList], Table | None]
+"""Reads the wanted columns of one split; None if it cannot be read."""
 
 
 class _ReadError(Exception):
@@ -274,3 +279,44 @@ def _declared_classes(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, .
         return {name: tuple(kind["names"]) for name, kind in features.items() if kind["_type"] == "ClassLabel"}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def open_hub(hub: str, config: str | None, revision: str | None, errors: ErrorList) -> dict[str, SplitReader]:
+    """The splits of a set on the hub or in a local folder; empty if it cannot be opened."""
+    import datasets  # takes seconds, and tables in files do not need it
+
+    folder = Path(hub)
+    try:
+        if folder.is_file():
+            errors.add(hub, "the path is a file, but hub needs a folder or a hub id; use files for files")
+            return {}
+        if was_saved(folder) and (config or revision):
+            errors.add(hub, f"a folder written by save_to_disk has no {config or revision}; leave config and revision out")
+            return {}
+        if was_saved(folder):
+            loaded = datasets.load_from_disk(hub)
+        else:
+            builder = datasets.load_dataset_builder(hub, config, revision=revision)
+            if builder.name == "csv":  # texts such as NA are no missing values
+                builder = datasets.load_dataset_builder(hub, config, revision=revision, keep_default_na=False)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+    except Exception as error:  # those of datasets, its builders and the network
+        way_out = "; name its tables under files instead" if folder.is_dir() else ""
+        errors.add(hub, f"datasets cannot load it ({first_line(error)}){way_out}")
+        return {}
+    splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    return {str(split): partial(_read_split, f"{hub} ({split})", data) for split, data in splits.items()}
+
+
+def _read_split(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) -> Table | None:
+    header = tuple(data.column_names)
+    present = [column for column in wanted if column in header]
+    try:
+        content = data.with_format("arrow", columns=present)[:]
+        columns = {column: content[column].to_pylist() for column in present}
+    except Exception as error:  # those of datasets and arrow
+        errors.add(name, f"datasets cannot read it ({first_line(error)})")
+        return None
+    classes = {column: kind.names for column, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
+    return with_class_names(Table(name, header, columns, range(1, data.num_rows + 1)), classes)

@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split
 from pipeline.corpus import rows as corpus_rows
 from pipeline.corpus.encoding import Ids, check_length, encode
-from pipeline.corpus.files import ErrorList, SplitTables, read_file, shown
-from pipeline.corpus.hub import open_hub
+from pipeline.corpus.files import ErrorList, SplitTables, open_hub, read_file, shown
 from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.task import Task
 from pipeline.store.keys import canonical_json
@@ -114,8 +113,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
 def _read(settings: CorpusSettings, errors: ErrorList) -> SplitTables:
     wanted = [*settings.text, settings.label]
     if settings.files is not None:
-        read = {split: read_file(Path(path), wanted, errors) for split, path in settings.files.items()}
-        return {split: [] if table is None else [table] for split, table in read.items()}
+        return {split: read_file(Path(path), wanted, errors) for split, path in settings.files.items()}
     assert settings.hub is not None
     readers = open_hub(settings.hub, settings.config, settings.revision, errors)
     if not readers:
@@ -127,25 +125,23 @@ def _read(settings: CorpusSettings, errors: ErrorList) -> SplitTables:
         if name not in readers:
             message = f"there is no split {name!r}; it has: {', '.join(readers)}; map them with corpus.splits"
             errors.add(settings.hub, message)
-    return {split: readers[name](wanted, errors) if name in readers else [] for split, name in splits.items()}
+    return {split: readers[name](wanted, errors) if name in readers else None for split, name in splits.items()}
 
 
 def _validated(tables: SplitTables, kind: Kind, settings: CorpusSettings, errors: ErrorList) -> Parts:
-    """The rows of each split whose tables have the needed columns; train may lack the label column if another split has it."""
-    labelled = {split for split, part in tables.items() if any(settings.label in table.header for table in part)}
+    """The rows of each split whose table has the needed columns; train may lack the label column if another split has it."""
+    labelled = {split for split, table in tables.items() if table and settings.label in table.header}
     rows: Parts = {}
-    for split, part in tables.items():
+    for split, table in tables.items():
         optional = split == "train" and bool(labelled) and "train" not in labelled
         needed = settings.text if optional else (*settings.text, settings.label)
-        complete = [table for table in part if corpus_rows.has_columns(table, needed, errors)]
-        if not part or len(complete) < len(part):
+        if table is None or not corpus_rows.has_columns(table, needed, errors):
             continue
-        name = part[0].name + (f" and {len(part) - 1} more" if len(part) > 1 else "")
-        if not any(table.numbers for table in part):
-            errors.add(name, "the table has no rows")
-        rows[split] = [row for table in part for row in corpus_rows.rows_of(table, settings.text, settings.label, kind, errors)]
+        if not table.numbers:
+            errors.add(table.name, "the table has no rows")
+        rows[split] = corpus_rows.rows_of(table, settings.text, settings.label, kind, errors)
         if split != "train":
-            corpus_rows.check_labelled(rows[split], name, split, errors)
+            corpus_rows.check_labelled(rows[split], table.name, split, errors)
     return rows
 
 
@@ -175,7 +171,8 @@ def _examples(parts: Parts, tables: SplitTables, settings: CorpusSettings, notes
     for split, rows in parts.items():
         examples[split] = corpus_rows.capped(corpus_rows.with_ids(rows), (settings.rows or {}).get(split))
         notes[f"left out of {split}: more than the row limit"] = len(rows) - len(examples[split])
-        if not rows and not any(errors.mentions(table.name) for table in tables.get(split) or tables["train"]):
+        source = tables.get(split) or tables["train"]
+        if not rows and not (source and errors.mentions(source.name)):
             reasons = "; ".join(f"{count} {note}" for note, count in notes.items() if f"left out of {split}" in note and count)
             message = f"no usable row is left{f' ({reasons})' if reasons else ''}; dev and test need labelled rows"
             errors.add(f"{split} split", message)

@@ -179,7 +179,7 @@ def label_names(tables: SplitTables, rows: Parts, settings: CorpusSettings, erro
     for row in (row for split in SPLITS for row in rows.get(split, ())):
         if row.label is not None and row.label not in known:
             errors.add(row.table, f"the label must be one of: {wanted}", row.number, shown(row.label))
-    incomplete = len(rows) < len(tables) or any(errors.mentions(table.name) for part in tables.values() for table in part)
+    incomplete = len(rows) < len(tables) or any(errors.mentions(table.name) for table in tables.values() if table)
     if len(names) < 2 and tables and not incomplete and not any(row.label for row in rows.get("train", ())):
         errors.add("corpus.labels", "the label names cannot be determined from the rows; list them here")
     return names
@@ -198,7 +198,7 @@ def _is_integer(name: str) -> bool:
 
 def _declared(tables: SplitTables, settings: CorpusSettings) -> tuple[str, ...]:
     """Label names from the settings or from the type of the label column; empty if neither gives them."""
-    declared = (table.class_names.get(settings.label, ()) for part in tables.values() for table in part)
+    declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table)
     return tuple(dict.fromkeys((settings.labels or {}).values())) or tuple(map(label_name, next(filter(None, declared), ())))
 
 
