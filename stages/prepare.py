@@ -25,8 +25,6 @@ MODEL_SUFFIXES = {".json", ".model", ".safetensors", ".txt"}
 
 
 class Needs(config.Settings):
-    """The settings of a task."""
-
     task: TaskSettings
 
 

@@ -49,11 +49,7 @@ def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None
     store = _store(named, params)
     uses = collect.uses_of(data, store)
     items = collect.items_of(store, uses)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("entries", "MB", "last used"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("state", "content", "used by"):
-        table.add_column(name)
+    table = Table("entries", "MB", "last used", "state", "content", "used by", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for (state, label, used_by), group in groupby(items, key=lambda item: (item.state, item.label, item.used_by)):
         ones = list(group)
         age = f"{(time.time() - max(item.touched for item in ones)) / 3600:.1f} h ago"

@@ -1,5 +1,6 @@
 """The settings of a task: its corpus, with source, columns and label names, its metric and its teacher."""
 
+import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,9 @@ Kind = Literal["classification", "regression"]
 Metric = Literal["accuracy", "f1", "macro_f1", "mcc", "pearson", "spearman"]
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+
+NAME = re.compile(r"[a-z0-9_]+")
+"""The name of a task or a student: part of folders and of DVC's stage names."""
 
 MISSING_SHARE = "the corpus has no {} split; set the share of train that becomes it"
 

@@ -1,17 +1,16 @@
 """The sections of params.yaml: which ones make up which settings, and the whole file as settings."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import create_model
 
 from pipeline.config import params as config
-from pipeline.config.corpus import TaskSettings
+from pipeline.config.corpus import NAME, TaskSettings
 from pipeline.config.errors import PipelineErrors
-from pipeline.config.params import Places, Settings, Within
+from pipeline.config.params import AnySettings, Places, Settings, Within
 from pipeline.config.renamed import renamed_settings
 from pipeline.config.settings import (
     AugmentSettings,
@@ -25,9 +24,6 @@ from pipeline.config.settings import (
     TrainingSettings,
 )
 
-NAME = re.compile(r"[a-z0-9_]+")
-"""Of a task or a student: part of folders and of DVC's stage names."""
-
 TRAINING = Within("training", "training")
 
 TEACH: Places = ("training", "teach")
@@ -38,8 +34,6 @@ SECTIONS = {
     *("tasks", "training", "teach", "masked_lm", "inference", "surrogate", "augment", "perturbation", "distill", "students"),
     *("evaluate", "runtime"),
 }
-
-AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def augment_places(params: Mapping[str, Any], task: str) -> Places:

@@ -1,7 +1,6 @@
 """From raw tables to validated splits, with all errors in one list and notes on probable mistakes."""
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config.corpus import MISSING_SHARE, SPLITS, CorpusSettings, Kind, Metric, Split
+from pipeline.config.corpus import MISSING_SHARE, NAME, SPLITS, CorpusSettings, Kind, Metric, Split
 from pipeline.corpus import rows as corpus_rows
 from pipeline.corpus.encoding import Ids, check_length, encode
 from pipeline.corpus.files import ErrorList, SplitTables, open_hub, read_file, shown
@@ -20,7 +19,6 @@ from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.task import Task
 from pipeline.store.keys import canonical_json
 
-TASK_NAME = re.compile(r"[a-z0-9_]+")
 HUB_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 """Usual names of the splits on the hub."""
 
@@ -90,7 +88,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
         PipelineErrors: all errors of the task, its files and its rows.
     """
     errors, notes = ErrorList(), Counter[str]()
-    if not TASK_NAME.fullmatch(task_name):
+    if not NAME.fullmatch(task_name):
         errors.add(f"task name {task_name!r}", "only a-z, 0-9 and _ may be used")
     tables = _read(settings, errors)
     rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), settings)
