@@ -31,7 +31,7 @@ def fitting_metrics(kind: Kind) -> tuple[Metric, ...]:
 
 
 def _files(value: Any) -> Any:
-    if value is not None and not isinstance(value, str | dict):
+    if not isinstance(value, str | dict):
         raise ValueError("one path, or one for each split: {train: …, dev: …, test: …}")
     return {"train": value} if isinstance(value, str) else value
 
