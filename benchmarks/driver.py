@@ -13,7 +13,7 @@ from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import first_rows
 from pipeline.augment.partition import places
 from pipeline.corpus.seeding import seed_of
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import sha256_of
 from stages.command import stage
 
 ROWS_PER_SHARD = 20_000

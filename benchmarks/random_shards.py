@@ -9,7 +9,7 @@ from pipeline.corpus.task import Task
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 WIDTH = 384
 """Of the word embeddings whose δ they hold."""

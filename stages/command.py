@@ -1,10 +1,10 @@
-"""What every stage's command shares: what went wrong is printed as a sentence, and libraries keep quiet."""
+"""Shared parts of the stages' commands: options, checks of folders, and errors printed as sentences."""
 
 import functools
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,18 @@ from pipeline.config.errors import PipelineError, last_line
 from pipeline.store.files import check_replaceable
 
 RAW = Path("data/raw")
-"""What dvc.yaml names as that which the pipeline is fed from."""
+"""The folder of input data that dvc.yaml tracks."""
 
 OUT_OF_MEMORY = "OutOfMemoryError"
-"""What torch calls the error of a device that is full; by name, so that a help text does not wait for torch."""
+"""torch's error for a full device; compared by name, so that help texts do not import torch."""
 
 MARKS = "marks"
-"""Of a command's function: files by which it knows the folders that it replaces."""
+"""Attribute of a command's function: files that every folder of its --out has."""
 
 WRITTEN = ("out", "cost")
 """Options that name what is written; all others name what is read."""
+
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 params_option = click.option(
     "--params",
@@ -34,38 +36,41 @@ params_option = click.option(
     help="File with the settings.",
 )
 
+plan_option = click.option("--plan", is_flag=True, help="Print the work to do and the disk space it needs; write nothing.")
 
-plan_option = click.option("--plan", is_flag=True, help="Say what would be computed and how much disk it takes; write nothing.")
 
-
-def folder_option(flag: str, meaning: str, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def folder_option(flag: str, meaning: str, required: bool = True) -> Decorator:
     """An option that names a folder."""
     return click.option(flag, required=required, type=click.Path(path_type=Path, file_okay=False), help=meaning)
 
 
-def out_option(meaning: str, *marks: str, required: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def out_option(meaning: str, *marks: str, required: bool = True) -> Decorator:
     """The option --out of a command that replaces the folder it names; ``marks`` are files that it writes into every one."""
-    option = click.option("--out", required=required, type=click.Path(path_type=Path, file_okay=False), help=meaning)
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         setattr(function, MARKS, marks)
-        return option(function)
+        return folder_option("--out", meaning, required)(function)
 
     return add
 
 
 def note_unseen(*paths: str | None) -> None:
-    """Tell of what is read that it is on this machine and not below the folder that DVC looks at."""
-    local = [path for path in paths if path is not None and Path(path).exists()]
-    for path in dict.fromkeys(local):
-        if not Path(os.path.abspath(path)).is_relative_to(RAW.absolute()):  # noqa: PTH100 - a link stays
+    """Print a note for each local input outside the folder that DVC tracks."""
+    for path in dict.fromkeys(path for path in paths if path is not None and Path(path).exists()):
+        if not Path(os.path.abspath(path)).is_relative_to(RAW.absolute()):  # noqa: PTH100 - links are not resolved
             click.echo(f"note: {path} lies outside {RAW}; DVC does not see when it changes")
 
 
 def check_task(task: str, place: Path, what: str, found: str) -> None:
-    """Reject the products of another task than that which is named: settings of both would be mixed."""
+    """Reject the products of another task."""
     if found != task:
         raise PipelineError(f"{place} holds the {what} of {found}, not of {task}")
+
+
+def check_apart(out: Path, what: str, place: str | Path) -> None:
+    """Reject an --out folder that contains an input."""
+    if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
+        raise PipelineError(f"--out {out} would replace {what}, {place}; name another folder")
 
 
 def stage(function: Callable[..., None]) -> click.Command:
@@ -75,8 +80,8 @@ def stage(function: Callable[..., None]) -> click.Command:
     def run(**arguments: Any) -> None:
         _quiet_libraries()
         try:
-            if not arguments.get("plan"):  # which writes nothing
-                _check_out(getattr(function, MARKS, None), arguments)
+            if hasattr(function, MARKS) and arguments.get("out") and not arguments.get("plan"):
+                _check_out(arguments, getattr(function, MARKS))
             function(**arguments)
         except (PipelineError, OSError, SafetensorError) as error:
             raise click.ClickException(str(error) or type(error).__name__) from error
@@ -88,25 +93,16 @@ def stage(function: Callable[..., None]) -> click.Command:
     return click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})(run)
 
 
-def check_apart(out: Path, what: str, place: str | Path) -> None:
-    """Reject to replace a folder in which something lies that is read."""
-    if Path(place).exists() and Path(place).resolve().is_relative_to(out.resolve()):
-        raise PipelineError(f"--out {out} would replace {what}, {place}; name another folder")
-
-
-def _check_out(marks: Sequence[str] | None, arguments: Mapping[str, Any]) -> None:
-    """Reject a folder that a command would replace and must not; one without ``marks`` replaces none."""
-    out = arguments.get("out")
-    if marks is None or out is None:
-        return
+def _check_out(arguments: Mapping[str, Any], marks: tuple[str, ...]) -> None:
+    """Reject an --out folder that contains an input or that this command has not written."""
     for name, place in arguments.items():
         if isinstance(place, Path) and name not in WRITTEN:
-            check_apart(out, f"what --{name} names", place)
-    check_replaceable(out, marks)
+            check_apart(arguments["out"], f"what --{name} names", place)
+    check_replaceable(arguments["out"], marks)
 
 
 def _quiet_libraries() -> None:
-    """Progress bars and start-up notes of libraries drown what a stage has to say."""
+    """Silence progress bars and start-up notes of libraries."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

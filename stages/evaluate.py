@@ -7,7 +7,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.params import load_section
+from pipeline.config.params import Settings, load
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.quality import (
     PREDICTIONS_FILE,
@@ -30,6 +30,10 @@ from pipeline.store.files import folder_written_whole, write_json
 from stages.command import folder_option, out_option, params_option, stage
 
 
+class Needs(Settings):
+    evaluate: EvaluationSettings
+
+
 @stage
 @folder_option("--soft-labels", "Shards with the clean inputs and the teacher's logits.")
 @folder_option("--teacher", "The fine-tuned teacher; only its speed is measured here.")
@@ -43,7 +47,7 @@ def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Pat
             write_json(folder / SKIPPED_FILE, {})
         click.echo(f"{out}: not evaluated, since the student was not trained for this task")
         return
-    settings = load_section(params, EvaluationSettings, "evaluate")
+    settings = load(params, Needs, evaluate="evaluate").evaluate
     shards = Shards.holding("soft_labels", soft_labels)
     opened = {folder: ModelFolder(folder) for folder in (teacher, student)}
     hint = "Name the teacher that made them"

@@ -5,10 +5,14 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from pipeline.config.params import load_section
+from pipeline.config.params import Settings, load
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.export import FACTS_FILE, FLOAT_FILE, export
 from stages.command import folder_option, out_option, params_option, stage
+
+
+class Needs(Settings):
+    evaluate: EvaluationSettings
 
 
 @stage
@@ -19,7 +23,8 @@ from stages.command import folder_option, out_option, params_option, stage
 @params_option
 def main(soft_labels: Path, student: Path, out: Path, int8: bool, params: Path) -> None:
     """Export a student to ONNX, check its logits against torch and measure its speed on one thread."""
-    facts, speeds = export(student, soft_labels, out, load_section(params, EvaluationSettings, "evaluate"), int8)
+    settings = load(params, Needs, evaluate="evaluate").evaluate
+    facts, speeds = export(student, soft_labels, out, settings, int8)
     torch = {"file": f"{student.name} (torch)", "value": facts["value"], "bytes": facts["bytes"]}
     table = pd.DataFrame([torch, *facts["files"]]).join(pd.DataFrame([speed.model_dump() for speed in speeds]))
     table["speed_up"] = table["latency_ms"].iloc[0] / table["latency_ms"]

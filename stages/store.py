@@ -1,4 +1,4 @@
-"""store: the upkeep of the store of results: what it holds, whether it is sound, what may go (no stage)."""
+"""store: lists, verifies and cleans the store of results (no stage)."""
 
 import time
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ from pipeline.store.store import Store
 from stages.command import params_option, stage
 
 WIDTH = 200
-"""Columns of the printed table at most, on a terminal or not."""
+"""Most columns of the printed table, on a terminal or not."""
 
 store_option = click.option(
     "--store",
     "named",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the store; left out: runtime.store of the settings.",
+    help="Folder of the store; default: runtime.store of the settings.",
 )
 data_option = click.option(
     "--data",
@@ -31,13 +31,13 @@ data_option = click.option(
     default=("data",),
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder below which manifests, lineages and notes say what is in use. Give one for EVERY clone that uses the store.",
+    help="Folder with the manifests, lineages and notes that list the entries in use; give one for EVERY clone of the project.",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
-    """Look after the store of results: what it holds, whether it is sound, what may go."""
+    """List, verify and clean the store of results."""
 
 
 @stage
@@ -45,13 +45,19 @@ def main() -> None:
 @params_option
 @data_option
 def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None:
-    """List what the store holds and which folders use it; hashes nothing."""
+    """List the entries of the store and the folders that use them; hashes nothing."""
     store = _store(named, params)
     uses = collect.uses_of(data, store)
     items = collect.items_of(store, uses)
-    Console(width=WIDTH, highlight=False, markup=False).print(_table(items, uses))
+    table = Table("entries", "MB", "last used", "state", "content", "used by", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for (state, label, used_by), group in groupby(items, key=lambda item: (item.state, item.label, item.used_by)):
+        ones = list(group)
+        age = f"{(time.time() - max(item.touched for item in ones)) / 3600:.1f} h ago"
+        users = ", ".join(map(str, used_by)) or ("unknown" if uses.unreadable else "unused")
+        table.add_row(str(len(ones)), _megabytes(ones), age, state, label, users)
+    Console(width=WIDTH, highlight=False, markup=False).print(table)
     for error in uses.unreadable:
-        click.echo(f"not read, so what it uses is not known: {error}")
+        click.echo(f"not read, so the entries that it uses are not known: {error}")
     for folder in uses.without:
         click.echo(f"no {collect.MANIFEST_FILE} below {folder}, so it uses nothing")
     click.echo(f"{store.folder}: {len(items)} entries, {_megabytes(items)} MB")
@@ -60,22 +66,22 @@ def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None
 @stage
 @store_option
 @params_option
-@click.option("--delete", is_flag=True, help="Delete what is damaged, so that the next run computes it again.")
+@click.option("--delete", is_flag=True, help="Delete damaged entries, so that the next run computes them again.")
 def verify(named: Path | None, params: Path, delete: bool) -> None:
     """Hash every file of every entry and compare it with its receipt.
 
-    Exits with 1 if anything is damaged, also where --delete has removed it.
+    Exits with 1 if an entry is damaged, even if --delete has removed it.
     """
     store = _store(named, params)
     items = collect.items_of(store, Uses({}, (), ()))
     damaged = [(item, error) for item in items if (error := collect.error_of(store, item))]
     if damaged:
-        ending = "the next run that needs what is damaged computes it again; --delete removes it now"
+        lines = "".join(f"\n  - {error}: {item.label}" for item, error in damaged)
+        ending = "the next run that needs a damaged entry computes it again; --delete removes them now"
         if delete:
             gone = sum(collect.delete(store, item) for item, _ in damaged)
             ending = f"{gone} of {len(damaged)} deleted; the next run that needs them computes them again"
-        lines = [f"{error}: {item.label}" for item, error in damaged]
-        raise PipelineError("\n  - ".join([f"{store.folder}: {len(damaged)} damaged", *lines]) + f"\n{ending}")
+        raise PipelineError(f"{store.folder}: {len(damaged)} damaged{lines}\n{ending}")
     click.echo(f"{store.folder}: nothing is damaged")
 
 
@@ -88,16 +94,16 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
     default=24.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Keep what was written or asked for within this many hours; protects runs in progress.",
+    help="Keep entries written or read within this many hours; protects running jobs.",
 )
 @click.option("--everything", is_flag=True, help="Continue although a --data folder has no manifest: nothing there is in use.")
-@click.option("--delete", is_flag=True, help="Do it; without it nothing is deleted.")
+@click.option("--delete", is_flag=True, help="Delete; without it nothing is deleted.")
 def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: float, everything: bool, delete: bool) -> None:
-    """Say what no product uses any more, and with --delete delete it.
+    """List the entries that no product uses, and delete them with --delete.
 
-    Only finished stages have a manifest: finish or repeat an interrupted stage before, else what it has computed counts as
-    unused once it is old enough. Abandoned partial folders and checkpoints of unfinished trainings go too, if older than an
-    hour; what is being trained on this machine never goes.
+    Only finished stages have a manifest: finish or repeat an interrupted stage before, else its results count as unused once
+    they are old enough. Abandoned partial folders and checkpoints of unfinished trainings are included if older than an hour;
+    a training that runs on this machine is never deleted.
     """
     store = _store(named, params)
     uses = collect.uses_of(data, store)
@@ -111,11 +117,11 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
     freed = sum(item.bytes - item.shared for item in gone)
     click.echo(f"{'freed' if delete else 'would free'} {freed:,} bytes{'' if delete else '; --delete deletes them'}")
     if shared := sum(item.shared for item in gone):
-        click.echo(f"{shared:,} more bytes are hard links of another folder and are freed when it goes")
+        click.echo(f"{shared:,} more bytes are hard links of another folder and are freed with it")
     if young:
-        click.echo(f"kept although not in use: {young}, younger than --min-age-hours {min_age_hours:g} or being written")
+        click.echo(f"kept although unused: {young}, younger than --min-age-hours {min_age_hours:g} or being written")
     if left := len(doomed) - len(gone):
-        click.echo(f"kept: {left}, written, asked for or locked while this command ran")
+        click.echo(f"kept: {left}, written, read or locked while this command ran")
 
 
 def _store(named: Path | None, params: Path) -> Store:
@@ -126,21 +132,6 @@ def _store(named: Path | None, params: Path) -> Store:
     if not Path(place).is_dir():
         raise PipelineError(f"the store {place} does not exist; name its folder with --store, or run a stage that fills it")
     return Store(Path(place))
-
-
-def _table(items: Iterable[Item], uses: Uses) -> Table:
-    """One row for all that has the same state, label and users."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("entries", "MB", "last used"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("state", "what", "used by"):
-        table.add_column(name)
-    for (state, label, used_by), group in groupby(items, key=lambda item: (item.state, item.label, item.used_by)):
-        ones = list(group)
-        age = f"{(time.time() - max(item.touched for item in ones)) / 3600:.1f} h ago"
-        users = ", ".join(map(str, used_by)) or ("unknown" if uses.unreadable else "unused")
-        table.add_row(str(len(ones)), _megabytes(ones), age, state, label, users)
-    return table
 
 
 def _megabytes(items: Iterable[Item]) -> str:

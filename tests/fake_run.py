@@ -17,7 +17,7 @@ from pipeline.shards.manifest import Coding, Manifest, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
 SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.store.files import write_json
-from pipeline.store.hashing import Key, key_hash
+from pipeline.store.keys import Key, key_hash
 from pipeline.store.store import STORED_AS, Store
 
 HOUR, DAY = 3600.0, 24 * 3600.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.store.code import TRAINING_LIBRARIES
+from pipeline.store.keys import TRAINING_LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 

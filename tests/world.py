@@ -36,7 +36,7 @@ from pipeline.config.settings import StudentSettings
 from pipeline.models.architectures import head_settings
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
 from pipeline.store.files import write_json
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
 
 WORDS = [f"word{number}" for number in range(60)]

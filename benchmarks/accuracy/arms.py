@@ -13,7 +13,7 @@ from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
 from pipeline.models.precision import bfloat16_slowdown
-from pipeline.store.hashing import canonical_json, hash_of
+from pipeline.store.keys import canonical_json, hash_of
 
 HERE = Path(__file__).parent
 STUDENT = "student"

@@ -29,9 +29,9 @@ from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
 from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import SHARD_FILE, Manifest, manifest_hash
-from pipeline.store.code import BUILD
+from pipeline.store.keys import BUILD
 from pipeline.store.files import write_json
-from pipeline.store.hashing import canonical_json, hash_of, key_hash
+from pipeline.store.keys import canonical_json, hash_of, key_hash
 from pipeline.store.store import Store
 from pipeline.training.trainer import HISTORY_FILE
 from stages import augment, distill, evaluate, masked_lm, prepare, soft_label, surrogate, teach

@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.files import folder_written_whole
-from pipeline.store.hashing import hash_of, sha256_of
+from pipeline.store.keys import hash_of, sha256_of
 
 DEV_ROWS = 500
 TEST_ROWS = 2000

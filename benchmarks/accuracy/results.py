@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
-from pipeline.store.hashing import hash_of
+from pipeline.store.keys import hash_of
 
 
 class Result(Settings):

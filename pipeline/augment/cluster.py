@@ -29,8 +29,7 @@ from pipeline.augment.workers import PIECE_BYTES, AnyJob, NodeVisibility, Worker
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import Precision, RuntimeSettings
 from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.code import BUILD, rejection
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import BUILD, rejection, sha256_of
 from pipeline.store.store import Store
 from pipeline.training.ray_session import join_ray
 

@@ -25,7 +25,7 @@ from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
 from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key, hash_of
+from pipeline.store.keys import Key, hash_of
 from pipeline.store.store import Facts, Store
 
 ROWS_A_READ = 4096

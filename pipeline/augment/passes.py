@@ -19,7 +19,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.store.store import Entry, Store, stored_as
 from pipeline.training.masked_lm import masked_lm_in
 

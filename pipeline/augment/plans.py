@@ -23,8 +23,7 @@ from pipeline.perturbation.surrogate import SurrogateFolder
 from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
-from pipeline.store.code import computed_by
-from pipeline.store.hashing import Key, hash_of
+from pipeline.store.keys import Key, computed_by, hash_of
 from pipeline.store.store import Store
 from pipeline.training.masked_lm import masked_lm_in
 

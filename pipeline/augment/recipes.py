@@ -15,7 +15,7 @@ from pipeline.config.corpus import Kind
 from pipeline.config.settings import OPERATIONS, AugmentSettings, Effect, Operation, TextEditSettings
 from pipeline.corpus.encoding import Ids, Types
 from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 Positions = npt.NDArray[np.int64]
 

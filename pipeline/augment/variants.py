@@ -27,7 +27,7 @@ from pipeline.shards.manifest import ShardEntry
 from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.shards.schema import shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.store.store import Store
 
 

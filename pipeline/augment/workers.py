@@ -20,9 +20,8 @@ from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import Precision
 from pipeline.shards.manifest import SHARD_FILE, Receipt
-from pipeline.store.code import BUILD, Build
 from pipeline.store.files import PARTIAL
-from pipeline.store.hashing import key_hash, sha256_of
+from pipeline.store.keys import BUILD, Build, key_hash, sha256_of
 from pipeline.store.store import Store
 
 AnyJob = TypeVar("AnyJob", bound=Job)

@@ -1,19 +1,14 @@
-"""What a person must mend, as one sentence or one list; the commands print it without a traceback."""
+"""Errors that a user must correct; the commands print them without a traceback."""
 
 from collections.abc import Callable, Sequence
 
 
 class PipelineError(Exception):
-    """Input, settings or stored data that cannot be used; the text says what was wanted, what came and the way out."""
+    """Input, settings or stored data that cannot be used; the text names what was expected, what was found and the remedy."""
 
 
 class PipelineErrors(PipelineError):
-    """Every error of one input, found before any work started.
-
-    Args:
-        subject: what was checked, e.g. ``"params.yaml"``.
-        errors: one line each, in the order a person would mend them.
-    """
+    """Every error of one input, such as params.yaml, one line each, found before any work started."""
 
     def __init__(self, subject: str, errors: Sequence[str]) -> None:
         self.errors = tuple(errors)
@@ -22,7 +17,7 @@ class PipelineErrors(PipelineError):
 
 
 def errors_of(*checks: Callable[[], object]) -> list[str]:
-    """What each of some checks rejects, each sentence once."""
+    """The errors that some checks raise, without repeats."""
     found = []
     for check in checks:
         try:
@@ -33,6 +28,6 @@ def errors_of(*checks: Callable[[], object]) -> list[str]:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line that an error says."""
+    """The last line of an error message, or the name of its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

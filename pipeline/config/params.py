@@ -4,30 +4,28 @@ import copy
 import functools
 import io
 import itertools
-import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.nodes import MappingNode
 
 from pipeline.config.errors import PipelineError, PipelineErrors
 from pipeline.config.renamed import renamed_settings
 
 FORM = re.compile(r"[\[\]]|^(constrained-)?(float|int|str|list|dict)$|^[A-Z]\w*$")
-"""What pydantic adds to the place of a error to say which form of a setting it tried: a type's name."""
+"""Parts that pydantic adds to the location of an error to name the form of a union that it tried."""
 
 LONGEST_SHOWN = 80
-"""A invalid section longer than this is not repeated in the sentence about it."""
-
+"""Longer invalid values are not repeated in the error."""
 
 ABSENT = "{} does not exist; make it with dvc repro"
-"""Of a file that a stage writes."""
+"""Error for a missing file that a stage writes."""
 
 
 class Settings(BaseModel):
@@ -36,29 +34,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-MERGE = "tag:yaml.org,2002:merge"
-"""What YAML calls the key << whose mapping is merged into the one that it stands in."""
-
-
-class _PlainValues(SafeConstructor):
-    """The values of YAML 1.2, without repeated keys and without dates, which no setting is: 2020-01-01 is a text."""
-
-    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = node.value[len(getattr(node, "merge", None) or ()) :]  # behind those that were merged into it already
-        names = [key.value if key.tag == MERGE else self.construct_object(key, deep=True) for key, _ in own]
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
-        if repeated:
-            raise ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
-        return dict(super().construct_mapping(node, deep))
-
-
-_PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
-
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
-class Within(NamedTuple):
-    """A section that is one setting of the section that it is merged into."""
+@dataclass(frozen=True)
+class Within:
+    """A section that becomes one setting of the section that it is merged into."""
 
     place: str
     name: str
@@ -70,14 +51,21 @@ Place = str | Within | dict[str, Any]
 Places = tuple[Place, ...]
 
 
+class _DatesAsText(SafeConstructor):
+    """No setting is a date: 2020-01-01 is a text."""
+
+
+_DatesAsText.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
 def read_params(path: Path) -> dict[str, Any]:
-    """The whole parameter file as plain mappings, read as DVC reads and writes it: YAML 1.2, where ``2e-5`` is a number."""
+    """The whole parameter file as plain mappings, read as DVC reads it: YAML 1.2, in which ``2e-5`` is a number."""
     try:
         content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), str(path)))
     except FileNotFoundError as cause:
-        raise PipelineError(f"{path} does not exist; run the stage where params.yaml lies, or name it with --params") from cause
+        raise PipelineError(f"{path} does not exist; name the parameter file with --params") from cause
     except (YAMLError, ValueError, LookupError, TypeError) as cause:  # the last three of tags that do not fit, as in !!int x
-        raise PipelineError(f"{path} is not readable YAML: {cause}") from cause
+        raise PipelineError(f"{path} is not readable YAML: {str(cause).partition('To suppress')[0].strip()}") from cause
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no settings; it must be a mapping of section names to settings")
     return content
@@ -85,9 +73,9 @@ def read_params(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str, name: str) -> Any:
-    """What a YAML document says; ``name`` stands in what is said of a error. A command reads the same file many times."""
+    """The content of a YAML document; ``name`` is its name in error messages. A command reads the same file many times."""
     reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _PlainValues
+    reader.Constructor = _DatesAsText
     stream = io.StringIO(text)
     stream.name = name
     return reader.load(stream)
@@ -98,62 +86,49 @@ def load(path: Path, model: type[AnySettings], **places: Place | Places) -> AnyS
 
     Args:
         path: the parameter file.
-        model: has one field a section.
-        places: for each field the dotted place of its section; several places are merged, the later one winning.
+        model: has one field per section.
+        places: for each field the place of its section; several places are merged, the later one wins.
 
     Raises:
-        PipelineErrors: unknown, missing or mistyped keys, each with its place, its value and what was wanted.
+        PipelineErrors: unknown, missing or mistyped keys, each with its place, its value and the expected form.
     """
     params = read_params(path)
     if renamed := renamed_settings(params):
         raise PipelineErrors(str(path), renamed)
-    found = {field: merged(params, as_places(place)) for field, place in places.items()}
-    present = {field: section for field, section in found.items() if section is not None}
+    owners = {field: place if isinstance(place, tuple) else (place,) for field, place in places.items()}
+    found = {field: merged(params, own) for field, own in owners.items()}
     try:
-        return model.model_validate(present)
+        return model.model_validate({field: section for field, section in found.items() if section is not None})
     except ValidationError as error:
-        raise PipelineErrors(
-            str(path), [_sentence(error, places, params) for error in _merged_unions(error.errors())]
-        ) from None
-
-
-def load_section(path: Path, model: type[AnySettings], *places: Place) -> AnySettings:
-    """Read one section, or several merged, as `load` does."""
-    form = create_model(model.__name__, __base__=Settings, section=(model, ...))
-    section: AnySettings = dict(load(path, form, section=places))["section"]
-    return section
+        groups: dict[tuple[Any, ...], list[Any]] = {}  # a union has one error for each of its forms
+        for one in error.errors():
+            place = tuple(itertools.takewhile(lambda part: not FORM.search(str(part)), one["loc"]))
+            groups.setdefault(place, []).append(one)
+        sentences = [_sentence(place, group, owners.get(place[0], ()), params) for place, group in groups.items()]
+        raise PipelineErrors(str(path), sentences) from None
 
 
 def read_facts(model: type[AnySettings], path: Path, missing: str | None = None) -> AnySettings:
-    """What a stage noted about its product in a JSON file.
-
-    Args:
-        model: what such a note holds.
-        path: the file.
-        missing: the sentence where it is not there, in place of one that names the file.
-
-    Raises:
-        PipelineError: it is not there, or is damaged.
-    """
+    """The facts that a stage wrote about its product in a JSON file; ``missing`` is the error if the file does not exist."""
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError as cause:
         raise PipelineError(missing or ABSENT.format(path)) from cause
     except ValidationError as cause:
         place = ".".join(map(str, cause.errors()[0]["loc"]))
-        said = f"{place} is not what this version writes" if place else "it is no JSON"
-        raise PipelineError(f"{path} is damaged: {said}; make it again with dvc repro") from cause
+        reason = f"this version writes another {place}" if place else "it is not JSON"
+        raise PipelineError(f"{path} is damaged: {reason}; make it again with dvc repro") from cause
 
 
 def lookup(params: Any, place: str) -> Any:
-    """The value at a dotted place, or None where there is none."""
+    """The value at a dotted place, or None."""
     for name in place.split("."):
         params = params.get(name) if isinstance(params, dict) else None
     return params
 
 
 def task_in(path: Path, task: str) -> dict[str, Any]:
-    """The entry of a task in a parameter file; one that is not there is rejected with those that are."""
+    """The entry of a task in a parameter file; the error for an unknown task names the known ones."""
     tasks = lookup(read_params(path), "tasks") or {}
     if task not in tasks:
         raise PipelineError(f"{path} has no task {task}; it has {', '.join(map(str, tasks)) or 'none'}")
@@ -161,22 +136,15 @@ def task_in(path: Path, task: str) -> dict[str, Any]:
 
 
 def naming_errors(params: Any, section: str) -> list[str]:
-    """Why a section cannot be read as names with their settings; empty where it can."""
+    """The errors of a section that maps names to settings."""
     names = lookup(params, section)
     if not isinstance(names, dict) or not names:
         return [f"{section} must map at least one name to its settings"]
-    return [
-        f"{section}.{name}: YAML reads this name as no text; write it in quotes" for name in names if not isinstance(name, str)
-    ]
-
-
-def as_places(place: Place | Places) -> Places:
-    """One place or several, as several."""
-    return (place,) if isinstance(place, str | Within | dict) else place
+    return [f"{section}.{name}: YAML reads this name as no text; quote it" for name in names if not isinstance(name, str)]
 
 
 def section_at(params: Mapping[str, Any], place: Place) -> Any:
-    """What a place holds, or None where it is missing."""
+    """The section at a place, or None."""
     if isinstance(place, dict):
         return place
     found = lookup(params, place if isinstance(place, str) else place.place)
@@ -190,127 +158,48 @@ def merged(params: Mapping[str, Any], places: Places) -> Any:
 
 
 def overlaid(below: Any, above: Any) -> Any:
-    """Two sections as one: mappings are merged key by key, anything else above wins."""
+    """Two sections as one: mappings are merged key by key, any other value of ``above`` wins."""
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: overlaid(below[key], value) if key in below else value for key, value in above.items()}
     return above
 
 
-def _merged_unions(errors: Sequence[Any]) -> list[Any]:
-    """Where a setting has several forms, the library tells one error for each; a person made one mistake."""
-    merged: dict[tuple[Any, ...], Any] = {}
-    for error in errors:
-        place = tuple(itertools.takewhile(lambda part: not FORM.search(str(part)), error["loc"]))
-        if place == error["loc"]:
-            merged[place, error["type"], error["msg"]] = error
-        elif place in merged:
-            merged[place]["ctx"].append(_form(error, place))
-        else:
-            kind = "no_key" if "[key]" in error["loc"] else "no_form"
-            merged[place] = {**error, "loc": place, "type": kind, "ctx": [_form(error, place)]}
-    return list(merged.values())
+def _sentence(place: tuple[Any, ...], errors: Sequence[Any], owners: Places, params: dict[str, Any]) -> str:
+    """The errors of one setting as a sentence; ``place`` is its location in the model."""
+    error, inner = errors[0], [str(part) for part in place[1:]]
+    spelled = _spelled(owners, inner) or [".".join(map(str, place))]
+    missing = error["type"] == "missing"
+    candidates = [text for text in spelled if (lookup(params, text) is None) == missing] or spelled[:1]
+    where = candidates[0] if missing else candidates[-1]
+    above, _, name = where.rpartition(".")
+    siblings = lookup(params, above) if above else params
+    if missing and isinstance(siblings, dict) and name in siblings:
+        return f"{where} is empty; write its settings, or {{}} for none of its own"
+    if missing and inner:
+        return f"{where} is missing" + (f" (or {spelled[-1]})" if len(spelled) > 1 else "")
+    if missing:
+        return f"{where} is missing" + (f"; {above} has {', '.join(map(str, siblings))}" if above and siblings else "")
+    if error["type"] == "extra_forbidden" and len(errors) == 1:
+        return f"{where} is not a setting known here (value: {error['input']!r})"
+    wanted = "; or ".join(dict.fromkeys(_wanted(one, len(place)) for one in errors))
+    shown = repr(error["input"])
+    is_shown = "[key]" not in error["loc"] and error["input"] is not None and len(shown) <= LONGEST_SHOWN
+    return f"{where}: {wanted}" + (f", not {shown}" if is_shown else "")
 
 
-def _form(error: Any, place: tuple[Any, ...]) -> str:
-    """What one of the forms of a setting wants; ``place`` is the setting's."""
+def _spelled(owners: Places, inner: list[str]) -> list[str]:
+    """The dotted places at which a setting may be written."""
+    found = [".".join([owner, *inner]) for owner in owners if isinstance(owner, str)]
+    within = [owner for owner in owners if isinstance(owner, Within) and inner[:1] in ([], [owner.name])]
+    return [".".join([owner.place, *inner[1:]]) for owner in within] + found
+
+
+def _wanted(error: Any, depth: int) -> str:
+    """The expected form of a setting, or of a setting below it if the form is a mapping; ``depth`` is the setting's."""
+    inner = ".".join(str(part) for part in error["loc"][depth:] if not FORM.search(str(part)))
     if error["type"] in ("model_type", "dict_type"):
-        return "it may be a mapping of settings"
-    inner = ".".join(str(part) for part in error["loc"][len(place) :] if not FORM.search(str(part)))
-    if inner and error["type"] == "extra_forbidden":
+        return "it may be a mapping of settings" if error["loc"][depth:] else "must be a mapping of names to settings"
+    if error["type"] == "extra_forbidden":
         return f"{inner} is not a setting known here"
-    return f"{inner}: {_wanted(error)}" if inner else _wanted(error)
-
-
-def _sentence(error: Any, places: dict[str, Place | Places], params: dict[str, Any]) -> str:
-    field, *inner = error["loc"]
-    owners = as_places(places.get(str(field), str(field)))
-    spelled = [text for owner in owners if (text := _spelled(owner, [*map(str, inner)]))] or [".".join(map(str, error["loc"]))]
-    where = _place_of(spelled, params, absent=error["type"] == "missing")
-    match error["type"]:
-        case "missing" if lookup(params, where) is None and _stands(params, where):
-            return f"{where} is empty; write its settings, or {{}} for none of its own"
-        case "missing":
-            hint = _nearest(where, params) if not inner else f" (or {spelled[-1]})" if len(spelled) > 1 else ""
-            return f"{where} is missing{hint}"
-        case "no_key":
-            return f"{where}: {'; or '.join(dict.fromkeys(error['ctx']))}"
-        case "no_form":
-            forms, given = "; or ".join(dict.fromkeys(error["ctx"])), _given(spelled, params)
-            return f"{where}: {forms}" + (f", not {given!r}" if given is not None and len(repr(given)) <= LONGEST_SHOWN else "")
-        case "value_error" if error["input"] is None or len(repr(error["input"])) > LONGEST_SHOWN:
-            return f"{where}: {_wanted(error)}"
-        case "extra_forbidden":
-            return f"{where} is not a setting known here (value: {error['input']!r})"
-        case "model_type" | "dict_type":
-            return f"{where}: must be a mapping of names to settings, not {error['input']!r}"
-        case "float_type" | "int_type" | "string_type":
-            return f"{where}: {_wanted(error)}, not {error['input']!r}{_yaml_hint(error['input'], error['type'])}"
-        case _:
-            return f"{where}: {_wanted(error)}, not {error['input']!r}"
-
-
-def _spelled(owner: Place, inner: list[str]) -> str:
-    """The dotted place of a setting below ``owner``; empty where the owner cannot hold it."""
-    if isinstance(owner, str):
-        return ".".join([owner, *inner])
-    inside = isinstance(owner, Within) and bool(inner) and inner[0] == owner.name
-    return ".".join([owner.place, *inner[1:]]) if isinstance(owner, Within) and inside else ""
-
-
-def _given(spelled: list[str], params: dict[str, Any]) -> Any:
-    """What a setting that may stand at several places comes to."""
-    standing = [value for place in spelled if (value := lookup(params, place)) is not None]
-    return functools.reduce(overlaid, standing) if standing else None
-
-
-def _stands(params: dict[str, Any], place: str) -> bool:
-    """Whether a name is written down, with or without a value."""
-    above, _, name = place.rpartition(".")
-    section = lookup(params, above) if above else params
-    return isinstance(section, dict) and name in section
-
-
-def _place_of(spelled: list[str], params: dict[str, Any], absent: bool) -> str:
-    """Of the places that a setting may stand at, the one a person must look at."""
-    standing = [place for place in spelled if (lookup(params, place) is None) == absent]
-    return spelled[0] if not standing else standing[0] if absent else standing[-1]
-
-
-def _nearest(place: str, params: dict[str, Any]) -> str:
-    """Of the first name on the way to ``place`` that is not there: which ones are."""
-    parts = place.split(".")
-    for depth in range(1, len(parts) + 1):
-        above, missing = ".".join(parts[: depth - 1]), ".".join(parts[:depth])
-        if lookup(params, missing) is None:
-            names = lookup(params, above) if above else params
-            known = ", ".join(map(str, names)) if isinstance(names, dict) else ""
-            break
-    if depth == len(parts):
-        return f"; {above} has {known}" if above and known else ""
-    return f": there is no {missing}, only {known or 'nothing'}"
-
-
-def _wanted(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
-
-
-def _yaml_hint(value: Any, error: str) -> str:
-    """How to write what YAML reads as another kind of value than was meant: ``"32"`` is a text, ``1e3`` is no whole number."""
-    if error == "string_type":
-        return " (write it in quotes)" if isinstance(value, int | float) else ""
-    number = _number(value)
-    if number is None:
-        return ""
-    if error == "int_type" and isinstance(number, float):
-        return f" (write {int(number)})" if number.is_integer() else ""
-    return " (write it without quotes)" if isinstance(value, str) else ""
-
-
-def _number(value: Any) -> float | None:
-    """The finite number that a value is, or that it would be without quotes."""
-    try:
-        found = _parsed(value, "") if isinstance(value, str) and math.isfinite(float(value)) else value
-    except ValueError:
-        return None
-    return found if isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found) else None
+    return f"{inner}: " * bool(inner) + message[0].lower() + message[1:]

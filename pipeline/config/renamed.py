@@ -1,10 +1,10 @@
-"""Setting names of the first edition and their successors: an old params.yaml is answered with one list of new names."""
+"""Setting names of the first edition and their successors: an old params.yaml gets one list of the new names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 REMOVED = "removed: "
-"""Begins what is said of a setting without a successor."""
+"""Begins the successor of a setting that has none."""
 
 TRAINING = {
     "epochs": "num_train_epochs",
@@ -32,14 +32,6 @@ STUDENT = {
     "optimiser": "training",
 } | {f"optimiser.{old}": f"training.{new}" for old, new in TRAINING.items()}
 
-PERTURBATION = {
-    "perturbation.objective": "perturbation.gradient_from",
-    "perturbation.radius": "perturbation.epsilon",
-    "perturbation.start": "perturbation.init",
-    "perturbation.steps": "perturbation.num_steps",
-    "perturbation.special_tokens": REMOVED + "special tokens are never perturbed",
-}
-
 AUGMENT = {
     "perturbation": "perturbation",
     "keep_label": REMOVED + "the teacher labels every variant",
@@ -48,68 +40,64 @@ AUGMENT = {
     "mixing": "augment.mix_alpha",
     "batch_rows": "inference.batch_size",
     "precision": "inference.precision",
-} | PERTURBATION
-
-SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    "score": ("inference", {"batch_rows": "inference.batch_size", "hidden": REMOVED + "hidden states are not stored"}),
-    "words": ("masked_lm", {"masked": "masked_lm.mlm_probability", "rows": "masked_lm.max_rows"} | TRAINING),
-    "scout": ("surrogate", {"snapshots": "checkpoints"} | STUDENT),
-    "teach": ("", TRAINING),
-    "augment": ("", AUGMENT),
-    "distill": ("", STUDENT),
-    "surrogate": ("", STUDENT),
-    "students.*": ("", STUDENT),
-    "tasks.*": (
-        "",
-        {
-            "aim": "perturbation.gradient_from, for one task tasks.<task>.perturbation.gradient_from",
-            "words": "masked_lm.model and masked_lm.fine_tune",
-        }
-        | {f"augment.{old}": new for old, new in AUGMENT.items()},
-    ),
-    "evaluate": ("", {"batch_rows": REMOVED + "it is fixed", "timed_rounds": REMOVED + "it is fixed"}),
-    "runtime": (
-        "",
-        {
-            "trainers": "world_size",
-            "readers": "dataloader_num_workers",
-            "checkpoint_steps": "save_steps",
-            "log_to": "report_to",
-        },
-    ),
+    "perturbation.objective": "perturbation.gradient_from",
+    "perturbation.radius": "perturbation.epsilon",
+    "perturbation.start": "perturbation.init",
+    "perturbation.steps": "perturbation.num_steps",
+    "perturbation.special_tokens": REMOVED + "special tokens are never perturbed",
 }
-"""By section: its new name where it has one, and its settings."""
+
+TASK = {
+    "aim": "perturbation.gradient_from, for one task tasks.<task>.perturbation.gradient_from",
+    "words": "masked_lm.model and masked_lm.fine_tune",
+} | {f"augment.{old}": new for old, new in AUGMENT.items()}
+
+RUNTIME = {
+    "trainers": "world_size",
+    "readers": "dataloader_num_workers",
+    "checkpoint_steps": "save_steps",
+    "log_to": "report_to",
+}
+
+NEW_SECTIONS = {"score": "inference", "words": "masked_lm", "scout": "surrogate"}
+
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "score": {"batch_rows": "inference.batch_size", "hidden": REMOVED + "hidden states are not stored"},
+    "words": {"masked": "masked_lm.mlm_probability", "rows": "masked_lm.max_rows"} | TRAINING,
+    "scout": {"snapshots": "checkpoints"} | STUDENT,
+    "teach": TRAINING,
+    "augment": AUGMENT,
+    "distill": STUDENT,
+    "surrogate": STUDENT,
+    "students.*": STUDENT,
+    "tasks.*": TASK,
+    "evaluate": {"batch_rows": REMOVED + "it is fixed", "timed_rounds": REMOVED + "it is fixed"},
+    "runtime": RUNTIME,
+}
+"""By section; ``*`` is every entry of a section of names."""
 
 
 def renamed_settings(params: Mapping[str, Any]) -> list[str]:
-    """One sentence for each setting of ``params`` that the first edition knew by another name."""
+    """One sentence for each setting of ``params`` that has another name since the first edition."""
     found = []
-    for section, (successor, settings) in SECTIONS.items():
-        for place, value in _entries(params, section):
-            if successor:
-                found.append(f"{place} is now {successor}")
-            names = {name for name, _ in _nodes(value)}
-            found += [_sentence(f"{place}.{old}", new) for old, new in settings.items() if old in names]
+    for pattern, settings in SETTINGS.items():
+        section, _, each = pattern.partition(".")
+        value = params.get(section)
+        entries = [(section, value)]
+        if each:
+            entries = [(f"{section}.{name}", below) for name, below in value.items()] if isinstance(value, dict) else []
+        for place, entry in entries:
+            if section in NEW_SECTIONS and entry is not None:
+                found.append(f"{place} is now {NEW_SECTIONS[section]}")
+            names = set(_names(entry))
+            for old in filter(names.__contains__, settings):
+                verb = "was" if settings[old].startswith(REMOVED) else "is now"
+                found.append(f"{place}.{old} {verb} {settings[old]}")
     return found
 
 
-def _sentence(place: str, successor: str) -> str:
-    return f"{place} was {successor}" if successor.startswith(REMOVED) else f"{place} is now {successor}"
-
-
-def _entries(params: Mapping[str, Any], section: str) -> Iterator[tuple[str, Any]]:
-    """The section, or every entry of a section of names, with its place."""
-    name, _, each = section.partition(".")
-    value = params.get(name)
-    if value is not None and not each:
-        yield name, value
-    elif isinstance(value, dict):
-        yield from ((f"{name}.{entry}", below) for entry, below in value.items())
-
-
-def _nodes(value: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting below a value with its dotted place, outer ones first."""
-    if isinstance(value, dict):
-        for name, below in value.items():
-            yield f"{above}{name}", below
-            yield from _nodes(below, f"{above}{name}.")
+def _names(value: Any, above: str = "") -> Iterator[str]:
+    """The dotted place of every setting below a value."""
+    for name, below in value.items() if isinstance(value, dict) else ():
+        yield f"{above}{name}"
+        yield from _names(below, f"{above}{name}.")

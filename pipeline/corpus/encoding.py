@@ -45,11 +45,7 @@ class Encoded:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int) -> Encoded:
-    """Tokenise single texts, or pairs if ``second`` is given; of a pair the longer text is truncated.
-
-    Raises:
-        PipelineError: the tokenizer exceeds ``max_length``, as many do if it cannot hold their special tokens.
-    """
+    """Tokenise single texts, or pairs if ``second`` is given; the longer text of a pair is truncated."""
     input_ids: list[Ids] = []
     types: list[Types] | None = [] if "token_type_ids" in tokenizer.model_input_names else None
     truncated = 0
@@ -57,7 +53,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[st
         texts = [None if column is None else column[start : start + TEXTS_AT_ONCE] for column in (first, second)]
         cut = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
         if (longest := max(map(len, cut["input_ids"]))) > max_length:
-            raise PipelineError(f"the tokenizer leaves {longest} tokens where max_length is {max_length}; raise max_length")
+            raise PipelineError(f"the tokenizer leaves {longest} tokens, but max_length is {max_length}; raise max_length")
         input_ids += [np.array(ids, dtype=np.int32) for ids in cut["input_ids"]]
         if types is not None:
             types += [np.array(kinds, dtype=np.int8) for kinds in cut["token_type_ids"]]
@@ -70,18 +66,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[st
 
 
 def check_length(tokenizer: PreTrainedTokenizerBase, pair: bool, max_length: int, source: str) -> None:
-    """Require that ``max_length`` holds the special tokens and one token of each text.
-
-    Raises:
-        PipelineError: it does not; ``source`` is the tokenizer's name in the message.
-    """
+    """Require that ``max_length`` holds the special tokens and one token of each text; ``source`` names the tokenizer."""
     special = tokenizer.num_special_tokens_to_add(pair)
     least = special + (2 if pair else 1)
     if max_length < least:
-        what = "pair" if pair else "text"
         raise PipelineError(
-            f"max_length is {max_length}, but the tokenizer of {source} adds {special} special tokens to a {what}, "
-            f"and each text needs a token of its own; set it to at least {least}"
+            f"max_length is {max_length}, but the tokenizer of {source} adds {special} special tokens and each text needs a "
+            f"token of its own; set it to at least {least}"
         )
 
 

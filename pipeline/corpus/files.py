@@ -1,4 +1,4 @@
-"""csv, tsv, JSON lines and parquet files read exactly as tables.
+"""Tables of csv, tsv, JSON lines and parquet files and of hub sets, and the list of all errors found in them.
 
 Texts are not converted: ``NA``, ``007`` and leading spaces stay. csv follows RFC 4180 (a quoted field may contain line
 breaks), tsv has no quoting, and both need a header; csv, tsv and JSON lines may be gzipped. The number of a row is that of
@@ -11,14 +11,17 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from pipeline.corpus.tables import ErrorList, Table, separator_error, with_class_names
+from pipeline.config.corpus import Split
+from pipeline.config.errors import PipelineErrors
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 ENDINGS = (".csv", ".tsv", *JSON_LINES, ".parquet")
@@ -32,45 +35,87 @@ OTHER_FORMATS = {
 }
 """First bytes of files that are not tables, and how to get the table."""
 
+NAMED_ROWS = 5
+"""Most rows that a message names; further rows are counted."""
+
 LONGEST_FIELD = 2**31 - 1
 """In characters; the default of the csv module is 131,072."""
 
 LONGEST_SHOWN = 40
-SAVED_FILES = ("dataset_dict.json", "state.json")
-"""Every folder written by ``save_to_disk`` of ``datasets`` has one of them."""
 
-UNCLOSED_QUOTE = "unexpected end of data"
-"""Message of the csv module for a file that ends inside a quoted field."""
+OTHER_SEPARATORS = (";", "\t", "|", ",")
 
-PARQUET_ERRORS = (pa.ArrowException, ValueError, OverflowError, OSError)
-"""Raised for damaged files, and for dates that Python cannot represent."""
 
-Record = tuple[int, list[str]]
+class ErrorList:
+    """All errors of a corpus in the order found; rows of one subject with the same message share a line."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], list[str]] = {}
+
+    def add(self, subject: str, message: str, row: int | None = None, shown: str = "") -> None:
+        """Add an error of a file, split or setting, or of one of its rows; ``shown`` is the value found there."""
+        rows = self._rows.setdefault((subject, message), [])
+        if row is not None:
+            rows.append(f"{row} ({shown})" if shown else str(row))
+
+    def mentions(self, subject: str) -> bool:
+        """Whether this file, split or setting has an error."""
+        return any(subject == listed for listed, _ in self._rows)
+
+    def lines(self) -> list[str]:
+        lines = []
+        for (subject, message), rows in self._rows.items():
+            more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+            place = f", {'row' if len(rows) == 1 else 'rows'} {', '.join(rows[:NAMED_ROWS])}{more}" if rows else ""
+            lines.append(f"{subject}{place}: {message}")
+        return lines
+
+    def raise_if_any(self, subject: str) -> None:
+        """Raise ``PipelineErrors`` with all lines unless the list is empty."""
+        if self._rows:
+            raise PipelineErrors(subject, self.lines())
+
+
+@dataclass(frozen=True)
+class Table:
+    """The wanted columns of one file, or of a split that ``datasets`` loaded."""
+
+    name: str
+    """Path of the file, or hub id and split."""
+    header: tuple[str, ...]
+    """Names of all columns of the source."""
+    columns: Mapping[str, Sequence[Any]]
+    """The wanted columns that the source has."""
+    numbers: Sequence[int]
+    """Row number of each row in the source."""
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Label names of columns whose type declares them."""
+
+
+SplitTables = Mapping[Split, Table | None]
+"""The table of each split that a corpus has; None if it cannot be read."""
+
+
+SplitReader = Callable[[Sequence[str], ErrorList], Table | None]
+"""Reads the wanted columns of one split; None if it cannot be read."""
 
 
 class _ReadError(Exception):
     """A file that cannot be read; the arguments are those of ``ErrorList.add`` after the subject."""
 
 
-def read_file(path: Path, wanted: Sequence[str], errors: ErrorList, separator: str | None = None) -> Table | None:
-    """Read one file in the format of its ending; None if it cannot be read.
-
-    Args:
-        path: the file.
-        wanted: the columns to read; other columns are not validated.
-        errors: receives what is wrong.
-        separator: the field separator if it is not the usual one of csv or tsv; csv rules apply then.
-    """
+def read_file(path: Path, wanted: Sequence[str], errors: ErrorList) -> Table | None:
+    """Read the ``wanted`` columns of one file in the format of its ending; None if it cannot be read."""
     try:
         _check_format(path)
         ending = ending_of(path)
         if ending == ".parquet":
             return _parquet(path, wanted)
-        text = _text(path, errors)
+        text = _text(path)
         if ending in JSON_LINES:
             return _json_lines(path, text, wanted, errors)
-        is_tsv = ending == ".tsv" and separator in (None, "\t")
-        return _delimited(path, _tsv_records(text) if is_tsv else _csv_records(text, separator or ","), wanted, errors)
+        records = ((number, line.split("\t")) for number, line in _lines(text)) if ending == ".tsv" else _csv_records(text)
+        return _delimited(path, records, wanted, errors)
     except _ReadError as error:
         errors.add(str(path), *error.args)
         return None
@@ -83,12 +128,32 @@ def ending_of(path: Path) -> str:
 
 def was_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` of ``datasets`` wrote a folder."""
-    return any((folder / name).is_file() for name in SAVED_FILES)
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error message, or the name of its type."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def shown(value: Any) -> str:
+    """The repr of a value, shortened."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[: LONGEST_SHOWN - 1] + "…"
+
+
+def separator_error(header: Sequence[str]) -> str:
+    """Message for a header of one column whose name contains another separator; empty if there is no error."""
+    other = next((mark for mark in OTHER_SEPARATORS if len(header) == 1 and mark in header[0]), None)
+    return f"the columns are separated by {other!r}; use commas in csv and tabs in tsv" if other else ""
+
+
+def with_class_names(table: Table, classes: Mapping[str, Sequence[str]]) -> Table:
+    """The table with class indices replaced by their declared names; -1, GLUE's mark of a hidden label, becomes None."""
+    columns, names = dict(table.columns), {column: tuple(classes[column]) for column in table.columns if column in classes}
+    for column, known in names.items():
+        columns[column] = [None if index is None or index < 0 else known[index] for index in table.columns[column]]
+    return replace(table, columns=columns, class_names=names)
 
 
 def _check_format(path: Path) -> None:
@@ -106,8 +171,7 @@ def _check_format(path: Path) -> None:
         raise _ReadError(f"the name of a table must end in {', '.join(ENDINGS)}; save other formats as csv")
 
 
-def _text(path: Path, errors: ErrorList) -> str:
-    """The text of a file; bytes that are not UTF-8 are reported and replaced, so that other errors are found too."""
+def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
         content = gzip.decompress(content) if content.startswith(GZIP_MARK) else content
@@ -115,38 +179,26 @@ def _text(path: Path, errors: ErrorList) -> str:
         raise _ReadError(f"not readable as gzip ({first_line(error)}); copy the file again") from error
     if content.startswith(UTF_16_MARKS) or content[:2].count(0) == 1:
         raise _ReadError("the file is UTF-16; save it as UTF-8")
-    text = content.decode("utf-8-sig", errors="replace")
-    offset = 0
-    for number, line in enumerate(content.split(b"\n") if "\ufffd" in text else (), start=1):
-        try:
-            line.decode()
-        except UnicodeDecodeError as error:
-            errors.add(str(path), "not UTF-8; save the file as UTF-8", number, f"byte {offset + error.start}")
-        offset += len(line) + 1
-    return text
+    try:
+        return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise _ReadError("not UTF-8; save the file as UTF-8", row, f"byte {error.start}") from error
 
 
-def _csv_records(text: str, separator: str) -> Iterator[Record]:
+def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of csv text with the number of their first line."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    header, start = None, 1
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    start = 1
     try:
         for fields in reader:
             if fields:
-                header = header or fields
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
-        if other := separator_error(header or ()):
-            raise _ReadError(other) from error
-        unclosed = str(error) == UNCLOSED_QUOTE
-        cause = "a quote is opened and never closed" if unclosed else "a quote inside a quoted field must be doubled"
-        raise _ReadError(f"the csv cannot be parsed from here on: {cause}", start, str(error)) from error
-
-
-def _tsv_records(text: str) -> Iterator[Record]:
-    return ((number, line.split("\t")) for number, line in _lines(text))
+        cause = "the csv cannot be parsed from here on; quotes must be closed, and doubled inside a quoted field"
+        raise _ReadError(cause, start, str(error)) from error
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -156,7 +208,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], errors: ErrorList) -> Table:
+def _delimited(path: Path, records: Iterator[tuple[int, list[str]]], wanted: Sequence[str], errors: ErrorList) -> Table:
     """The wanted fields of all rows that have as many fields as the header."""
     _, header = next(records, (0, []))
     if not header:
@@ -167,7 +219,7 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], err
     numbers = []
     for number, fields in records:
         if len(fields) != len(header):
-            errors.add(str(path), f"the header has {_fields(len(header))}", number, f"{_fields(len(fields))} here")
+            errors.add(str(path), f"the header has {len(header)} field(s)", number, f"{len(fields)} here")
             continue
         numbers.append(number)
         for place, column in places:
@@ -175,22 +227,10 @@ def _delimited(path: Path, records: Iterator[Record], wanted: Sequence[str], err
     return Table(str(path), tuple(header), columns, numbers)
 
 
-def _fields(count: int) -> str:
-    return "1 field" if count == 1 else f"{count} fields"
-
-
-def _check_unique(names: Iterable[str], wanted: Sequence[str]) -> None:
+def _check_unique(names: Sequence[str], wanted: Sequence[str]) -> None:
     counts = Counter(names)
     if repeated := [name for name in wanted if counts[name] > 1]:
         raise _ReadError(f"column {', '.join(map(repr, repeated))} occurs more than once")
-
-
-class _Object(dict[str, Any]):
-    """A JSON object with the keys as written, repeated ones included."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.written = [name for name, _ in pairs]
 
 
 def _json_lines(path: Path, text: str, wanted: Sequence[str], errors: ErrorList) -> Table:
@@ -200,10 +240,11 @@ def _json_lines(path: Path, text: str, wanted: Sequence[str], errors: ErrorList)
     header, numbers = dict[str, None](), []
     for number, line in _lines(text):
         try:
-            row = _json_object(line, wanted)
-        except _ReadError as error:
-            message, *shown = error.args
-            errors.add(str(path), message, number, *shown)
+            row = json.loads(line, object_pairs_hook=_object)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            errors.add(str(path), "each line must be one JSON object without repeated keys", number, shown(line))
             continue
         header.update(dict.fromkeys(row))
         numbers.append(number)
@@ -212,16 +253,10 @@ def _json_lines(path: Path, text: str, wanted: Sequence[str], errors: ErrorList)
     return Table(str(path), tuple(header), {name: columns[name] for name in wanted if name in header}, numbers)
 
 
-def _json_object(line: str, wanted: Sequence[str]) -> dict[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=_Object)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, _Object):
-        shown = line if len(line) <= LONGEST_SHOWN else line[: LONGEST_SHOWN - 1] + "…"
-        raise _ReadError("each line must be one JSON object", repr(shown))
-    _check_unique(row.written, wanted)
-    return row
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key occurs more than once")
+    return found
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Table:
@@ -231,7 +266,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Table:
             _check_unique(schema.names, wanted)
             content = file.read(columns=[name for name in wanted if name in schema.names])
         columns = {name: content[name].to_pylist() for name in content.column_names}
-    except PARQUET_ERRORS as error:
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:  # damaged, or dates that Python cannot represent
         raise _ReadError(f"not readable as parquet ({first_line(error)})") from error
     table = Table(str(path), tuple(schema.names), columns, range(1, content.num_rows + 1))
     return with_class_names(table, _declared_classes(schema.metadata or {}))
@@ -244,3 +279,44 @@ def _declared_classes(metadata: Mapping[bytes, bytes]) -> dict[str, tuple[str, .
         return {name: tuple(kind["names"]) for name, kind in features.items() if kind["_type"] == "ClassLabel"}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def open_hub(hub: str, config: str | None, revision: str | None, errors: ErrorList) -> dict[str, SplitReader]:
+    """The splits of a set on the hub or in a local folder; empty if it cannot be opened."""
+    import datasets  # takes seconds, and tables in files do not need it
+
+    folder = Path(hub)
+    try:
+        if folder.is_file():
+            errors.add(hub, "the path is a file, but hub needs a folder or a hub id; use files for files")
+            return {}
+        if was_saved(folder) and (config or revision):
+            errors.add(hub, f"a folder written by save_to_disk has no {config or revision}; leave config and revision out")
+            return {}
+        if was_saved(folder):
+            loaded = datasets.load_from_disk(hub)
+        else:
+            builder = datasets.load_dataset_builder(hub, config, revision=revision)
+            if builder.name == "csv":  # texts such as NA are no missing values
+                builder = datasets.load_dataset_builder(hub, config, revision=revision, keep_default_na=False)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
+    except Exception as error:  # those of datasets, its builders and the network
+        way_out = "; name its tables under files instead" if folder.is_dir() else ""
+        errors.add(hub, f"datasets cannot load it ({first_line(error)}){way_out}")
+        return {}
+    splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    return {str(split): partial(_read_split, f"{hub} ({split})", data) for split, data in splits.items()}
+
+
+def _read_split(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) -> Table | None:
+    header = tuple(data.column_names)
+    present = [column for column in wanted if column in header]
+    try:
+        content = data.with_format("arrow", columns=present)[:]
+        columns = {column: content[column].to_pylist() for column in present}
+    except Exception as error:  # those of datasets and arrow
+        errors.add(name, f"datasets cannot read it ({first_line(error)})")
+        return None
+    classes = {column: kind.names for column, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
+    return with_class_names(Table(name, header, columns, range(1, data.num_rows + 1)), classes)

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterable
 
-from pipeline.store.hashing import hash_of
+from pipeline.store.keys import hash_of
 
 SEED_BITS = 63
 

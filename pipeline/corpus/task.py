@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,10 @@ class Task(Settings):
         return len(self.labels) if self.kind == "classification" else 1
 
     def save(self, folder: Path) -> None:
-        """Write ``task.json`` into ``folder``."""
         write_json(folder / TASK_FILE, self.model_dump(mode="json"))
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
-        """Read ``task.json`` of ``folder``."""
         return read_facts(cls, folder / TASK_FILE, f"{folder} has no {TASK_FILE}; run the stage that makes it: dvc repro")
 
 
@@ -53,7 +52,10 @@ def measure(task: Task, labels: Floats, logits: Floats) -> float:
     F1 is that of the second of two labels (as in GLUE's MRPC). Macro F1 is the mean over the labels that occur, so that it does
     not depend on which absent labels a model predicts. A correlation of constant values counts as 0.
     """
-    return float(_METRICS[task.metric](np.asarray(labels), predictions(task, np.asarray(logits))))
+    true, predicted = np.asarray(labels), predictions(task, np.asarray(logits))
+    if task.metric in ("mcc", "pearson", "spearman") and (np.ptp(true) == 0 or np.ptp(predicted) == 0):
+        return 0.0
+    return float(_METRICS[task.metric](true, predicted))
 
 
 def constant_prediction(task: Task, labels: Floats) -> Floats:
@@ -64,20 +66,15 @@ def constant_prediction(task: Task, labels: Floats) -> Floats:
     return max(every, key=lambda logits: measure(task, labels, logits))
 
 
-def _macro_f1(labels: Floats, predicted: Floats) -> float:
-    return float(sklearn.metrics.f1_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0.0))
+def _f1(true: Floats, predicted: Floats, **options: Any) -> float:
+    return float(sklearn.metrics.precision_recall_fscore_support(true, predicted, zero_division=0.0, **options)[2])
 
 
-def _correlation(statistic: Callable[[Floats, Floats], float]) -> Callable[[Floats, Floats], float]:
-    """A correlation that is 0, without the library's warning, if all labels or all predictions are equal."""
-    return lambda labels, predicted: 0.0 if np.ptp(labels) == 0 or np.ptp(predicted) == 0 else statistic(labels, predicted)
-
-
-_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
-    "accuracy": sklearn.metrics.accuracy_score,
-    "f1": partial(sklearn.metrics.f1_score, average="binary", zero_division=0.0),
-    "macro_f1": _macro_f1,
-    "mcc": _correlation(sklearn.metrics.matthews_corrcoef),
-    "pearson": _correlation(lambda labels, predicted: scipy.stats.pearsonr(labels, predicted)[0]),
-    "spearman": _correlation(lambda labels, predicted: scipy.stats.spearmanr(labels, predicted)[0]),
+_METRICS: dict[Metric, Callable[[Floats, Floats], float]] = {
+    "accuracy": lambda true, predicted: np.mean(true == predicted),
+    "f1": partial(_f1, average="binary"),
+    "macro_f1": lambda true, predicted: _f1(true, predicted, average="macro", labels=np.unique(true)),
+    "mcc": sklearn.metrics.matthews_corrcoef,
+    "pearson": lambda true, predicted: scipy.stats.pearsonr(true, predicted)[0],
+    "spearman": lambda true, predicted: scipy.stats.spearmanr(true, predicted)[0],
 }

@@ -12,9 +12,8 @@ from pipeline.distill.card import write_card
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import LINEAGE_FILE, Manifest, lineage, manifest_hash, training_hash
-from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole, write_json
-from pipeline.store.hashing import Key
+from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by
 from pipeline.store.store import STORED_AS, Entry, Facts, Store
 from pipeline.training.resuming import run_options
 

@@ -12,8 +12,7 @@ import torch
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
-from pipeline.store.code import BUILD, Build, rejection
-from pipeline.store.hashing import key_hash
+from pipeline.store.keys import BUILD, Build, key_hash, rejection
 from pipeline.store.store import Store
 
 RESTARTS = 3

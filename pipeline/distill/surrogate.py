@@ -12,7 +12,7 @@ from pipeline.models.loading import load_classifier
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.resuming import training_key
 from pipeline.training.trainer import write_history

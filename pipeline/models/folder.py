@@ -29,7 +29,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import DECODERS, labels_of, positions_of, reject_unsupported
 from pipeline.models.forward import word_embeddings
-from pipeline.store.hashing import hash_of, sha256_of
+from pipeline.store.keys import hash_of, sha256_of
 
 CACHED_PARTS = (("*.safetensors", "*.bin"), ("tokenizer.json", "tokenizer_config.json"))
 """A cached hub model counts as complete if it has one file of each group."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.config.params import Settings, read_facts
 from pipeline.models.folder import ModelFolder
 from pipeline.store.files import write_json
-from pipeline.store.hashing import hash_of, sha256_of
+from pipeline.store.keys import hash_of, sha256_of
 
 SURROGATE_FILE = "surrogate.json"
 MAP_FILE = "map.safetensors"

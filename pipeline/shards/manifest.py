@@ -14,7 +14,7 @@ from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import write_json
-from pipeline.store.hashing import Key, differences, hash_of, sha256_of
+from pipeline.store.keys import Key, differences, hash_of, sha256_of
 from pipeline.store.store import Entry
 
 MANIFEST_FILE = "manifest.json"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.config.corpus import Split
 from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import Content, description_of, shard_schema
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import sha256_of
 
 Positions = npt.NDArray[np.integer[Any]]
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pipeline.shards.manifest import Receipt
 from pipeline.shards.schema import ROWS_PER_BATCH, with_metadata
 from pipeline.store.files import written_whole
-from pipeline.store.hashing import Key, sha256_of
+from pipeline.store.keys import Key, sha256_of
 
 
 def write_shard(

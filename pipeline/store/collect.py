@@ -1,10 +1,11 @@
-"""Garbage collection: what a store holds, which folders use it, what is damaged, what may go. Prints nothing."""
+"""Garbage collection: the entries of a store, the folders that use them, damage, and what may be deleted."""
 
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +14,14 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.files import PARTIAL
-from pipeline.store.hashing import Key
 from pipeline.store.store import KEY_FILE, RECEIPT, STORED_AS, STORED_AS_FILE, UNFINISHED, Entry, Store
 
 MANIFEST_FILE = "manifest.json"
 
 LISTS = (MANIFEST_FILE, "lineage.json", STORED_AS_FILE)
-"""Files of product folders whose field ``STORED_AS`` names what the folder uses; only a lineage may lack it."""
+"""Files of product folders whose field ``STORED_AS`` names the entries that the folder uses; only a lineage may lack it."""
 
-HASH = re.compile("[0-9a-f]{32}")
-HASH_AT_END = re.compile("[0-9a-f]{32}$")
-
+NAME = re.compile("[0-9a-f]{32}")
 SECONDS_UNFINISHED = 3600.0
 """Partial and unfinished folders younger than this may belong to a run in progress."""
 
@@ -32,37 +30,32 @@ State = Literal["finished", "damaged", "unfinished", "partial"]
 
 @dataclass(frozen=True)
 class Uses:
-    """Which entries the folders of products use."""
+    """The entries that product folders use."""
 
     folders: Mapping[str, tuple[Path, ...]]
-    """By the name of the entry."""
+    """The folders, by the name of the entry."""
     unreadable: tuple[str, ...]
     """One sentence for each folder or list that cannot be read."""
     without: tuple[Path, ...]
-    """Those of the given folders that are missing or have no list below them."""
+    """The given folders that have no list below them or do not exist."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An entry, or what is left of one that is not finished."""
+    """An entry, or the rest of an unfinished one."""
 
     name: str
     """Of its file or folder in the store."""
     state: State
-    """As far as the receipt and the sizes of files tell."""
+    """According to the receipt and the sizes of the files."""
     label: str
-    """What a person recognises it by."""
+    """The title of the entry, or the content that its key names."""
     bytes: int
     shared: int
-    """Of the bytes those that another folder has a hard link to, so that deleting them here frees nothing."""
+    """Bytes with a hard link in another folder, which deletion does not free."""
     touched: float
-    """Seconds since the epoch when it was last written or asked for."""
+    """Seconds since the epoch when it was last written or read."""
     used_by: tuple[Path, ...]
-
-    @property
-    def lock(self) -> str:
-        """The name of the entry whose lock protects it; empty where that is not known."""
-        return found[0] if (found := HASH_AT_END.search(self.name)) else ""
 
 
 def uses_of(folders: Iterable[Path], store: Store) -> Uses:
@@ -81,7 +74,7 @@ def uses_of(folders: Iterable[Path], store: Store) -> Uses:
 
 
 def check_known(uses: Uses, everything: bool) -> None:
-    """Reject to call anything unused where it is not known what is in use.
+    """Reject garbage collection if the entries in use are not known.
 
     Raises:
         PipelineError: a list cannot be read, or a folder has none and ``everything`` does not confirm that.
@@ -96,102 +89,88 @@ def check_known(uses: Uses, everything: bool) -> None:
 
 
 def items_of(store: Store, uses: Uses) -> list[Item]:
-    """Everything in the store that is the store's, by label; hashes nothing."""
-    names = sorted(path.name for path in store.folder.iterdir()) if store.folder.is_dir() else []
-    found = [_item(store, name, uses) for name in names]
-    return sorted((item for item in found if item), key=lambda item: (item.state, item.label, item.used_by, item.name))
+    """The entries and unfinished entries of the store, by label; hashes nothing."""
+    names = [path.name for path in store.folder.iterdir()] if store.folder.is_dir() else []
+    found = filter(None, (_item(store, name, uses) for name in names))
+    return sorted(found, key=lambda item: (item.state, item.label, item.used_by, item.name))
 
 
 def error_of(store: Store, item: Item) -> str | None:
-    """Hash the files of an entry; what is wrong with it, if anything is."""
+    """Hash the files of an entry; a sentence about the first error."""
     if item.state not in ("finished", "damaged"):
         return None
     entry = store.named(item.name)
-    return f"{item.name} has no {RECEIPT} that can be read and is its own" if entry is None else entry.error()
+    return f"{item.name} has no readable {RECEIPT} of its own" if entry is None else entry.error()
 
 
 def garbage(items: Iterable[Item], least_age: float) -> tuple[list[Item], int]:
-    """What may go: what nothing uses and nobody has written or asked for in the last ``least_age`` seconds.
+    """The unused items that nobody wrote or read in the last ``least_age`` seconds, and the number of younger unused items.
 
-    The second value counts what is unused but younger. Unfinished and partial folders stay for ``SECONDS_UNFINISHED`` at
-    least.
+    Unfinished and partial folders are kept for at least ``SECONDS_UNFINISHED``.
     """
-    unused = [item for item in items if not item.used_by]
-    now = time.time()
-    doomed = [item for item in unused if item.touched + _patience(item, least_age) <= now]
+
+    def is_old(item: Item) -> bool:
+        least = max(least_age, SECONDS_UNFINISHED) if item.state in ("unfinished", "partial") else least_age
+        return item.touched + least <= now
+
+    now, unused = time.time(), [item for item in items if not item.used_by]
+    doomed = list(filter(is_old, unused))
     return doomed, len(unused) - len(doomed)
 
 
 def delete(store: Store, item: Item) -> bool:
-    """Delete an item unless it is locked or has changed since it was looked at; whether it was deleted."""
-    lock = FileLock(store.lock_file(item.lock)) if item.lock and store.lock_file(item.lock).exists() else None
+    """Delete an item, and return True, unless it is locked or has changed since it was listed."""
+    lock = store.lock_file(item.name[-32:])
     try:
-        if lock:
-            lock.acquire(timeout=0)
+        with FileLock(lock, timeout=0) if lock.exists() else nullcontext():
+            if _measured(store.folder / item.name) != (item.bytes, item.shared, item.touched):
+                return False
+            store.remove(item.name)
     except Timeout:
         return False
-    try:
-        if _measured(store.folder / item.name) != (item.bytes, item.shared, item.touched):
-            return False
-        store.remove(item.name)
-    finally:
-        if lock:
-            lock.release()
     return True
 
 
-def _patience(item: Item, least_age: float) -> float:
-    return max(least_age, SECONDS_UNFINISHED) if item.state in ("unfinished", "partial") else least_age
-
-
 def _item(store: Store, name: str, uses: Uses) -> Item | None:
-    """What the store has under a name; None where the name is not the store's or the item is gone."""
-    path, state = store.folder / name, _state(store, name)
-    if state is None or not (measured := _measured(path)):
-        return None
-    entry = store.named(name) if state != "partial" else None
-    used_by = uses.folders.get(name, ()) if state in ("finished", "damaged") else ()
-    return Item(name, state, _label(path, entry), *measured, used_by)
-
-
-def _state(store: Store, name: str) -> State | None:
+    """The item of this name; None if the name is not the store's or the item is gone."""
+    entry = None
     if name.startswith(PARTIAL):
-        return "partial"
-    if name.startswith(UNFINISHED):
-        return "unfinished" if HASH.fullmatch(name.removeprefix(UNFINISHED)) else None
-    if not HASH.fullmatch(name):
+        state: State = "partial"
+    elif name.startswith(UNFINISHED) and NAME.fullmatch(name.removeprefix(UNFINISHED)):
+        state = "unfinished"
+    elif NAME.fullmatch(name):
+        entry = store.named(name)
+        state = "finished" if entry is not None and store.peek(entry.key) is not None else "damaged"
+    else:
         return None
-    entry = store.named(name)
-    return "finished" if entry is not None and store.peek(entry.key) is not None else "damaged"
+    measured = _measured(store.folder / name)
+    used_by = uses.folders.get(name, ()) if state in ("finished", "damaged") else ()
+    return Item(name, state, _label(store.folder / name, entry), *measured, used_by) if measured else None
 
 
 def _label(path: Path, entry: Entry | None) -> str:
-    """The title of an entry, else what its key says that it is."""
     if entry is not None:
         return str(entry.facts.get("title") or entry.key.get("content") or "unknown")
     try:
-        key: Key = json.loads((path / KEY_FILE).read_text(encoding="utf-8"))
-        return str(key["content"])
+        return str(json.loads((path / KEY_FILE).read_text(encoding="utf-8"))["content"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
 
 
 def _measured(path: Path) -> tuple[int, int, float] | None:
-    """Bytes, shared bytes and the newest time of a file, or of a folder with all in it; files may vanish meanwhile."""
+    """Bytes, shared bytes and the newest time of a file or folder; None if it is gone, and files may vanish meanwhile."""
     size, shared, touched = 0, 0, 0.0
     for one in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        try:
+        with suppress(FileNotFoundError):
             found = one.stat()
-        except FileNotFoundError:
-            continue
-        if one.is_file():
-            size, shared = size + found.st_size, shared + (found.st_size if found.st_nlink > 1 else 0)
-        touched = max(touched, found.st_mtime)
+            touched = max(touched, found.st_mtime)
+            if one.is_file():
+                size, shared = size + found.st_size, shared + (found.st_size if found.st_nlink > 1 else 0)
     return (size, shared, touched) if touched else None
 
 
 def _lists_below(data: Path, store: Path, errors: list[str]) -> list[Path]:
-    """The lists below a folder; what cannot be looked into is added to the errors."""
+    """The lists below a folder; unreadable folders are added to the errors."""
     found, seen, unreadable = list[Path](), {store.resolve()}, list[OSError]()
     for folder, below, files in os.walk(data, onerror=unreadable.append, followlinks=True) if data.is_dir() else ():
         here = Path(folder).resolve()
@@ -199,23 +178,22 @@ def _lists_below(data: Path, store: Path, errors: list[str]) -> list[Path]:
         if here not in seen:
             found += [Path(folder) / name for name in LISTS if name in files]
         seen.add(here)
-    errors += [f"{error.filename} cannot be looked into ({error.strerror})" for error in unreadable]
+    errors += [f"{error.filename} cannot be read ({error.strerror})" for error in unreadable]
     return found
 
 
 def _names_in(path: Path, errors: list[str]) -> list[str]:
-    """The names in a list; why it cannot be known is added to the errors."""
+    """The names in a list; the reason why they are not known is added to the errors."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         errors.append(f"{path} cannot be read ({error.strerror})")
         return []
     except ValueError:
-        errors.append(f"{path} is damaged")
-        return []
+        content = None
     held = content.get(STORED_AS, [] if path.name == "lineage.json" else None) if isinstance(content, dict) else None
     names = [held] if isinstance(held, str) else held
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        errors.append(f"{path} does not say what it uses ({STORED_AS}); another version of this package may have written it")
+        errors.append(f"{path} has no valid {STORED_AS}; it is damaged or another version of this package wrote it")
         return []
     return names

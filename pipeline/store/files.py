@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write under another name, sync, rename. Knows bytes and paths, not what they mean."""
+"""Files and folders that are complete or absent: write under a temporary name, sync, rename."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ from typing import Any
 from pipeline.config.errors import PipelineError
 
 PARTIAL = ".partial-"
-"""Prefix of what is being written; never part of a product, safe to delete when no stage runs."""
+"""Prefix of temporary names; safe to delete when no stage runs."""
 
 PLACEHOLDERS = frozenset({".gitignore", ".gitkeep", ".DS_Store"})
-"""What may lie in a folder that counts as empty; another hidden name, such as .git, may be all that somebody has."""
+"""Files that an empty folder may have; any other hidden name, such as .git, may be a person's work."""
 
 
 @contextmanager
@@ -44,11 +44,10 @@ def write_json(path: Path, value: Any) -> None:
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """Give an empty temporary folder; it replaces ``path`` only if the block ends without an error.
 
-    What was there stays whole until the new folder has taken its place; where ``path`` is a link, what it points to is
-    replaced. New files become readable for whoever the folder is: some libraries write weights for their owner alone.
+    If ``path`` is a link, its target is replaced.
 
     Raises:
-        NotADirectoryError: something else than a folder is there; raised before the block begins.
+        NotADirectoryError: ``path`` is no folder; raised before the block begins.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,21 +58,17 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     try:
         yield partial
         complete(partial)
-        _take_place(partial, path)
+        _replace(partial, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_replaceable(path: Path, marks: Sequence[str]) -> None:
-    """Reject to have a folder replaced that was not written as such a folder is: it may hold what nothing brings back.
-
-    Args:
-        path: may be absent, or empty but for ``PLACEHOLDERS``.
-        marks: names of files that every folder of its kind has.
+    """Reject the replacement of a folder that is not empty and lacks one of ``marks``, the files that its writer always writes.
 
     Raises:
-        PipelineError: it lacks one of them, or the process works within it.
+        PipelineError: the folder may hold a person's work, or the process works in it.
     """
     if Path.cwd().is_relative_to(path.resolve()):
         raise PipelineError(f"{path} would be replaced as a whole, and this command runs in it; name another folder")
@@ -82,12 +77,12 @@ def check_replaceable(path: Path, marks: Sequence[str]) -> None:
     if missing := [mark for mark in marks if not (path / mark).is_file()]:
         raise PipelineError(
             f"{path} would be replaced as a whole, but it is not empty and was not written by this command (it has no "
-            f"{', no '.join(missing)}); nothing in it was touched, name another folder"
+            f"{', no '.join(missing)}); nothing was changed, name another folder"
         )
 
 
-def _take_place(folder: Path, path: Path) -> None:
-    """Rename a folder to ``path``; the one that is there is moved aside first, and back if that fails, then deleted."""
+def _replace(folder: Path, path: Path) -> None:
+    """Rename a folder to ``path``; an existing folder is moved aside first, and back if that fails."""
     aside = partial_name(path)
     try:
         path.replace(aside)
@@ -103,14 +98,16 @@ def _take_place(folder: Path, path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """See to it that everything in a folder is on the disk."""
-    for path in sorted(folder.rglob("*")):
+    """Flush a folder and everything in it to disk."""
+    for path in [*sorted(folder.rglob("*")), folder]:
         _sync(path)
-    _sync(folder)
 
 
 def complete(folder: Path) -> None:
-    """Flush a new folder to disk; its files get the mode of newly created files, except hard links, which keep theirs."""
+    """Flush a new folder to disk; its files get the mode of newly created files, except hard links, which keep theirs.
+
+    Some libraries write weights that only their owner can read.
+    """
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_nlink == 1:
@@ -119,7 +116,7 @@ def complete(folder: Path) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """A name of its own for every writer, also for those of other machines on a shared disk."""
+    """A temporary name that is unique among all writers, also among machines that share a disk."""
     return path.parent / f"{PARTIAL}{secrets.token_hex(6)}-{path.name}"
 
 

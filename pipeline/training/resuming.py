@@ -6,9 +6,8 @@ from typing import Any
 
 from pipeline.config.settings import RuntimeSettings
 from pipeline.models.folder import ModelFolder
-from pipeline.store.code import TRAINING_LIBRARIES, computed_by
 from pipeline.store.files import folder_written_whole
-from pipeline.store.hashing import Key, sha256_of
+from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by, sha256_of
 from pipeline.store.store import Facts, Store, write_stored_as
 from pipeline.training.callbacks import RunOptions
 

@@ -20,7 +20,7 @@ from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards
-from pipeline.store.hashing import key_hash, sha256_of
+from pipeline.store.keys import key_hash, sha256_of
 from pipeline.store.store import Store
 from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at

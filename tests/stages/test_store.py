@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.store.hashing import key_hash
+from pipeline.store.keys import key_hash
 from pipeline.store.store import Store
 from stages.store import main
 from tests.stored import DAY, add, age, begin, data, publish, store

@@ -19,8 +19,8 @@ from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import RuntimeSettings
-from pipeline.store.code import BUILD, Build
-from pipeline.store.hashing import sha256_of
+from pipeline.store.keys import BUILD, Build
+from pipeline.store.keys import sha256_of
 from pipeline.store.store import Store
 from tests.world import RUNTIME
 

@@ -18,7 +18,7 @@ from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Manifest, Receipt, ShardMismatch
 from pipeline.shards.reader import Shards
-from pipeline.store.hashing import Key, key_hash
+from pipeline.store.keys import Key, key_hash
 from pipeline.store.store import RECEIPT, Store
 from tests.stored import shard_path, shards_in
 from tests.world import augment_settings, runtime_at

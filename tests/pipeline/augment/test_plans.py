@@ -20,7 +20,7 @@ from pipeline.models.folder import model_hash
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
-from pipeline.store.hashing import hash_of
+from pipeline.store.keys import hash_of
 from pipeline.store.store import Store
 from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
 from tests.world import (

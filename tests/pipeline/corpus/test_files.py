@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.files import read_file
-from pipeline.corpus.tables import ErrorList, Table
+from pipeline.corpus.files import ErrorList, Table
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 EXACT = ["NA", "null", "007", "  leading", "nan", "1e5", "-", 'say "hi"', "a, b", "two\nlines", "naïve ☃", "\u2028 inside"]

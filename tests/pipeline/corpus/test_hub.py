@@ -6,8 +6,8 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.corpus.hub import open_hub
-from pipeline.corpus.tables import ErrorList, Table
+from pipeline.corpus.files import open_hub
+from pipeline.corpus.files import ErrorList, Table
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pipeline.corpus.rows import (
     with_one_spelling,
 )
 from pipeline.config.corpus import CorpusSettings
-from pipeline.corpus.tables import ErrorList, Table
+from pipeline.corpus.files import ErrorList, Table
 from pipeline.config.corpus import Kind
 
 

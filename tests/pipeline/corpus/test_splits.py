@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.rows import Parts, Row
-from pipeline.corpus.splits import capped, carve, with_ids, without_repeated
-from pipeline.corpus.tables import ErrorList
+from pipeline.corpus.rows import capped, carve, with_ids, without_repeated
+from pipeline.corpus.files import ErrorList
 from pipeline.config.corpus import Split
 
 SHARES: dict[Split, float] = {"dev": 0.2, "test": 0.3}

@@ -1,7 +1,7 @@
 import pytest
 
 from pipeline.config.errors import Faults
-from pipeline.corpus.tables import ErrorList
+from pipeline.corpus.files import ErrorList
 
 
 def test_rows_with_the_same_error_are_one_line_that_names_five_and_counts_the_rest() -> None:

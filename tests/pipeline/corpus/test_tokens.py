@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from pipeline.config.errors import PipelineError
 from pipeline.corpus import tokens
 from pipeline.corpus.rows import Row
-from pipeline.corpus.tables import ErrorList
-from pipeline.corpus.tokens import Reader, check_tokens
+from pipeline.corpus.files import ErrorList
+from pipeline.corpus.preparation import Reader, check_tokens
 from tests.world import SPECIAL, WORDS, make_tokenizer
 
 VOCABULARY = len(SPECIAL + WORDS)

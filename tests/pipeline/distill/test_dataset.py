@@ -21,7 +21,7 @@ from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)

@@ -14,7 +14,7 @@ from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
-from pipeline.store.code import BUILD, Build
+from pipeline.store.keys import BUILD, Build
 from pipeline.store.store import Store
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 

@@ -20,7 +20,7 @@ from pipeline.shards.reader import Positions, Row, Rows, Shards
 from pipeline.shards.schema import FORMAT_VERSION, shard_schema
 from pipeline.config.settings import CodecName
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("a", "b", "c"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}

@@ -19,7 +19,7 @@ from pipeline.shards.reader import Lists, Positions, Row, Rows, Shards, join
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
-from pipeline.store.hashing import Key
+from pipeline.store.keys import Key
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 VALUES = Task(name="tiny", kind="regression", metric="pearson", labels=(), pair=False)

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.shards.schema import FORMAT_VERSION, ROWS_PER_BATCH, description_of, shard_schema
 from pipeline.shards.writer import write_shard
-from pipeline.store.hashing import Key, sha256_of
+from pipeline.store.keys import Key, sha256_of
 
 SCHEMA = shard_schema("perturbations", "classification", True)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32, "variant": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.store import code
-from pipeline.store.code import BUILD, LIBRARIES, TRAINING_LIBRARIES, Package, code_of, computed_by, libraries_of
+from pipeline.store.keys import BUILD, LIBRARIES, TRAINING_LIBRARIES, Package, code_of, computed_by, libraries_of
 from tests.running import ROOT
 
 ENTRIES = {
@@ -155,7 +155,7 @@ def test_keys_name_libraries_by_the_version_that_all_builds_share(monkeypatch: p
 
 
 def test_what_another_process_computes_with_otherwise_is_named() -> None:
-    imported = "pipeline.store.code"
+    imported = "pipeline.store.keys"
     other = dataclasses.replace(
         BUILD, sources={**BUILD.sources, imported: "changed"}, libraries={**BUILD.libraries, "torch": "2.0.0"}
     )

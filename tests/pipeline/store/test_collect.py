@@ -9,7 +9,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.store import collect
 from pipeline.store.collect import Item, Uses, check_known, items_of, uses_of
 from pipeline.store.files import PARTIAL
-from pipeline.store.hashing import Key, key_hash
+from pipeline.store.keys import Key, key_hash
 from pipeline.store.store import RECEIPT, Store
 from tests.stored import DAY, HOUR, add, age, begin, data, publish, store
 

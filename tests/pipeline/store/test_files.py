@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import pipeline
 from pipeline.config.errors import PipelineError
 from pipeline.store.files import PARTIAL, check_replaceable, folder_written_whole, write_json, written_whole
-from pipeline.store.hashing import canonical_json, hash_of, sha256_of
+from pipeline.store.keys import canonical_json, hash_of, sha256_of
 
 ROOT = Path(pipeline.__file__).parents[1]
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())

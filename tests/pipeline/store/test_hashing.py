@@ -4,7 +4,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.store.hashing import differences, key_hash
+from pipeline.store.keys import differences, key_hash
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
 values = numbers | st.text(max_size=3) | st.lists(st.integers(), max_size=3)

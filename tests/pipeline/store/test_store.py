@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.store.hashing import Key, key_hash
+from pipeline.store.keys import Key, key_hash
 from pipeline.store.store import RECEIPT, STORED_AS, STORED_AS_FILE, Entry, Store, write_stored_as
 from tests.running import ROOT
 

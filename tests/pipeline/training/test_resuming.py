@@ -6,7 +6,7 @@ import click
 import pytest
 import yaml
 
-from pipeline.store.hashing import differences
+from pipeline.store.keys import differences
 from pipeline.training import callbacks as conduct_code
 from pipeline.training.checkpoints import mark_whole
 from pipeline.training.resuming import training_key
