@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.task import Floats, Task, measure
 from pipeline.config.corpus import Split
+from pipeline.corpus.task import Floats, Task, measure
 from pipeline.evaluation.quality import PREDICTIONS_FILE, QUALITY_FILE, SPEED_FILE, Qualities, Quality, Speed, Speeds, agreement
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry, manifest_hash
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
@@ -20,14 +20,14 @@ from pipeline.store.files import write_json
 from pipeline.store.keys import Key
 
 MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("negative", "positive"), pair=False)
-SCORES = Task(name="movie_scores", kind="regression", metric="pearson", labels=(), pair=False)
+RATINGS = Task(name="movie_ratings", kind="regression", metric="pearson", labels=(), pair=False)
 
 STUDENT: dict[str, Any] = {
     "start": "teacher",
     "layers": 3,
     "variants": "rotate",
-    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
-    "optimiser": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
+    "objective": {"labels": 0.0, "soft_labels": 1.0, "variants": 1.0, "form": "kl", "temperature": 1.0},
+    "training": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
 """Settings as in a lineage."""
 
@@ -35,7 +35,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
     "half-plain": STUDENT | {"variants": "none"},
     "narrow": STUDENT | {"layers": 6, "hidden": 192},
-    "tiny": STUDENT | {"layers": 2, "hidden": 128, "optimiser": STUDENT["optimiser"] | {"num_train_epochs": 6}},
+    "tiny": STUDENT | {"layers": 2, "hidden": 128, "training": STUDENT["training"] | {"num_train_epochs": 6}},
 }
 
 NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
@@ -44,7 +44,7 @@ NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
 LATENCY = {"half": 2.9, "half-plain": 2.95, "narrow": 3.6, "tiny": 0.7}
 PARAMETERS = {"half": 17_400_000, "half-plain": 17_400_000, "narrow": 8_500_000, "tiny": 4_300_000}
 SECONDS = {"half": 204.3, "half-plain": 101.0, "narrow": 4000.0, "tiny": 3.2}
-AUGMENT = {"perturbation": {"objective": "divergence", "norm": "l2", "radius": 0.104}, "masked_lm": None, "seed": 13}
+AUGMENT = {"perturbation": {"objective": "divergence", "norm": "l2", "epsilon": 0.104}, "masked_lm": None, "seed": 13}
 Recipes = Sequence[Sequence[str]]
 
 
@@ -107,13 +107,18 @@ def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, vari
     }
 
 
-def write_scores(data: Path, task: Task, rows: int, made_with: Key | None = None) -> None:
-    """The scores of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
+def write_soft_labels(data: Path, task: Task, rows: int, made_with: Key | None = None) -> None:
+    """The soft_labels of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
     labels = labels_of(task, rows)
     splits: tuple[Split, ...] = ("train", "dev", "test")
     parts = {(split, 0): score_columns(task, split, labels, answers(task, labels, 0.7, 0)) for split in splits}
     write_shards(
-        data / "scores" / task.name, "scores", task, parts, _key(task, "scores") | (made_with or {}), details={"truncated": 3}
+        data / "soft_labels" / task.name,
+        "soft_labels",
+        task,
+        parts,
+        _key(task, "soft_labels") | (made_with or {}),
+        details={"truncated": 3},
     )
 
 
@@ -135,30 +140,30 @@ def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipe
             "divergence": random.lognormal(-2.5, 1.4, rows).astype(np.float32),
             "flipped": random.random(rows) < (0.15 + 0.02 * variant if task.kind == "classification" else 0),
         }
-    key = _key(task, "perturbations")
-    radius = 0.104 if any("perturb" in recipe for recipe in recipes) else 0.0
-    found = {"radius": radius, "flips": 0.187, "divergence": 0.142, "rows": 256}
+    key = _key(task, "variants")
+    epsilon = 0.104 if any("perturb" in recipe for recipe in recipes) else 0.0
+    found = {"epsilon": epsilon, "flips": 0.187, "divergence": 0.142, "rows": 256}
     details = {
-        "scores": manifest_hash(data / "scores" / task.name),
+        "soft_labels": manifest_hash(data / "soft_labels" / task.name),
         "recipes": [list(recipe) for recipe in recipes],
-        "radius": radius,
+        "epsilon": epsilon,
         "calibration": found,
-        "snapshots": 0,
+        "checkpoints": 0,
         "settings": AUGMENT,
     }
     more = {"coding": Coding(codec="sign", width=384), "variants": variants, "details": details}
-    write_shards(data / "shards" / task.name, "perturbations", task, parts, key, **more)
+    write_shards(data / "shards" / task.name, "variants", task, parts, key, **more)
 
 
 def write_student(data: Path, task: Task, name: str, logits: Floats, labels: Floats, teacher: Floats) -> None:
     """A student's history, lineage, cost and evaluation."""
     settings, size, latency = STUDENTS.get(name, STUDENT), PARAMETERS.get(name, 1_000_000), LATENCY.get(name, 2.0)
-    folder, epochs = data / "student" / task.name / name, int(settings["optimiser"]["num_train_epochs"])
+    folder, epochs = data / "student" / task.name / name, int(settings["training"]["num_train_epochs"])
     value, best = measure(task, labels, logits), measure(task, labels, teacher)
     _write_history(folder, value, epochs)
     lineage = {
         "settings": dict(settings),
-        "scores": manifest_hash(data / "scores" / task.name),
+        "soft_labels": manifest_hash(data / "soft_labels" / task.name),
         "shards": None if settings["variants"] == "none" else manifest_hash(data / "shards" / task.name),
         "dev": value + 0.004,
         "best_epoch": epochs - 1,
@@ -193,7 +198,7 @@ def write_run(
     recipes: Recipes = (("perturb",),),
 ) -> None:
     """All products of one task; a student with another name has the settings of ``half``."""
-    write_scores(data, task, rows)
+    write_soft_labels(data, task, rows)
     write_perturbations(data, task, rows, variants, recipes)
     labels = labels_of(task, rows)
     teacher = answers(task, labels, 0.7, 0)

@@ -11,11 +11,8 @@ from stages.check import main
 
 ROOT = Path(__file__).parents[1]
 MOVIES = "tasks.movies"
-SCOUTED: dict[str, Any] = {
-    f"{MOVIES}.aim": "scout",
-    "scout": {"layers": 3, "snapshots": 2},
-}
-"""Changes that make a sound file with a scout of that which ``changed`` writes."""
+WITH_SURROGATE: dict[str, Any] = {"perturbation.gradient_from": "surrogate", "surrogate": {"depth": 0.5, "checkpoints": 2}}
+"""Changes to what ``changed`` writes so that variants follow a surrogate."""
 
 
 def check(path: Path) -> tuple[int, str]:
@@ -24,10 +21,10 @@ def check(path: Path) -> tuple[int, str]:
 
 
 def changed(changes: dict[str, Any]) -> str:
-    """The default file with three variants aimed by the teacher, and other values at dotted places; None takes one out."""
+    """The default file with three variants that follow the teacher's gradient, and other values at dotted places; None removes one."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["augment"] |= {"variants": 3, "recipes": [["perturb"]]}
-    content["tasks"]["movies"]["aim"] = "teacher"
+    content["perturbation"]["gradient_from"] = "teacher"
     for place, value in changes.items():
         *way, name = place.split(".")
         section = content

@@ -16,12 +16,12 @@ import yaml
 from click.testing import CliRunner
 
 import stages.augment
-from pipeline.augment.passes import augment, score
+from pipeline.augment.passes import augment, soft_label
 from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.shards.manifest import manifest_hash
 from pipeline.store.store import Store
 from tests.stored import shards_in
-from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared
+from tests.world import AUGMENT, RUNTIME, make_task, runtime_at, save_prepared, sections_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ SECONDS = 120.0
 
 
 class Stage:
-    """One command, with its settings, in a folder that holds ``scores``."""
+    """One command, with its settings, in a folder that holds ``soft_labels``."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class Stage:
         self.store, self.out, self.output = store or folder / "store", folder / out, folder / f"{out}.txt"
         runtime = RUNTIME | {"workers": workers, "store": str(self.store)}
         params = folder / f"{out}.yaml"
-        sections = {"tasks": {"tiny": {}}, "augment": dict(settings), "runtime": runtime}
+        sections = {"tasks": {"tiny": {}}, **sections_of(settings), "runtime": runtime}
         params.write_text(yaml.safe_dump(sections), encoding="utf-8")
-        given = {"task": "tiny", "scores": "scores", "teacher": teacher, "aim": teacher, "params": params, "out": out}
+        given = {"task": "tiny", "soft-labels": "soft_labels", "teacher": teacher, "params": params, "out": out}
         self.arguments = [word for name, value in given.items() for word in (f"--{name}", str(value))]
         self._folder = folder
         self._seen: dict[int, psutil.Process] = {}
@@ -166,20 +166,20 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def scored(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
-    """A corpus of so many training rows, and its scores in ``folder / "scores"``."""
+def labelled(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
+    """A corpus of so many training rows, and its soft_labels in ``folder / "soft_labels"``."""
     prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
     settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
     with unsynced():
-        score(prepared, teacher, settings, runtime_at(folder / "scoring"), folder / "scores")
-    return folder / "scores"
+        soft_label(prepared, teacher, settings, runtime_at(folder / "soft_labels"), folder / "soft_labels")
+    return folder / "soft_labels"
 
 
 def undisturbed(folder: Path, teacher: Path, settings: Mapping[str, Any] = AUGMENT) -> Path:
     """What a run gives that nobody disturbs: one process, no Ray, a store of its own below ``folder / "undisturbed"``."""
     out = folder / "undisturbed" / "shards"
     with unsynced():
-        augment(folder / "scores", teacher, None, AugmentSettings.model_validate(settings), runtime_at(out.parent), out)
+        augment(folder / "soft_labels", teacher, None, AugmentSettings.model_validate(settings), runtime_at(out.parent), out)
     return out
 
 

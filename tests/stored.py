@@ -46,7 +46,7 @@ def shards_in(store: Path) -> list[Path]:
     return sorted(store.glob(f"*/{SHARD_FILE}"))
 
 
-def add(store: Store, content: str = "scores", number: int = 0, **facts: Any) -> Key:
+def add(store: Store, content: str = "soft_labels", number: int = 0, **facts: Any) -> Key:
     """An entry with a file of 1,000 bytes."""
     key = {"content": content, "teacher": "ab" * 32, "number": number}
     with store.put(key, facts) as folder:

@@ -1,7 +1,7 @@
 """A tiny world for tests: a task, a tokenizer, models with random weights, a corpus, shards. Nothing is downloaded."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,18 @@ from transformers import (
 )
 
 from pipeline.augment.batches import Inputs
-from pipeline.augment.passes import augment, score
-from pipeline.config.settings import AugmentSettings, InferenceSettings
+from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.augment.variants import Label
-from pipeline.config.settings import RuntimeSettings
 from pipeline.config.corpus import Split
+from pipeline.config.settings import AugmentSettings, InferenceSettings, RuntimeSettings, StudentSettings
 from pipeline.corpus.task import Task
-from pipeline.config.settings import StudentSettings
 from pipeline.models.architectures import head_settings
-from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
+from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
+from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from pipeline.store.keys import Key
-from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
+from pipeline.training.masked_lm import MASKED_LM_FILE, MaskedLMFacts
 
 WORDS = [f"word{number}" for number in range(60)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -92,6 +92,14 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
     return folder
 
 
+def save_student(folder: Path, task: Task, soft_labels: Path) -> Path:
+    """One layer of another teacher in a folder as `distill` writes it, for these soft_labels."""
+    save_teacher(folder, task, seed=7)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_hidden_layers=1).save_pretrained(folder)
+    write_json(folder / LINEAGE_FILE, {"soft_labels": manifest_hash(soft_labels)})
+    return folder
+
+
 def save_on_hub(cache: Path, revisions: dict[str, int]) -> None:
     """A cache of the hub with org/teacher: of each branch, tag or commit the seed of its weights."""
     place = cache / "models--org--teacher"
@@ -109,11 +117,11 @@ def save_masked_lm(folder: Path) -> Path:
     config = BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **sizes)
     BertForMaskedLM(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    write_json(folder / WORDS_FILE, WordsFacts(model="some").model_dump())
+    write_json(folder / MASKED_LM_FILE, MaskedLMFacts(model="some").model_dump())
     return folder
 
 
-def spoil(folder: Path, name: str, row: int, value: float) -> Path:
+def spoil(folder: Path, name: str, row: int | slice, value: float) -> Path:
     """One row of a saved weight has this value."""
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights[name][row] = value
@@ -121,11 +129,11 @@ def spoil(folder: Path, name: str, row: int, value: float) -> Path:
     return folder
 
 
-def save_scout(folder: Path, seeds: Sequence[int], teacher: Path | None = None, key: Key | None = None) -> ScoutFolder:
-    """A scout whose snapshots are other teachers, or, where ``teacher`` is given, half as wide with a map from its words."""
-    made, task, linear = ScoutFolder(folder), make_task(), None
+def save_surrogate(folder: Path, seeds: Sequence[int], teacher: Path | None = None, key: Key | None = None) -> SurrogateFolder:
+    """A surrogate whose checkpoints are other teachers or, with ``teacher``, half as wide with a map from its words."""
+    made, task, linear = SurrogateFolder(folder), make_task(), None
     for number, seed in enumerate(seeds, start=1):
-        save_teacher(made.snapshot(number), task, seed)
+        save_teacher(made.checkpoint(number), task, seed)
         if teacher is not None:
             set_seed(seed)
             config = BertConfig.from_pretrained(teacher, hidden_size=NARROW, num_hidden_layers=2, **head_settings(task))
@@ -133,8 +141,10 @@ def save_scout(folder: Path, seeds: Sequence[int], teacher: Path | None = None, 
             table = Plain(teacher).words
             linear = torch.linalg.qr(torch.randn(WIDTH, NARROW)).Q if linear is None else linear
             model.get_input_embeddings().weight.data = table @ linear
-            model.save_pretrained(made.snapshot(number))
-    made.save(ScoutFacts(key=key or {}, scores="unread", snapshots=len(seeds), start={}, dev=0.5, settings={}), linear)
+            model.save_pretrained(made.checkpoint(number))
+    made.save(
+        SurrogateFacts(key=key or {}, soft_labels="unread", checkpoints=len(seeds), start={}, dev=0.5, settings={}), linear
+    )
     return made
 
 
@@ -159,75 +169,69 @@ def save_prepared(folder: Path, task: Task, rows: dict[Split, int], seed: int = 
     return folder
 
 
-FIT: dict[str, Any] = {
-    "mlm_probability": 0.15,
-    "rows": None,
-    "num_train_epochs": 2,
-    "batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",
-    "warmup_ratio": 0.1,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "precision": "float32",
-    "seed": 1,
-}
-SCORE_SETTINGS = InferenceSettings(rows_per_shard=16, batch_rows=8, precision="float32")
-AUGMENT: dict[str, Any] = {
-    "variants": 2,
-    "recipes": [["perturb"]],
-    "perturbation": {
-        "objective": "divergence",
-        "norm": "l2",
-        "radius": 0.2,
-        "steps": 1,
-        "step_size": 1.0,
-        "start": 0.5,
-        "special_tokens": False,
-    },
-    "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5},
-    "masked_lm": None,
-    "mixing": {"alpha": 0.4},
-    "codec": "int8",
-    "precision": "float32",
-    "seed": 1,
-    "calibration_rows": 8,
-    "batch_rows": 8,
-}
-"""The section ``augment`` of a params.yaml of the tiny world."""
-
-
-OPTIMISER: dict[str, Any] = {
+TRAINING: dict[str, Any] = {
     "num_train_epochs": 2, "batch_size": 8, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
     "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32",
     "seed": 3,
 }  # fmt: skip
+MASKED_LM: dict[str, Any] = TRAINING | {
+    "model": None, "fine_tune": True, "mlm_probability": 0.15, "max_rows": None, "weight_decay": 0.01, "seed": 1,
+}  # fmt: skip
+INFERENCE_SECTION: dict[str, Any] = {"rows_per_shard": 16, "batch_size": 8, "precision": "float32"}
+INFERENCE = InferenceSettings.model_validate(INFERENCE_SECTION)
+AUGMENT: dict[str, Any] = {
+    "variants": 2,
+    "recipes": [["perturb"]],
+    "perturbation": {
+        "gradient_from": "teacher", "norm": "l2", "epsilon": 0.2, "init": 0.5, "num_steps": 1, "step_size": 1.0,
+    },
+    "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5},
+    "masked_lm": {"replace": 0.4, "candidates": 5},
+    "mix_alpha": 0.4,
+    "codec": "int8",
+    "seed": 1,
+    "calibration_rows": 8,
+    "inference": INFERENCE_SECTION,
+}  # fmt: skip
+"""The sections ``augment``, ``perturbation`` and ``inference`` of a params.yaml of the tiny world, as one."""
+
 STUDENT: dict[str, Any] = {
-    "start": "teacher",
-    "layers": 2,
-    "variants": "rotate",
-    "objective": {"hard": 0.0, "soft": 1.0, "perturbed": 1.0, "form": "kl", "temperature": 1.0},
-    "optimiser": OPTIMISER,
+    "initial_weights": "teacher",
+    "num_hidden_layers": 2,
+    "variant_policy": "rotate",
+    "loss": {"labels": 0.0, "soft_labels": 1.0, "variants": 1.0, "form": "kl", "temperature": 1.0},
+    "training": TRAINING,
 }
 
 
-def student_settings(optimiser: dict[str, Any] | None = None, **changed: Any) -> StudentSettings:
-    """Settings of a student of two layers, some of them changed."""
-    return StudentSettings.model_validate(STUDENT | {"optimiser": OPTIMISER | (optimiser or {})} | changed)
+def sections_of(augment: Mapping[str, Any]) -> dict[str, Any]:
+    """``AUGMENT`` or the like as the sections of a parameter file."""
+    inner = ("perturbation", "inference")
+    return {"augment": {name: value for name, value in augment.items() if name not in inner}} | {
+        name: augment[name] for name in inner
+    }
+
+
+def student_settings(training: dict[str, Any] | None = None, **changed: Any) -> StudentSettings:
+    """Settings of a student of two layers, some of them changed; a ``loss`` is merged into the usual one."""
+    loss = STUDENT["loss"] | changed.pop("loss", {})
+    sized = {"depth", "teacher_layers"} & changed.keys()
+    usual = {name: value for name, value in STUDENT.items() if not (sized and name == "num_hidden_layers")}
+    return StudentSettings.model_validate(usual | {"training": TRAINING | (training or {}), "loss": loss} | changed)
 
 
 def augment_settings(perturbation: dict[str, Any] | None = None, **changed: Any) -> AugmentSettings:
-    """These settings, some of them changed."""
+    """Settings of variants, some of them changed; ``batch_size`` and ``precision`` are those of inference."""
+    inference = INFERENCE_SECTION | {name: changed.pop(name) for name in ("batch_size", "precision") if name in changed}
     search = AUGMENT["perturbation"] | (perturbation or {})
-    return AugmentSettings.model_validate(AUGMENT | changed | {"perturbation": search})
+    return AugmentSettings.model_validate(AUGMENT | changed | {"perturbation": search, "inference": inference})
 
 
 AUGMENT_SETTINGS = augment_settings()
 
 
 RUNTIME: dict[str, Any] = {
-    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "trainers": 1, "dataloader_num_workers": 0,
+    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "world_size": 1, "dataloader_num_workers": 0,
     "save_steps": 0, "report_to": [],
 }  # fmt: skip
 
@@ -238,10 +242,10 @@ def runtime_at(folder: Path, workers: int = 0) -> RuntimeSettings:
 
 
 def make_shards(folder: Path, prepared: Path, teacher: Path, settings: AugmentSettings = AUGMENT_SETTINGS) -> tuple[Path, Path]:
-    """Scores and variants of a corpus, made in this process: the folders `score` and `augment` would write."""
-    score(prepared, teacher, SCORE_SETTINGS, runtime_at(folder), folder / "scores")
-    augment(folder / "scores", teacher, None, settings, runtime_at(folder), folder / "shards")
-    return folder / "scores", folder / "shards"
+    """Soft labels and variants of a corpus, made in this process: the folders `soft_label` and `augment` would write."""
+    soft_label(prepared, teacher, INFERENCE, runtime_at(folder), folder / "soft_labels")
+    augment(Augmentation.of(folder / "soft_labels", teacher, settings), runtime_at(folder), folder / "shards")
+    return folder / "soft_labels", folder / "shards"
 
 
 def make_inputs(rows: int = 20, seed: int = 0) -> Inputs:

@@ -11,12 +11,13 @@ from ray.cluster_utils import Cluster as Nodes
 
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
-from tests.running import ROOT, SEARCH, Stage, kill, lives, scored, title, undisturbed
+from pipeline.store.files import PARTIAL
+from tests.running import ROOT, SEARCH, Stage, kill, labelled, lives, title, undisturbed
 from tests.world import AUGMENT
 
 SLOW: dict[str, Any] = AUGMENT | {
     "variants": 4,
-    "perturbation": SEARCH | {"radius": {"divergence": 0.05}, "steps": 4, "step_size": 0.4},
+    "perturbation": SEARCH | {"epsilon": {"divergence": 0.05}, "steps": 4, "step_size": 0.4},
     "calibration_rows": 16,
 }
 """So much work that there is time to kill somebody."""
@@ -26,7 +27,7 @@ SLOW: dict[str, Any] = AUGMENT | {
 def folder(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     """Scores, and what a run of another store gives that nobody disturbs."""
     made = tmp_path_factory.mktemp("killed")
-    scored(made, teacher, rows=120)
+    labelled(made, teacher, rows=120)
     undisturbed(made, teacher, SLOW)
     return made
 
@@ -59,14 +60,14 @@ def test_a_killed_run_goes_on_where_it_was_and_outlives_a_killed_worker(stage: S
     said = stage.said()
     assert f"augment tiny: {shards} shards, {finished} in the store, {shards - finished} to compute" in said
     assert said.count("a worker died on variant ") == 1
-    assert "calibration of the radius" not in said, "the radius was found before and kept"
+    assert "calibration of the epsilon" not in said, "the epsilon was found before and kept"
     assert "damaged" not in said
     assert stage.left_behind() == []
 
     assert stage.hash() == manifest_hash(wanted)
     assert {file.name for file in stage.out.iterdir()} == {file.name for file in wanted.iterdir()}
     Shards(stage.out)
-    assert stage.unfinished() == []
+    assert all(name.startswith(PARTIAL) for name in stage.unfinished()), "what `stages.store` removes once it is old"
 
 
 @pytest.fixture
@@ -106,9 +107,7 @@ def pausing(processes: list[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-def test_a_node_that_dies_with_its_workers_takes_no_shard_and_no_byte_with_it(
-    nodes: Nodes, folder: Path, teacher: Path
-) -> None:
+def test_a_node_that_dies_with_its_workers_takes_no_shard_with_it(nodes: Nodes, folder: Path, teacher: Path) -> None:
     stage = Stage(folder, teacher, SLOW, workers=2, out="two nodes", store=folder / "store of two nodes")
     wanted = folder / "undisturbed" / "shards"
     lost = next(iter(nodes.worker_nodes))
@@ -131,4 +130,4 @@ def test_a_node_that_dies_with_its_workers_takes_no_shard_and_no_byte_with_it(
         stage.kill_all()
     assert stage.said().count("a worker died on variant ") == 1
     assert stage.hash() == manifest_hash(wanted)
-    assert not list(stage.store.glob("*landmark*"))
+    assert not list(stage.store.glob("*probe_file*"))

@@ -1,6 +1,5 @@
 import hashlib
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,18 +25,14 @@ from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
-class Itself:
-    """A job that is its own work."""
-
-    def work(self) -> Any:
-        return self
-
-
 @dataclass(frozen=True)
-class Looking(Itself):
+class Looking:
     """Tells which files its worker computes with, and what it is told to."""
 
     name: str = "looking"
+
+    def work(self) -> Any:
+        return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
@@ -45,7 +40,7 @@ class Looking(Itself):
 
 
 @dataclass(frozen=True)
-class Writing(Itself):
+class Writing:
     """Makes a shard of so many bytes; the next that its worker does sees what was left in the worker's folder."""
 
     number: int
@@ -56,9 +51,12 @@ class Writing(Itself):
     def name(self) -> str:
         return f"writing {self.number}"
 
+    def work(self) -> Any:
+        return self
+
     def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
-        key = {"content": "scores", "number": self.number}
+        key = {"content": "soft_labels", "number": self.number}
         content = os.urandom(self.bytes)
         sha256 = "0" * 64 if self.wrong_hash else hashlib.sha256(content).hexdigest()
         receipt = Receipt(key=key, rows=1, tokens=1, bytes=self.bytes, sha256=sha256, statistics={})
@@ -69,12 +67,12 @@ class Writing(Itself):
 
 @contextmanager
 def seen_by_nobody(store: Store) -> Iterator[Path]:
-    """A landmark that no worker finds, as if it had another disk."""
-    yield store.folder / "landmark of another machine"
+    """A probe_file that no worker finds, as if it had another disk."""
+    yield store.folder / "probe_file of another machine"
 
 
 @pytest.fixture(scope="module")
-def guest(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def remote(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A worker that sees neither the store nor the weights as they are here; there is a place for another one beside it."""
     folder = Path(shutil.copytree(teacher, tmp_path_factory.mktemp("unshared") / "teacher"))
     (folder / "empty.txt").touch()
@@ -82,7 +80,7 @@ def guest(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        patch.setattr(cluster, "landmark", seen_by_nobody)
+        patch.setattr(cluster, "probe_file", seen_by_nobody)
         patch.setattr(cluster, "sha256_of", lambda path: "other weights" if path.suffix == ".safetensors" else hash_here(path))
         with unshared(folder, folder.parent, places=2) as one:
             list(one.run([Looking()]))
@@ -102,34 +100,25 @@ def own_folder(done: Done) -> Path:
 
 
 @pytest.fixture
-def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(remote: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Of the driver, new for every test."""
-    monkeypatch.setattr(guest, "_store", Store(tmp_path / "store"))
-    return guest._store
+    monkeypatch.setattr(remote, "_store", Store(tmp_path / "store"))
+    return remote._store
 
 
-@pytest.fixture
-def another(guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A second such worker on the same Ray, for a test after which it is of no use."""
-    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-    with unshared(teacher, tmp_path) as second:
-        yield second
-
-
-def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
-    guest: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
+def test_workers_without_store_or_models_give_the_same_shards(
+    remote: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
 ) -> None:
     jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
-    receipts = {key_hash(job.key): done.result.sha256 for job, done in guest.run(jobs)}
+    receipts = {key_hash(job.key): done.result.sha256 for job, done in remote.run(jobs)}
     assert receipts == {key_hash(entry.receipt.key): entry.receipt.sha256 for entry in Shards(made[1]).manifest.shards}
     assert {path.parent.name: sha256_of(path) for path in shards_in(store.folder)} == receipts
     assert all(found(store, job.key) for job in jobs)
     assert {path.name for path in store.folder.iterdir()} == receipts.keys()
 
 
-def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker(
-    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
+def test_shards_travel_in_pieces_and_leave_nothing_behind(
+    remote: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
     get = ray.get
@@ -142,7 +131,7 @@ def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker
 
     monkeypatch.setattr(cluster.ray, "get", counting)
     large = 2 * cluster.PIECE_BYTES + 5
-    done = [done for _, done in guest.run([Writing(1, large), Writing(2, large)])]
+    done = [done for _, done in remote.run([Writing(1, large), Writing(2, large)])]
     assert pieces == [cluster.PIECE_BYTES, cluster.PIECE_BYTES, 5] * 2
     lair, *left = done[1].notes
     assert Path(lair) != store.folder
@@ -151,19 +140,19 @@ def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker
         assert found(store, written.result.key) == written.result
 
 
-def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster) -> None:
-    here = guest._folders.teacher
-    ((_, done),) = guest.run([Looking()])
+def assert_models_were_sent_byte_for_byte(remote: Cluster) -> None:
+    here = remote._folders.teacher
+    ((_, done),) = remote.run([Looking()])
     used, hashes, width = done.result
     assert used != here
-    assert hashes == {path.name: sha256_of(path) for path in here.iterdir()}
-    assert width == 32
+    assert (hashes, width) == ({path.name: sha256_of(path) for path in here.iterdir()}, 32)
 
 
 def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
-    guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ((_, lost),) = guest.run([Looking()])
+    assert_models_were_sent_byte_for_byte(remote)
+    ((_, lost),) = remote.run([Looking()])
     losses = iter([ObjectLostError("00", b"", "")])
     get = ray.get
 
@@ -175,37 +164,22 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
 
     monkeypatch.setattr(cluster, "PIECE_BYTES", 10_000)  # of the models that the new worker is sent
     monkeypatch.setattr(cluster.ray, "get", losing)
-    ((_, done),) = guest.run([Writing(3, 100)])
+    ((_, done),) = remote.run([Writing(3, 100)])
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
     assert found(store, done.result.key) == done.result
     monkeypatch.undo()
-    test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest)
+    assert_models_were_sent_byte_for_byte(remote)
     shutil.rmtree(own_folder(lost))
 
 
-def test_a_shard_that_does_not_arrive_as_it_was_written_is_refused(another: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"^writing 1 failed: what came from its worker is not what the worker wrote"):
+def test_a_shard_that_arrives_changed_is_refused(
+    remote: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the Ray that runs
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with (
+        unshared(teacher, tmp_path) as another,
+        pytest.raises(PipelineError, match=r"^writing 1 failed: what came from its worker is not what the worker wrote"),
+    ):
         list(another.run([Writing(1, 100, wrong_hash=True)]))
     assert not list((tmp_path / "store").iterdir())
-
-
-def test_a_full_disk_here_is_named_with_the_job_whose_shard_it_does_not_take(another: Cluster, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    ((_, done),) = another.run([Writing(1, 100)])
-    with files_of_at_most(10_000), pytest.raises(PipelineError) as error:
-        list(another.run([Writing(2, 20_000)]))
-    assert str(error.value) == f"writing 2 failed: the store {store} does not take it: File too large"
-    assert len(list(store.iterdir())) == 1, "nothing is left of the second"
-    another.__exit__(None, None, None)
-    assert not Path(done.notes[0]).parent.exists(), "also a worker whose job failed tidied up when it left"
-
-
-@contextmanager
-def files_of_at_most(most: int) -> Iterator[None]:
-    """This process, and no worker, may not write more into one file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,14 +5,14 @@ import yaml
 from click.testing import CliRunner, Result
 
 from stages.report import main
-from tests.fake_run import MOVIES, SCORES, STUDENTS, params, write_run
+from tests.fake_run import MOVIES, RATINGS, STUDENTS, params, write_run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     write_run(folder / "data", MOVIES)
-    write_run(folder / "data", SCORES)
+    write_run(folder / "data", RATINGS)
     return folder
 
 
@@ -24,14 +24,14 @@ def report(folder: Path, settings: object, *more: str) -> Result:
 
 
 def test_the_table_is_printed_and_the_path_of_the_page_comes_last(folder: Path) -> None:
-    result = report(folder, params("movies", "movie_scores"))
+    result = report(folder, params("movies", "movie_ratings"))
     assert result.exit_code == 0, result.output
     *lines, legend, last = result.output.splitlines()
     page = folder / "data" / "reports" / "index.html"
     assert last == f"report: {page}"
     assert page.exists()
     assert [line.split()[:2] for line in lines[1:]] == [
-        [task, model] for task in ("movies", "movie_scores") for model in ("teacher", *STUDENTS)
+        [task, model] for task in ("movies", "movie_ratings") for model in ("teacher", *STUDENTS)
     ]
     assert {len(line) for line in lines} == {len(lines[0])}, "one line a model, all of one width"
     assert legend.startswith("* on the Pareto line: no other model is at least as fast")
@@ -54,11 +54,11 @@ def test_print_only_prints_the_same_again_without_the_products(folder: Path, tmp
     first = report(folder, params("movies"))
     page = folder / "data" / "reports" / "index.html"
     written = page.stat().st_mtime_ns
-    (folder / "data" / "scores").rename(tmp_path / "scores")
+    (folder / "data" / "soft_labels").rename(tmp_path / "soft_labels")
     try:
         again = CliRunner().invoke(main, ["--print-only", "--out", str(page.parent)])
     finally:
-        (tmp_path / "scores").rename(folder / "data" / "scores")
+        (tmp_path / "soft_labels").rename(folder / "data" / "soft_labels")
     assert (again.exit_code, again.output) == (0, first.output)
     assert page.stat().st_mtime_ns == written
 
@@ -75,10 +75,3 @@ def test_a_student_that_was_never_made_is_named_and_nothing_is_written(tmp_path:
     assert result.exit_code == 1
     assert "student/movies/huge/lineage.json does not exist; make it with dvc repro" in result.output
     assert not (tmp_path / "data" / "reports").exists()
-
-
-def test_a_file_without_tasks_or_students_is_refused(folder: Path) -> None:
-    result = report(folder, {"tasks": {}, "evaluate": params()["evaluate"]})
-    assert result.exit_code == 1
-    assert "students is missing" in result.output
-    assert "tasks: " in result.output

@@ -1,13 +1,10 @@
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,24 +12,20 @@ import pytest
 from torch import Tensor
 
 from pipeline.augment.calibration import CalibrationJob
-from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done, Job
-from pipeline.augment.passes import augment, open_workers, score
-from pipeline.config.settings import AugmentSettings, InferenceSettings
-from pipeline.augment.teacher import FrozenModel, ModelFolders
+from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
-from pipeline.config.errors import PipelineError
-from pipeline.config.settings import RuntimeSettings
-from pipeline.shards.manifest import Manifest, manifest_hash
+from pipeline.config.settings import AugmentSettings, InferenceSettings
+from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Shards
-from pipeline.store.store import Store
-from tests.world import RUNTIME, augment_settings, make_task, runtime_at, save_prepared, save_teacher
+from tests.world import augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 ROWS = {"train": 60, "dev": 20, "test": 20}
 
 
 def settings_of(perturbation: dict[str, Any] | None = None, **changed: Any) -> AugmentSettings:
-    return augment_settings({"radius": 0.3} | (perturbation or {}), **{"calibration_rows": 64, "batch_rows": 4} | changed)
+    return augment_settings({"epsilon": 0.3} | (perturbation or {}), **{"calibration_rows": 64, "batch_rows": 8} | changed)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -57,19 +50,19 @@ class World:
     rows: list[int] = field(default_factory=list)
 
     @property
-    def scores(self) -> Path:
-        return self.folder / "scores"
+    def soft_labels(self) -> Path:
+        return self.folder / "soft_labels"
 
     @property
     def shards(self) -> Path:
         return self.folder / "shards"
 
-    def score(self, rows_per_shard: int = 8, batch_rows: int = 4) -> Manifest:
+    def soft_label(self, rows_per_shard: int = 8, batch_rows: int = 8) -> Manifest:
         settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=batch_rows, precision="float32")
-        return score(self.prepared, self.teacher, settings, runtime_at(self.folder), self.scores)
+        return soft_label(self.prepared, self.teacher, settings, runtime_at(self.folder), self.soft_labels)
 
     def augment(self, settings: AugmentSettings | None = None) -> Manifest:
-        return augment(self.scores, self.teacher, None, settings or settings_of(), runtime_at(self.folder), self.shards)
+        return augment(self.soft_labels, self.teacher, None, settings or settings_of(), runtime_at(self.folder), self.shards)
 
     def computed(self) -> list[str]:
         names = [job.name for job in self.jobs if not isinstance(job, CalibrationJob)]
@@ -120,72 +113,44 @@ def test_every_example_of_every_split_is_scored_once_in_the_order_of_the_corpus(
     manifest = world.score()
     assert world.passes()[1] == sum(ROWS.values())
     for split in ROWS:
-        ids = [name for shard in names_of(world.scores, split) for name in shard]
+        ids = [name for shard in names_of(world.soft_labels, split) for name in shard]
         assert ids == pq.read_table(world.prepared / f"{split}.parquet")["id"].to_pylist()
     assert len(manifest.of_split("train")) > 3
     assert {entry.variant for entry in manifest.shards} == {0}
-    assert {file.name for file in world.scores.iterdir()} == {"manifest.json", *(e.file for e in manifest.shards)}
+    assert {file.name for file in world.soft_labels.iterdir()} == {"manifest.json", *(e.file for e in manifest.shards)}
 
 
 def test_every_variant_holds_every_training_example_with_its_score_and_label(world: World) -> None:
     world.score()
     manifest = world.augment()
-    scores, shards = Shards(world.scores).rows("train", 0), Shards(world.shards)
+    soft_labels, shards = Shards(world.soft_labels).rows("train", 0), Shards(world.shards)
     assert {entry.split for entry in manifest.shards} == {"train"}
     assert {file.name for file in world.shards.iterdir()} == {"manifest.json", *(e.file for e in manifest.shards)}
     deltas = []
     for variant in (1, 2):
         rows = shards.rows("train", variant)
         for column in ("example_id", "input_ids", "token_type_ids", "label", "teacher_logits"):
-            assert rows.column(column).to_pylist() == scores.column(column).to_pylist()
+            assert rows.column(column).to_pylist() == soft_labels.column(column).to_pylist()
         assert set(rows.column("variant").to_pylist()) == {variant}
         deltas.append(rows.column("delta").to_pylist())
-        assert names_of(world.shards, variant=variant) == names_of(world.scores)
+        assert names_of(world.shards, variant=variant) == names_of(world.soft_labels)
     assert not set(deltas[0]) & set(deltas[1])
 
 
-def test_the_manifest_tells_what_was_found_on_the_way(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_epsilon_is_found_from_an_effect_and_stands_in_every_key(world: World) -> None:
     world.score()
-    manifest = world.augment(settings_of(codec="float16"))
-    rows = Shards(world.shards).rows("train", 1)
-    assert manifest.coding is not None
-    assert (manifest.coding.codec, manifest.coding.width, manifest.variants) == ("float16", 32, 2)
-    assert (manifest.details["radius"], manifest.details["recipes"], manifest.details["snapshots"]) == (0.3, [["perturb"]], 0)
-    assert manifest.details["scores"] == manifest_hash(world.scores)
-    found = manifest.details["calibration"]
-    assert found["rows"] == 60
-    assert found["flips"] == pytest.approx(np.mean(rows.column("flipped").to_pylist()), abs=0.05)
-    assert found["divergence"] == pytest.approx(np.mean(rows.column("divergence").to_pylist()), rel=1e-3)
-    said = capsys.readouterr().out
-    assert "augment tiny: measuring the effect of the radius on 60 rows of the train split\n" in said
-    assert f"augment tiny: radius 0.3, on 60 rows {found['flips']:.1%} of the teacher's answers flip, mean" in said
-
-
-def test_perturbations_that_no_gradient_moved_are_told(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """A start too small for float32 is none, and there a divergence rises in no direction, but for rounding."""
-    world.score()
-    found = world.augment(settings_of({"start": 1e-44}))
-    still = int(sum(entry.receipt.statistics["vanished"] for entry in found.shards))
-    assert still > 0
-    assert f"tiny: {still} of 120 perturbed rows had a zero gradient" in capsys.readouterr().out
-    world.augment(settings_of())
-    assert "zero gradient" not in capsys.readouterr().out
-
-
-def test_the_radius_is_found_from_an_effect_and_stands_in_every_key(world: World) -> None:
-    world.score()
-    manifest = world.augment(settings_of({"radius": {"divergence": 0.05}}))
+    manifest = world.augment(settings_of({"epsilon": {"divergence": 0.05}}))
     found = manifest.details["calibration"]
     assert found["divergence"] == pytest.approx(0.05, abs=0.01)
-    radii = {entry.receipt.key["perturbation"]["radius"] for entry in manifest.shards}
-    assert radii == {found["radius"]} == {manifest.details["radius"]}
+    radii = {entry.receipt.key["perturbation"]["epsilon"] for entry in manifest.shards}
+    assert radii == {found["epsilon"]} == {manifest.details["epsilon"]}
     world.computed()
-    again = world.augment(settings_of({"radius": found["radius"]}))
+    again = world.augment(settings_of({"epsilon": found["epsilon"]}))
     assert [entry.receipt for entry in again.shards] == [entry.receipt for entry in manifest.shards]
     assert world.computed() == []
 
 
-def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(world: World) -> None:
+def test_the_epsilon_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(world: World) -> None:
     samples = []
     for order in (slice(None), slice(None, None, -1)):
         save_changed(world, order)
@@ -193,7 +158,7 @@ def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(
         found = world.augment(settings_of(calibration_rows=16)).details["calibration"]
         (job,) = [job for job in world.jobs if isinstance(job, CalibrationJob)]
         world.computed()
-        sample = set(job.scored.inputs.example_ids)
+        sample = set(job.labelled.inputs.example_ids)
         rows = Shards(world.shards).rows("train", 1)
         held = pc.is_in(rows.column("example_id"), pa.array(sorted(sample)))
         assert found["rows"] == len(sample) == 16
@@ -201,13 +166,6 @@ def test_the_radius_is_measured_on_a_sample_that_no_order_of_the_corpus_chooses(
         assert found["flips"] == pc.mean(rows.column("flipped").filter(held)).as_py()
         samples.append(sample)
     assert samples[0] == samples[1]
-
-
-def test_a_radius_that_the_store_does_not_take_is_a_sentence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.score()
-    monkeypatch.setattr("pipeline.store.store.write_json", Mock(side_effect=OSError(28, "No space left")))
-    with pytest.raises(PipelineError, match=r"^the radius found: the store .*/store does not take it: No space left$"):
-        world.augment()
 
 
 def test_more_variants_compute_the_new_one_only_and_fewer_compute_nothing(world: World) -> None:
@@ -226,97 +184,45 @@ def test_more_variants_compute_the_new_one_only_and_fewer_compute_nothing(world:
     assert hashes(world.shards) == one
 
 
-def test_no_variants_give_an_empty_set_and_need_no_radius(world: World) -> None:
-    world.score()
-    world.passes()
-    assert world.augment(settings_of(variants=0)).shards == Shards(world.shards).manifest.shards == ()
-    assert world.passes() == (0, 0)
-
-
 def test_appended_rows_compute_only_the_partitions_that_gained_rows(world: World) -> None:
     whole = world.prepared
     save_changed(world, slice(0, 50))
     world.score()
     world.augment(settings_of(calibration_rows=8))
-    before = names_of(world.scores)
+    before = names_of(world.soft_labels)
     world.passes()
     world.prepared = whole
     world.score()
-    after = names_of(world.scores)
+    after = names_of(world.soft_labels)
     new = [number for number, ids in enumerate(after) if ids not in before]
     rows = sum(len(after[number]) for number in new)
     assert 0 < len(new) < len(after) / 2
-    assert world.computed() == [f"scores of train, partition {number}" for number in new]
+    assert world.computed() == [f"soft_labels of train, partition {number}" for number in new]
     world.augment(settings_of(calibration_rows=8))
-    searched = sum(2 * len(job.scored.inputs) for job in world.jobs if isinstance(job, CalibrationJob))
+    searched = sum(2 * len(job.labelled.inputs) for job in world.jobs if isinstance(job, CalibrationJob))
     assert sum(world.rows) - searched == 2 * 2 * rows
     assert world.computed() == [f"variant {variant}, partition {number}" for variant in (1, 2) for number in new]
 
 
-@pytest.mark.parametrize("changed", [{"text_a": "word1 word2"}, {"label": 1}, {"label": 0}, {"label": None}])
-def test_a_changed_text_or_label_computes_its_own_partition_again(world: World, changed: dict[str, Any]) -> None:
+def test_a_changed_text_or_label_computes_its_own_partition_again(world: World) -> None:
     label = pq.read_table(world.prepared / "train.parquet")["label"][30].as_py()
     world.score()
-    world.computed()
-    save_changed(world, slice(None), **changed)
-    world.score()
-    (number,) = [number for number, ids in enumerate(names_of(world.scores)) if "train00030" in ids]
-    assert world.computed() == ([] if changed == {"label": label} else [f"scores of train, partition {number}"])
+    (number,) = [number for number, ids in enumerate(names_of(world.soft_labels)) if "train00030" in ids]
+    changes: list[dict[str, Any]] = [{"label": label}, {"text_a": "word1 word2"}, {"label": 1 - label}, {"label": None}]
+    for changed in changes:
+        world.computed()
+        save_changed(world, slice(None), **changed)
+        world.score()
+        assert world.computed() == ([] if changed == {"label": label} else [f"soft_labels of train, partition {number}"])
 
 
-CHANGED = [{"seed": 2}, {"codec": "sign"}, {"batch_rows": 8}, {"precision": "bfloat16"}]
-SEARCHED = [{"norm": "linf"}, {"objective": "noise"}, {"radius": 0.2}, {"steps": 2}, {"step_size": 0.5}, {"start": 0.25}]
-SEARCHED += [{"special_tokens": True}]
-
-
-@pytest.mark.parametrize("changed", [*CHANGED, *({"perturbation": search} for search in SEARCHED)])
-def test_a_changed_setting_computes_all_shards_and_changed_back_nothing(world: World, changed: dict[str, Any]) -> None:
-    world.score(rows_per_shard=30)
-    first = world.augment(settings_of(variants=1))
-    before = hashes(world.shards)
-    world.computed()
-    world.augment(settings_of(**changed, variants=1))
-    assert len(world.computed()) == len(first.shards)
-    world.augment(settings_of(variants=1))
-    assert world.passes() == (0, 0)
-    assert hashes(world.shards) == before
-
-
-def test_equal_keys_mean_equal_bytes_also_where_the_scores_were_batched_otherwise(world: World, tmp_path: Path) -> None:
+def test_equal_keys_mean_equal_bytes_also_where_the_soft_labels_were_batched_otherwise(world: World, tmp_path: Path) -> None:
     runs = []
-    for batch_rows in (1, 16):
+    for batch_rows in (2, 16):
         other = World(tmp_path / f"batches of {batch_rows}", world.prepared, world.teacher)
         other.score(batch_rows=batch_rows)
-        runs.append(other.augment())
-    assert [
-        one.file for one, two in zip(runs[0].shards, runs[1].shards, strict=True)
-        if one.receipt.key == two.receipt.key and one.receipt.sha256 != two.receipt.sha256
-    ] == []  # fmt: skip
-
-
-def test_another_teacher_finds_nothing_in_the_store(world: World, tmp_path: Path) -> None:
-    scored, perturbed = world.score(), world.augment()
-    world.computed()
-    world.teacher = save_teacher(tmp_path / "other", make_task(), seed=1)
-    world.score()
-    assert len(world.computed()) == len(scored.shards)
-    world.augment()
-    assert sum(isinstance(job, CalibrationJob) for job in world.jobs) == 1, "the effect of the radius is measured again too"
-    assert len(world.computed()) == len(perturbed.shards)
-
-
-def test_truncated_texts_are_counted_and_told(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert world.score().details == {"truncated": 0}
-    assert "cut" not in capsys.readouterr().out
-    texts = [text for split in ROWS for text in pq.read_table(world.prepared / f"{split}.parquet")["text_a"].to_pylist()]
-    world.teacher = Path(shutil.copytree(world.teacher, tmp_path / "shorter"))
-    settings = json.loads((world.teacher / "tokenizer_config.json").read_text())
-    (world.teacher / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 6}))
-    manifest = world.score()
-    cut = sum(len(text.split()) + 2 > 6 for text in texts)
-    assert (manifest.details, manifest.key["max_length"]) == ({"truncated": cut}, 6)
-    assert f"score tiny: {cut} of 100 examples were cut to 6 tokens" in capsys.readouterr().out
-    assert Shards(world.scores).rows("train", 0).lengths().max() == 6
+        runs.append([entry.receipt for entry in other.augment(settings_of(variants=1)).shards])
+    assert [one.key for one, two in zip(*runs, strict=True) if one.key == two.key and one.sha256 != two.sha256] == []
 
 
 @pytest.mark.parametrize(("kind", "pair"), [("classification", True), ("regression", False)])
@@ -326,19 +232,11 @@ def test_pairs_and_regressions_go_through_both_passes(tmp_path: Path, world: Wor
     world.teacher = save_teacher(tmp_path / "teacher", task)
     world.score()
     world.augment(settings_of(variants=3, recipes=[["perturb"], ["swap", "mask"], ["mix"]]))
-    scores, shards = Shards(world.scores).rows("train", 0), Shards(world.shards)
+    soft_labels, shards = Shards(world.soft_labels).rows("train", 0), Shards(world.shards)
     labels = pq.read_table(world.prepared / "train.parquet")["label"].to_pylist()
     for variant in (1, 2, 3):
         rows = shards.rows("train", variant)
-        assert scores.column("label").to_pylist() == rows.column("label").to_pylist() == labels
+        assert soft_labels.column("label").to_pylist() == rows.column("label").to_pylist() == labels
         assert min(rows.column("divergence").to_pylist()) >= -1e-6
         assert any(1 in types for types in rows.column("token_type_ids").to_pylist()) == pair
-    assert scores.matrix("teacher_logits").shape == (20, task.outputs)
-
-
-def test_no_workers_are_this_process_and_any_other_number_is_ray(teacher: Path, tmp_path: Path) -> None:
-    store = Store(tmp_path / "store")
-    for workers, kind in ((0, ThisProcess), (1, Cluster), (None, Cluster)):
-        runtime = RuntimeSettings.model_validate(RUNTIME | {"workers": workers, "store": str(store.folder)})
-        assert type(open_workers(ModelFolders(teacher), "float32", store, runtime)) is kind
-    assert not store.folder.exists(), "nothing is started or written before there is a job"
+    assert soft_labels.matrix("teacher_logits").shape == (20, task.outputs)

@@ -6,8 +6,7 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.corpus.files import open_hub
-from pipeline.corpus.files import ErrorList, Table
+from pipeline.corpus.files import ErrorList, Table, open_hub
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +45,11 @@ def errors_of(place: Path, *wanted: str, config: str | None = None) -> list[str]
 def hub(tmp_path: Path) -> Path:
     """A folder in hub layout: two configurations, one of them with declared label names."""
     folder = tmp_path / "hub"
-    features = datasets.Features(
-        {
-            "premise": datasets.Value("string"),
-            "hypothesis": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["entailment", "neutral"]),
-        }
-    )
+    label = datasets.ClassLabel(names=["entailment", "neutral"])
+    features = datasets.Features({"premise": datasets.Value("string"), "label": label})
+    (folder / "mnli").mkdir(parents=True)
     for split, labels in {"train": [0, 1], "validation_matched": [1, 0], "test": [-1, -1]}.items():
-        rows = {"premise": ["p 1", "p 2"], "hypothesis": ["h 1", "h 2"], "label": labels}
-        (folder / "mnli").mkdir(parents=True, exist_ok=True)
+        rows = {"premise": ["p 1", "p 2"], "label": labels}
         datasets.Dataset.from_dict(rows, features).to_parquet(folder / "mnli" / f"{split}-0.parquet")
     written(folder / "plain.csv", "text,label\nfine,1\n")
     splits = "".join(
@@ -67,7 +61,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 def test_a_hub_set_gives_its_splits_with_label_names_and_secret_labels_as_none(hub: Path) -> None:
-    tables = read(hub, "premise", "hypothesis", "label", config="mnli")
+    tables = read(hub, "premise", "label", config="mnli")
     assert {split: table.columns["label"] for split, table in tables.items()} == {
         "train": ["entailment", "neutral"],
         "validation_matched": ["neutral", "entailment"],
@@ -86,12 +80,6 @@ def test_a_set_that_cannot_be_loaded_is_one_error_with_a_way_out(hub: Path, tmp_
     assert errors_of(tmp_path / "empty")[0].startswith("empty: datasets cannot load it (")
     (line,) = errors_of(written(tmp_path / "x.csv", "text\n"))
     assert line.startswith("x.csv: the path is a file, ")
-
-
-def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path / "ds/data/train.csv", "text\na\n")
-    assert read(Path("ds"), "text")["train"].name == "ds/data/train.csv"
 
 
 def test_a_split_of_several_files_is_a_table_for_each(tmp_path: Path) -> None:
@@ -113,29 +101,6 @@ def test_class_names_that_a_readme_declares_name_the_indices_of_a_csv(tmp_path: 
     written(tmp_path / "ds/README.md", f"---\ndataset_info:\n  features:\n{feature}---\n")
     table = read(tmp_path / "ds", "label")["train"]
     assert (table.columns["label"], table.class_names) == (values, {"label": ("neg", "pos")})
-
-
-def configured(folder: Path, options: str) -> None:
-    written(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {options}\n---\n")
-
-
-def test_a_separator_in_a_readme_is_followed_and_other_options_are_errors(tmp_path: Path) -> None:
-    written(tmp_path / "ds/train.csv", 'text;label\n"a; b";NA\n')
-    configured(tmp_path / "ds", 'sep: ";"')
-    assert read(tmp_path / "ds", "text", "label")["train"].columns == {"text": ["a; b"], "label": ["NA"]}
-    configured(tmp_path / "ds", "skiprows: 1")
-    (line,) = errors_of(tmp_path / "ds", "text")
-    assert line.startswith("ds: its README.md sets csv options that are not supported (skiprows); ")
-
-
-def test_a_json_array_arrow_and_text_are_loaded_by_datasets(tmp_path: Path) -> None:
-    written(tmp_path / "array/train.json", '[{"text": "a"}, {"text": "b"}]')
-    assert read(tmp_path / "array", "text")["train"].columns == {"text": ["a", "b"]}
-    written(tmp_path / "lines/train.json", '{"text": "2020-01-01T00:00:00"}\n')
-    assert read(tmp_path / "lines", "text")["train"].columns == {"text": ["2020-01-01T00:00:00"]}
-    written(tmp_path / "text/train.txt", "a\nb\n")
-    table = read(tmp_path / "text", "text", "label")["train"]
-    assert (table.columns, table.name) == ({"text": ["a", "b"]}, f"{tmp_path / 'text'} (train)")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
     settings = student_settings({"batch_size": 7})
     job, found = StudentJob("half", *still, settings), {}
     for trainers in (1, 2):
-        runtime = runtime_at(tmp_path / str(trainers)).model_copy(update={"trainers": trainers})
+        runtime = runtime_at(tmp_path / str(trainers)).model_copy(update={"world_size": trainers})
         obtain(job, runtime, tmp_path / f"{trainers}-out", tmp_path / f"{trainers}.json")
         found[trainers] = logits_of(load_classifier(tmp_path / f"{trainers}-out"), Shards(still[0]).rows("train", 0), 0, 8)
     np.testing.assert_allclose(found[2], found[1], atol=2e-3)
@@ -50,16 +50,19 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
 
 
 @pytest.mark.timeout(600)
-def test_all_students_are_trained_at_once_and_then_only_fetched(
+def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_named(
     made: Folders, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = runtime_at(tmp_path, workers=2)
     sizes = {"a": 1, "b": 2, "b again": 2}
-    students = [StudentJob(name, *made, teacher, student_settings(layers=layers)) for name, layers in sizes.items()]
+    students = [StudentJob(name, *made, teacher, student_settings(num_hidden_layers=layers)) for name, layers in sizes.items()]
+    bad = StudentJob("bad", *made, teacher, student_settings(variant_policy={"worst_of": 5}))
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
-    train_all(students, runtime)
-    assert "distill: 3 students, 1 in the store, 1 to train, 1 the same as another\n" in capsys.readouterr().out
+    with pytest.raises(PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*hold 2 variants"):
+        train_all([bad, *students], runtime)
+    assert "distill: 4 students, 1 in the store, 2 to train, 1 the same as another\n" in capsys.readouterr().out
+    assert not Store(runtime.store_folder).get(bad.key())
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
         obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
@@ -67,21 +70,23 @@ def test_all_students_are_trained_at_once_and_then_only_fetched(
     assert "3 in the store, 0 to train" in capsys.readouterr().out
 
 
-def test_scores_that_are_made_again_during_a_training_are_not_named_as_what_it_learnt_from(
+def test_soft_labels_that_are_made_again_during_a_training_are_not_named_as_what_it_learnt_from(
     made: Folders, task: Task, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores, shards = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in made)
-    job, training = StudentJob("half", scores, shards, teacher, student_settings(layers=1)), launch.train_into
+    soft_labels, shards = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in made)
+    job, training = StudentJob("half", soft_labels, shards, teacher, student_settings(num_hidden_layers=1)), launch.train_into
 
     def made_again(*given: Any) -> None:
         training(*given)
         prepared = save_prepared(tmp_path / "prepared", task, {"train": 50, "dev": 20, "test": 20})
-        for old, new in zip((scores, shards), make_shards(tmp_path / "again", prepared, teacher), strict=True):
+        for old, new in zip((soft_labels, shards), make_shards(tmp_path / "again", prepared, teacher), strict=True):
             shutil.rmtree(old)
             new.rename(old)
 
     monkeypatch.setattr(launch, "train_into", made_again)
-    with pytest.raises(PipelineError, match=r"tiny half: teacher, scores or variants were made again meanwhile; run this once"):
+    with pytest.raises(
+        PipelineError, match=r"tiny half: teacher, soft_labels or variants were made again meanwhile; run this once"
+    ):
         obtain(job, runtime_at(tmp_path), tmp_path / "out", tmp_path / "cost.json")
     assert not (tmp_path / "out").exists()
 
@@ -91,26 +96,12 @@ def test_a_process_with_other_libraries_trains_no_student(
     made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "BUILD", Build(BUILD.sources, {**BUILD.libraries, "torch": "2.0.0"}))
-    job = StudentJob("half", *made, teacher, student_settings(layers=1))
-    with pytest.raises(PipelineError, match=r"half \(scores\): .*a worker computes with other sources or libraries .*: torch "):
+    job = StudentJob("half", *made, teacher, student_settings(num_hidden_layers=1))
+    with pytest.raises(
+        PipelineError, match=r"half \(soft_labels\): .*a worker computes with other sources or libraries .*: torch "
+    ):
         train_all([job], runtime_at(tmp_path, workers=1))
     assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
-
-
-@pytest.mark.timeout(600)
-def test_a_student_that_cannot_be_trained_is_named_and_the_others_are_finished(
-    made: Folders, teacher: Path, tmp_path: Path
-) -> None:
-    runtime = runtime_at(tmp_path, workers=2)
-    good = StudentJob("good", *made, teacher, student_settings(layers=1))
-    bad = StudentJob("bad", *made, teacher, student_settings(variants={"worst_of": 5}))
-    with pytest.raises(
-        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(scores\): .*the shards hold 2 variants"
-    ):
-        train_all([bad, good], runtime)
-    store = Store(runtime.store_folder)
-    assert store.get(good.key())
-    assert not store.get(bad.key())
 
 
 def test_what_does_not_belong_together_is_refused_before_ray_is_started(
@@ -119,7 +110,7 @@ def test_what_does_not_belong_together_is_refused_before_ray_is_started(
     monkeypatch.setattr(launch, "_train_together", lambda *_: pytest.fail("Ray would be started"))
     shards = shutil.copytree(made[1], tmp_path / "shards")
     next(shards.glob("*.arrow")).unlink()
-    runtime = runtime_at(tmp_path).model_copy(update={"trainers": 2})
+    runtime = runtime_at(tmp_path).model_copy(update={"world_size": 2})
     with pytest.raises(PipelineError, match="is missing"):
         obtain(StudentJob("half", made[0], shards, teacher, student_settings()), runtime, tmp_path / "out", tmp_path / "c.json")
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.evaluation.facts import TaskReport, gather
-from tests.fake_run import MOVIES, SCORES, STUDENTS, write_run
+from tests.fake_run import MOVIES, RATINGS, STUDENTS, write_run
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +11,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the stages before the report leave of a classification and a regression; no test changes it."""
     folder = tmp_path_factory.mktemp("data")
     write_run(folder, MOVIES)
-    write_run(folder, SCORES)
+    write_run(folder, RATINGS)
     return folder
 
 

@@ -2,13 +2,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from pipeline.shards.codec import CODECS, Codec, dequantise
 from pipeline.config.settings import CodecName
+from pipeline.shards.codec import CODECS, Codec, dequantise
 
 NAMES: tuple[CodecName, ...] = ("float16", "int8", "sign")
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
@@ -22,7 +22,6 @@ elements = st.one_of(exactly_zero, small_or_large, st.floats(-1, 1)).map(
 """Nothing so small that float32 has no digits left for its square."""
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 21))
 deltas = arrays.arrays(np.float32, shapes, elements=elements).map(torch.from_numpy)
-without_torch_deadline = settings(deadline=None, max_examples=60)
 
 
 def decoded(codec: Codec, delta: Tensor) -> Tensor:
@@ -39,7 +38,6 @@ def linf(delta: Tensor) -> Array:
 
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, delta: Tensor) -> None:
     after = decoded(codec, delta)
     assert (l2(after) <= l2(delta) * (1 + 1e-6)).all()
@@ -47,23 +45,15 @@ def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, de
 
 
 @given(delta=deltas)
-@without_torch_deadline
-def test_int8_is_never_further_off_than_half_a_level(delta: Tensor) -> None:
-    width = delta.shape[-1]
-    error = l2(decoded(CODECS["int8"], delta) - delta)
-    assert (error <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
-
-
-@given(delta=deltas)
-@without_torch_deadline
-def test_float16_is_never_further_off_than_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
-    width = delta.shape[-1]
-    error = l2(decoded(CODECS["float16"], delta) - delta)
-    assert (error <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
+def test_int8_is_off_by_half_a_level_at_most_and_float16_by_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
+    width, found = delta.shape[-1], {name: decoded(CODECS[name], delta) for name in ("int8", "float16")}
+    assert (l2(found["int8"] - delta) <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
+    assert (l2(found["float16"] - delta) <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
+    for after in found.values():
+        assert (after[delta == 0] == 0).all()
 
 
 @given(delta=deltas, other=st.floats(0, 2))
-@without_torch_deadline
 def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float) -> None:
     after = decoded(CODECS["sign"], delta).double()
     assert torch.equal(torch.sign(after)[delta != 0], torch.sign(delta.double())[delta != 0])
@@ -71,19 +61,8 @@ def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float
     assert (l2(after - delta) <= l2(stretched - delta) * (1 + 1e-6) + 1e-12).all()
 
 
-@given(
-    signs=arrays.arrays(np.bool_, shapes),
-    magnitude=st.floats(2**-20, 100, width=32),
-)
-@without_torch_deadline
-def test_sign_is_exact_where_every_element_has_the_same_magnitude(signs: npt.NDArray[np.bool_], magnitude: float) -> None:
-    delta = torch.from_numpy(np.where(signs, magnitude, -magnitude).astype(np.float32))
-    np.testing.assert_allclose(decoded(CODECS["sign"], delta).numpy(), delta.numpy(), rtol=3e-7, atol=0)
-
-
 @every_codec
 @given(delta=deltas, data=st.data())
-@without_torch_deadline
 def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Tensor, data: st.DataObject) -> None:
     spared = data.draw(arrays.arrays(np.bool_, delta.shape[0]))
     delta = torch.where(torch.from_numpy(spared)[:, None], 0.0, delta)
@@ -92,16 +71,8 @@ def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Te
     assert (after[torch.from_numpy(spared)] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
-@given(delta=deltas)
-@without_torch_deadline
-def test_an_element_that_is_zero_stays_exactly_zero(name: CodecName, delta: Tensor) -> None:
-    assert (decoded(CODECS[name], delta)[delta == 0] == 0).all()
-
-
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: Tensor) -> None:
     codes, _ = codec.quantise(delta)
     held = codec.pack(codes.numpy())
@@ -112,20 +83,12 @@ def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: 
 
 
 @every_codec
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 30, 384])
+@pytest.mark.parametrize("width", [1, 8, 30])
 def test_a_token_takes_as_many_bytes_as_its_codec_says(codec: Codec, width: int) -> None:
     codes, scales = codec.quantise(torch.randn(3, width))
     assert len(codec.pack(codes.numpy())) == 3 * -(-codec.bits * width // 8)
     assert scales.dtype == torch.float32
     assert scales.shape == (3,)
-
-
-@every_codec
-def test_no_token_is_no_bytes(codec: Codec) -> None:
-    codes, scales = codec.quantise(torch.zeros(0, 12))
-    assert codec.pack(codes.numpy()) == b""
-    assert codec.unpack(b"", 12).shape == (0, 12)
-    assert dequantise(codes, scales).shape == (0, 12)
 
 
 def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
@@ -138,7 +101,6 @@ def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
 
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -> None:
     batch = torch.stack([delta, delta.flip(0) * 3, torch.zeros_like(delta)])
     codes, scales = codec.quantise(batch)
@@ -146,25 +108,3 @@ def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -
         alone = codec.quantise(row)
         assert torch.equal(codes[number], alone[0])
         assert torch.equal(scales[number], alone[1])
-
-
-@every_codec
-def test_coarser_codecs_do_not_bend_a_perturbation_out_of_its_direction(codec: Codec) -> None:
-    delta = torch.randn(50, 384, generator=torch.Generator().manual_seed(0))
-    cosine = torch.cosine_similarity(decoded(codec, delta), delta, dim=-1)
-    assert (cosine > {"float16": 0.999999, "int8": 0.9998, "sign": 0.75}[codec.name]).all()
-
-
-@every_codec
-@given(delta=deltas, factor=st.integers(-6, 6))
-@without_torch_deadline
-def test_the_size_of_a_perturbation_does_not_change_its_codes(codec: Codec, delta: Tensor, factor: int) -> None:
-    assume((linf(delta) > 1e-6).all())
-    codes, scales = codec.quantise(delta)
-    doubled, doubled_scales = codec.quantise(delta * 2.0**factor)
-    assert torch.equal(codes, doubled)
-    torch.testing.assert_close(doubled_scales, scales * 2.0**factor)
-
-
-def test_every_codec_is_found_under_its_own_name() -> None:
-    assert {name: codec.name for name, codec in CODECS.items()} == {name: name for name in NAMES}

@@ -26,23 +26,20 @@ def doomed(store: Store, folder: Path, least_age: float = DAY) -> set[str]:
 
 def test_what_some_folder_lists_is_in_use_whatever_its_kind(store: Store, data: Path) -> None:
     keys = [add(store, number=number) for number in range(4)]
-    publish(data / "scores" / "t", store, keys[:2])
+    publish(data / "soft_labels" / "t", store, keys[:2])
     publish(data / "student" / "t" / "half", store, [keys[1]], "lineage.json")
     publish(data / "teacher" / "t", store, [keys[2]], "stored_as.json")
+    (data / "teacher" / "t" / "stored_as.json").write_text(f'{{"stored_as": "{key_hash(keys[2])}"}}')
+    (data / "teacher" / "again").symlink_to(data)
     age(store.folder, 2 * DAY)
     assert [items(store, data)[key_hash(key)].used_by for key in keys] == [
-        (data / "scores" / "t",),
-        (data / "scores" / "t", data / "student" / "t" / "half"),
+        (data / "soft_labels" / "t",),
+        (data / "soft_labels" / "t", data / "student" / "t" / "half"),
         (data / "teacher" / "t",),
         (),
     ]
     assert doomed(store, data) == {key_hash(keys[3])}
-
-
-def test_a_single_name_is_a_list_of_one(store: Store, data: Path) -> None:
-    key = add(store)
-    data.joinpath("lineage.json").write_text(f'{{"stored_as": "{key_hash(key)}"}}')
-    assert uses_of([data], store).folders == {key_hash(key): (data,)}
+    assert [items(store, data)[key_hash(key)].shared for key in keys] == [1000, 1000, 1000, 0], "by hard links"
 
 
 def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(store: Store, data: Path) -> None:
@@ -56,40 +53,23 @@ def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(s
     assert uses_of([data], store) == Uses({}, (), ())
 
 
-def damage(path: Path) -> None:
-    path.write_text("{")
-
-
-def make_a_list(path: Path) -> None:
-    path.write_text("[]")
-
-
-def leave_out(path: Path) -> None:
-    path.write_text("{}")
-
-
-def number(path: Path) -> None:
-    path.write_text('{"stored_as": [3]}')
-
-
-def vanish(path: Path) -> None:
-    path.unlink()
-    path.symlink_to("nowhere")
-
-
-@pytest.mark.parametrize("harm", [damage, make_a_list, leave_out, number, vanish])
-def test_beside_a_list_that_cannot_be_read_nothing_is_called_unused(
-    store: Store, data: Path, harm: Callable[[Path], None]
-) -> None:
-    publish(data / "scores", store, [add(store)])
-    harm(data / "scores" / "manifest.json")
-    uses = uses_of([data], store)
-    with pytest.raises(PipelineError, match=r"(?s)what is in use is not known, so nothing is deleted:.*scores/manifest\.json "):
-        check_known(uses, everything=True)
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"stored_as": [3]}', None])
+def test_beside_a_list_that_cannot_be_read_nothing_is_called_unused(store: Store, data: Path, content: str | None) -> None:
+    publish(data / "soft_labels", store, [add(store)])
+    path = data / "soft_labels" / "manifest.json"
+    if content is None:
+        path.unlink()
+        path.symlink_to("nowhere")
+    else:
+        path.write_text(content)
+    with pytest.raises(
+        PipelineError, match=r"(?s)what is in use is not known, so nothing is deleted:.*soft_labels/manifest\.json "
+    ):
+        check_known(uses_of([data], store), everything=True)
 
 
 def test_a_folder_that_is_missing_or_empty_must_be_meant(store: Store, data: Path, tmp_path: Path) -> None:
-    publish(data / "scores", store, [add(store)])
+    publish(data / "soft_labels", store, [add(store)])
     check_known(uses_of([data], store), everything=False)
     (tmp_path / "empty").mkdir()
     for other in (tmp_path / "mistyped", tmp_path / "empty"):
@@ -97,23 +77,6 @@ def test_a_folder_that_is_missing_or_empty_must_be_meant(store: Store, data: Pat
         with pytest.raises(PipelineError, match=rf"no manifest\.json below {other}, so everything would count as unused"):
             check_known(uses, everything=False)
         check_known(uses, everything=True)
-
-
-def test_a_folder_that_links_to_itself_is_looked_into_once(store: Store, data: Path) -> None:
-    publish(data / "scores", store, [add(store)])
-    (data / "scores" / "again").symlink_to(data)
-    assert list(uses_of([data], store).folders.values()) == [(data / "scores",)]
-
-
-def test_what_somebody_has_just_asked_for_is_young(store: Store, data: Path) -> None:
-    key = add(store)
-    age(store.folder, 2 * DAY)
-    assert doomed(store, data) == {key_hash(key)}
-    store.peek(key)
-    assert doomed(store, data) == {key_hash(key)}
-    store.get(key)
-    assert doomed(store, data) == set()
-    assert collect.garbage(items(store, data).values(), DAY)[1] == 1
 
 
 def test_what_is_not_finished_stays_an_hour_however_small_the_least_age(store: Store, data: Path) -> None:
@@ -137,7 +100,7 @@ def test_what_is_not_finished_stays_an_hour_however_small_the_least_age(store: S
 
 @pytest.mark.parametrize("state", ["finished", "unfinished", "partial"])
 def test_what_is_locked_never_goes(store: Store, data: Path, state: str) -> None:
-    key: Key = {"content": "scores", "teacher": "ab" * 32, "number": 0}
+    key: Key = {"content": "soft_labels", "teacher": "ab" * 32, "number": 0}
     match state:
         case "finished":
             add(store)
@@ -154,22 +117,16 @@ def test_what_is_locked_never_goes(store: Store, data: Path, state: str) -> None
     assert items(store, data) == {}
 
 
-def asked_for(store: Store, key: Key) -> None:
-    store.get(key)
-
-
-def placed(store: Store, key: Key) -> None:
-    entry = store.named(key_hash(key))
-    assert entry is not None
-    store.place(entry, store.folder.parent)
-
-
 def made_again(store: Store, key: Key) -> None:
     shutil.rmtree(store.folder_of(key))
     add(store)
 
 
-@pytest.mark.parametrize("take_up", [asked_for, placed, made_again])
+@pytest.mark.parametrize(
+    "take_up",
+    [lambda store, key: store.get(key), lambda store, key: store.place(store.peek(key), store.folder.parent), made_again],
+    ids=["asked for", "placed", "made again"],
+)
 def test_what_a_run_takes_up_between_plan_and_deletion_stays(
     store: Store, data: Path, take_up: Callable[[Store, Key], None]
 ) -> None:
@@ -181,38 +138,13 @@ def test_what_a_run_takes_up_between_plan_and_deletion_stays(
     assert store.get(key) is not None
 
 
-def test_bytes_that_another_folder_shares_are_told_apart(store: Store, data: Path) -> None:
-    key = add(store)
-    alone = items(store, data)[key_hash(key)]
-    publish(data / "scores", store, [key])
-    linked = items(store, data)[key_hash(key)]
-    assert (alone.shared, linked.shared, linked.bytes) == (0, 1000, alone.bytes)
-    assert linked.bytes == 1000 + (store.folder_of(key) / RECEIPT).stat().st_size
-
-
-def flip(folder: Path) -> None:
-    (folder / "model.bin").write_bytes(b"1" + bytes(999))
-
-
-def cut(folder: Path) -> None:
-    (folder / "model.bin").write_bytes(bytes(7))
-
-
-def lose(folder: Path) -> None:
-    (folder / "model.bin").unlink()
-
-
-def uncover(folder: Path) -> None:
-    (folder / RECEIPT).unlink()
-
-
 @pytest.mark.parametrize(
     ("harm", "state", "said"),
     [
-        (flip, "finished", "model.bin has other bytes than when it was written (its sha256 differs from its receipt's)"),
-        (cut, "damaged", "model.bin has other bytes"),
-        (lose, "damaged", "model.bin cannot be read (No such file or directory)"),
-        (uncover, "damaged", "has no receipt.json that can be read and is its own"),
+        (lambda path: path.write_bytes(b"1" + bytes(999)), "finished", "model.bin has other bytes than when it was written"),
+        (lambda path: path.write_bytes(bytes(7)), "damaged", "model.bin has other bytes"),
+        (Path.unlink, "damaged", "model.bin cannot be read (No such file or directory)"),
+        (lambda path: (path.parent / RECEIPT).unlink(), "damaged", "has no receipt.json that can be read and is its own"),
     ],
 )
 def test_a_damaged_entry_is_named_and_can_be_deleted(
@@ -220,22 +152,11 @@ def test_a_damaged_entry_is_named_and_can_be_deleted(
 ) -> None:
     keys = [add(store, number=number) for number in range(2)]
     before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
-    assert not [fault for item in items(store, data).values() if (fault := collect.fault_of(store, item))]
+    assert not [error for item in items(store, data).values() if (error := collect.error_of(store, item))]
     assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before, "looking leaves no trace"
-    harm(store.folder_of(keys[0]))
+    harm(store.folder_of(keys[0]) / "model.bin")
     item = items(store, data)[key_hash(keys[0])]
     assert item.state == state
-    assert said in str(collect.fault_of(store, item))
+    assert said in str(collect.error_of(store, item))
     assert collect.delete(store, item)
     assert os.listdir(store.folder) == [key_hash(keys[1])]  # noqa: PTH208
-
-
-def test_a_disk_that_cannot_read_a_file_is_a_fault(store: Store, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    add(store)
-
-    def fail(_: Path) -> str:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("pipeline.store.store.sha256_of", fail)
-    (item,) = items(store, data).values()
-    assert "model.bin cannot be read (Input/output error)" in str(collect.fault_of(store, item))

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import subprocess
@@ -12,10 +11,11 @@ from typing import Any
 import pytest
 
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import RECEIPT, STORED_AS, STORED_AS_FILE, Entry, Store, write_stored_as
+from pipeline.store.store import RECEIPT, Entry, Store
 from tests.running import ROOT
+from tests.world import rewrite
 
-KEY: Key = {"content": "scores", "teacher": "ab" * 32, "variant": 1}
+KEY: Key = {"content": "soft_labels", "teacher": "ab" * 32, "variant": 1}
 
 
 @pytest.fixture
@@ -45,76 +45,32 @@ def test_what_is_put_is_there_with_its_files_and_facts_and_nothing_else_is(store
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
 
 
-def test_facts_need_no_file_and_may_be_completed_in_the_block(store: Store) -> None:
-    facts: dict[str, Any] = {}
-    with store.put(KEY, facts):
-        facts["radius"] = 0.1
-    entry = store.get(KEY)
-    assert entry is not None
-    assert (entry.facts, entry.files) == ({"radius": 0.1}, {})
+def receipt_with(**changed: Any) -> Callable[[Entry], Any]:
+    return lambda entry: rewrite(entry.path(RECEIPT), **changed)
 
 
-def test_an_error_leaves_no_entry_and_nothing_half_written(store: Store) -> None:
-    def fail() -> None:
-        with store.put(KEY) as folder:
-            (folder / "shard.arrow").write_bytes(b"half")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert store.get(KEY) is None
-    assert list(store.folder.iterdir()) == []
-
-
-def flip(entry: Entry) -> None:
-    entry.path("shard.arrow").write_bytes(b"rowz")
-
-
-def cut(entry: Entry) -> None:
-    entry.path("shard.arrow").write_bytes(b"row")
-
-
-def lose(entry: Entry) -> None:
-    entry.path("shard.arrow").unlink()
-
-
-def lose_receipt(entry: Entry) -> None:
-    entry.path(RECEIPT).unlink()
-
-
-def garble(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9])
-
-
-def forget_files(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text(json.dumps({"key": entry.key, "files": {"shard.arrow": {}}, "facts": {}}))
-
-
-def list_instead(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text("[]")
-
-
-def other_key(entry: Entry) -> None:
-    receipt = json.loads(entry.path(RECEIPT).read_text())
-    entry.path(RECEIPT).write_text(json.dumps(receipt | {"key": KEY | {"variant": 7}}))
-
-
-HARM = [flip, cut, lose, lose_receipt, garble, forget_files, list_instead, other_key]
+HARM: dict[str, Callable[[Entry], Any]] = {
+    "flipped": lambda entry: entry.path("shard.arrow").write_bytes(b"rowz"),
+    "cut": lambda entry: entry.path("shard.arrow").write_bytes(b"row"),
+    "lost": lambda entry: entry.path("shard.arrow").unlink(),
+    "no receipt": lambda entry: entry.path(RECEIPT).unlink(),
+    "receipt cut": lambda entry: entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9]),
+    "receipt of nothing": lambda entry: entry.path(RECEIPT).write_text("[]"),
+    "files without hashes": receipt_with(files={"shard.arrow": {}}),
+    "another key": receipt_with(key=KEY | {"variant": 7}),
+}
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Store, harm: Callable[[Entry], None]) -> None:
-    harm(put(store))
+def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Store, harm: str) -> None:
+    HARM[harm](put(store))
     assert store.get(KEY) is None
-    if harm is not flip:
+    if harm != "flipped":
         assert store.peek(KEY) is None, "sizes and the receipt tell"
-    assert put(store).path("shard.arrow").read_bytes() == b"rows"
+    entry = put(store)
+    assert entry.path("shard.arrow").read_bytes() == b"rows"
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
-
-
-def test_of_an_intact_entry_the_first_stays(store: Store) -> None:
-    inode = put(store).path("shard.arrow").stat().st_ino
-    assert put(store).path("shard.arrow").stat().st_ino == inode
+    assert put(store).path("shard.arrow").stat().st_ino == entry.path("shard.arrow").stat().st_ino, "one that is intact stays"
 
 
 def test_many_that_put_one_entry_at_once_leave_one_and_none_of_them_fails(store: Store) -> None:
@@ -133,21 +89,21 @@ def test_asking_is_seen_in_the_time_of_the_receipt_and_peeking_is_not(store: Sto
     store.get(KEY)
     assert receipt.stat().st_mtime > then + 9000
 
-    def refuse(*_: Any) -> None:
+    def reject(*_: Any) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(os, "utime", reject)
     assert store.get(KEY) is not None, "a store that may only be read is read"
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
+    def reject(*_: Any) -> None:
         raise OSError("no hard links here")
 
     entry = put(store)
     if not links:
-        monkeypatch.setattr(os, "link", refuse)
+        monkeypatch.setattr(os, "link", reject)
     out, one = tmp_path / "out", tmp_path / "one"
     for folder in (out, one):
         folder.mkdir()
@@ -157,20 +113,6 @@ def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: boo
     shutil.rmtree(store.folder)
     found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"out/shard.arrow": b"rows", "out/deep/more.bin": b"more", "one/renamed.arrow": b"rows"}
-
-
-def test_placing_what_is_gone_fails_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
-    entry = put(store)
-    store.remove(entry.name)
-    assert list(store.folder.iterdir()) == []
-    with pytest.raises(FileNotFoundError):
-        store.place(entry, tmp_path, {"shard.arrow": "shard.arrow"})
-    assert not (tmp_path / "shard.arrow").exists()
-
-
-def test_a_folder_made_from_one_entry_names_it(store: Store, tmp_path: Path) -> None:
-    write_stored_as(tmp_path, put(store))
-    assert json.loads((tmp_path / STORED_AS_FILE).read_text()) == {STORED_AS: key_hash(KEY)}
 
 
 def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,23 +129,25 @@ def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, caps
     assert capsys.readouterr().out == f"teach tiny: finished before, taken from {store.folder_of(KEY)}\n"
 
 
-def test_a_training_that_fails_keeps_its_checkpoints(store: Store) -> None:
+def test_an_error_leaves_no_entry_and_the_checkpoints_of_the_training(store: Store) -> None:
     def fail() -> None:
         (store.unfinished(KEY) / "checkpoint-1").mkdir()
-        with store.put(KEY):
+        with store.put(KEY) as folder:
+            (folder / "shard.arrow").write_bytes(b"half")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         store.obtain(KEY, "teach tiny", fail)
+    assert store.get(KEY) is None
     assert (store.unfinished(KEY) / "checkpoint-1").exists()
-    assert not store.unfinished({"content": "another"}).joinpath("checkpoint-1").exists()
+    assert list(store.unfinished(KEY).parent.glob("[!.]*")) == [store.lock_file(key_hash(KEY))], "nothing half written"
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from pipeline.store.store import Store
-with Store(Path(sys.argv[1])).lock({"content": "scores", "teacher": "ab" * 32, "variant": 1}, "first"):
+with Store(Path(sys.argv[1])).lock({"content": "soft_labels", "teacher": "ab" * 32, "variant": 1}, "first"):
     print("held", flush=True)
     time.sleep(60)
 """
