@@ -1,4 +1,4 @@
-"""augment: variants of the train split, perturbed, edited or mixed, labelled by the teacher, as shards."""
+"""augment: variants of the train split, perturbed or edited, labelled by the teacher, as shards."""
 
 from pathlib import Path
 

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config.errors import PipelineError
-from pipeline.corpus.encoding import EVEN_ROWS, PARTNER_IDS, Batch, Ids, Integers, Types, collate, length_buckets
-from pipeline.perturbation.inputs import OWN_WEIGHT
+from pipeline.corpus.encoding import EVEN_ROWS, Batch, Ids, Integers, Types, collate, length_buckets
 from pipeline.shards.reader import Lists
 
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -34,24 +33,12 @@ class Arrays(list[npt.NDArray[Any]]):
 
 
 @dataclass(frozen=True)
-class Partner:
-    """The example that is mixed into a row."""
-
-    example_id: str
-    input_ids: Ids
-    own_weight: float
-    """λ, the weight of the row's own embeddings."""
-
-
-@dataclass(frozen=True)
 class Inputs:
     """Token ids of rows, not padded."""
 
     example_ids: Sequence[str]
     input_ids: Sequence[Ids]
     token_type_ids: Sequence[Types] | None
-    partners: Sequence[Partner] | None = None
-    """One per row if rows are mixed; as long as the row."""
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -66,17 +53,11 @@ class Inputs:
             [self.example_ids[i] for i in positions],
             Arrays(self.input_ids[i] for i in positions),
             None if self.token_type_ids is None else Arrays(self.token_type_ids[i] for i in positions),
-            None if self.partners is None else [self.partners[i] for i in positions],
         )
 
     def padded(self, pad_token_id: int, tokens: int) -> Batch:
         """One batch, padded on the right to ``tokens``."""
-        batch = collate(self.input_ids, self.token_type_ids, pad_token_id, tokens)
-        if self.partners is not None:
-            others = collate([partner.input_ids for partner in self.partners], None, pad_token_id, tokens)
-            batch[PARTNER_IDS] = others["input_ids"]
-            batch[OWN_WEIGHT] = torch.tensor([partner.own_weight for partner in self.partners])
-        return batch
+        return collate(self.input_ids, self.token_type_ids, pad_token_id, tokens)
 
     def columns(self, variant: int, labels: list[float | int | None], logits: npt.NDArray[np.float32]) -> Columns:
         """The columns of every kind of shard; ``logits`` [rows, outputs] are the teacher's on the clean inputs."""

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.augment.jobs import ShardJob
 from pipeline.augment.plans import Augmentation, soft_label_jobs
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import CodecName, InferenceSettings, RuntimeSettings
-from pipeline.corpus.encoding import Integers
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.codec import CODECS
@@ -19,8 +16,8 @@ from pipeline.store.store import Store
 UNKNOWN_EPSILON = 0.123456789
 """In place of an epsilon that is not known yet; no shard of the store has it."""
 
-SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES, NAME_BYTES = 4, 4, 1, 4, 64, 6100, 16
-"""Of a token's scale, id and type, a logit, a row's other columns, a file's metadata, and a partner's id."""
+SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 6100
+"""Of a token's scale, id and type, a logit, a row's other columns, and a file's metadata."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +113,9 @@ def bytes_of(plan: Augmentation, jobs: Sequence[ShardJob], codec: CodecName) -> 
     for job in jobs:
         entry, recipe = entries[job.partition], plan.settings.recipe(job.variant)
         receipt = entry.receipt
-        if "mix" in recipe:
-            total += mixed_tokens(plan.source.rows_of(entry).lengths()) * (a_token + ID_BYTES) + receipt.rows * NAME_BYTES
-        else:
-            total += receipt.tokens * (a_token + (coded if "perturb" in recipe else 0.0))
+        total += receipt.tokens * (a_token + (coded if "perturb" in recipe else 0.0))
         total += receipt.rows * (ROW_BYTES + 2 * LOGIT_BYTES * manifest.task.outputs) + SHARD_BYTES
     return round(total)
-
-
-def mixed_tokens(lengths: Integers) -> float:
-    """The expected number of tokens if each row is padded to the longer of itself and another of these rows."""
-    rows = len(lengths)
-    return float(np.sort(lengths) @ np.arange(1, 2 * rows, 2)) / rows
 
 
 def _size(size: float) -> str:

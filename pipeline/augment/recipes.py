@@ -39,8 +39,6 @@ def deciding(settings: AugmentSettings, variant: int, epsilon: float) -> Key:
         key["text_edits"] = settings.text_edits.model_dump(include=edits)
     if "masked_lm" in recipe:
         key["masked_lm"] = {"replace": settings.masked_lm.replace}
-    if "mix" in recipe:
-        key["mix_alpha"] = settings.mix_alpha
     if "perturb" in recipe:
         unread = {"num_steps", "step_size", "init"} if settings.perturbation.gradient_from == "noise" else set()
         key["perturbation"] = settings.perturbation.model_dump(mode="json", exclude=unread) | {"epsilon": epsilon}

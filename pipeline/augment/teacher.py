@@ -20,7 +20,7 @@ from pipeline.corpus.encoding import Batch, Integers
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.inputs import mapped, variant_embeddings
+from pipeline.perturbation.search import mapped
 from pipeline.perturbation.surrogate import SurrogateFolder
 
 HEADS = ("classifier", "score", "logits_proj")
@@ -88,7 +88,7 @@ class FrozenTeacher(FrozenModel):
 
         def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
             batch = self.padded(rows, tokens)
-            return Arriving(self.logits_at(batch, variant_embeddings(self.words, batch)))
+            return Arriving(self.logits_at(batch, self.words(batch["input_ids"])))
 
         found = np.empty((len(inputs), self.task.outputs), dtype=np.float32)
         for positions, logits in list(batches.pieces(inputs, batch_rows, compute)):
@@ -107,7 +107,7 @@ class Surrogate(FrozenModel):
 
     def logits_at_delta(self, batch: Batch, delta: Tensor) -> Tensor:
         """Logits [rows, outputs] at the embeddings of a batch plus δ [rows, tokens, teacher's width]."""
-        return self.logits_at(batch, variant_embeddings(self.words, batch) + mapped(delta, self._map))
+        return self.logits_at(batch, self.words(batch["input_ids"]) + mapped(delta, self._map))
 
 
 @dataclass(frozen=True)

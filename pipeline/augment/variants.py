@@ -1,4 +1,4 @@
-"""Variants of a partition: edited, mixed or perturbed, coded, and labelled by the teacher on the decoded δ."""
+"""Variants of a partition: edited or perturbed, coded, and labelled by the teacher on the decoded δ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.augment.batches import Columns, Inputs, Partner
+from pipeline.augment.batches import Columns, Inputs
 from pipeline.augment.candidates import RowCandidates, read_candidates, replace
 from pipeline.augment.jobs import Done, ShardJob, Work, kept, read_inputs
 from pipeline.augment.recipes import TextEdits, special_ids
@@ -20,7 +20,6 @@ from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Rec
 from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
 from pipeline.models.forward import divergence, flipped
-from pipeline.perturbation.inputs import variant_embeddings
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.manifest import ShardEntry
@@ -97,11 +96,7 @@ class Made:
 
     def columns(self, variant: int, labelled: LabelledRows) -> Columns:
         """The columns of a shard."""
-        partners: Sequence[Partner | None] = self.inputs.partners or [None] * len(self.labels)
         return self.inputs.columns(variant, labelled.labels, labelled.logits) | {
-            "partner_id": [partner and partner.example_id for partner in partners],
-            "partner_ids": [partner and partner.input_ids for partner in partners],
-            "own_weight": [partner and partner.own_weight for partner in partners],
             "delta": [label.delta for label in self.labels],
             "delta_scale": [label.delta_scale for label in self.labels],
             "perturbed_logits": [label.logits for label in self.labels],
@@ -124,8 +119,6 @@ def make_variant(
     """Make one variant of each row; ``candidates`` are needed if the recipe contains masked_lm."""
     teacher, settings = models.teacher, spec.settings
     inputs = edited(labelled.inputs, teacher, candidates, spec)
-    if "mix" in spec.recipe:
-        inputs = mixed(inputs, teacher.pad_token_id, spec)
     epsilon = scaled_epsilon(spec.epsilon, settings.perturbation.norm, teacher.table) if spec.moves else 0.0
     search = Search(settings.perturbation, epsilon, teacher.task.kind)
 
@@ -152,7 +145,7 @@ def _labelled(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, searc
     """
     teacher, kind = models.teacher, search.kind
     with torch.inference_mode(mode=not spec.moves):
-        words = variant_embeddings(teacher.words, batch)
+        words = teacher.words(batch["input_ids"])
     coded: tuple[Tensor, ...] = ()
     vanished = torch.zeros(len(rows), dtype=torch.bool)
     if spec.moves:
@@ -201,24 +194,6 @@ def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandi
         seeds = [spec.seed(example_id, "text_edits") for example_id in inputs.example_ids]
         rows = [edits.row(*row, seed) for row, seed in zip(rows, seeds, strict=True)]
     return Inputs(inputs.example_ids, [ids for ids, _ in rows], [types for _, types in rows if types is not None] or None)
-
-
-def mixed(inputs: Inputs, pad_token_id: int, spec: VariantSpec) -> Inputs:
-    """Every row with another one as its partner, both padded to the length of the longer; padding is mixed too."""
-    order = np.argsort([spec.seed(example_id, "partner") for example_id in inputs.example_ids])
-    after = dict(zip(order.tolist(), np.roll(order, -1).tolist(), strict=True))
-    ids, types, partners = [], [], []
-    for row, example_id in enumerate(inputs.example_ids):
-        own, other = inputs.input_ids[row], inputs.input_ids[after[row]]
-        length = max(len(own), len(other))
-        ids.append(np.pad(own, (0, length - len(own)), constant_values=pad_token_id))
-        generator = np.random.Generator(np.random.Philox(key=spec.seed(example_id, "mix")))
-        own_weight = float(np.float32(generator.beta(spec.settings.mix_alpha, spec.settings.mix_alpha)))  # as it is stored
-        partner_ids = np.pad(other, (0, length - len(other)), constant_values=pad_token_id)
-        partners.append(Partner(inputs.example_ids[after[row]], partner_ids, own_weight))
-        if inputs.token_type_ids is not None:
-            types.append(np.concatenate([inputs.token_type_ids[row], inputs.token_type_ids[after[row]][len(own) :]]))
-    return Inputs(inputs.example_ids, ids, types or None, partners)
 
 
 def variant_job(source: Shards, entry: ShardEntry, spec: VariantSpec, shared_key: Key, candidates: Path | None) -> ShardJob:

@@ -101,7 +101,7 @@ Operation = Literal["mask", "delete", "swap", "span"]
 OPERATIONS: tuple[Operation, ...] = ("mask", "delete", "swap", "span")
 """Text edits on token ids."""
 
-Step = Literal["mask", "delete", "swap", "span", "masked_lm", "mix", "copy", "perturb"]
+Step = Literal["mask", "delete", "swap", "span", "masked_lm", "copy", "perturb"]
 Recipe = Annotated[list[Step], Field(min_length=1)]
 """The steps of one variant, in order."""
 
@@ -136,8 +136,6 @@ class AugmentSettings(Settings):
     """Used in turn: variant 1 has the first recipe."""
     text_edits: TextEditSettings
     masked_lm: ReplacementSettings
-    mix_alpha: Annotated[float, Field(gt=0)]
-    """λ of mixed examples is drawn from Beta(alpha, alpha) (MixKD, Liang et al. 2021)."""
     codec: CodecName
     calibration_rows: Positive
     """Size of the sample on which epsilon is calibrated and its effect measured."""
@@ -150,8 +148,8 @@ class AugmentSettings(Settings):
         for recipe in self.recipes:
             if len(set(recipe)) < len(recipe):
                 error = "contains a step twice"
-            elif {"mix", "copy"} & {*recipe} and len(recipe) > 1:
-                error = "combines mix or copy with another step"
+            elif "copy" in recipe and len(recipe) > 1:
+                error = "combines copy with another step"
             elif "masked_lm" in recipe[1:]:
                 error = "replaces words after another edit; masked_lm comes first"
             elif "perturb" in recipe[:-1]:
@@ -179,13 +177,7 @@ class Checkpoint(Settings):
     """Hub id or folder of another pretrained model with the teacher's tokenizer, as safetensors."""
 
 
-class WorstOf(Settings):
-    """Train on the one of N variants whose student and teacher logits diverge most (Glitter, Kamalloo et al. 2022)."""
-
-    worst_of: Annotated[int, Field(ge=2)]
-
-
-VariantPolicy = Literal["curriculum", "rotate", "all", "none"] | WorstOf
+VariantPolicy = Literal["curriculum", "rotate", "all", "none"]
 
 
 class LossSettings(Settings):

@@ -17,8 +17,6 @@ Batch = dict[str, Tensor]
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-PARTNER_IDS = "partner_ids"
-"""In a batch of mixed rows: the token ids of the row mixed into each, [rows, tokens]."""
 
 TEXTS_AT_ONCE = 1_000
 """Texts tokenised at once; tokenizers return many times the memory of the ids."""

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import VariantPolicy, WorstOf
+from pipeline.config.settings import VariantPolicy
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Floats
 from pipeline.models.forward import Scale
@@ -44,8 +44,6 @@ def check_policy(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoin
         return
     if not followed:
         raise PipelineError("there is no variant; set augment.variants above 0, or variant_policy: none for the student")
-    if isinstance(policy, WorstOf) and policy.worst_of > len(followed):
-        raise PipelineError(f"variant_policy: worst_of: {policy.worst_of} needs more than the {len(followed)} stored variants")
     if policy == "curriculum" and any(followed) and (without := checkpoints - len({number for number in followed if number})):
         raise PipelineError(
             f"variant_policy: curriculum needs a variant for each of the surrogate's {checkpoints} checkpoints, but {without} "
@@ -66,8 +64,6 @@ def chosen(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoints: in
     everyone = list(range(1, len(followed) + 1))
     if policy == "all":
         return everyone
-    if isinstance(policy, WorstOf):
-        return [everyone[(epoch * policy.worst_of + number) % len(everyone)] for number in range(policy.worst_of)]
     if policy == "curriculum" and any(followed):
         pairs = zip(everyone, followed, strict=True)
         away = {number: abs(checkpoint - progress * checkpoints) for number, checkpoint in pairs if checkpoint}

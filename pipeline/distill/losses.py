@@ -1,6 +1,5 @@
 """The loss of a student, row by row: every term, its weight, the temperature, and the inputs that the logits come from."""
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +8,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.config.corpus import Kind
-from pipeline.config.settings import LossSettings, VariantPolicy, WorstOf
+from pipeline.config.settings import LossSettings
 from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import VARIANT
-from pipeline.models.forward import bare, divergence, embed, logits_from_embeddings, logits_from_ids
-from pipeline.perturbation.inputs import mapped, variant_embeddings
+from pipeline.models.forward import embed, logits_from_embeddings, logits_from_ids
+from pipeline.perturbation.search import mapped
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.training.trainer import label_loss
@@ -59,8 +58,6 @@ class StudentLoss:
     """[teacher's embedding width, student's]: maps δ to the student's word embeddings; None if they share one space."""
     settings: LossSettings
     kind: Kind
-    policy: VariantPolicy = "rotate"
-    """The policy that chose the variants of the batch; here only ``worst_of`` matters."""
 
     def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """The loss of each row, [rows]."""
@@ -71,26 +68,13 @@ class StudentLoss:
             loss = clean_loss(logits, batch["teacher_logits"], batch["labels"], self.settings, self.kind)
         variants = {name.removeprefix(VARIANT): value for name, value in batch.items() if name.startswith(VARIANT)}
         if variants:
-            if isinstance(self.policy, WorstOf):
-                variants = self._worst(model, variants, rows)
             imitation = imitation_loss(self.logits_on(model, variants), variants["logits"], self.settings, self.kind)
             loss = loss + self.settings.variants * imitation.reshape(-1, rows).mean(dim=0)
         return loss
 
     def logits_on(self, model: PreTrainedModel, variants: Batch) -> Tensor:
-        """The student's logits [variants, outputs] on what the teacher labelled: (mixed) word embeddings plus the mapped δ."""
-        words = variant_embeddings(functools.partial(embed, model), variants)
+        """The student's logits [variants, outputs] on what the teacher labelled: word embeddings plus the mapped δ."""
+        words = embed(model, variants["input_ids"])
         if CODES in variants:
             words = words + mapped(dequantise(variants[CODES], variants[SCALES]), self.map)
         return logits_from_embeddings(model, variants, words).float()
-
-    @torch.no_grad()
-    def _worst(self, model: PreTrainedModel, variants: Batch, rows: int) -> Batch:
-        """The variant of each row with the greatest KL(teacher ‖ student); the candidates are ordered by number, then row."""
-        whole = bare(model)
-        training = whole.training
-        logits = self.logits_on(whole.eval(), variants)
-        whole.train(training)
-        distance = divergence(variants["logits"], logits, self.kind).reshape(-1, rows)
-        chosen = distance.argmax(dim=0) * rows + torch.arange(rows, device=distance.device)
-        return {name: value[chosen] for name, value in variants.items()}

@@ -100,9 +100,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
         name,
         student.model,
         TrainDev(rows, dev),
-        Objective(
-            StudentLoss(student.map, loss, task.kind, settings.variant_policy), lambda logits: measure(task, labels, logits)
-        ),
+        Objective(StudentLoss(student.map, loss, task.kind), lambda logits: measure(task, labels, logits)),
         settings.training,
         options,
     )

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.config.corpus import Kind
-from pipeline.corpus.encoding import PARTNER_IDS, Batch, Integers, length_buckets, model_inputs
+from pipeline.corpus.encoding import Batch, Integers, length_buckets, model_inputs
 from pipeline.corpus.task import Floats
 from pipeline.models.architectures import DECODERS, POSITIONS_FROM_IDS, uncounted_id
 
@@ -80,21 +80,15 @@ def tokens_read(config: PreTrainedConfig, batch: Batch) -> Tensor:
     read = batch["attention_mask"] == 1
     pad = config.get_text_config().pad_token_id
     if pad is not None:
-        read = read & (_ids_that_count(batch, pad) != pad)
+        read = read & (batch["input_ids"] != pad)
     return (torch.arange(read.shape[1], device=read.device) * read).amax(dim=1)
 
 
 def _positions_from_ids(config: PreTrainedConfig, batch: Batch) -> Tensor:
     """Positions [rows, tokens] as RoBERTa and similar types count them: padding tokens, even within a text, do not count."""
     pad = uncounted_id(config)
-    counted = (_ids_that_count(batch, pad) != pad).long()
+    counted = (batch["input_ids"] != pad).long()
     return counted.cumsum(dim=1) * counted + pad
-
-
-def _ids_that_count(batch: Batch, pad: int) -> Tensor:
-    """The ids [rows, tokens] of a batch; in a mixture of two rows a token is padding only where both rows have padding."""
-    ids = batch["input_ids"]
-    return torch.where(ids == pad, batch[PARTNER_IDS], ids) if PARTNER_IDS in batch else ids
 
 
 def logits_at(model: PreTrainedModel, batch: Batch, rows: Tensor, places: Tensor) -> Tensor:

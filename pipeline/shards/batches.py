@@ -1,12 +1,10 @@
 """Rows of shards as batches of padded tensors, for training and evaluation."""
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.corpus.encoding import PARTNER_IDS, Batch
-from pipeline.perturbation.inputs import OWN_WEIGHT
+from pipeline.corpus.encoding import Batch
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Coding, Manifest
 from pipeline.shards.reader import Lists, Positions, Rows
@@ -35,32 +33,17 @@ def matrix_at(rows: Rows, name: str, positions: Positions) -> Tensor:
 
 
 def variant_at(rows: Rows, positions: Positions, manifest: Manifest) -> Batch:
-    """Variants as the teacher labelled them: inputs, and partners with weights or coded δ if any row has them.
+    """Variants as the teacher labelled them: inputs, and coded δ if any row has one.
 
-    A row that is not mixed is its own partner; one that is not perturbed has a δ of zero.
+    A row that is not perturbed has a δ of zero.
     """
     batch = inputs_at(rows, positions, manifest.pad_token_id)
     longest = batch["input_ids"].shape[1]
-    partners = rows.lists_at("partner_ids", positions)
-    if partners.lengths.any():
-        batch |= _mixture(batch["input_ids"], partners, rows.numbers_at("own_weight", positions))
     coded = rows.lists_at("delta", positions)
     if coded.lengths.any():
         assert manifest.coding is not None, "a set with perturbed rows has a coding"
         batch |= _coded(coded, rows.lists_at("delta_scale", positions), manifest.coding, longest)
     return batch
-
-
-def _mixture(own_ids: Tensor, partners: Lists, own_weights: npt.NDArray[np.float32]) -> Batch:
-    """Partner ids [rows, tokens] and own weights [rows]; a row without a partner is its own."""
-    mixed = torch.from_numpy(partners.lengths > 0)
-    ids = torch.from_numpy(partners.padded(0, own_ids.shape[1], np.int64))
-    # A mixture is as long as the longer of its two rows, so beyond it there is only padding.
-    beyond = torch.from_numpy(~partners.inside(own_ids.shape[1]))
-    return {
-        PARTNER_IDS: torch.where(mixed[:, None] & ~beyond, ids, own_ids),
-        OWN_WEIGHT: torch.where(mixed, torch.from_numpy(own_weights), 1.0),
-    }
 
 
 def _coded(coded: Lists, scales: Lists, coding: Coding, longest: int) -> Batch:

@@ -43,14 +43,13 @@ class Lists:
 
 
 class Rows(Sequence[Row]):
-    """The rows of several shards in order; training reads many at once with ``lists_at`` and ``numbers_at``."""
+    """The rows of several shards in order; training reads many at once with ``lists_at``."""
 
     def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         self._schema = schema
         self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
         self._ends = np.cumsum([batch.num_rows for batch in self._batches])
         self._lists: dict[str, list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]] = {}
-        self._numbers: dict[str, npt.NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -94,23 +93,13 @@ class Rows(Sequence[Row]):
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
         return Lists(np.concatenate(parts) if parts else columns[0][1][:0], lengths)
 
-    def numbers_at(self, name: str, positions: Positions) -> npt.NDArray[np.float32]:
-        """A column of numbers at some positions, [rows]; null is NaN."""
-        if name not in self._numbers:
-            self._numbers[name] = np.asarray(pc.fill_null(self.column(name).cast(pa.float32()), float("nan")))
-        return self._numbers[name][self._checked(positions)]
-
     def _located(self, positions: Positions) -> Iterable[tuple[int, int]]:
-        """The record batch of each position, and the row in it."""
-        numbers = np.searchsorted(self._ends, self._checked(positions), side="right")
-        within = positions - np.concatenate([[0], self._ends])[numbers]
-        return zip(numbers.tolist(), within.tolist(), strict=True)
-
-    def _checked(self, positions: Positions) -> Positions:
-        """Reject positions outside of the rows; negative ones do not count from the end."""
+        """The record batch of each position, and the row in it; negative positions do not count from the end."""
         if ((positions < 0) | (positions >= len(self))).any():
             raise IndexError(f"{len(self)} rows have no positions {positions}")
-        return positions
+        numbers = np.searchsorted(self._ends, positions, side="right")
+        within = positions - np.concatenate([[0], self._ends])[numbers]
+        return zip(numbers.tolist(), within.tolist(), strict=True)
 
 
 class Shards:

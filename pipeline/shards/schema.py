@@ -12,10 +12,10 @@ import pyarrow as pa
 from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 Content = Literal["soft_labels", "variants"]
-"""Of a set of shards: clean inputs (variant 0), or their perturbed, edited or mixed variants 1..V."""
+"""Of a set of shards: clean inputs (variant 0), or their perturbed or edited variants 1..V."""
 
 METADATA = b"adversarial_shard"
 """Name of the schema metadata that holds, as JSON, the shard's key and the coding of its perturbations."""
@@ -34,9 +34,6 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     token_type_ids      list<int8>      only if the model has token types
     label               int32 | float32 class index or value; null if the corpus has no label
     teacher_logits      list<float32>   on the clean input
-    partner_id          string          variant ≥ 1, mixed: the example that is mixed in; else null
-    partner_ids         list<int32>     variant ≥ 1, mixed: its token ids; the shorter row is filled with padding tokens
-    own_weight          float32         variant ≥ 1, mixed: λ, the share of the row's own embeddings
     delta               binary          variant ≥ 1, perturbed: coded δ, tokens × width, row by row (codec.py); else null
     delta_scale         list<float32>   variant ≥ 1, perturbed: one scale per token
     perturbed_logits    list<float32>   variant ≥ 1: the teacher's on this row, with the decoded δ
@@ -55,9 +52,6 @@ def shard_schema(content: Content, kind: Kind, token_types: bool) -> pa.Schema:
     ]
     if content == "variants":
         fields += [
-            pa.field("partner_id", pa.string()),
-            pa.field("partner_ids", pa.list_(pa.int32())),
-            pa.field("own_weight", pa.float32()),
             pa.field("delta", pa.binary()),
             pa.field("delta_scale", floats),
             pa.field("perturbed_logits", floats, nullable=False),
