@@ -8,7 +8,8 @@ from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.sections import SURROGATE, augment_places
 from pipeline.config.settings import AugmentSettings, Checkpoint, RuntimeSettings, SurrogateSettings
-from pipeline.distill.surrogate import surrogate_key, train_surrogate
+from pipeline.distill.jobs import surrogate_key
+from pipeline.distill.surrogate import train_surrogate
 from pipeline.models.folder import ModelFolder
 from pipeline.models.precision import note_slow_precision
 from pipeline.perturbation.surrogate import SURROGATE_FILE

@@ -55,13 +55,21 @@ def _names(value: Any) -> Any:
         raise ValueError("a list of names in the order of the logits, or a mapping from values in the table to names")
     pairs = list(value.items()) if isinstance(value, dict) else list(zip(value, value, strict=True))
     if any(isinstance(name, bool) or not isinstance(name, str | int) for pair in pairs for name in pair):
-        raise ValueError("label names are texts or integers; quote true and false, and put a space after each colon")
+        raise ValueError(
+            "label names are texts or integers; quote true and false, put spaces after colons, write mappings without dashes"
+        )
     names = {label_name(str(written)): label_name(str(name)) for written, name in pairs}
     if len(names) < len(pairs):
         raise ValueError("each label name must be listed once")
     if len({*names.values()}) < 2 or "" in {*names, *names.values()}:
         raise ValueError("at least two different label names must be listed")
     return names
+
+
+def _reject(*rules: tuple[bool, str]) -> None:
+    """Raise the messages of the rules that apply as one error."""
+    if found := [message for applies, message in rules if applies]:
+        raise ValueError("; ".join(found))
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -101,14 +109,13 @@ class CorpusSettings(Settings):
 
     @model_validator(mode="after")
     def _agrees(self) -> "CorpusSettings":
-        if (self.hub is None) == (self.files is None):
-            raise ValueError("exactly one of files (your tables) and hub (a hub set) must be given")
-        if self.files is not None and (self.config, self.revision, self.splits) != (None, None, None):
-            raise ValueError("config, revision and splits belong to hub and must be left out with files")
-        if self.label in self.text:
-            raise ValueError("the label column must not be one of the text columns: the models would read the label")
-        if (self.dev or 0) + (self.test or 0) >= 1:
-            raise ValueError("dev and test together must be less than 1")
+        has_source, of_hub = (self.hub is None) != (self.files is None), (self.config, self.revision, self.splits)
+        _reject(
+            (not has_source, "exactly one of files (your tables) and hub (a hub set) must be given"),
+            (bool(self.files) and any(of_hub), "config, revision and splits belong to hub and must be left out with files"),
+            (self.label in self.text, "the label column must not be one of the text columns: the models would read the label"),
+            (sum(self.shares().values()) >= 1, "dev and test together must be less than 1"),
+        )
         return self
 
 
@@ -126,11 +133,12 @@ class TaskSettings(Settings):
 
     @model_validator(mode="after")
     def _agrees(self) -> "TaskSettings":
-        names = set((self.corpus.labels or {}).values())
-        if self.metric not in fitting_metrics(self.kind):
-            raise ValueError(f"metric: {self.kind} has the metrics {', '.join(fitting_metrics(self.kind))}")
-        if names and self.kind == "regression":
-            raise ValueError("corpus.labels: label names belong to classification; leave them out")
-        if len(names) > 2 and self.metric == "f1":
-            raise ValueError(f"metric f1 is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1")
+        fitting, names = fitting_metrics(self.kind), set((self.corpus.labels or {}).values())
+        is_regression = self.kind == "regression"
+        f1 = f"metric f1 is the F1 of the second of two labels, and there are {len(names)}; choose macro_f1"
+        _reject(
+            (self.metric not in fitting, f"metric: {self.kind} has the metrics {', '.join(fitting)}"),
+            (is_regression and bool(names), "corpus.labels: label names belong to classification; leave them out"),
+            (not is_regression and self.metric == "f1" and len(names) > 2, f1),
+        )
         return self

@@ -4,7 +4,9 @@ import copy
 import functools
 import io
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode
 
 from pipeline.config.errors import PipelineError, PipelineErrors
 from pipeline.config.renamed import renamed_settings
@@ -51,11 +54,18 @@ Place = str | Within | dict[str, Any]
 Places = tuple[Place, ...]
 
 
-class _DatesAsText(SafeConstructor):
-    """No setting is a date: 2020-01-01 is a text."""
+class _PlainValues(SafeConstructor):
+    """Values without repeated keys, and without dates, which no setting is: 2020-01-01 is a text."""
+
+    def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = node.value[len(getattr(node, "merge", None) or ()) :]  # without the keys that << has added already
+        keys = Counter(key.value if key.tag.endswith(":merge") else self.construct_object(key, deep=True) for key, _ in own)
+        if repeated := sorted(str(key) for key, count in keys.items() if count > 1):
+            raise ConstructorError(None, None, f"given twice: {', '.join(repeated)}", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
 
 
-_DatesAsText.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+_PlainValues.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -65,7 +75,7 @@ def read_params(path: Path) -> dict[str, Any]:
     except FileNotFoundError as cause:
         raise PipelineError(f"{path} does not exist; name the parameter file with --params") from cause
     except (YAMLError, ValueError, LookupError, TypeError) as cause:  # the last three of tags that do not fit, as in !!int x
-        raise PipelineError(f"{path} is not readable YAML: {str(cause).partition('To suppress')[0].strip()}") from cause
+        raise PipelineError(f"{path} is not readable YAML: {cause}") from cause
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no settings; it must be a mapping of section names to settings")
     return content
@@ -75,7 +85,7 @@ def read_params(path: Path) -> dict[str, Any]:
 def _parsed(text: str, name: str) -> Any:
     """The content of a YAML document; ``name`` is its name in error messages. A command reads the same file many times."""
     reader = YAML(typ="safe", pure=True)
-    reader.Constructor = _DatesAsText
+    reader.Constructor = _PlainValues
     stream = io.StringIO(text)
     stream.name = name
     return reader.load(stream)
@@ -184,7 +194,23 @@ def _sentence(place: tuple[Any, ...], errors: Sequence[Any], owners: Places, par
     wanted = "; or ".join(dict.fromkeys(_wanted(one, len(place)) for one in errors))
     shown = repr(error["input"])
     is_shown = "[key]" not in error["loc"] and error["input"] is not None and len(shown) <= LONGEST_SHOWN
-    return f"{where}: {wanted}" + (f", not {shown}" if is_shown else "")
+    hint = _yaml_hint(error["input"], error["type"]) if len(errors) == 1 else ""
+    return f"{where}: {wanted}" + (f", not {shown}{hint}" if is_shown else "")
+
+
+def _yaml_hint(value: Any, error: str) -> str:
+    """How to write a value that YAML reads as another type than was meant."""
+    if error == "string_type":
+        return " (write it in quotes)" if isinstance(value, int | float) else ""
+    try:
+        number = _parsed(value, "") if isinstance(value, str) and math.isfinite(float(value)) else value
+    except ValueError:
+        return ""
+    if error not in ("int_type", "float_type") or isinstance(number, bool) or not isinstance(number, int | float):
+        return ""
+    if error == "int_type" and isinstance(number, float):
+        return f" (write {int(number)})" if number.is_integer() else ""
+    return " (write it without quotes)" if isinstance(value, str) else ""
 
 
 def _spelled(owners: Places, inner: list[str]) -> list[str]:

@@ -2,13 +2,14 @@
 
 Texts are not converted: ``NA``, ``007`` and leading spaces stay. csv follows RFC 4180 (a quoted field may contain line
 breaks), tsv has no quoting, and both need a header; csv, tsv and JSON lines may be gzipped. The number of a row is that of
-its first line; parquet rows are numbered from 1.
+its first line; parquet rows are numbered from 1. The files of a hub set are read in the same way.
 """
 
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 ENDINGS = (".csv", ".tsv", *JSON_LINES, ".parquet")
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 GZIP_MARK = b"\x1f\x8b"
+BLANK = b"\xef\xbb\xbf \t\r\n"
+"""Bytes before the first value of a JSON file."""
 
 OTHER_FORMATS = {
     b"version https://git-lfs.github.com/spec/v1": "the file is a Git LFS pointer, not the table; run git lfs pull",
@@ -44,6 +47,15 @@ LONGEST_FIELD = 2**31 - 1
 LONGEST_SHOWN = 40
 
 OTHER_SEPARATORS = (";", "\t", "|", ",")
+
+WHOLE = re.compile(r"-?\d+(\.0+)?", re.ASCII)
+"""A whole number; pandas writes integer columns with gaps as 1.0."""
+
+HUB_ENDINGS = {"csv": {".csv", ".tsv"}, "json": {*JSON_LINES}, "parquet": {".parquet"}}
+"""Endings of the files of a hub set that ``read_file`` reads, by the name of the builder; ``datasets`` reads all others."""
+
+HARMLESS_OPTIONS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter", "chunksize"}
+"""Builder options that change no cell, and the separator."""
 
 
 class ErrorList:
@@ -92,20 +104,23 @@ class Table:
     """Label names of columns whose type declares them."""
 
 
-SplitTables = Mapping[Split, Table | None]
-"""The table of each split that a corpus has; None if it cannot be read."""
+SplitTables = Mapping[Split, Sequence[Table]]
+"""The tables of each split that a corpus has, one per file; empty if one of them cannot be read."""
 
 
-SplitReader = Callable[[Sequence[str], ErrorList], Table | None]
-"""Reads the wanted columns of one split; None if it cannot be read."""
+SplitReader = Callable[[Sequence[str], ErrorList], list[Table]]
+"""Reads the wanted columns of one split; the list is empty if a file cannot be read."""
 
 
 class _ReadError(Exception):
     """A file that cannot be read; the arguments are those of ``ErrorList.add`` after the subject."""
 
 
-def read_file(path: Path, wanted: Sequence[str], errors: ErrorList) -> Table | None:
-    """Read the ``wanted`` columns of one file in the format of its ending; None if it cannot be read."""
+def read_file(path: Path, wanted: Sequence[str], errors: ErrorList, separator: str | None = None) -> Table | None:
+    """Read the ``wanted`` columns of one file in the format of its ending; None if it cannot be read.
+
+    With a ``separator`` other than that of its ending, the file is read as csv with this separator.
+    """
     try:
         _check_format(path)
         ending = ending_of(path)
@@ -114,8 +129,9 @@ def read_file(path: Path, wanted: Sequence[str], errors: ErrorList) -> Table | N
         text = _text(path)
         if ending in JSON_LINES:
             return _json_lines(path, text, wanted, errors)
-        records = ((number, line.split("\t")) for number, line in _lines(text)) if ending == ".tsv" else _csv_records(text)
-        return _delimited(path, records, wanted, errors)
+        is_tsv = ending == ".tsv" and separator in (None, "\t")
+        lines = ((number, line.split("\t")) for number, line in _lines(text))
+        return _delimited(path, lines if is_tsv else _csv_records(text, separator or ","), wanted, errors)
     except _ReadError as error:
         errors.add(str(path), *error.args)
         return None
@@ -149,11 +165,19 @@ def separator_error(header: Sequence[str]) -> str:
 
 
 def with_class_names(table: Table, classes: Mapping[str, Sequence[str]]) -> Table:
-    """The table with class indices replaced by their declared names; -1, GLUE's mark of a hidden label, becomes None."""
-    columns, names = dict(table.columns), {column: tuple(classes[column]) for column in table.columns if column in classes}
-    for column, known in names.items():
-        columns[column] = [None if index is None or index < 0 else known[index] for index in table.columns[column]]
-    return replace(table, columns=columns, class_names=names)
+    """The table with class indices replaced by their declared names."""
+    names = {column: tuple(classes[column]) for column in table.columns if column in classes}
+    columns = {column: [_class_name(value, known) for value in table.columns[column]] for column, known in names.items()}
+    return replace(table, columns={**table.columns, **columns}, class_names={**table.class_names, **names})
+
+
+def _class_name(value: Any, names: Sequence[str]) -> Any:
+    """The name of a class index, other values unchanged; -1, GLUE's mark of a hidden label, becomes None."""
+    if isinstance(value, str) and value.strip() not in names and WHOLE.fullmatch(value.strip()):
+        value = int(value.strip().partition(".")[0])
+    if not isinstance(value, int) or value >= len(names):
+        return value
+    return None if value < 0 else names[value]
 
 
 def _check_format(path: Path) -> None:
@@ -186,17 +210,20 @@ def _text(path: Path) -> str:
         raise _ReadError("not UTF-8; save the file as UTF-8", row, f"byte {error.start}") from error
 
 
-def _csv_records(text: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """The rows of csv text with the number of their first line."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    start = 1
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    start, header = 1, list[str]()
     try:
         for fields in reader:
             if fields:
+                header = header or fields
                 yield start, fields
             start = reader.line_num + 1
     except csv.Error as error:
+        if other := separator_error(header):
+            raise _ReadError(other) from error
         cause = "the csv cannot be parsed from here on; quotes must be closed, and doubled inside a quoted field"
         raise _ReadError(cause, start, str(error)) from error
 
@@ -240,11 +267,14 @@ def _json_lines(path: Path, text: str, wanted: Sequence[str], errors: ErrorList)
     header, numbers = dict[str, None](), []
     for number, line in _lines(text):
         try:
-            row = json.loads(line, object_pairs_hook=_object)
+            row = json.loads(line, object_pairs_hook=partial(_object, wanted))
         except (ValueError, RecursionError):
             row = None
+        except _ReadError as error:
+            errors.add(str(path), str(error), number)
+            continue
         if not isinstance(row, dict):
-            errors.add(str(path), "each line must be one JSON object without repeated keys", number, shown(line))
+            errors.add(str(path), "each line must be one JSON object", number, shown(line))
             continue
         header.update(dict.fromkeys(row))
         numbers.append(number)
@@ -253,10 +283,9 @@ def _json_lines(path: Path, text: str, wanted: Sequence[str], errors: ErrorList)
     return Table(str(path), tuple(header), {name: columns[name] for name in wanted if name in header}, numbers)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key occurs more than once")
-    return found
+def _object(wanted: Sequence[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_unique([name for name, _ in pairs], wanted)
+    return dict(pairs)
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Table:
@@ -297,6 +326,14 @@ def open_hub(hub: str, config: str | None, revision: str | None, errors: ErrorLi
             loaded = datasets.load_from_disk(hub)
         else:
             builder = datasets.load_dataset_builder(hub, config, revision=revision)
+            is_read_here = _is_read_here(builder)
+            options = _options(builder.config) if is_read_here else []
+            if builder.name == "csv" and options:
+                message = f"its README.md sets csv options that are not supported ({', '.join(options)}); "
+                errors.add(hub, message + "write its tables with commas, double quotes and a header, in UTF-8")
+                return {}
+            if is_read_here and not options:
+                return {str(split): partial(_read_files, hub, builder, split) for split in builder.config.data_files}
             if builder.name == "csv":  # texts such as NA are no missing values
                 builder = datasets.load_dataset_builder(hub, config, revision=revision, keep_default_na=False)
             builder.download_and_prepare()
@@ -309,7 +346,43 @@ def open_hub(hub: str, config: str | None, revision: str | None, errors: ErrorLi
     return {str(split): partial(_read_split, f"{hub} ({split})", data) for split, data in splits.items()}
 
 
-def _read_split(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) -> Table | None:
+def _is_read_here(builder: Any) -> bool:
+    """Whether ``read_file`` can read the files of a set; one JSON array is left to ``datasets``."""
+    files = [Path(file) for names in (builder.config.data_files or {}).values() for file in names]
+    if not files or not {ending_of(file) for file in files} <= HUB_ENDINGS.get(builder.name, set()):
+        return False
+    unclear = [file for file in files if ending_of(file) == ".json"]
+    return all(file.is_file() and file.read_bytes().lstrip(BLANK).startswith(b"{") for file in unclear)
+
+
+def _options(config: Any) -> list[str]:
+    """The reading options that the README.md of a set changes."""
+    usual = vars(type(config)())
+    changed = [name for name, value in vars(config).items() if name not in HARMLESS_OPTIONS and value != usual.get(name)]
+    return changed + (["sep"] if len(getattr(config, "sep", ",")) != 1 else [])
+
+
+def _read_files(hub: str, builder: Any, split: Any, wanted: Sequence[str], errors: ErrorList) -> list[Table]:
+    """The tables of a split, one per file; files of the hub are downloaded."""
+    import datasets
+
+    try:
+        names = [str(name) for name in builder.config.data_files[split]]
+        paths = names if all(Path(name).is_file() for name in names) else datasets.DownloadManager().download(names)
+    except Exception as error:  # those of datasets and the network
+        errors.add(hub, f"datasets cannot download it ({first_line(error)})")
+        return []
+    tables = [read_file(Path(path), wanted, errors, getattr(builder.config, "sep", None)) for path in paths]
+    classes = _class_labels(builder.info.features or {})
+    read = [with_class_names(table, classes) for table in tables if table is not None]
+    return read if len(read) == len(tables) else []
+
+
+def _class_labels(features: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    return {name: kind.names for name, kind in features.items() if type(kind).__name__ == "ClassLabel"}
+
+
+def _read_split(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) -> list[Table]:
     header = tuple(data.column_names)
     present = [column for column in wanted if column in header]
     try:
@@ -317,6 +390,5 @@ def _read_split(name: str, data: Any, wanted: Sequence[str], errors: ErrorList) 
         columns = {column: content[column].to_pylist() for column in present}
     except Exception as error:  # those of datasets and arrow
         errors.add(name, f"datasets cannot read it ({first_line(error)})")
-        return None
-    classes = {column: kind.names for column, kind in data.features.items() if type(kind).__name__ == "ClassLabel"}
-    return with_class_names(Table(name, header, columns, range(1, data.num_rows + 1)), classes)
+        return []
+    return [with_class_names(Table(name, header, columns, range(1, data.num_rows + 1)), _class_labels(data.features))]

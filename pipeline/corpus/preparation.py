@@ -91,7 +91,7 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
     if not NAME.fullmatch(task_name):
         errors.add(f"task name {task_name!r}", "only a-z, 0-9 and _ may be used")
     tables = _read(settings, errors)
-    rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), settings)
+    rows = corpus_rows.with_one_spelling(_validated(tables, kind, settings, errors), tables, settings)
     names = corpus_rows.label_names(tables, rows, settings, errors) if kind == "classification" else ()
     rows = corpus_rows.renamed(rows, settings.labels or {})
     if metric == "f1":
@@ -111,7 +111,8 @@ def prepare(task_name: str, kind: Kind, metric: Metric, settings: CorpusSettings
 def _read(settings: CorpusSettings, errors: ErrorList) -> SplitTables:
     wanted = [*settings.text, settings.label]
     if settings.files is not None:
-        return {split: read_file(Path(path), wanted, errors) for split, path in settings.files.items()}
+        read = {split: read_file(Path(path), wanted, errors) for split, path in settings.files.items()}
+        return {split: [] if table is None else [table] for split, table in read.items()}
     assert settings.hub is not None
     readers = open_hub(settings.hub, settings.config, settings.revision, errors)
     if not readers:
@@ -123,23 +124,25 @@ def _read(settings: CorpusSettings, errors: ErrorList) -> SplitTables:
         if name not in readers:
             message = f"there is no split {name!r}; it has: {', '.join(readers)}; map them with corpus.splits"
             errors.add(settings.hub, message)
-    return {split: readers[name](wanted, errors) if name in readers else None for split, name in splits.items()}
+    return {split: readers[name](wanted, errors) if name in readers else [] for split, name in splits.items()}
 
 
 def _validated(tables: SplitTables, kind: Kind, settings: CorpusSettings, errors: ErrorList) -> Parts:
-    """The rows of each split whose table has the needed columns; train may lack the label column if another split has it."""
-    labelled = {split for split, table in tables.items() if table and settings.label in table.header}
+    """The rows of each split whose tables have the needed columns; train may lack the label column if another split has it."""
+    labelled = {split for split, part in tables.items() if any(settings.label in table.header for table in part)}
     rows: Parts = {}
-    for split, table in tables.items():
+    for split, part in tables.items():
         optional = split == "train" and bool(labelled) and "train" not in labelled
         needed = settings.text if optional else (*settings.text, settings.label)
-        if table is None or not corpus_rows.has_columns(table, needed, errors):
+        complete = [table for table in part if corpus_rows.has_columns(table, needed, errors)]
+        if not part or len(complete) < len(part):
             continue
-        if not table.numbers:
-            errors.add(table.name, "the table has no rows")
-        rows[split] = corpus_rows.rows_of(table, settings.text, settings.label, kind, errors)
+        name = part[0].name + (f" and {len(part) - 1} more" if len(part) > 1 else "")
+        if not any(table.numbers for table in part):
+            errors.add(name, "the table has no rows")
+        rows[split] = [row for table in part for row in corpus_rows.rows_of(table, settings.text, settings.label, kind, errors)]
         if split != "train":
-            corpus_rows.check_labelled(rows[split], table.name, split, errors)
+            corpus_rows.check_labelled(rows[split], name, split, errors)
     return rows
 
 
@@ -169,8 +172,7 @@ def _examples(parts: Parts, tables: SplitTables, settings: CorpusSettings, notes
     for split, rows in parts.items():
         examples[split] = corpus_rows.capped(corpus_rows.with_ids(rows), (settings.rows or {}).get(split))
         notes[f"left out of {split}: more than the row limit"] = len(rows) - len(examples[split])
-        source = tables.get(split) or tables["train"]
-        if not rows and not (source and errors.mentions(source.name)):
+        if not rows and not any(errors.mentions(table.name) for table in tables.get(split) or tables["train"]):
             reasons = "; ".join(f"{count} {note}" for note, count in notes.items() if f"left out of {split}" in note and count)
             message = f"no usable row is left{f' ({reasons})' if reasons else ''}; dev and test need labelled rows"
             errors.add(f"{split} split", message)

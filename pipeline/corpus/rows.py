@@ -7,7 +7,8 @@ What counts as a label, in every file format:
 - Names of a classification are compared without surrounding space and in Unicode NFC (``label_name``). A whole number is named
   by its digits, so 2.0 and the decimal 2.00 are 2; other numbers, dates, bytes and lists are errors. If all labels of a corpus
   are whole numbers, the texts 2.0 and 2 are one name too.
-- Truth values are named ``true`` and ``false``; names that differ in case are different.
+- Truth values are named ``true`` and ``false``. In a corpus that has some, the texts True, TRUE etc. are these names; otherwise
+  names that differ only in case are different.
 - A regression label is a number, or a text in decimal notation such as -1.5, .5 or 2e-3, that is finite in float32.
 
 Texts are kept as they are; two rows have the same text if they agree without surrounding space and in NFC.
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.corpus import SPLITS, CorpusSettings, Kind, Split, label_name
-from pipeline.corpus.files import ErrorList, SplitTables, Table, separator_error, shown
+from pipeline.corpus.files import WHOLE, ErrorList, SplitTables, Table, separator_error, shown
 from pipeline.corpus.seeding import SEED_BITS, seed_of
 
 NAMES_SHOWN = 20
@@ -40,9 +41,6 @@ TEXT_SEPARATOR = "\x1f"
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """Stricter than ``float``, which accepts 3_5, nan and digits of other scripts."""
-
-WHOLE = re.compile(r"-?\d+(\.0+)?", re.ASCII)
-"""A whole number; pandas writes integer columns with gaps as 1.0."""
 
 CARVING_ORDER: tuple[Split, ...] = ("test", "dev")
 """Order of the intervals in [0, 1), so that a new dev share moves no test row; train has the rest."""
@@ -154,12 +152,22 @@ def check_labelled(rows: Sequence[Row], subject: str, split: Split, errors: Erro
         errors.add(row.table, f"the label is empty, but every {split} row needs one", row.number)
 
 
-def with_one_spelling(rows: Parts, settings: CorpusSettings) -> Parts:
-    """Rows whose labels 2.0 are 2 if all labels are whole numbers, unless the settings list 2.0."""
+def with_one_spelling(rows: Parts, tables: SplitTables, settings: CorpusSettings) -> Parts:
+    """Rows whose labels 2.0 are 2 if all labels are whole numbers, and True and TRUE are true if the tables have truth values.
+
+    Names listed in the settings keep the spelling they have there.
+    """
     written = {row.label for part in rows.values() for row in part if isinstance(row.label, str)}
-    digits = {name: name.partition(".")[0] for name in written if "." in name}
-    is_spelled_out = digits.keys() & (settings.labels or {}).keys() or not all(map(WHOLE.fullmatch, written))
-    return rows if is_spelled_out else renamed(rows, digits)
+    listed = settings.labels or {}
+    if all(map(WHOLE.fullmatch, written)):
+        digits = {name: name.partition(".")[0] for name in written if "." in name}
+        return rows if digits.keys() & listed.keys() else renamed(rows, digits)
+    values = (value for part in tables.values() for table in part for value in table.columns.get(settings.label, ()))
+    if not any(isinstance(value, bool) for value in values):
+        return rows
+    spelled = {name.lower(): name for name in listed}
+    truths = [name for name in written - listed.keys() if name.lower() in ("true", "false")]
+    return renamed(rows, {name: spelled.get(name.lower(), name.lower()) for name in truths})
 
 
 def renamed(rows: Parts, names: Mapping[str, str]) -> Parts:
@@ -178,8 +186,10 @@ def label_names(tables: SplitTables, rows: Parts, settings: CorpusSettings, erro
     wanted = ", ".join(list(known)[:NAMES_SHOWN]) + (f" … ({len(known)} names)" if len(known) > NAMES_SHOWN else "")
     for row in (row for split in SPLITS for row in rows.get(split, ())):
         if row.label is not None and row.label not in known:
-            errors.add(row.table, f"the label must be one of: {wanted}", row.number, shown(row.label))
-    incomplete = len(rows) < len(tables) or any(errors.mentions(table.name) for table in tables.values() if table)
+            is_number = str(row.label).isdecimal() and str(int(row.label)) in (settings.labels or {})
+            hint = "; write numbers with leading zeros in quotes in corpus.labels" if is_number else ""
+            errors.add(row.table, f"the label must be one of: {wanted}{hint}", row.number, shown(row.label))
+    incomplete = len(rows) < len(tables) or any(errors.mentions(table.name) for part in tables.values() for table in part)
     if len(names) < 2 and tables and not incomplete and not any(row.label for row in rows.get("train", ())):
         errors.add("corpus.labels", "the label names cannot be determined from the rows; list them here")
     return names
@@ -198,7 +208,7 @@ def _is_integer(name: str) -> bool:
 
 def _declared(tables: SplitTables, settings: CorpusSettings) -> tuple[str, ...]:
     """Label names from the settings or from the type of the label column; empty if neither gives them."""
-    declared = (table.class_names.get(settings.label, ()) for table in tables.values() if table)
+    declared = (table.class_names.get(settings.label, ()) for part in tables.values() for table in part)
     return tuple(dict.fromkeys((settings.labels or {}).values())) or tuple(map(label_name, next(filter(None, declared), ())))
 
 

@@ -1,4 +1,4 @@
-"""One student as a job: its key, training it into the store, and publishing it with its lineage and card."""
+"""One student as a job: its key, training it into the store, publishing it with lineage and card; the key of a surrogate."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.config.settings import Checkpoint, RuntimeSettings, StudentSettings
+from pipeline.config.settings import Checkpoint, RuntimeSettings, StudentSettings, SurrogateSettings
 from pipeline.distill.card import write_card
 from pipeline.distill.training import Outcome, Sources, check_made_from, train, write_student
 from pipeline.models.folder import ModelFolder
@@ -15,7 +15,7 @@ from pipeline.shards.manifest import LINEAGE_FILE, Manifest, lineage, manifest_h
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by
 from pipeline.store.store import STORED_AS, Entry, Facts, Store
-from pipeline.training.resuming import run_options
+from pipeline.training.resuming import run_options, training_key
 
 TRAINING = "pipeline.distill.training"
 """The module whose code is in the key."""
@@ -89,6 +89,16 @@ class StudentJob:
         write_json(folder / LINEAGE_FILE, facts)
         write_card(folder, soft_labels.task, facts, soft_labels, Manifest.read(shards) if shards else None)
         return facts
+
+
+def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings) -> Key:
+    """Everything that decides a surrogate; another checkpoint is named by its bytes, not by its path."""
+    start = settings.initial_weights
+    decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy"})
+    if isinstance(start, Checkpoint):
+        decided["initial_weights"] = ModelFolder(start.checkpoint).identity
+    key = training_key("surrogate", "pipeline.distill.surrogate", [], teacher, decided)
+    return key | {"lineage": lineage(teacher), "soft_labels": training_hash(soft_labels)}
 
 
 def train_into(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.settings import Checkpoint, SurrogateSettings
+from pipeline.config.settings import SurrogateSettings
 from pipeline.distill.training import Sources, train, units_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import Scale
@@ -12,20 +12,8 @@ from pipeline.models.loading import load_classifier
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
-from pipeline.store.keys import Key
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
-from pipeline.training.resuming import training_key
 from pipeline.training.trainer import write_history
-
-
-def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings) -> Key:
-    """Everything that decides a surrogate; another checkpoint is named by its bytes, not by its path."""
-    start = settings.initial_weights
-    decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy"})
-    if isinstance(start, Checkpoint):
-        decided["initial_weights"] = ModelFolder(start.checkpoint).identity
-    key = training_key("surrogate", "pipeline.distill.surrogate", [], teacher, decided)
-    return key | {"lineage": lineage(teacher), "soft_labels": training_hash(soft_labels)}
 
 
 def train_surrogate(

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.corpus.task import Task
 from stages.command import RAW
-from stages.prepare import checkpoint_of_surrogate, main
+from stages.prepare import main
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
@@ -27,13 +28,16 @@ def table(path: Path, rows: list[tuple[Any, ...]]) -> None:
     path.write_text("".join(f"{text},{label}\n" for text, label in [("text", "label"), *rows]), encoding="utf-8")
 
 
-def run(
-    folder: Path, kind: str = "classification", metric: str = "accuracy", teacher: dict[str, Any] | None = None, **corpus: Any
-) -> Result:
+def run(folder: Path, teacher: dict[str, Any] | None = None, sections: dict[str, Any] | None = None, **corpus: Any) -> Result:
     keys = {"files": f"{RAW}/x.csv", "text": "text", "label": "label", "dev": 0.2, "test": 0.3, "duplicates": "error"}
-    task = {"kind": kind, "metric": metric, "corpus": keys | corpus, "teacher": teacher or {"model": "weights"}}
-    task |= {"words": {"model": "words"}, "aim": "surrogate", "augment": {"steps": 1}}
-    params = {"tasks": {"movies": task}, "surrogate": {"start": {"checkpoint": "small"}}}
+    task = {
+        "kind": "classification",
+        "metric": "accuracy",
+        "corpus": keys | corpus,
+        "teacher": {"model": "weights", "fine_tune": True, "max_length": 8} | (teacher or {}),
+    }
+    params = {"tasks": {"movies": task}, "masked_lm": {"model": "words"}, "distill": {}}
+    params |= sections or {"surrogate": {"initial_weights": {"checkpoint": "small"}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     return CliRunner().invoke(main, ["--task", "movies", "--out", "out/movies"])
 
@@ -67,23 +71,25 @@ def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Pa
         assert run(folder, files=files, dev=None, test=None).exit_code == 0
         found.append(hashes(folder / "out/movies"))
     assert {name for name in found[0] if found[0][name] != found[1][name]} == {"train.parquet"}
-    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"train.parquet", "words_start.json"}
+    assert {name for name in found[0] if found[0][name] != found[2][name]} == {"train.parquet", "masked_lm_start.json"}
 
 
 @pytest.mark.parametrize(
-    ("aim", "sections", "found"),
+    ("surrogate", "found"),
     [
-        ("teacher", {"surrogate": {"start": {"checkpoint": "other"}}}, None),
-        ("surrogate", {"surrogate": {"layers": 3}}, "usual"),
-        ("surrogate", {"surrogate": {"start": "teacher"}}, None),
-        ("surrogate", {"surrogate": {"start": {"checkpoint": "small"}}}, "small"),
+        ({"num_hidden_layers": 3}, "usual"),
+        ({"initial_weights": "teacher"}, None),
+        ({"initial_weights": {"checkpoint": "small"}}, "small"),
     ],
 )
 def test_a_surrogate_starts_from_what_its_section_or_else_the_section_distill_says(
-    aim: str, sections: dict[str, Any], found: str | None
+    folder: Path, surrogate: dict[str, Any], found: str | None
 ) -> None:
-    content = {"tasks": {"movies": {"aim": aim}}, "distill": {"start": {"checkpoint": "usual"}}}
-    assert checkpoint_of_surrogate(content | sections, "movies") == found
+    table(folder / RAW / "x.csv", ROWS)
+    assert (
+        run(folder, sections={"distill": {"initial_weights": {"checkpoint": "usual"}}, "surrogate": surrogate}).exit_code == 0
+    )
+    assert json.loads((folder / "out/movies/surrogate_start.json").read_text())["model"] == found
 
 
 def test_texts_that_the_teacher_does_not_know_are_an_error_or_noted_and_one_that_is_absent_is_left_to_later_stages(
@@ -126,7 +132,7 @@ def test_an_error_writes_nothing_and_keeps_the_former_product(folder: Path) -> N
     ("model", "noted", "stage"),
     [
         ("weights", "start.json", "teach"),
-        ("words", "words_start.json", "words"),
+        ("words", "masked_lm_start.json", "masked_lm"),
         ("small", "surrogate_start.json", "surrogate"),
     ],
 )

@@ -45,9 +45,9 @@ def test_list_shows_what_there_is_and_who_uses_it(products: Path) -> None:
     _, *rows, totals = [" ".join(line.split()) for line in result.stdout.splitlines()]
     wanted = [
         ("1 ", "finished distill t half unused"),
-        ("3 ", "finished perturbations unused"),
         ("3 ", f"finished soft_labels {products / 'soft_labels' / 't'}"),
         ("1 ", f"finished teach t {products / 'teacher' / 't'}"),
+        ("3 ", "finished variants unused"),
         ("1 ", "unfinished surrogate unused"),
     ]
     for row, (count, rest) in zip(rows, wanted, strict=True):
@@ -62,7 +62,10 @@ def test_list_says_what_it_could_not_read(products: Path, tmp_path: Path) -> Non
     assert result.exit_code == 0, result.output
     assert "unknown" in result.stdout
     assert "unused" not in result.stdout
-    assert f"not read, so what it uses is not known: {products}/soft_labels/t/manifest.json is damaged" in result.stdout
+    assert (
+        f"not read, so the entries that it uses are not known: {products}/soft_labels/t/manifest.json has no valid"
+        in result.stdout
+    )
     assert f"no manifest.json below {tmp_path / 'clone'}, so it uses nothing" in result.stdout
 
 
@@ -72,9 +75,9 @@ def test_verify_names_what_is_damaged_and_deletes_it_only_when_told(products: Pa
     (store.folder_of(key) / "model.bin").write_bytes(bytes(999) + b"!")
     result = on(products, "verify")
     assert result.exit_code == 1
-    said = f"Error: {store.folder}: 1 damaged\n  - {key_hash(key)}/model.bin has other bytes than when it was written"
+    said = f"Error: {store.folder}: 1 damaged\n  - {key_hash(key)}/model.bin is damaged: its sha256 differs"
     assert result.stderr.startswith(said)
-    assert "receipt's): distill t half\n" in result.stderr
+    assert "receipt's: distill t half\n" in result.stderr
     assert held(products).keys() == before.keys()
     result = on(products, "verify", "--delete")
     assert result.exit_code == 1
@@ -86,7 +89,7 @@ def test_verify_names_what_is_damaged_and_deletes_it_only_when_told(products: Pa
 def test_gc_says_what_may_go_and_deletes_it_only_when_told(products: Path) -> None:
     before = held(products)
     young = on(products, "gc", "--delete", "--min-age-hours", 72)
-    assert "kept although not in use: 5, younger than --min-age-hours 72 or being written" in young.stdout
+    assert "kept although unused: 5, younger than --min-age-hours 72 or being written" in young.stdout
     result = on(products, "gc")
     assert result.exit_code == 0, result.output
     assert held(products) == before
@@ -114,7 +117,7 @@ def test_gc_after_a_mistyped_folder_deletes_nothing(products: Path, tmp_path: Pa
     assert held(products) == before
     result = run("gc", "--store", products / "store", "--data", tmp_path / "dta", "--delete", "--everything")
     assert result.exit_code == 0
-    assert "4,000 more bytes are hard links of another folder and are freed when it goes" in result.stdout
+    assert "4,000 more bytes are hard links of another folder and are freed with it" in result.stdout
     assert held(products) == {}
 
 

@@ -26,19 +26,22 @@ def test_the_settings_of_a_student_and_the_surrogate_override_those_of_distill_a
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({f"{MOVIES}.aim": None}, f"{MOVIES}.aim is missing"),
+        ({f"{MOVIES}.kind": None}, f"{MOVIES}.kind is missing"),
         (WITH_SURROGATE | {"surrogate": None}, "surrogate is missing"),
-        (WITH_SURROGATE | {"surrogate": {}}, "distill.snapshots is missing (or surrogate.snapshots)"),
+        (WITH_SURROGATE | {"surrogate": {}}, "distill.checkpoints is missing (or surrogate.checkpoints)"),
         ({"surrogate": ["movies"]}, "surrogate: must be a mapping of names to settings, not ['movies']"),
         ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'span'"),
-        ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
+        (
+            {"augment.recipes": [["perturb", "mask"]]},
+            "augment: the recipe [perturb, mask] edits the text after the perturbation",
+        ),
         ({"augment.recipes": [["masked_lm"]], "augment.masked_lm": {}}, "augment.masked_lm.replace is missing"),
-        ({f"{MOVIES}.words": {"model": "data/raw/words"}}, "tasks.movies.words.fit is missing"),
-        ({"augment.recipes": ["mask", "swap"]}, "augment.recipes: a recipe is a list of steps, and there may be several"),
-        ({"students": {1: {"layers": 2}}}, "students.1: YAML reads this name as no text; write it in quotes"),
+        ({"masked_lm.fine_tune": None}, "training.fine_tune is missing (or masked_lm.fine_tune)"),
+        ({"augment.recipes": ["mask", "swap"]}, "augment.recipes.0: input should be a valid list, not 'mask'"),
+        ({"students": {1: {"num_hidden_layers": 2}}}, "students.1: YAML reads this name as no text; quote it"),
         (
             {f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson", f"{MOVIES}.corpus.labels": ["a", "b"]},
-            "tasks.movies.corpus.labels: label names belong to classification",
+            "tasks.movies: corpus.labels: label names belong to classification",
         ),
     ],
 )

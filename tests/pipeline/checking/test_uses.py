@@ -16,7 +16,7 @@ REGRESSION: dict[str, Any] = {
     f"{MOVIES}.kind": "regression",
     f"{MOVIES}.metric": "pearson",
     f"{MOVIES}.corpus.labels": None,
-    "augment.perturbation.epsilon": {"divergence": 0.01},
+    "perturbation.epsilon": {"divergence": 0.01},
 }
 RECIPE_OF_WORDS: dict[str, Any] = {"augment.recipes": [["masked_lm"]]}
 
@@ -24,7 +24,11 @@ RECIPE_OF_WORDS: dict[str, Any] = {"augment.recipes": [["masked_lm"]]}
 def about(model: Path, fine_tune: bool = True) -> dict[str, Any]:
     """Changes that make this model the teacher, and one student of it."""
     settings = {"model": str(model), "max_length": 16, "fine_tune": fine_tune}
-    return {f"{MOVIES}.teacher": settings, f"{MOVIES}.corpus.labels": ["bad", "good"], "students": {"half": {"layers": 2}}}
+    return {
+        f"{MOVIES}.teacher": settings,
+        f"{MOVIES}.corpus.labels": ["bad", "good"],
+        "students": {"half": {"num_hidden_layers": 2}},
+    }
 
 
 def of_hub(model: str, max_length: int = 16) -> dict[str, Any]:
@@ -37,11 +41,8 @@ def model(teacher: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(teacher, tmp_path / "model"))
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"surrogate": None}, WITH_SURROGATE, {"distill.variants": {"worst_of": 3}}, REGRESSION]
-)
+@pytest.mark.parametrize("changes", [{}, WITH_SURROGATE, {"distill.variant_policy": {"worst_of": 3}}, REGRESSION])
 def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) -> None:
-    """A surrogate is needed only where a task aims at one."""
     status, text = check(write("params.yaml", changed(changes)))
     assert status == 0, text
 
@@ -51,30 +52,23 @@ def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) ->
     [
         ({"runtime.report_to": ["tensorbord"]}, "runtime.report_to names tensorbord, which is not installed"),
         (
-            {"augment.perturbation.start": 0.0, "augment.variants": 1},
-            f"{MOVIES}: the divergence of the teacher from its own clean output has no gradient at start: 0",
+            {"perturbation.init": 0.0, "augment.variants": 1},
+            "perturbation: the divergence from the clean output has no gradient at δ = 0; set init above 0",
         ),
-        (WITH_SURROGATE | {"augment.perturbation.objective": "noise"}, f"{MOVIES}: the objective noise follows no gradient"),
-        (WITH_SURROGATE | {"augment.recipes": [["mask"]]}, f"{MOVIES}: no recipe perturbs, so a surrogate has nothing to do"),
-        (REGRESSION | {"augment.perturbation.epsilon": {"flips": 0.1}}, f"{MOVIES}: the answers of a regression do not flip"),
-        (RECIPE_OF_WORDS, f"{MOVIES}: a recipe asks for masked_lm, but the task's words is null"),
+        (REGRESSION | {"perturbation.epsilon": {"flips": 0.1}}, f"{MOVIES}: a regression has no predictions that flip"),
         (
-            {f"{MOVIES}.words": {"model": "data/raw/all-MiniLM-L6-v2", "fit": True}},
-            f"{MOVIES}: no recipe asks for masked_lm, so a masked language model has nothing to do",
+            WITH_SURROGATE | {"surrogate.checkpoints": 8},
+            "students.half, task movies: variant_policy: curriculum needs a variant for each of the surrogate's 8 checkpoints",
         ),
         (
-            WITH_SURROGATE | {"surrogate.snapshots": 8},
-            "students.half, task movies: variants: curriculum follows the surrogate through its 8",
-        ),
-        (
-            {"students": {"half": {"layers": 2, "variants": {"worst_of": 4}}}},
-            "students.half, task movies: variants: worst_of: 4 is asked for, but the shards hold 3 variants",
+            {"students": {"half": {"num_hidden_layers": 2, "variant_policy": {"worst_of": 4}}}},
+            "students.half, task movies: variant_policy: worst_of: 4 needs more than the 3 stored variants",
         ),
         ({"augment.variants": 0}, "students.half, task movies: there is no variant; set augment.variants above 0"),
-        ({f"{MOVIES}.corpus.dev": None}, f"{MOVIES}.corpus.dev: the corpus has no dev split; say which share of train"),
+        ({f"{MOVIES}.corpus.dev": None}, f"{MOVIES}.corpus.dev: the corpus has no dev split; set the share of train"),
         (
             {f"{MOVIES}.metric": "f1", f"{MOVIES}.corpus.labels": ["a", "b", "c"]},
-            f"{MOVIES}.metric: f1: it is the F1 of the second of two labels, and there are 3; choose macro_f1",
+            f"{MOVIES}: metric f1 is the F1 of the second of two labels, and there are 3; choose macro_f1",
         ),
     ],
 )
@@ -91,18 +85,21 @@ def test_settings_that_contradict_each_other_are_told_with_their_place(
     ("changes", "sentence"),
     [
         (
-            {"students": {"half": {"layers": 5}}},
-            "students.half, cut from {}: layers: 5 cannot be taken from a teacher of 4 layers, numbered 0 to 3; give a number",
+            {"students": {"half": {"num_hidden_layers": 5}}},
+            "students.half, cut from {}: 5 layers (0, 0, 1, 2, 3) cannot be kept of 4, numbered 0 to 3; give num_hidden_layers",
         ),
-        ({"students": {"half": {"layers": 2, "hidden": 64}}}, "hidden: 64 is more than the 32 of what the student is cut from"),
+        (
+            {"students": {"half": {"num_hidden_layers": 2, "hidden_size": 64}}},
+            "hidden_size: 64 is more than the 32 of the model that the student is cut from",
+        ),
         ({f"{MOVIES}.teacher.max_length": 64}, f"{MOVIES}.teacher: max_length is 64, but "),
-        (RECIPE_OF_WORDS | {f"{MOVIES}.words": {"model": "data/nope", "fit": True}}, f"{MOVIES}.words: no model can be loaded"),
+        (RECIPE_OF_WORDS | {"masked_lm.model": "data/nope"}, "masked_lm, task movies: no model can be loaded"),
         ({f"{MOVIES}.teacher.model": "bert-base--uncased"}, "no model can be loaded from bert-base--uncased: there is no such"),
         (
-            {"students": {"half": {"start": {"checkpoint": "data/nope"}}}},
+            {"students": {"half": {"initial_weights": {"checkpoint": "data/nope"}}}},
             "students.half: no model can be loaded from ",
         ),
-        (WITH_SURROGATE | {"surrogate.layers": 99}, "surrogate, cut from {}: layers: 99 cannot be taken"),
+        (WITH_SURROGATE | {"surrogate": {"num_hidden_layers": 99, "checkpoints": 2}}, "surrogate, cut from {}: 99 layers ("),
     ],
 )
 def test_what_a_model_does_not_have_is_told_before_any_stage_runs(
@@ -133,7 +130,7 @@ def test_what_a_model_does_not_have_is_told_before_any_stage_runs(
 def test_a_folder_that_is_no_classifier_is_told_once_before_any_stage_runs(
     harm: Callable[[Path], None], sentence: str, write: Write, model: Path
 ) -> None:
-    words = {f"{MOVIES}.words": {"model": str(model), "fit": True}} | RECIPE_OF_WORDS
+    words = {"masked_lm.model": str(model)} | RECIPE_OF_WORDS
     harm(model)
     status, text = check(write("params.yaml", changed(about(model, fine_tune=False) | words)))
     assert status == 1
@@ -150,11 +147,16 @@ def test_other_labels_than_those_of_an_adopted_classifier_are_told_before_any_st
 
 
 def test_a_model_in_the_cache_of_the_hub_is_asked_as_one_in_a_folder_is(write: Write, hub: Path) -> None:
-    students = {"students": {"wide": {"hidden": 4096, "heads": 4}, "deep": {"layers": 99, "variants": "none"}}}
+    students = {
+        "students": {
+            "wide": {"hidden_size": 4096, "num_attention_heads": 4},
+            "deep": {"num_hidden_layers": 99, "variant_policy": "none"},
+        }
+    }
     status, text = check(write("params.yaml", changed(of_hub("org/teacher") | students)))
     assert status == 1
-    assert "students.wide, cut from org/teacher: hidden: 4096 is more than" in text
-    assert "students.deep, cut from org/teacher: layers: 99 cannot be taken" in text
+    assert "students.wide, cut from org/teacher: hidden_size: 4096 is more than" in text
+    assert "students.deep, cut from org/teacher: 99 layers (" in text
     assert "note:" not in text
     assert str(hub) not in text
     save_on_hub(hub, {"v1": 1})
@@ -175,20 +177,20 @@ def test_a_model_of_the_hub_that_is_not_here_as_a_whole_is_noted(write: Write, h
         path.unlink()
     status, text = check(write("params.yaml", changed(of_hub(model))))
     assert status == 0, text
-    assert f"note: {model} is not on this machine yet, so it is not checked; after `hf download {fetch}` it is" in text
+    assert f"note: {model} is not on this machine yet, so it is not checked; download it with `hf download {fetch}`" in text
 
 
 def test_a_checkpoint_that_is_not_whole_or_has_another_tokenizer_is_told_of_students_and_words_too(
     write: Write, teacher: Path, model: Path
 ) -> None:
-    at = about(teacher) | RECIPE_OF_WORDS | {f"{MOVIES}.words": {"model": str(model), "fit": True}}
-    at |= {"students": {"half": {"layers": 2, "start": {"checkpoint": str(model)}}}}
+    at = about(teacher) | RECIPE_OF_WORDS | {"masked_lm.model": str(model)}
+    at |= {"students": {"half": {"num_hidden_layers": 2, "initial_weights": {"checkpoint": str(model)}}}}
     weights = safetensors.torch.load_file(model / "model.safetensors")
     extra = {"bert.encoder.layer.9.output.dense.bias": torch.ones(32)}
     safetensors.torch.save_file(weights | extra, model / "model.safetensors", metadata={"format": "pt"})
     _, text = check(write("params.yaml", changed(at)))
     lost = f"{model} holds 1 weight that transformers does not load (bert.encoder.layer.9.output.dense.bias)"
-    assert f"  - {MOVIES}.words: {lost}" in text, text
+    assert f"  - masked_lm, task movies: {lost}" in text, text
     assert f"  - students.half, cut from {model}: {lost}" in text, text
     safetensors.torch.save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     make_tokenizer(types=False).save_pretrained(model)

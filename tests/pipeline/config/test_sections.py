@@ -2,10 +2,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pipeline.config.params import load_section
-from pipeline.config.sections import augment_places, read_sections, student_places
-from pipeline.config.settings import AugmentSettings, StudentSettings
+from pipeline.config.sections import read_sections
+from pipeline.config.settings import StudentSettings
 from tests.parameters import changed
 
 
@@ -16,7 +16,7 @@ def file_with(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def student(path: Path, name: str) -> StudentSettings:
-    return load_section(path, StudentSettings, *student_places(read_sections(path)[0].params, name))
+    return read_sections(path)[0].students[name]
 
 
 def test_a_control_is_its_student_without_variants_whatever_that_is(tmp_path: Path) -> None:
@@ -29,8 +29,9 @@ def test_a_control_is_its_student_without_variants_whatever_that_is(tmp_path: Pa
 
 def test_a_task_overrides_augment_and_perturbation_for_itself_alone(tmp_path: Path) -> None:
     changes = {"tasks.movies.perturbation": {"epsilon": 0.5}, "tasks.movies.augment": {"variants": 5}}
-    params = read_sections(path := file_with(tmp_path, changes))[0].params
-    own, others = (load_section(path, AugmentSettings, *augment_places(params, task)) for task in ("movies", "another"))
+    another = yaml.safe_load(changed({}))["tasks"]["movies"]
+    variants = read_sections(file_with(tmp_path, changes | {"tasks.another": another}))[0].variants
+    own, others = variants["movies"], variants["another"]
     assert (own.variants, own.perturbation.epsilon, own.perturbation.norm) == (5, 0.5, "l2")
     assert (others.variants, others.perturbation.epsilon) == (3, 0.1)
 
@@ -43,7 +44,7 @@ def test_a_task_overrides_augment_and_perturbation_for_itself_alone(tmp_path: Pa
         ({"training.learning_rate": "fast"}, ["training.learning_rate: "]),
         ({"students.half": {"training": {"seed": "a"}}}, ["students.half.training.seed: "]),
         ({"perturbation.epsilon": 0.0, "inference.batch_size": 0}, ["perturbation.epsilon: ", "inference.batch_size: "]),
-        ({"students.half": {"depth": 0.5, "num_hidden_layers": 3}}, ["students.half: state the depth once"]),
+        ({"students.half": {"depth": 0.5, "num_hidden_layers": 3}}, ["students.half: set only one of depth"]),
         ({"augment.recipes": [["perturb", "mask"]]}, ["augment: the recipe [perturb, mask] "]),
         ({"notes": {}}, ["notes is not a known section"]),
     ],

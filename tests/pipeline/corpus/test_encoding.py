@@ -49,7 +49,7 @@ def check_one_by_one(examples: list[tuple[str, str]], max_length: int) -> None:
 @pytest.mark.parametrize(("pair", "special", "least"), [(False, 2, 3), (True, 3, 5)])
 def test_a_max_length_must_hold_the_special_tokens_and_one_of_each_text(pair: bool, special: int, least: int) -> None:
     check_length(TOKENIZER, pair, least, "my/teacher")
-    with pytest.raises(PipelineError, match=rf"adds {special} special tokens to a .*; set it to at least {least}$"):
+    with pytest.raises(PipelineError, match=rf"adds {special} special tokens and .*; set it to at least {least}$"):
         check_length(TOKENIZER, pair, least - 1, "my/teacher")
     both = ["word1 word2 word3"], ["word4 word5"] if pair else None
     (ids,) = encode(TOKENIZER, *both, least).input_ids
@@ -58,7 +58,7 @@ def test_a_max_length_must_hold_the_special_tokens_and_one_of_each_text(pair: bo
 
 
 def test_a_row_that_its_tokenizer_does_not_cut_is_an_error() -> None:
-    with pytest.raises(PipelineError, match=r"the tokenizer leaves \d+ tokens where max_length is 2; raise max_length"):
+    with pytest.raises(PipelineError, match=r"the tokenizer leaves \d+ tokens, but max_length is 2; raise max_length"):
         encode(make_tokenizer(), ["word1", "word2 word3"], ["word4", "word5"], 2)
 
 

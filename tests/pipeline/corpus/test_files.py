@@ -56,20 +56,25 @@ def test_tsv_has_no_quoting_and_only_line_feeds_end_a_line(tmp_path: Path) -> No
     assert read(path, "text").columns["text"] == ['"an open quote', 'said "so", twice', "a\u2028b\x0bc"]
 
 
-def test_bytes_that_are_not_utf8_are_named_by_offset_and_row_beside_other_errors(tmp_path: Path) -> None:
+def test_the_first_byte_that_is_not_utf8_is_named_by_offset_and_row(tmp_path: Path) -> None:
     path = written(tmp_path / "x.csv", b"\xef\xbb\xbftext\nfine \xef\xbf\xbd\ncaf\xe9\na,b\n")
     assert path.read_bytes()[20] == 0xE9
-    first, second = errors_of(path, "text")
-    assert first.startswith("x.csv, row 3 (byte 20): not UTF-8")
-    assert second.startswith("x.csv, row 4 (2 fields here)")
+    (line,) = errors_of(path, "text")
+    assert line.startswith("x.csv, row 3 (byte 20): not UTF-8")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "start", "cause"),
     [
-        ("x.tsv", "a\tb\n1\t2\n1\n1\t2\t3\n", "x.tsv, rows 3 (1 field here), 4 (3 fields here): ", "the header has 2 fields"),
-        ("x.csv", '"a\n', "x.csv, row 1 (unexpected end of data): ", "opened and never closed"),
-        ("x.csv", 'a\n"a "word" here"\nfine\n', "x.csv, row 2 (',' expected after '\"'): ", "must be doubled"),
+        ("x.tsv", "a\tb\n1\t2\n1\n1\t2\t3\n", "x.tsv, rows 3 (1 here), 4 (3 here): ", "the header has 2 field(s)"),
+        (
+            "x.csv",
+            '"a\n',
+            "x.csv, row 1 (unexpected end of data): ",
+            "quotes must be closed, and doubled inside a quoted field",
+        ),
+        ("x.csv", 'a\n"a "word" here"\nfine\n', "x.csv, row 2 (',' expected after '\"'): ", "doubled inside a quoted field"),
+        ("x.csv", 'a;b\n"x";1\n', "x.csv: ", "separated by ';'; use commas in csv and tabs in tsv"),
         ("x.csv", "", "x.csv: ", "empty; its first line must name the columns"),
         ("x.csv", "a,a,b\n", "x.csv: ", "column 'a' occurs more than once"),
         ("x.jsonl", '{"a": 1, "b": 1, "b": 2}\n{"a": 1, "a": 2}', "x.jsonl, row 2: ", "column 'a' occurs more than once"),

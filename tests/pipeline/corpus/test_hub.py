@@ -132,3 +132,43 @@ def test_csv_of_the_hub_is_fetched_and_read_here(tmp_path: Path, monkeypatch: py
     assert read(Path("org/set"), "text", "label")["train"].columns == {"text": ["N/A"], "label": ["None"]}
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda *_: 1 / 0)
     assert errors_of(Path("org/set"), "text") == ["set: datasets cannot download it (division by zero)"]
+
+
+def options_of(folder: Path, options: str) -> Path:
+    written(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n{options}---\n")
+    return folder
+
+
+def test_csv_options_of_a_readme_are_an_error_but_for_the_separator(tmp_path: Path) -> None:
+    written(tmp_path / "ds/train.csv", 'text;label\n"a; b";007\n')
+    table = read(options_of(tmp_path / "ds", "  sep: ;\n"), "text", "label")["train"]
+    assert table.columns == {"text": ["a; b"], "label": ["007"]}
+    (line,) = errors_of(options_of(tmp_path / "ds", "  sep: ;;\n  skiprows: 1\n"), "text")
+    assert line.startswith("ds: its README.md sets csv options that are not supported (skiprows, sep); write its tables with")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("train.csv", "text,label\nfine,NA\none field\n", "ds/train.csv, row 3 (1 here): the header has 2 field(s)"),
+        ("train.jsonl", '{"text": "fine"}\nbroken\n', "ds/train.jsonl, row 2 ('broken'): each line must be one JSON object"),
+        ("train.parquet", "PAR1 broken", "ds/train.parquet: not readable as parquet ("),
+        ("train.csv", b"text,label\ncaf\xe9,NA\n", "ds/train.csv, row 2 (byte 14): not UTF-8; save the file as UTF-8"),
+    ],
+)
+def test_an_error_in_a_file_of_a_set_names_the_file_and_the_row(
+    tmp_path: Path, name: str, content: str | bytes, line: str
+) -> None:
+    written(tmp_path / "ds" / name, content)
+    errors = ErrorList()
+    for reader in open_hub(str(tmp_path / "ds"), None, None, errors).values():
+        reader(("text", "label"), errors)
+    (found,) = errors.lines()
+    assert found.startswith(str(tmp_path / line))
+
+
+def test_a_json_array_of_a_set_is_read_by_datasets(tmp_path: Path) -> None:
+    written(tmp_path / "array/train.json", '[{"text": "007"}, {"text": "NA"}]')
+    written(tmp_path / "lines/train.json", '{"text": "007"}\n{"text": "2020-01-01"}\n')
+    assert read(tmp_path / "array", "text")["train"].columns == {"text": ["007", "NA"]}
+    assert read(tmp_path / "lines", "text")["train"].columns == {"text": ["007", "2020-01-01"]}

@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +5,7 @@ import pytest
 import yaml
 
 from pipeline.config import params as config
-from pipeline.config.corpus import CorpusSettings
+from pipeline.config.corpus import CorpusSettings, TaskSettings
 from pipeline.config.errors import PipelineErrors
 
 
@@ -39,26 +38,36 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
 @pytest.mark.parametrize(
     ("changes", "place", "cause"),
     [
-        ({"files": ...}, "hub", "name your table as files, or a hub set as hub"),
-        ({"hub": "imdb"}, "hub", "exactly one of files and hub"),
+        ({"files": ...}, "", "exactly one of files (your tables) and hub"),
+        ({"hub": "imdb"}, "", "exactly one of files (your tables) and hub"),
         ({"files": ["a.csv", "b.csv"]}, "files", "one path, or one for each split: {train: …"),
         ({"files": {"train": "x", "validation": "y"}}, "files.validation", "should be 'train', 'dev' or 'test'"),
-        ({"splits": {"train": "t"}}, "splits", "belongs to hub"),
-        ({"dev": 0.5, "test": 0.5}, "test", "dev (0.5) and test together must be less than 1"),
-        ({"text": 5}, "text", "a list of two, not 5"),
-        ({"text": ["a", "a"]}, "text", "one text column or two different ones"),
-        ({"text": ["label", "b"]}, "label", "must not be one of the text columns"),
+        ({"splits": {"train": "t"}}, "", "splits belong to hub"),
+        ({"dev": 0.5, "test": 0.5}, "", "dev and test together must be less than 1"),
+        ({"text": 5}, "text", "a list of two different ones, not 5"),
+        ({"text": ["a", "a"]}, "text", "a list of two different ones"),
+        ({"text": ["label", "b"]}, "", "must not be one of the text columns"),
         ({"labels": "a,b"}, "labels", "a list of names in the order of the logits, or a mapping"),
-        ({"labels": {"0:bad": None}}, "labels", "put a space after the colon; YAML reads 0:bad as one word"),
+        ({"labels": {"0:bad": None}}, "labels", "put spaces after colons"),
         ({"labels": {"a": "x", "b": "x"}}, "labels", "at least two different"),
         ({"labels": ["a", "a", "b"]}, "labels", "listed once"),
-        ({"labels": [False, True]}, "labels", "YAML reads an unquoted true or false as a truth value"),
-        ({"labels": [{0: "bad"}, {1: "good"}]}, "labels", "written without dashes, {0: bad, 1: good}"),
+        ({"labels": [False, True]}, "labels", "quote true and false"),
+        ({"labels": [{0: "bad"}, {1: "good"}]}, "labels", "write mappings without dashes"),
     ],
 )
 def test_an_error_of_the_settings_names_its_place_and_cause(
     tmp_path: Path, changes: dict[str, Any], place: str, cause: str
 ) -> None:
     (line,) = errors_of(tmp_path, **changes)
-    assert re.match(rf"tasks\.movies\.corpus\.{re.escape(place)}\b", line)
+    assert line.startswith(f"tasks.movies.corpus{f'.{place}' if place else ': '}")
     assert cause in line
+
+
+def test_all_contradictions_of_a_corpus_and_of_a_task_are_named_together(tmp_path: Path) -> None:
+    (line,) = errors_of(tmp_path, hub="imdb", splits={"train": "t"}, text="label", dev=0.5, test=0.5)
+    for cause in ("exactly one of files", "belong to hub", "one of the text columns", "less than 1"):
+        assert cause in line
+    teacher = {"model": "org/model", "fine_tune": True, "max_length": 16}
+    corpus = {"files": "x.csv", "text": "text", "label": "label", "duplicates": "error", "labels": ["bad", "good"]}
+    with pytest.raises(ValueError, match=r"has the metrics pearson, spearman; corpus.labels: .*; leave them out"):
+        TaskSettings.model_validate({"kind": "regression", "metric": "f1", "corpus": corpus, "teacher": teacher})

@@ -4,7 +4,7 @@ import pytest
 from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pipeline.corpus import tokens
+from pipeline.corpus import preparation
 from pipeline.corpus.files import ErrorList
 from pipeline.corpus.preparation import Reader, check_tokens
 from pipeline.corpus.rows import Row
@@ -36,7 +36,7 @@ def checked(
 
 
 def test_rows_without_a_token_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(preparation, "ROWS_AT_ONCE", 2)
     (line,), notes = checked("\u200b", "word1", "word2", " ", "word3", tokenizer=bare())
     assert line.startswith("x.csv, rows 2, 5: the tokenizer of my/teacher makes no token of the text")
     assert notes == {}

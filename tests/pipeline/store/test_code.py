@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import code
+from pipeline.store import keys
 from pipeline.store.keys import BUILD, LIBRARIES, TRAINING_LIBRARIES, Package, computed_by, libraries_of
 from tests.running import ROOT
 
@@ -37,7 +37,7 @@ def codes(package: Package) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def before() -> dict[str, dict[str, str]]:
-    return codes(code.PACKAGE)
+    return codes(keys.PACKAGE)
 
 
 def test_neither_place_nor_comments_docstrings_and_formatting_change_a_key(
@@ -76,9 +76,9 @@ def test_a_changed_value_changes_the_keys_of_exactly_what_it_decides(
 
 
 def test_what_only_runs_the_work_is_in_no_key_and_the_search_in_that_of_no_training() -> None:
-    assert set(ENGINE) <= code.PACKAGE.sources.keys()
+    assert set(ENGINE) <= keys.PACKAGE.sources.keys()
     for kind, entry in ENTRIES.items():
-        needed = code.PACKAGE.closure(entry)
+        needed = keys.PACKAGE.closure(entry)
         assert not needed & set(ENGINE), kind
         assert kind not in TRAININGS or "pipeline.perturbation.search" not in needed
 
@@ -132,7 +132,7 @@ def test_a_file_that_is_edited_while_a_process_runs_changes_no_hash_in_it(tmp_pa
 
 
 def test_keys_name_libraries_by_the_version_that_all_builds_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(code.importlib.metadata, "version", lambda name: f"{name} 2.0+cu130")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"{name} 2.0+cu130")
     assert libraries_of(LIBRARIES) == {name: f"{name} 2.0" for name in LIBRARIES}
     assert computed_by(ENTRIES["soft labels"])["libraries"].keys() == set(LIBRARIES), "accelerate computes no shard"
     assert computed_by(ENTRIES["teacher"], TRAINING_LIBRARIES)["libraries"]["accelerate"] == "accelerate 2.0"

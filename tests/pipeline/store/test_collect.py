@@ -141,10 +141,14 @@ def test_what_a_run_takes_up_between_plan_and_deletion_stays(
 @pytest.mark.parametrize(
     ("harm", "state", "said"),
     [
-        (lambda path: path.write_bytes(b"1" + bytes(999)), "finished", "model.bin has other bytes than when it was written"),
-        (lambda path: path.write_bytes(bytes(7)), "damaged", "model.bin has other bytes"),
+        (
+            lambda path: path.write_bytes(b"1" + bytes(999)),
+            "finished",
+            "model.bin is damaged: its sha256 differs from its receipt's",
+        ),
+        (lambda path: path.write_bytes(bytes(7)), "damaged", "model.bin is damaged: "),
         (Path.unlink, "damaged", "model.bin cannot be read (No such file or directory)"),
-        (lambda path: (path.parent / RECEIPT).unlink(), "damaged", "has no receipt.json that can be read and is its own"),
+        (lambda path: (path.parent / RECEIPT).unlink(), "damaged", "has no readable receipt.json of its own"),
     ],
 )
 def test_a_damaged_entry_is_named_and_can_be_deleted(

@@ -38,7 +38,7 @@ def test_what_is_put_is_there_with_its_files_and_facts_and_nothing_else_is(store
     assert store.peek(KEY) is None
     entry = put(store, rows=3)
     assert entry.facts == {"rows": 3}
-    assert entry.path("shard.arrow").read_bytes() == b"rows"
+    assert (entry.folder / "shard.arrow").read_bytes() == b"rows"
     assert sorted(entry.files) == ["deep/more.bin", "shard.arrow"]
     assert store.peek(dict(reversed(KEY.items()))) == entry, "in whatever order a key was built"
     assert store.get(KEY | {"variant": 2}) is None
@@ -46,16 +46,16 @@ def test_what_is_put_is_there_with_its_files_and_facts_and_nothing_else_is(store
 
 
 def receipt_with(**changed: Any) -> Callable[[Entry], Any]:
-    return lambda entry: rewrite(entry.path(RECEIPT), **changed)
+    return lambda entry: rewrite(entry.folder / RECEIPT, **changed)
 
 
 HARM: dict[str, Callable[[Entry], Any]] = {
-    "flipped": lambda entry: entry.path("shard.arrow").write_bytes(b"rowz"),
-    "cut": lambda entry: entry.path("shard.arrow").write_bytes(b"row"),
-    "lost": lambda entry: entry.path("shard.arrow").unlink(),
-    "no receipt": lambda entry: entry.path(RECEIPT).unlink(),
-    "receipt cut": lambda entry: entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9]),
-    "receipt of nothing": lambda entry: entry.path(RECEIPT).write_text("[]"),
+    "flipped": lambda entry: (entry.folder / "shard.arrow").write_bytes(b"rowz"),
+    "cut": lambda entry: (entry.folder / "shard.arrow").write_bytes(b"row"),
+    "lost": lambda entry: (entry.folder / "shard.arrow").unlink(),
+    "no receipt": lambda entry: (entry.folder / RECEIPT).unlink(),
+    "receipt cut": lambda entry: (entry.folder / RECEIPT).write_text((entry.folder / RECEIPT).read_text()[:-9]),
+    "receipt of nothing": lambda entry: (entry.folder / RECEIPT).write_text("[]"),
     "files without hashes": receipt_with(files={"shard.arrow": {}}),
     "another key": receipt_with(key=KEY | {"variant": 7}),
 }
@@ -68,20 +68,22 @@ def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Sto
     if harm != "flipped":
         assert store.peek(KEY) is None, "sizes and the receipt tell"
     entry = put(store)
-    assert entry.path("shard.arrow").read_bytes() == b"rows"
+    assert (entry.folder / "shard.arrow").read_bytes() == b"rows"
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
-    assert put(store).path("shard.arrow").stat().st_ino == entry.path("shard.arrow").stat().st_ino, "one that is intact stays"
+    assert (put(store).folder / "shard.arrow").stat().st_ino == (entry.folder / "shard.arrow").stat().st_ino, (
+        "one that is intact stays"
+    )
 
 
 def test_many_that_put_one_entry_at_once_leave_one_and_none_of_them_fails(store: Store) -> None:
     with ThreadPoolExecutor(4) as threads:
         entries = list(threads.map(lambda _: put(store), range(16)))
-    assert {entry.path("shard.arrow").read_bytes() for entry in entries} == {b"rows"}
+    assert {(entry.folder / "shard.arrow").read_bytes() for entry in entries} == {b"rows"}
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
 
 
 def test_asking_is_seen_in_the_time_of_the_receipt_and_peeking_is_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    receipt = put(store).path(RECEIPT)
+    receipt = put(store).folder / RECEIPT
     then = time.time() - 9999
     os.utime(receipt, (then, then))
     store.peek(KEY)
