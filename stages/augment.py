@@ -11,9 +11,9 @@ from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.sections import augment_places
 from pipeline.config.settings import AugmentSettings, RuntimeSettings
-from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest
 from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
+from stages.precision import note_slow_precision
 
 
 class Needs(Settings):

@@ -13,12 +13,12 @@ from pipeline.distill.dataset import check_policy
 from pipeline.distill.student import check_size, check_start
 from pipeline.models.folder import ModelFolder, on_hub
 from pipeline.models.forward import pick_device
-from pipeline.models.precision import asking_for, note_slow_precision
 from pipeline.training.masked_lm import check_masked_lm
 from pipeline.training.teacher import teacher_errors
 from pipeline.training.trainer import check_reporting
 from stages.command import RAW, params_option, stage
 from stages.download import MODEL_FOLDER
+from stages.precision import asking_for, note_slow_precision
 
 
 @stage

@@ -10,10 +10,10 @@ from pipeline.config.sections import MASKED_LM, augment_places
 from pipeline.config.settings import AugmentSettings, MaskedLMSettings, RuntimeSettings, TeacherSettings
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
-from pipeline.models.precision import note_slow_precision
 from pipeline.training.masked_lm import MASKED_LM_FILE, check_masked_lm, masked_lm_in, prepare_masked_lm
 from pipeline.training.resuming import fetch_or_train, training_key
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
+from stages.precision import note_slow_precision
 
 
 class Needs(Settings):

@@ -9,9 +9,9 @@ from pipeline.augment.passes import soft_label
 from pipeline.config import params as config
 from pipeline.config.params import Settings
 from pipeline.config.settings import InferenceSettings, RuntimeSettings
-from pipeline.models.precision import note_slow_precision
 from pipeline.shards.manifest import MANIFEST_FILE
 from stages.command import folder_option, out_option, params_option, plan_option, stage
+from stages.precision import note_slow_precision
 
 
 class Needs(Settings):

@@ -11,12 +11,12 @@ from pipeline.config.settings import AugmentSettings, Checkpoint, RuntimeSetting
 from pipeline.distill.jobs import surrogate_key
 from pipeline.distill.surrogate import train_surrogate
 from pipeline.models.folder import ModelFolder
-from pipeline.models.precision import note_slow_precision
 from pipeline.perturbation.surrogate import SURROGATE_FILE
 from pipeline.shards.manifest import Manifest
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.resuming import fetch_or_train
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
+from stages.precision import note_slow_precision
 
 
 class Needs(Settings):

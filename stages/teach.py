@@ -11,10 +11,10 @@ from pipeline.config.sections import TEACH
 from pipeline.config.settings import RuntimeSettings, TeacherSettings, TrainingSettings
 from pipeline.corpus.task import TASK_FILE, Task
 from pipeline.models.folder import ModelFolder
-from pipeline.models.precision import note_slow_precision
 from pipeline.training.resuming import fetch_or_train, training_key
 from pipeline.training.teacher import teach
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
+from stages.precision import note_slow_precision
 
 
 class Needs(Settings):

@@ -12,7 +12,7 @@ from benchmarks.accuracy.online import GradientOwner
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
-from pipeline.models.precision import bfloat16_slowdown
+from stages.precision import bfloat16_slowdown
 from pipeline.store.keys import canonical_json, hash_of
 
 HERE = Path(__file__).parent

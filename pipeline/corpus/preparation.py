@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config.corpus import MISSING_SHARE, NAME, SPLITS, CorpusSettings, Kind, Metric, Split
 from pipeline.corpus import rows as corpus_rows
 from pipeline.corpus.encoding import Ids, check_length, encode
-from pipeline.corpus.files import ErrorList, SplitTables, open_hub, read_file, shown
+from pipeline.corpus.files import ErrorList, SplitTables, read_file, shown
+from pipeline.corpus.hub import open_hub
 from pipeline.corpus.rows import Parts, Row
 from pipeline.corpus.task import Task
 from pipeline.store.keys import canonical_json

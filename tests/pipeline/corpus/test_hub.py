@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 import pytest
 
-from pipeline.corpus.files import ErrorList, Table, open_hub
+from pipeline.corpus.files import ErrorList, Table
+from pipeline.corpus.hub import open_hub
 
 
 @pytest.fixture(autouse=True)

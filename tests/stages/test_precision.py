@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config.params import Places
 from pipeline.models import precision
-from pipeline.models.precision import asking_for, note_slow_precision
+from stages.precision import asking_for, note_slow_precision
 
 PARAMS = """
 teach: {precision: bfloat16}
