@@ -187,7 +187,6 @@ AUGMENT: dict[str, Any] = {
     },
     "text_edits": {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5},
     "masked_lm": {"replace": 0.4, "candidates": 5},
-    "mix_alpha": 0.4,
     "codec": "int8",
     "seed": 1,
     "calibration_rows": 8,
