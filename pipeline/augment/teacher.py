@@ -20,8 +20,7 @@ from pipeline.corpus.encoding import Batch, Integers
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.search import mapped
-from pipeline.perturbation.surrogate import SurrogateFolder
+from pipeline.perturbation.surrogate import SurrogateFolder, mapped
 
 HEADS = ("classifier", "score", "logits_proj")
 """Names of classification heads in transformers."""

@@ -12,7 +12,7 @@ from pipeline.config.settings import LossSettings
 from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import VARIANT
 from pipeline.models.forward import embed, logits_from_embeddings, logits_from_ids
-from pipeline.perturbation.search import mapped
+from pipeline.perturbation.surrogate import mapped
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.training.trainer import label_loss

@@ -114,8 +114,3 @@ def perturb(forward: Forward, clean: Tensor, noise: Tensor, free: Tensor, search
         step = settings.step_size * epsilon * steepest(gradient, settings.norm)
         delta = project(delta + step, epsilon, settings.norm) * where
     return Perturbed(delta, vanished)
-
-
-def mapped(delta: Tensor, linear: Tensor | None) -> Tensor:
-    """δ [..., teacher's width] in a model's embedding space [..., its width]; ``linear`` is None if they share one."""
-    return delta if linear is None else delta @ linear.to(delta.device)

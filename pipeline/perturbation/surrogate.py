@@ -1,4 +1,7 @@
-"""A surrogate's folder: checkpoints of a small student along its training, which ``distill`` writes and ``augment`` reads."""
+"""A surrogate's folder: checkpoints of a small student along its training, which ``distill`` writes and ``augment`` reads.
+
+Also the map of δ into the word embeddings of a surrogate or student.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,3 +84,8 @@ def checkpoints_followed(perturbed: Iterable[bool], checkpoints: int) -> Checkpo
     """Perturbed variants follow checkpoints 1..n in turn; without checkpoints they follow none."""
     numbers = cycle(range(1, checkpoints + 1)) if checkpoints else repeat(None)
     return [next(numbers) if moved else None for moved in perturbed]
+
+
+def mapped(delta: Tensor, linear: Tensor | None) -> Tensor:
+    """δ [..., teacher's width] in a model's embedding space [..., its width]; ``linear`` is None if they share one."""
+    return delta if linear is None else delta @ linear.to(delta.device)

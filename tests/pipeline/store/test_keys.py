@@ -1,18 +1,22 @@
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.store import keys
-from pipeline.store.keys import BUILD, LIBRARIES, TRAINING_LIBRARIES, Package, computed_by, libraries_of
+from pipeline.store.keys import BUILD, LIBRARIES, TRAINING_LIBRARIES, Package, computed_by, differences, key_hash, libraries_of
 from tests.running import ROOT
 
 ENTRIES = {
-    "soft labels": "pipeline.augment.soft_labels",
-    "variants": "pipeline.augment.variant_jobs",
+    "soft labels": "pipeline.augment.jobs",
+    "variants": "pipeline.augment.variants",
     "calibration": "pipeline.augment.calibration",
     "teacher": "pipeline.training.teacher",
     "masked LM": "pipeline.training.masked_lm",
@@ -24,7 +28,7 @@ ENTRIES = {
 TRAININGS = {"teacher", "masked LM", "surrogate", "students"}
 
 ENGINE = (
-    *(f"pipeline.augment.{name}" for name in ("plans", "passes", "estimate", "workers", "cluster", "progress")),
+    *(f"pipeline.augment.{name}" for name in ("plans", "passes", "estimate", "workers", "cluster")),
     *(f"pipeline.distill.{name}" for name in ("jobs", "launch", "card")),
     *(f"pipeline.training.{name}" for name in ("resuming", "ray_session")),
 )
@@ -75,12 +79,12 @@ def test_a_changed_value_changes_the_keys_of_exactly_what_it_decides(
         assert changed == {module.split(".")[0] for module in modules if kind in DECIDES[module]}, kind
 
 
-def test_what_only_runs_the_work_is_in_no_key_and_the_search_in_that_of_no_training() -> None:
+def test_what_only_runs_the_work_is_in_no_key_and_the_search_in_those_of_variants_alone() -> None:
     assert set(ENGINE) <= keys.PACKAGE.sources.keys()
     for kind, entry in ENTRIES.items():
         needed = keys.PACKAGE.closure(entry)
         assert not needed & set(ENGINE), kind
-        assert kind not in TRAININGS or "pipeline.perturbation.search" not in needed
+        assert kind in DECIDES["perturbation.search"] or "pipeline.perturbation.search" not in needed
 
 
 def test_imports_anywhere_count_in_whatever_form(tmp_path: Path) -> None:
@@ -147,3 +151,31 @@ def test_what_another_process_computes_with_otherwise_is_named() -> None:
     assert BUILD.differs_from(other) == [imported, f"torch {BUILD.libraries['torch']} in place of 2.0.0"]
     unseen = dataclasses.replace(BUILD, sources={**BUILD.sources, "pipeline.of_tomorrow": "never imported"})
     assert unseen.differs_from(BUILD) == []
+
+
+VALUES = st.integers() | st.floats(0, 1) | st.booleans() | st.text(max_size=3)
+SOME_KEYS = st.dictionaries(st.text(max_size=5), VALUES, max_size=5)
+
+
+@given(SOME_KEYS, SOME_KEYS)
+def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (key_hash(one) == key_hash(other)) == same
+    assert key_hash(one) == key_hash(dict(reversed(one.items())))
+    assert len(key_hash(one)) == 32
+
+
+@given(SOME_KEYS, SOME_KEYS)
+def test_differences_name_each_field_that_differs_and_no_other(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    lines = differences(wanted, found)
+    names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
+    assert len(lines) == len(names)
+    assert all(line.startswith(f"{name}: ") for line, name in zip(lines, names, strict=True))
+    assert differences(wanted, wanted) == []
+
+
+def test_a_difference_shows_both_values_and_hashes_cut_short() -> None:
+    assert differences({"teacher": "a" * 64, "max_length": 64}, {"teacher": "b" * 64, "max_length": 32}) == [
+        "max_length: 64 wanted, 32 found",
+        f"teacher: {'a' * 12}… wanted, {'b' * 12}… found",
+    ]
