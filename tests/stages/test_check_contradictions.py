@@ -41,7 +41,7 @@ def model(teacher: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(teacher, tmp_path / "model"))
 
 
-@pytest.mark.parametrize("changes", [{}, WITH_SURROGATE, {"distill.variant_policy": {"worst_of": 3}}, REGRESSION])
+@pytest.mark.parametrize("changes", [{}, WITH_SURROGATE, REGRESSION])
 def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) -> None:
     status, text = check(write("params.yaml", changed(changes)))
     assert status == 0, text
@@ -59,10 +59,6 @@ def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) ->
         (
             WITH_SURROGATE | {"surrogate.checkpoints": 8},
             "students.half, task movies: variant_policy: curriculum needs a variant for each of the surrogate's 8 checkpoints",
-        ),
-        (
-            {"students": {"half": {"num_hidden_layers": 2, "variant_policy": {"worst_of": 4}}}},
-            "students.half, task movies: variant_policy: worst_of: 4 needs more than the 3 stored variants",
         ),
         ({"augment.variants": 0}, "students.half, task movies: there is no variant; set augment.variants above 0"),
         ({f"{MOVIES}.corpus.dev": None}, f"{MOVIES}.corpus.dev: the corpus has no dev split; set the share of train"),
@@ -123,7 +119,7 @@ def test_what_a_model_does_not_have_is_told_before_any_stage_runs(
         (lambda folder: (folder / "config.json").write_text("{"), "no model can be loaded from {}: "),
         (
             lambda folder: rewrite(folder / "config.json", problem_type="multi_label_classification"),
-            "{} gives each label an answer of its own (problem_type: multi_label_classification), but ",
+            "{} predicts each label independently (problem_type: multi_label_classification), but ",
         ),
     ],
 )
@@ -143,7 +139,7 @@ def test_other_labels_than_those_of_an_adopted_classifier_are_told_before_any_st
     labels: list[str], write: Write, teacher: Path
 ) -> None:
     _, text = check(write("params.yaml", changed(about(teacher, fine_tune=False) | {f"{MOVIES}.corpus.labels": labels})))
-    assert f"{MOVIES}.teacher: {teacher} answers ['bad', 'good'], but the labels of movies are" in text
+    assert f"{MOVIES}.teacher: {teacher} predicts ['bad', 'good'], but the labels of movies are" in text
 
 
 def test_a_model_in_the_cache_of_the_hub_is_asked_as_one_in_a_folder_is(write: Write, hub: Path) -> None:
