@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import stages.augment
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.shards.manifest import manifest_hash
 from pipeline.store.store import Store
@@ -169,7 +170,7 @@ def title(process: psutil.Process) -> str:
 def labelled(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
     """A corpus of so many training rows, and its soft_labels in ``folder / "soft_labels"``."""
     prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
-    settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
+    settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_size=8, precision="float32")
     with unsynced():
         soft_label(prepared, teacher, settings, runtime_at(folder / "soft_labels"), folder / "soft_labels")
     return folder / "soft_labels"
@@ -178,8 +179,9 @@ def labelled(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) ->
 def undisturbed(folder: Path, teacher: Path, settings: Mapping[str, Any] = AUGMENT) -> Path:
     """What a run gives that nobody disturbs: one process, no Ray, a store of its own below ``folder / "undisturbed"``."""
     out = folder / "undisturbed" / "shards"
+    plan = Augmentation.of(folder / "soft_labels", teacher, AugmentSettings.model_validate(settings))
     with unsynced():
-        augment(folder / "soft_labels", teacher, None, AugmentSettings.model_validate(settings), runtime_at(out.parent), out)
+        augment(plan, runtime_at(out.parent), out)
     return out
 
 
