@@ -8,7 +8,7 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertJapaneseTokenizer, BertweetTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.folder import ModelFolder, check_saving, load_tokenizer, model_hash, source_hash, tokenizer_hash
+from pipeline.models.folder import ModelFolder, tokenizer_hash
 from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS, PAD, of_type
 from tests.world import SPECIAL, make_tokenizer, rewrite, save_on_hub, spoil
@@ -25,12 +25,12 @@ def test_every_part_is_read_once(folder: Path) -> None:
     assert (model.hash, model.labels, model.embedding_width) == (wanted, ("bad", "good"), 32)
     assert model.tokenizer is model.tokenizer
     shutil.rmtree(folder)
-    assert (model.depth, model.longest_input, model.identity) == (4, 24, wanted)
+    assert (model.config.num_hidden_layers, model.longest_input, model.identity) == (4, 24, wanted)
     assert model.tokenizer_hash == tokenizer_hash(model.tokenizer)
 
 
 def test_a_folder_with_an_at_in_its_name_is_a_folder(folder: Path) -> None:
-    assert ModelFolder(str(folder.rename(folder.with_name("teacher@v1")))).depth == 4
+    assert ModelFolder(str(folder.rename(folder.with_name("teacher@v1")))).labels == ("bad", "good")
 
 
 def test_label_names_come_in_the_order_of_the_logits(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_the_tokenizer_of_a_decoder_pads_with_what_its_configuration_names_and_t
     """Other tokens of some texts would be read if either were different in a saved copy."""
     of_type(kind, pad_token_id=named).save_pretrained(tmp_path)
     tokenizer_with(**special).save_pretrained(tmp_path)
-    assert load_classifier(tmp_path).config.pad_token_id == named
-    tokenizer = load_tokenizer(tmp_path)
+    assert load_classifier(ModelFolder(tmp_path)).config.pad_token_id == named
+    tokenizer = ModelFolder(tmp_path).tokenizer
     assert tokenizer.pad_token_id == padding
     tokenizer.save_pretrained(tmp_path)
     assert ModelFolder(tmp_path).tokenizer_hash == tokenizer_hash(tokenizer)
@@ -91,26 +91,26 @@ def test_the_tokenizer_of_a_decoder_pads_with_what_its_configuration_names_and_t
     ids=["weight", "label name", "layer norm"],
 )
 def test_a_model_has_another_hash_once_its_logits_may_differ(folder: Path, change: Callable[[Path], None]) -> None:
-    before = model_hash(folder)
+    before = ModelFolder(folder).hash
     change(folder)
-    assert model_hash(folder) != before
+    assert ModelFolder(folder).hash != before
 
 
 def test_a_models_hash_does_not_depend_on_its_place_nor_on_who_saved_it(teacher: Path, folder: Path, tmp_path: Path) -> None:
     rewrite(folder / "config.json", _name_or_path="elsewhere", transformers_version="9.9.9")
-    load_classifier(teacher).save_pretrained(tmp_path / "saved again")
-    assert model_hash(folder) == model_hash(tmp_path / "saved again") == model_hash(teacher)
+    load_classifier(ModelFolder(teacher)).save_pretrained(tmp_path / "saved again")
+    assert len({ModelFolder(place).hash for place in (folder, tmp_path / "saved again", teacher)}) == 1
 
 
 def test_a_hub_model_is_named_by_the_commit_that_its_id_means_now(hub: Path) -> None:
     save_on_hub(hub, {"main": 1, "v1": 1})
-    before, pinned = source_hash("org/teacher"), source_hash("org/teacher@v1")
+    before, pinned = ModelFolder("org/teacher").identity, ModelFolder("org/teacher@v1").identity
     assert before == pinned == f"org/teacher@{1:040x}"
     save_on_hub(hub, {"main": 2})
-    assert source_hash("org/teacher") == f"org/teacher@{2:040x}"
-    assert source_hash("org/teacher@v1") == source_hash(f"org/teacher@{1:040x}") == pinned
+    assert ModelFolder("org/teacher").identity == f"org/teacher@{2:040x}"
+    assert ModelFolder("org/teacher@v1").identity == ModelFolder(f"org/teacher@{1:040x}").identity == pinned
     with pytest.raises(PipelineError, match="no model can be loaded from org/teacher@v9"):
-        source_hash("org/teacher@v9")
+        _ = ModelFolder("org/teacher@v9").identity
 
 
 def test_errors_call_a_cached_hub_model_by_its_id(hub: Path) -> None:
@@ -165,28 +165,29 @@ def test_a_tokenizer_in_python_is_named_by_its_settings_and_files_but_not_by_its
 
     usual = save("usual")
     assert len({usual, save("lower case", lower_case=True), save("other words", words="word Word wo ##rd")}) == 3
-    elsewhere = load_tokenizer(tmp_path / "usual")
+    ModelFolder(tmp_path / "usual").check_saving()
+    elsewhere = ModelFolder(tmp_path / "usual").tokenizer
     assert not elsewhere.is_fast
     elsewhere.model_max_length = 7
     elsewhere.save_pretrained(tmp_path / "again")
     assert tokenizer_hash(elsewhere) == ModelFolder(tmp_path / "again").tokenizer_hash == usual
-    check_saving("usual", elsewhere)
 
 
 def test_a_tokenizer_that_saving_changes_is_an_error(tmp_path: Path) -> None:
     """This one drops the last column of its merges when it reads them, and writes one fewer."""
     (tmp_path / "vocab.txt").write_text("".join(f"{token} 1\n" for token in ("wo@@", "w@@", "o@@", "rd", "r@@", "d")))
     (tmp_path / "bpe.codes").write_text("w o 5\nr d 4\n")
-    tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
-    with pytest.raises(PipelineError, match="tokenizer of some-model, a BertweetTokenizer, changes when transformers saves"):
-        check_saving("some-model", tokenizer)
+    model = ModelFolder(tmp_path)
+    model.tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    with pytest.raises(PipelineError, match="tokenizer of .*, a BertweetTokenizer, changes when transformers saves it; save"):
+        model.check_saving()
 
 
 @pytest.mark.parametrize("place", ["data/raw/nowhere", "/nowhere", "./nowhere", Path("nowhere")])
 def test_a_missing_folder_is_not_looked_for_on_the_hub(place: str | Path) -> None:
-    for load in (load_tokenizer, load_classifier):
+    for part in ("config", "tokenizer"):
         with pytest.raises(PipelineError, match=rf"can be loaded from {place}: there is no such folder$"):
-            load(place)
+            getattr(ModelFolder(place), part)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def cut(name: str, kept: int = 40) -> Callable[[Path], None]:
 def test_a_tokenizer_that_cannot_be_used_is_an_error(harm: Callable[[Path], None], sentence: str, folder: Path) -> None:
     harm(folder)
     with pytest.raises(PipelineError, match=sentence) as error:
-        load_tokenizer(folder)
+        _ = ModelFolder(folder).tokenizer
     assert str(folder) in str(error.value)
 
 
