@@ -286,7 +286,7 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("file", "how"),
-    [(SHARD_FILE, "flipped byte"), (SHARD_FILE, "cut off"), (SHARD_FILE, "deleted"), (RECEIPT, "deleted"), (RECEIPT, "cut off")],
+    [*((SHARD_FILE, how) for how in ("flipped byte", "cut off", "deleted")), (RECEIPT, "deleted"), (RECEIPT, "cut off")],
 )
 def test_a_damaged_shard_is_computed_again(finished: World, file: str, how: str, capsys: pytest.CaptureFixture[str]) -> None:
     before, entries = hashes(finished.shards), finished.manifest().shards
