@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.augment.batches import Batches, Inputs
 from pipeline.augment.calibration import LARGEST, SMALLEST, Calibration, Found, find_epsilon
+from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import LabelledRows, make_variant
 from pipeline.config.errors import PipelineError
@@ -88,3 +89,10 @@ def test_a_divergence_is_reached_with_the_gradients_of_a_surrogates_checkpoints(
     found, own = (found_by(job_of(sample, checkpoints, epsilon={"divergence": 0.05}), models) for checkpoints in (3, 0))
     assert found.divergence == pytest.approx(0.05, abs=0.01)
     assert found.epsilon > 1.1 * own.epsilon, "the teacher's own gradient has more effect at the same epsilon"
+
+
+def test_the_calibration_does_not_depend_on_the_other_recipes(soft_labels: Path, teacher: Path) -> None:
+    recipes = ([["perturb"]], [["mask"], ["mask", "perturb"]])
+    plans = [Augmentation.of(soft_labels, teacher, augment_settings(recipes=some)) for some in recipes]
+    (key, alone), (other_key, among) = (plan.calibration for plan in plans)
+    assert (key, alone.settings) == (other_key, among.settings)
