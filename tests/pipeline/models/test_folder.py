@@ -179,7 +179,7 @@ def test_a_tokenizer_that_saving_changes_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bpe.codes").write_text("w o 5\nr d 4\n")
     model = ModelFolder(tmp_path)
     model.tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
-    with pytest.raises(PipelineError, match="tokenizer of .*, a BertweetTokenizer, changes when transformers saves it; save"):
+    with pytest.raises(PipelineError, match=r"tokenizer of .*, a BertweetTokenizer, changes when transformers saves it; save"):
         model.check_saving()
 
 

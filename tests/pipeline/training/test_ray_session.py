@@ -41,7 +41,7 @@ def test_a_cluster_is_joined_if_one_is_named_and_started_otherwise(
 
 @pytest.mark.parametrize(
     ("address", "sentence"),
-    [("auto", r"^no Ray cluster answers at auto: is there$"), (None, r"^Ray does not start on this machine: is there; ")],
+    [("auto", r"^no Ray cluster is reachable at auto: is there$"), (None, r"^Ray does not start on this machine: is there; ")],
 )
 def test_a_ray_that_cannot_be_had_is_an_error_with_the_cause(
     address: str | None, sentence: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -171,7 +171,7 @@ def without_longest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "change", "max_length", "sentence"),
     [
-        (("good", "bad"), None, 16, r"model answers \['good', 'bad'\], but the labels of tiny are \['bad', 'good'\]; "),
+        (("good", "bad"), None, 16, r"model predicts \['good', 'bad'\], but the labels of tiny are \['bad', 'good'\]; "),
         (("bad", "good", "fine"), {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}, 16, "classifier"),
         (("bad", "good"), None, MAX_LENGTH + 1, "^max_length is 25, but .*model takes at most 24 tokens$"),
         (("bad", "good"), without_longest, MAX_LENGTH + 1, "^max_length is 25, but .*model takes at most 24 tokens$"),

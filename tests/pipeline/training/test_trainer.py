@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline.training.checkpoints import mark_whole
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -18,9 +17,10 @@ from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, collate, model_inputs
 from pipeline.corpus.task import Floats
+from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.training import callbacks
-from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions, mark_whole
 from pipeline.training.order import Lengths, MicroBatch, steps_of
 from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss
 from tests.architectures import of_type
@@ -191,7 +191,7 @@ def test_the_learning_rate_rises_for_its_share_of_the_steps_then_falls_to_zero(m
     assert {(name, *decays) for name, _, decays in steps[16:]} == {("AdamW", 0.03, 0.0)}
 
 
-def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
+def test_surrogate_checkpoints_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     untrained: PreTrainedModel, tmp_path: Path
 ) -> None:
     model, plain = copy.deepcopy(untrained), copy.deepcopy(untrained)
@@ -201,14 +201,14 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     handle.remove()
     wanted = (5, 10, 14, 19, 24)
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(snapshots=folders)) == history
-    assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
-    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(surrogate_checkpoints=folders)) == history
+    assert [weights(load_classifier(ModelFolder(folder))) for folder in folders] == [after[step - 1] for step in wanted]
+    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last checkpoint is not"
 
 
-def test_more_snapshots_than_steps_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ"):
-        tune(model, options=RunOptions(snapshots=[tmp_path / str(number) for number in range(25)]))
+def test_more_surrogate_checkpoints_than_steps_are_an_error(model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="toy: 25 checkpoints of 24 steps cannot differ; keep fewer"):
+        tune(model, options=RunOptions(surrogate_checkpoints=[tmp_path / str(number) for number in range(25)]))
 
 
 def test_the_loss_of_the_history_is_that_of_the_objective(model: PreTrainedModel) -> None:
