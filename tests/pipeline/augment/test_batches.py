@@ -37,21 +37,21 @@ class Device:
 
     def __init__(self, room: Callable[[Inputs, int], bool], error: Exception = ERRORS[0]) -> None:
         self.room, self.error = room, error
-        self.asked: list[tuple[int, int]] = []
+        self.batches: list[tuple[int, int]] = []
 
     def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> list[str]:
-        self.asked.append((len(rows), tokens))
+        self.batches.append((len(rows), tokens))
         if not self.room(rows, tokens):
             raise self.error
         return [f"{name} at {position}" for name, position in zip(rows.example_ids, positions, strict=True)]
 
     @property
     def sizes(self) -> list[int]:
-        return [rows for rows, _ in self.asked]
+        return [rows for rows, _ in self.batches]
 
 
 def up_to(rows: int, error: Exception = ERRORS[0]) -> Device:
-    return Device(lambda asked, tokens: len(asked) <= rows, error)
+    return Device(lambda batch, tokens: len(batch) <= rows, error)
 
 
 def run(batches: Batches, inputs: Inputs, batch_rows: int, device: Device) -> list[str]:
@@ -79,7 +79,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_start_at_what_fits(e
     run(batches, of_lengths([5] * 64), 32, device)
     assert device.sizes == [32, 16, *[8] * 8]
     assert [note[:38] for note in batches.notes()] == [f"memory ran out at {rows} rows of 5 tokens;" for rows in (32, 16)]
-    device.asked.clear()
+    device.batches.clear()
     run(batches, of_lengths([5] * 40), 32, device)
     assert (device.sizes, batches.notes()) == ([8] * 5, ()), "the size that fits is kept between calls"
     run(batches, of_lengths([5] * 8), 8, up_to(4, error))
@@ -100,7 +100,7 @@ def test_batches_after_a_halved_one_are_as_large_as_fit(
     device, batches = Device(lambda rows, tokens: len(rows) * tokens <= room), Batches()
     for lengths in calls:
         run(batches, of_lengths(lengths), 32, device)
-    assert device.asked == wanted
+    assert device.batches == wanted
 
 
 @given(rows=st.integers(EVEN_ROWS, 60), room=st.integers(EVEN_ROWS, 60))

@@ -73,14 +73,15 @@ def test_checkpoints_share_the_sample_and_the_effect_is_the_mean_of_its_rows(
 ) -> None:
     job = job_of(sample.take(np.arange(rows)), checkpoints, epsilon=0.2)
     trial = job.trial(0.2)
-    assert {part.spec.checkpoint for part in trial} == (set(range(1, min(checkpoints, rows) + 1)) or {None})
+    assert {part.spec.checkpoint for part in trial} == {*range(1, min(checkpoints, rows) + 1)} or not checkpoints
     shares = [len(part.labelled.inputs) for part in trial]
     assert max(shares) - min(shares) <= 1
     names = [name for part in trial for name in part.labelled.inputs.example_ids]
     assert sorted(names) == sorted(job.labelled.inputs.example_ids)
     labels = [label for part in trial for label in make_variant(models, part.labelled, None, part.spec).labels]
     found = found_by(job, models)
-    assert (found.epsilon, found.rows, found.flips) == (0.2, rows, pytest.approx(np.mean([label.flipped for label in labels])))
+    assert (found.epsilon, found.rows) == (0.2, rows)
+    assert found.flips == pytest.approx(np.mean([label.flipped for label in labels]))
     assert found.divergence == pytest.approx(np.mean([label.divergence for label in labels]))
     assert (found == found_by(job_of(job.labelled, epsilon=0.2), models)) == (not checkpoints)
 

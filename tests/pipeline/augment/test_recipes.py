@@ -98,12 +98,13 @@ def test_the_key_of_a_variant_has_the_settings_that_its_recipe_uses(recipe: list
 
 
 def test_the_key_has_the_recipe_in_order_and_the_epsilon_found_and_nothing_of_other_recipes() -> None:
-    keys = [deciding(one(*recipe), 1, EPSILON) for recipe in (["mask"], ["delete"], ["mask", "delete"], ["delete", "mask"])]
+    recipes: list[list[Step]] = [["mask"], ["delete"], ["mask", "delete"], ["delete", "mask"]]
+    keys = [deciding(one(*recipe), 1, EPSILON) for recipe in recipes]
     assert all(keys.count(key) == 1 for key in keys)
     alone, among = one("mask"), augment_settings(recipes=[["perturb"], ["mask"]])
     assert deciding(alone, 1, EPSILON) == deciding(alone, 1, 0.1) == deciding(among, 2, EPSILON)
-    asked = one("mask", "perturb", perturbation={"epsilon": {"divergence": 0.1}})
-    assert deciding(asked, 1, 0.1)["perturbation"]["epsilon"] == 0.1
+    both = one("mask", "perturb", perturbation={"epsilon": {"divergence": 0.1}})
+    assert deciding(both, 1, 0.1)["perturbation"]["epsilon"] == 0.1
     noise = [
         one("perturb", perturbation={"gradient_from": "noise", **search}) for search in ({}, {"num_steps": 9, "init": 0.1})
     ]

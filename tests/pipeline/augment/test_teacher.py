@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,8 +98,8 @@ def test_delta_follows_a_checkpoints_gradient_and_is_labelled_by_the_teacher(
             decoded(label, "float16") if linear is None else decoded(label, "float16") @ linear.numpy() for label in labels
         ]
         after = np.stack([surrogate.logits_on(inputs, row, delta) for row, delta in enumerate(moved)])
-        logs = [torch.tensor(logits).log_softmax(-1) for logits in (after, clean)]
-        return float(torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean"))
+        here, before = (torch.tensor(logits).log_softmax(-1) for logits in (after, clean))
+        return float(torch.nn.functional.kl_div(here, before, log_target=True, reduction="batchmean"))
 
     labels = {checkpoint: following(checkpoint) for checkpoint in (None, 1, 2)}
     assert gap(labels[1], 1) > 1.1 * max(gap(labels[None], 1), gap(labels[2], 1))
@@ -130,7 +131,8 @@ def test_the_files_of_the_models_do_not_include_checkpoints_of_their_trainings(f
 
 
 def test_models_are_loaded_lazily_and_once(folders: ModelFolders) -> None:
-    models = ModelSet(ModelFolders(folders.teacher, *[Path("there/is/nowhere")] * 2, AUGMENT_SETTINGS), "float32")
+    nowhere = Path("there/is/nowhere")
+    models = ModelSet(ModelFolders(folders.teacher, nowhere, nowhere, AUGMENT_SETTINGS), "float32")
     assert models.teacher is models.teacher
     with pytest.raises(PipelineError, match="nowhere"):
         models.surrogate(1)
@@ -149,7 +151,7 @@ def test_a_model_that_changed_since_its_hash_was_taken_is_rejected(folders: Mode
     assert folders.masked_lm is not None
     surrogate = SurrogateFolder(folders.surrogate).hashes()
     teacher, masked_lm = (ModelFolder(folder).hash for folder in (folders.teacher, folders.masked_lm))
-    hashes = {"teacher_hash": teacher, "surrogate_hashes": surrogate, "masked_lm_hash": masked_lm}
+    hashes: dict[str, Any] = {"teacher_hash": teacher, "surrogate_hashes": surrogate, "masked_lm_hash": masked_lm}
     load: dict[str, Callable[[ModelSet], object]] = {
         "teacher_hash": lambda models: models.teacher,
         "surrogate_hashes": lambda models: models.surrogate(2),

@@ -29,7 +29,7 @@ def made(
 
 
 def perturbed(models: ModelSet, inputs: Inputs, codec: CodecName = "float16", **changed: Any) -> list[Label]:
-    search = {name: changed.pop(name) for name in ("gradient_from", "norm", "num_steps") if name in changed}
+    search: dict[str, Any] = {name: changed.pop(name) for name in ("gradient_from", "norm", "num_steps") if name in changed}
     return made(models, inputs, codec=codec, search=search, **changed).labels
 
 
@@ -86,7 +86,7 @@ def test_a_search_has_more_effect_than_noise_and_a_copy_has_none(models: ModelSe
 def test_the_initial_delta_depends_on_example_variant_and_seed_and_not_on_the_batch(models: ModelSet) -> None:
     inputs = make_inputs(20)
     twins = Inputs(inputs.example_ids, [inputs.input_ids[5]] * 20, [np.zeros(len(inputs.input_ids[5]), np.int8)] * 20)
-    runs = [{"batch_size": 64}, {"variant": 2}, {"seed": 2}, {"batch_size": 1}]
+    runs: list[dict[str, Any]] = [{"batch_size": 64}, {"variant": 2}, {"seed": 2}, {"batch_size": 1}]
     many, *others, single = [perturbed(models, twins, gradient_from="noise", **changed) for changed in runs]
     starts = [[row.delta for row in run] for run in (many, *others)]
     assert len({delta for run in starts for delta in run}) == 60
@@ -138,7 +138,8 @@ def test_an_edit_depends_on_row_variant_and_seed_and_not_on_the_batch(models: Mo
     inputs, order = pairs(), np.random.default_rng(0).permutation(12)
     found = made(models, inputs, *recipe).inputs
     assert same(made(models, inputs.take(order), *recipe, batch_size=3).inputs, found.take(order))
-    for changed in ({"variant": 2}, {"seed": 2}):
+    others: list[dict[str, Any]] = [{"variant": 2}, {"seed": 2}]
+    for changed in others:
         assert not same(made(models, inputs, *recipe, **changed).inputs, found)
 
 
@@ -191,7 +192,7 @@ def test_weights_of_a_mixture_follow_the_beta_distribution_and_partners_change_w
     weights = [partner.own_weight for partner in partners]
     assert 0 < min(weights) < max(weights) < 1
     assert kstest(weights, "beta", args=(2, 2)).pvalue > 0.01
-    assert np.float32(weights).tolist() == weights, "as it is stored"
+    assert np.array(weights, dtype=np.float32).tolist() == weights, "as it is stored"
     others = made(models, inputs, "mix", mix_alpha=2.0, variant=2).inputs.partners or []
     assert np.mean([one.example_id == two.example_id for one, two in zip(partners, others, strict=True)]) < 0.1
     assert not {one.own_weight for one in partners} & {two.own_weight for two in others}

@@ -7,7 +7,8 @@ from pipeline.perturbation.inputs import OWN_WEIGHT, mapped, variant_embeddings
 
 WIDTH = 16
 TABLE = torch.randn(65, WIDTH, generator=torch.Generator().manual_seed(0))
-IDS, PARTNERS, WEIGHTS = torch.randint(0, 65, (2, 4, 7)).unbind() + (torch.tensor([0.0, 0.25, 0.875, 1.0]),)
+IDS, PARTNERS = torch.randint(0, 65, (2, 4, 7), generator=torch.Generator().manual_seed(1))
+WEIGHTS = torch.tensor([0.0, 0.25, 0.875, 1.0])
 
 
 def words(ids: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ def plain_ascent(model: SmallModel, row: int, norm: Norm, kind: Kind) -> npt.NDA
     one = slice(row, row + 1)
 
     def gradient(delta: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        asked = torch.tensor(delta[None], dtype=torch.float32, requires_grad=True)
-        (slope,) = torch.autograd.grad(away(model.clean[one], model.of_rows(asked, one), kind).sum(), asked)
+        moved = torch.tensor(delta[None], dtype=torch.float32, requires_grad=True)
+        (slope,) = torch.autograd.grad(away(model.clean[one], model.of_rows(moved, one), kind).sum(), moved)
         return slope[0].double().numpy()
 
     def unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -170,7 +170,9 @@ SEARCHES = st.fixed_dictionaries(
 
 @given(st.integers(0, 1000), SEARCHES, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
 @settings(max_examples=60)
-def test_delta_is_within_epsilon_and_zero_at_tokens_that_are_not_free(seed: int, search: Any, epsilon: float, share: float) -> None:
+def test_delta_is_within_epsilon_and_zero_at_other_than_free_tokens(
+    seed: int, search: Any, epsilon: float, share: float
+) -> None:
     model = SmallModel(seed)
     model.free = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(seed)) < share
     found = model.perturbed(epsilon=epsilon, **search)
