@@ -110,6 +110,7 @@ def train_online(
 
     fit = fine_tune(f"online {task.name}", student.model, TrainDev(rows, dev), Objective(loss, worth), settings.training)
     outcome = write_student(out, sources, student, fit.history)
-    made_from = {"task": task.name, "student": "online", "soft_labels": manifest_hash(soft_labels), "shards": None}
+    made_from = {"task": task.name, "student": "online", "teacher": sources.soft_labels.manifest.key["teacher"]}
+    made_from |= {"soft_labels": manifest_hash(soft_labels), "shards": None}
     write_json(out / LINEAGE_FILE, made_from | {"settings": settings.model_dump(mode="json", exclude_none=True)} | outcome)
     write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})
