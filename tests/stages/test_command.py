@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from pipeline.config.errors import PipelineErrors
-from pipeline.store.files import write_json
+from pipeline.store.files import SKIPPED_FILE, write_json
 from stages import augment, distill, evaluate, export, masked_lm, prepare, soft_label, surrogate, teach
 from stages.command import stage
 from tests.fake_run import params
@@ -77,10 +77,13 @@ def test_what_a_stage_has_not_written_it_does_not_replace(module: ModuleType, tm
     flags = {parameter.opts[0] for parameter in module.main.params}
     given = [text for name in others if f"--{name}" in flags for text in (f"--{name}", str(tmp_path / name))]
     named = ["--task", "tiny"] if "--task" in flags else []
-    found = CliRunner().invoke(module.main, [*given, *named, "--out", str(tmp_path / "mine")])
+    arguments = [*given, *named, "--out", str(tmp_path / "mine")]
+    found = CliRunner().invoke(module.main, arguments)
     assert found.exit_code == 1
     assert "would be replaced as a whole, but it is not empty" in found.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / SKIPPED_FILE)
+    assert "would be replaced" not in CliRunner().invoke(module.main, arguments).stderr
 
 
 @pytest.mark.parametrize("read", ["student", "student/below"])
