@@ -23,7 +23,7 @@ Folders = tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Scores, shards and a teacher without dropout, so that chance has no part in a student."""
+    """Soft labels, shards and a teacher without dropout, so that chance has no part in a student."""
     folder, task = tmp_path_factory.mktemp("still"), make_task()
     teacher = save_teacher(folder / "teacher", task)
     held = json.loads((teacher / "config.json").read_text())
@@ -59,9 +59,11 @@ def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_name
     bad = StudentJob("bad", *made, teacher, student_settings(variant_policy={"worst_of": 5}))
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
-    with pytest.raises(PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*hold 2 variants"):
+    with pytest.raises(
+        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*worst_of: 5 needs more"
+    ):
         train_all([bad, *students], runtime)
-    assert "distill: 4 students, 1 in the store, 2 to train, 1 the same as another\n" in capsys.readouterr().out
+    assert "distill: 4 students, 1 in the store, 2 to train, 1 identical to another\n" in capsys.readouterr().out
     assert not Store(runtime.store_folder).get(bad.key())
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
@@ -85,7 +87,7 @@ def test_soft_labels_that_are_made_again_during_a_training_are_not_named_as_what
 
     monkeypatch.setattr(launch, "train_into", made_again)
     with pytest.raises(
-        PipelineError, match=r"tiny half: teacher, soft_labels or variants were made again meanwhile; run this once"
+        PipelineError, match=r"tiny half: teacher, soft labels or variants changed during the training; run the stage again"
     ):
         obtain(job, runtime_at(tmp_path), tmp_path / "out", tmp_path / "cost.json")
     assert not (tmp_path / "out").exists()
