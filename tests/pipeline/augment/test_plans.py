@@ -70,6 +70,13 @@ def test_variants_are_not_taken_for_soft_labels(made: tuple[Path, Path], teacher
         Augmentation.of(made[1], teacher, augment_settings())
 
 
+def test_a_missing_model_is_named_with_its_option(soft_labels: Path, teacher: Path) -> None:
+    with pytest.raises(PipelineError, match=r"^a recipe contains masked_lm: give .* --masked-lm$"):
+        Augmentation.of(soft_labels, teacher, augment_settings(recipes=[["masked_lm"]]))
+    with pytest.raises(PipelineError, match=r"^gradient_from is surrogate: give .* --surrogate$"):
+        Augmentation.of(soft_labels, teacher, FROM_SURROGATE)
+
+
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
