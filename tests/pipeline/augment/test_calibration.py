@@ -67,7 +67,7 @@ def test_the_epsilon_found_has_the_wanted_effect_on_the_sample(
     assert found_by(job_of(sample, epsilon=found.epsilon, norm=norm), models) == found
 
 
-@pytest.mark.parametrize(("checkpoints", "rows"), [(0, ROWS), (3, ROWS), (3, 2)])
+@pytest.mark.parametrize(("checkpoints", "rows"), [(0, ROWS), (3, ROWS - 1), (3, 2)])
 def test_checkpoints_share_the_sample_and_the_effect_is_the_mean_of_its_rows(
     models: ModelSet, sample: LabelledRows, checkpoints: int, rows: int
 ) -> None:

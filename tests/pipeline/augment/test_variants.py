@@ -188,11 +188,11 @@ def test_a_mixed_row_has_the_label_that_transformers_gives_the_mixture(models: M
 
 def test_weights_of_a_mixture_follow_the_beta_distribution_and_partners_change_with_the_variant(models: ModelSet) -> None:
     inputs = make_inputs(150)
-    partners = made(models, inputs, "mix", mix_alpha=2.0).inputs.partners or []
+    partners = made(models, inputs, "mix", mix_alpha=8.0).inputs.partners or []
     weights = [partner.own_weight for partner in partners]
     assert 0 < min(weights) < max(weights) < 1
-    assert kstest(weights, "beta", args=(2, 2)).pvalue > 0.01
+    assert kstest(weights, "beta", args=(8, 8)).pvalue > 0.01
     assert np.array(weights, dtype=np.float32).tolist() == weights, "as it is stored"
-    others = made(models, inputs, "mix", mix_alpha=2.0, variant=2).inputs.partners or []
+    others = made(models, inputs, "mix", mix_alpha=8.0, variant=2).inputs.partners or []
     assert np.mean([one.example_id == two.example_id for one, two in zip(partners, others, strict=True)]) < 0.1
     assert not {one.own_weight for one in partners} & {two.own_weight for two in others}
