@@ -6,6 +6,7 @@ special tokens; tokenizers append nothing, an end or padding; configurations nam
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ from pipeline.training.teacher import teach
 from tests.architectures import CONFIGURATIONS, VOCABULARY, of_type
 from tests.world import INFERENCE, augment_settings, make_task, runtime_at, student_settings
 
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 TASK = make_task(labels=("low", "middle", "high"))
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<mask>")
 LENGTH = 17
@@ -178,7 +179,7 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     evaluated = in_order(test, logits_of(student, test, pad, 8))
     torch.testing.assert_close(by_transformers(out), evaluated, **TOLERANCE, msg="the student as it was saved")
     served = pipeline("text-classification", str(out), truncation=True)
-    assert [answer["label"] for answer in served(list(TEXTS))] == [TASK.labels[best] for best in evaluated.argmax(dim=1)]
+    assert [found["label"] for found in served(list(TEXTS))] == [TASK.labels[best] for best in evaluated.argmax(dim=1)]
 
     if kind not in EXPORTED:
         return

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.architectures import head_settings
+from pipeline.models.architectures import ENCODERS, head_settings
 from pipeline.models.folder import ModelFolder
-from pipeline.models.forward import logits_from_ids
+from pipeline.models.forward import logits_from_ids, word_embeddings
 from pipeline.models.loading import (
     check_classifier,
     check_label_names,
@@ -41,14 +41,14 @@ LAYERS = "bert.encoder.layer"
 
 @pytest.fixture
 def folder(teacher: Path, tmp_path: Path) -> Path:
-    """A classifier that a test may harm."""
+    """A copy of the classifier that a test may change."""
     return Path(shutil.copytree(teacher, tmp_path / "model"))
 
 
 def test_a_revision_of_a_model_is_loaded_if_one_is_named(hub: Path) -> None:
     save_on_hub(hub, {"main": 0, "v1": 1})
     main, tag, commit = (
-        load_classifier(ModelFolder(name)).get_input_embeddings().weight
+        word_embeddings(load_classifier(ModelFolder(name)))
         for name in ("org/teacher", "org/teacher@v1", f"org/teacher@{1:040x}")
     )
     assert torch.equal(tag, commit)
@@ -62,13 +62,13 @@ def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_ta
     model.save_pretrained(tmp_path / "whole")
     saved = ModelFolder(tmp_path / "whole")
     assert torch.equal(logits_from_ids(load_classifier(saved), batch), logits_from_ids(model, batch))
-    assert saved.embedding_width == model.get_input_embeddings().weight.shape[1]
+    assert saved.embedding_width == model.get_input_embeddings().embedding_dim
     body = AutoModel.from_config(CONFIGURATIONS[kind])
     body.save_pretrained(tmp_path / "body")
     with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
         check_classifier(ModelFolder(tmp_path / "body"), new_head=False)
     headed = load_classifier(ModelFolder(tmp_path / "body"), make_task())
-    assert torch.equal(headed.get_input_embeddings().weight, body.get_input_embeddings().weight)
+    assert torch.equal(word_embeddings(headed), word_embeddings(body))
     assert logits_from_ids(headed, batch).shape == (len(LENGTHS), 2)
 
 
@@ -83,7 +83,7 @@ def test_missing_weights_are_named_in_order_and_a_tied_one_is_not_among_them(tmp
     assert fresh == [*parts, *head]
 
 
-def test_a_classifier_comes_in_float32_for_evaluation_with_the_weights_of_the_file(teacher: Path, tmp_path: Path) -> None:
+def test_a_classifier_is_loaded_in_float32_and_evaluation_mode(teacher: Path, tmp_path: Path) -> None:
     half = load_classifier(ModelFolder(teacher)).half()
     half.save_pretrained(tmp_path)
     loaded = load_classifier(ModelFolder(tmp_path))
@@ -93,7 +93,7 @@ def test_a_classifier_comes_in_float32_for_evaluation_with_the_weights_of_the_fi
         assert torch.equal(loaded.state_dict()[name], weight.float()), name
 
 
-def test_a_new_head_has_no_activation_behind_it(tmp_path: Path) -> None:
+def test_a_new_head_has_no_activation(tmp_path: Path) -> None:
     regression = save_teacher(tmp_path / "regression", make_task("regression"))
     sigmoid, identity = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
     written = {"activation_fn": sigmoid, "version": "5.0"}
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_only_a_pickle_is_not_opened(folder: Path, tmp_path
     assert not (tmp_path / "sprung").exists()
 
 
-def test_code_that_comes_with_a_checkpoint_is_neither_run_nor_copied(folder: Path, tmp_path: Path) -> None:
+def test_code_shipped_with_a_checkpoint_is_neither_run_nor_copied(folder: Path, tmp_path: Path) -> None:
     auto_map = {"AutoModelForSequenceClassification": "modeling.Model", "AutoConfig": "modeling.C"}
     rewrite(folder / "config.json", auto_map=auto_map, custom_pipelines={"x": {"impl": "p.P"}})
     rewrite(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.T", None]})
@@ -157,7 +157,7 @@ def test_weights_that_transformers_ignores_are_an_error_with_their_names(name: s
 
 
 def test_ignored_weights_of_a_body_saved_without_a_prefix_are_an_error(folder: Path, tmp_path: Path) -> None:
-    load_classifier(ModelFolder(folder)).base_model.save_pretrained(tmp_path / "body")
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "body")
     check_classifier(ModelFolder(tmp_path / "body"), new_head=True)
     add_weights(tmp_path / "body", "encoder.layer.0.attention.self.distance_embedding.weight")
     with pytest.raises(PipelineError, match=r"holds 1 weight that transformers does not load \(encoder.layer.0.attention"):
@@ -178,7 +178,7 @@ def test_weights_that_change_no_logit_may_be_ignored(kind: str, names: list[str]
     check_classifier(ModelFolder(tmp_path), new_head)
 
 
-def test_a_classifier_that_lacks_layers_is_not_told_to_name_labels(folder: Path) -> None:
+def test_the_error_about_missing_layers_does_not_mention_labels(folder: Path) -> None:
     rewrite(folder / "config.json", num_hidden_layers=5)
     with pytest.raises(PipelineError, match=r"bert.encoder.layer.4.*; name a checkpoint of this architecture"):
         load_classifier(ModelFolder(folder))
@@ -190,9 +190,11 @@ def test_a_quantised_checkpoint_is_an_error(folder: Path) -> None:
         check_classifier(ModelFolder(folder), new_head=False)
 
 
-def test_a_classifier_is_not_a_masked_language_model(folder: Path) -> None:
-    with pytest.raises(PipelineError, match=r"is not a finished masked language model: it lacks .*cls\.predictions"):
-        load_masked_lm(ModelFolder(folder))
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_classifier_is_not_a_masked_language_model(kind: str, tmp_path: Path) -> None:
+    of_type(kind).save_pretrained(tmp_path)
+    with pytest.raises(PipelineError, match=r"is not a finished masked language model: it lacks weights"):
+        load_masked_lm(ModelFolder(tmp_path), device_map="meta")
 
 
 def test_weights_of_another_shape_are_missing(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_added_tokens_need_an_embedding_unless_they_are_special_and_without_a_ro
         check_vocabulary(with_tokenizer(folder, tokenizer))
 
 
-def test_token_types_without_an_embedding_are_refused_if_the_task_needs_them(folder: Path) -> None:
+def test_token_types_without_an_embedding_are_an_error_if_the_task_needs_them(folder: Path) -> None:
     rewrite(folder / "config.json", type_vocab_size=1)
     check_token_types(with_tokenizer(folder, make_tokenizer()), pair=False)
     check_token_types(with_tokenizer(folder, make_tokenizer(types=False)), pair=True)
@@ -275,7 +277,7 @@ def test_labels_are_named_in_text_and_without_contradiction(
         ({"problem_type": None}, "does not say problem_type: regression, so transformers.pipeline serves its sigmoid"),
     ],
 )
-def test_a_regression_whose_logit_is_not_its_answer_is_refused(
+def test_a_regression_whose_logit_is_not_its_prediction_is_an_error(
     changed: dict[str, Any], sentence: str | None, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert", "id2label": {"0": "value"}, "problem_type": "regression"}')
@@ -307,7 +309,7 @@ def test_a_masked_language_model_needs_the_teachers_tokenizer_with_a_mask_token(
         (("bad", "well", "fine"), "a classifier of as many labels is needed, or teacher.fine_tune: true"),
     ],
 )
-def test_other_labels_than_the_tasks_are_an_error_with_the_remedy(labels: tuple[str, ...], remedy: str, tmp_path: Path) -> None:
+def test_labels_other_than_the_tasks_are_an_error_with_a_remedy(labels: tuple[str, ...], remedy: str, tmp_path: Path) -> None:
     BertConfig(**head_settings(make_task(labels=labels))).save_pretrained(tmp_path)
     model = ModelFolder(tmp_path)
     check_outputs(model, "tiny", "classification", labels)

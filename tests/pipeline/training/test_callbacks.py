@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training import callbacks
 from pipeline.training.callbacks import Progress
 from pipeline.training.order import EpochOrder, StepSharding
 
@@ -33,11 +32,11 @@ def test_a_long_epoch_prints_a_line_every_30_seconds_with_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = SimpleNamespace(global_step=40, max_steps=100, is_world_process_zero=True)
-    monkeypatch.setattr(callbacks.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr("time.monotonic", lambda: 0.0)
     progress = Progress("toy", EpochOrder(np.ones(100, np.int64), 1, 1, 0, StepSharding()))
     progress.on_train_begin(None, state, None)
     for seconds, step, first in ((10.0, 45, True), (31.0, 50, True), (50.0, 60, True), (62.0, 70, True), (500.0, 71, False)):
-        monkeypatch.setattr(callbacks.time, "monotonic", lambda seconds=seconds: seconds)
+        monkeypatch.setattr("time.monotonic", lambda seconds=seconds: seconds)
         state.global_step, state.is_world_process_zero = step, first
         progress.on_step_end(None, state, None)
     assert capsys.readouterr().out.splitlines() == [

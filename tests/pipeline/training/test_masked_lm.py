@@ -19,7 +19,6 @@ from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.models.architectures import ENCODERS
 from pipeline.models.folder import ModelFolder
 from pipeline.training.masked_lm import (
-    IGNORED,
     MaskedLMFacts,
     MaskedRows,
     check_masked_lm,
@@ -29,7 +28,7 @@ from pipeline.training.masked_lm import (
     prepare_masked_lm,
 )
 from pipeline.training.order import MicroBatch
-from pipeline.training.trainer import HISTORY_FILE
+from pipeline.training.trainer import HISTORY_FILE, IGNORED
 from tests.architectures import WITH_TOKEN_TYPES, of_type
 from tests.world import (
     MASKED_LM,
@@ -131,7 +130,7 @@ def configured(**changed: int) -> Callable[[Path], None]:
 
 
 def as_bart(folder: Path) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "d_model": 16,
         "encoder_attention_heads": 2,
         "decoder_attention_heads": 2,
@@ -142,7 +141,7 @@ def as_bart(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "fine_tune", "sentence"),
+    ("damage", "fine_tune", "sentence"),
     [
         (with_more_tokens, True, r"masked language model .*/model has another tokenizer"),
         (as_bart, False, r"model is a 'bart' model, which fills no masks here; supported are albert"),
@@ -152,11 +151,11 @@ def as_bart(folder: Path) -> None:
         (configured(), False, r"not a finished masked language model: .*or train this one: masked_lm\.fine_tune: true"),
     ],
 )
-def test_a_model_that_cannot_serve_is_refused(
-    harm: Callable[[Path], None], fine_tune: bool, sentence: str, encoder: Path, tmp_path: Path
+def test_a_model_that_cannot_be_the_masked_language_model_is_an_error(
+    damage: Callable[[Path], None], fine_tune: bool, sentence: str, encoder: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(encoder, tmp_path / "model"))
-    harm(model)
+    damage(model)
     with pytest.raises(PipelineError, match=sentence):
         check_masked_lm(ModelFolder(model), ModelFolder(encoder), fine_tune, MAX_LENGTH)
 
@@ -193,21 +192,21 @@ def at(rows: list[int], epoch: int = 0) -> MicroBatch:
     return MicroBatch(np.array(rows), epoch, 0.0, 1.0)
 
 
-def test_a_batch_shows_every_token_that_is_not_to_be_guessed_and_labels_those_it_hides(pairs: Path) -> None:
+def test_a_batch_labels_the_hidden_tokens_and_shows_all_others(pairs: Path) -> None:
     tokenizer, rows = make_tokenizer(), rows_of(pairs)
     batch = rows.batch(at([5, 0, 7]))
-    asked = batch["labels"] != IGNORED
+    guessed = batch["labels"] != IGNORED
     for place, row in enumerate((5, 0, 7)):
         whole = torch.tensor(rows.input_ids[row])
-        assert torch.where(asked, batch["labels"], batch["input_ids"])[place, : len(whole)].equal(whole)
+        assert torch.where(guessed, batch["labels"], batch["input_ids"])[place, : len(whole)].equal(whole)
         assert batch["attention_mask"][place].sum() == len(whole)
-        assert not asked[place, len(whole) :].any()
+        assert not guessed[place, len(whole) :].any()
         separators = (whole == tokenizer.sep_token_id).long()
         assert batch["token_type_ids"][place, : len(whole)].equal(separators.cumsum(0) - separators)
-    assert not torch.isin(batch["labels"][asked], torch.tensor(tokenizer.all_special_ids)).any()
+    assert not torch.isin(batch["labels"][guessed], torch.tensor(tokenizer.all_special_ids)).any()
 
 
-def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(pairs: Path) -> None:
+def test_max_rows_samples_by_id_and_keeps_the_order(pairs: Path) -> None:
     every, some, fewer, other = (
         rows_of(pairs, max_rows=rows, seed=seed) for rows, seed in ((None, 1), (50, 1), (20, 1), (50, 2))
     )
@@ -216,7 +215,7 @@ def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(pair
     assert some.example_ids == sorted(some.example_ids)
 
 
-def test_a_token_that_the_model_does_not_know_is_not_drawn(pairs: Path) -> None:
+def test_a_token_without_an_embedding_is_not_drawn(pairs: Path) -> None:
     """A tokenizer may name tokens that were added and occur in no text."""
     tokenizer, known = make_tokenizer(), len(make_tokenizer())
     tokenizer.add_tokens([f"added{number}" for number in range(known)])
@@ -224,18 +223,18 @@ def test_a_token_that_the_model_does_not_know_is_not_drawn(pairs: Path) -> None:
     assert int(rows.batch(at(list(range(ROWS))))["input_ids"].max()) < known
 
 
-def test_the_shares_are_those_of_bert(pairs: Path) -> None:
+def test_masked_replaced_and_kept_shares_are_those_of_bert(pairs: Path) -> None:
     rows, tokenizer = rows_of(pairs, mlm_probability=0.3), make_tokenizer()
     batches = [rows.batch(at(list(range(ROWS)), epoch)) for epoch in range(3)]
     shown, labels = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("input_ids", "labels"))
-    asked = labels != IGNORED
+    guessed = labels != IGNORED
     ordinary = sum(int((~np.isin(ids, tokenizer.all_special_ids)).sum()) for ids in rows.input_ids) * 3
-    assert int(asked.sum()) / ordinary == pytest.approx(0.3, abs=0.02)
-    hidden = shown[asked] == tokenizer.mask_token_id
+    assert int(guessed.sum()) / ordinary == pytest.approx(0.3, abs=0.02)
+    hidden = shown[guessed] == tokenizer.mask_token_id
     assert float(hidden.float().mean()) == pytest.approx(0.8, abs=0.02)
-    same = shown[asked] == labels[asked]
+    same = shown[guessed] == labels[guessed]
     assert float(same.float().mean()) == pytest.approx(0.1, abs=0.02)
-    others = shown[asked][~hidden & ~same]
+    others = shown[guessed][~hidden & ~same]
     assert len(others.unique()) > 10, "another token is drawn from the whole vocabulary"
     assert not torch.isin(others, torch.tensor(tokenizer.all_special_ids)).any()
 
@@ -253,7 +252,7 @@ def test_what_is_masked_is_a_function_of_seed_example_and_epoch(pairs: Path) -> 
         assert not other["input_ids"].equal(alone["input_ids"])
 
 
-def test_the_loss_is_the_cross_entropy_of_the_masked_tokens_as_transformers_has_it(pairs: Path, tmp_path: Path) -> None:
+def test_the_loss_is_transformers_cross_entropy_of_the_masked_tokens(pairs: Path, tmp_path: Path) -> None:
     model = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval()
     batch = rows_of(pairs).batch(at([0, 1, 2, 3]))
     found = loss_of(model, batch)
@@ -263,7 +262,7 @@ def test_the_loss_is_the_cross_entropy_of_the_masked_tokens_as_transformers_has_
         torch.testing.assert_close(found[row], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_text_without_words_costs_nothing_and_breaks_nothing(tmp_path: Path) -> None:
+def test_a_text_without_words_has_no_loss(tmp_path: Path) -> None:
     model, tokenizer = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval(), ModelFolder(tmp_path).tokenizer
     ids = [np.array(tokenizer(text)["input_ids"]) for text in ("", "")]
     special = np.array(sorted(tokenizer.all_special_ids))

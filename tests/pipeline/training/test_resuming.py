@@ -97,7 +97,7 @@ def test_a_killed_stage_resumes_and_makes_the_same_bytes_and_a_finished_one_is_f
     assert not list((tmp_path / "store").glob(".unfinished-*")), "no checkpoints are left of what is finished"
 
 
-def test_a_training_with_other_settings_begins_anew(
+def test_a_training_with_other_settings_does_not_resume(
     run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed_after(2, monkeypatch, lambda: run("teach", tmp_path / "tiny"))
@@ -119,7 +119,7 @@ def test_a_stage_that_no_recipe_needs_writes_only_a_note(
     assert [path.name for path in out.iterdir()] == [file]
 
 
-def test_the_key_names_files_model_and_tokenizer_but_not_their_place(prepared: Path, tmp_path: Path) -> None:
+def test_the_key_depends_on_files_model_and_tokenizer_but_not_on_their_folders(prepared: Path, tmp_path: Path) -> None:
     one, same, other = (save_teacher(tmp_path / str(n), make_task(), seed) for n, seed in enumerate((1, 1, 2)))
     retokenised = save_teacher(tmp_path / "retokenised", make_task(), 1)
     make_tokenizer(types=False).save_pretrained(retokenised)
