@@ -67,7 +67,7 @@ class Stage:
             self._process = subprocess.Popen(
                 [sys.executable, *(program or ("-m", "stages.augment")), *self.arguments],
                 cwd=self._folder,
-                env=inherited | {"PYTHONPATH": paths} | (environment or {}),
+                env=inherited | {"PYTHONPATH": paths} | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=limit,
@@ -155,7 +155,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 def lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -16,6 +16,7 @@ from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
+from pipeline.augment.workers import PIECE_BYTES
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards
@@ -76,12 +77,11 @@ def remote(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A worker that sees neither the store nor the same weights; Ray has a place for another."""
     folder = Path(shutil.copytree(teacher, tmp_path_factory.mktemp("unshared") / "teacher"))
     (folder / "empty.txt").touch()
-    hash_here = cluster.sha256_of
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setattr(cluster, "probe_file", seen_by_nobody)
-        patch.setattr(cluster, "sha256_of", lambda path: "other weights" if path.suffix == ".safetensors" else hash_here(path))
+        patch.setattr(cluster, "sha256_of", lambda path: "other weights" if path.suffix == ".safetensors" else sha256_of(path))
         with unshared(folder, folder.parent, places=2) as one:
             list(one.run([Looking()]))
             patch.setattr(one, "_runtime", runtime_at(folder.parent, workers=1))
@@ -96,7 +96,8 @@ def unshared(teacher: Path, folder: Path, places: int = 1) -> Cluster:
 
 def own_folder(done: Done) -> Path:
     """Of the worker that ran ``Looking``."""
-    return next(folder for folder in done.result[0].parents if folder.name.startswith("augment-worker-"))
+    used: Path = done.result[0]
+    return next(folder for folder in used.parents if folder.name.startswith("augment-worker-"))
 
 
 @pytest.fixture
@@ -129,10 +130,10 @@ def test_shards_are_sent_in_pieces_and_deleted_in_the_worker(
             pieces.append(len(value))
         return value
 
-    monkeypatch.setattr(cluster.ray, "get", counting)
-    large = 2 * cluster.PIECE_BYTES + 5
+    monkeypatch.setattr(ray, "get", counting)
+    large = 2 * PIECE_BYTES + 5
     done = [done for _, done in remote.run([Writing(1, large), Writing(2, large)])]
-    assert pieces == [cluster.PIECE_BYTES, cluster.PIECE_BYTES, 5] * 2
+    assert pieces == [PIECE_BYTES, PIECE_BYTES, 5] * 2
     used, *left = done[1].notes
     assert Path(used) != store.folder
     assert left == [], "the first shard was deleted before the second was written"
@@ -163,7 +164,7 @@ def test_a_piece_lost_with_its_node_gives_the_job_to_another_worker(
         return value
 
     monkeypatch.setattr(cluster, "PIECE_BYTES", 10_000)  # of the models sent to the new worker
-    monkeypatch.setattr(cluster.ray, "get", losing)
+    monkeypatch.setattr(ray, "get", losing)
     ((_, done),) = remote.run([Writing(3, 100)])
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
     assert found(store, done.result.key) == done.result
@@ -176,7 +177,7 @@ def test_a_shard_damaged_on_its_way_is_refused(
     remote: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the running Ray
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     with (
         unshared(teacher, tmp_path) as another,
         pytest.raises(PipelineError, match=r"^writing 1 failed: the shard received from its worker is damaged"),

@@ -16,9 +16,10 @@ import torch
 from ray.exceptions import WorkerCrashedError
 
 from pipeline.augment import cluster
-from pipeline.augment.cluster import Cluster, Worker
+from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders, ModelSet
+from pipeline.augment.workers import Worker
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import RuntimeSettings
 from pipeline.store.keys import BUILD, Build
@@ -133,11 +134,11 @@ def test_a_job_that_kills_several_workers_fails(running: Cluster, tmp_path: Path
 @contextmanager
 def without_ray(promised: list[Any], kept: Any = None, resources: dict[str, float] | None = None) -> Iterator[Mock]:
     """Ray replaced by mocks: the promises that are ready, and the value of each."""
-    waited = {"wait": lambda *_, **__: (promised, []), "get": Mock(side_effect=[kept] * 9)}
     with (
-        patch.multiple(cluster.ray, shutdown=DEFAULT, cluster_resources=lambda: resources or {}, **waited),
+        patch.multiple(ray, shutdown=DEFAULT, cluster_resources=lambda: resources or {}),
+        patch.multiple(ray, wait=lambda *_, **__: (promised, []), get=Mock(side_effect=[kept] * 9)),
         patch.object(cluster, "join_ray"),
-        patch.object(cluster.ray, "remote") as remote,
+        patch.object(ray, "remote") as remote,
     ):
         yield remote
 

@@ -148,7 +148,12 @@ def test_more_than_max_bytes_is_refused_before_anything_is_computed(
 ) -> None:
     started: list[str] = []
     run = ThisProcess.run
-    monkeypatch.setattr(ThisProcess, "run", lambda self, jobs: started.extend(job.name for job in jobs) or run(self, jobs))
+
+    def noted(workers: ThisProcess, jobs: Any) -> Iterator[Any]:
+        started.extend(job.name for job in jobs)
+        return run(workers, jobs)
+
+    monkeypatch.setattr(ThisProcess, "run", noted)
     settings = augment_settings({"epsilon": {"divergence": 0.1}})
     plan = Augmentation.of(soft_labels, teacher, settings)
     needed = augment_estimate(plan, runtime_at(tmp_path)).bytes

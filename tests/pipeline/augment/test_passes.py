@@ -25,6 +25,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.shards.manifest import SHARD_FILE, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
+from pipeline.shards.writer import write_shard
 from pipeline.store.keys import key_hash
 from pipeline.store.store import RECEIPT, Store
 from tests.running import unsynced
@@ -387,7 +388,6 @@ def test_a_full_store_is_an_error_with_the_shard_and_the_next_run_resumes(
     once: World, world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     shutil.copytree(once.soft_labels, world.soft_labels)
-    write_shard = variants.write_shard
 
     def full_at_the_end(*arguments: Any) -> Any:
         with monkeypatch.context() as inner:
@@ -402,7 +402,7 @@ def test_a_full_store_is_an_error_with_the_shard_and_the_next_run_resumes(
         sentence = rf"^variant 1, partition 0 failed: cannot write to the store {world.store.folder}: No space left on device$"
         with pytest.raises(PipelineError, match=sentence):
             world.augment()
-    assert left_over(world.folder) == shards_in(world.store.folder) == []
+    assert (left_over(world.folder), shards_in(world.store.folder)) == ([], [])
     assert not world.shards.exists()
     assert world.computed() == []
     assert [name_of(entry) for entry in world.augment().shards] == world.computed()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from pipeline.augment.batches import Inputs
 from pipeline.augment.candidates import MaskedLM
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation, soft_label_jobs
@@ -143,8 +144,13 @@ def test_candidates_are_computed_once_for_all_variants_and_again_only_with_other
     soft_labels: Path, teacher: Path, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    look_up = MaskedLM.candidates
-    monkeypatch.setattr(MaskedLM, "candidates", lambda model, inputs: asked.append(len(inputs)) or look_up(model, inputs))
+    candidates = MaskedLM.candidates
+
+    def noted(model: MaskedLM, inputs: Inputs) -> Any:
+        asked.append(len(inputs))
+        return candidates(model, inputs)
+
+    monkeypatch.setattr(MaskedLM, "candidates", noted)
     model, found = save_masked_lm(tmp_path / "words"), []
     for changed, rows in (({}, 60), ({"replace": 0.9}, 0), ({"candidates": 3}, 60)):
         recipes = [["masked_lm"], ["masked_lm", "perturb"], ["perturb"]]

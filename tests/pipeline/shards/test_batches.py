@@ -136,7 +136,7 @@ def check_equal(found: Batch, wanted: Batch) -> None:
     """Bit by bit, and of the same types."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
 @given(positions=positions_of)

@@ -175,11 +175,12 @@ def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) ->
 
 
 def test_lists_keep_the_type_of_their_column_however_few_rows_are_asked_for(variants: Rows) -> None:
-    kinds = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
+    kinds: dict[str, Any] = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
     for name, kind in kinds.items():
         for positions in (np.zeros(0, dtype=np.int64), np.array([20]), np.arange(27)):
             found = variants.lists_at(name, positions)
-            assert (found.values.dtype, found.lengths.dtype) == (kind, np.int64), (name, positions)
+            assert found.values.dtype == kind, (name, positions)
+            assert found.lengths.dtype == np.int64
 
 
 def test_slices_of_a_table_have_only_their_rows(tmp_path: Path) -> None:
@@ -198,7 +199,8 @@ def test_lists_are_padded_on_the_right(lists: list[list[int]], longer: int, fill
     longest = max(map(len, lists), default=0) + longer
     held = Lists(np.array([value for one in lists for value in one], np.int32), np.array([len(one) for one in lists], np.int64))
     padded, inside = held.padded(fill, longest, np.int64), held.inside(longest)
-    assert (padded.shape, padded.dtype) == ((len(lists), longest), np.int64)
+    assert padded.shape == (len(lists), longest)
+    assert padded.dtype == np.int64
     assert padded.tolist() == [one + [fill] * (longest - len(one)) for one in lists]
     assert inside.tolist() == [[True] * len(one) + [False] * (longest - len(one)) for one in lists]
 
