@@ -1,0 +1,35 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config.settings import SurrogateSettings
+from tests.world import STUDENT, student_settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initial_weights": "random"}, "perturbations do not fit random embeddings; set variant_policy: none or"),
+        ({"variant_policy": "none", "loss": {"soft_labels": 0.0}}, "without variants loss.labels or loss.soft_labels must be"),
+        ({"initial_weights": {"checkpoint": 3}}, "checkpoint"),
+        ({"variant_policy": {"worst_of": 1}}, "worst_of"),
+        ({"depth": 0.5, "num_hidden_layers": 2}, "set only one of depth, num_hidden_layers and teacher_layers"),
+        ({"width": 0.5, "hidden_size": 16}, "set either width, or hidden_size with num_attention_heads and intermediate_size"),
+    ],
+)
+def test_a_student_that_cannot_be_trained_is_rejected_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        student_settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initial_weights": "random", "variant_policy": "none"}, "do not fit random ones; set initial_weights: teacher"),
+        ({"loss": STUDENT["loss"] | {"soft_labels": 0.0}}, "a surrogate trains on clean inputs, so loss.labels or"),
+    ],
+)
+def test_a_surrogate_that_cannot_be_trained_is_rejected_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        SurrogateSettings.model_validate(STUDENT | {"checkpoints": 2} | changes)
