@@ -90,7 +90,7 @@ def write(folder: Path, parts: Parts, checkpoints: int = CHECKPOINTS) -> Shards:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
-    """Soft labels, and variants of which every one lies in another order and in other partitions than the soft_labels."""
+    """Soft labels, and variants of which every one lies in another order and in other partitions than the soft labels."""
     folder, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     variants: Parts = {}
     for variant in range(1, VARIANTS + 1):
@@ -123,7 +123,7 @@ def steps_of_epoch(
 
 
 def clean_in(batch: Batch) -> list[int]:
-    """The examples whose clean inputs a batch holds, by what is written into ids and soft_labels alike."""
+    """The examples whose clean inputs a batch holds, by what is written into ids and logits alike."""
     numbers: list[int] = batch["input_ids"][:, 0].tolist()
     assert batch["teacher_logits"].tolist() == [[number, 0.0] for number in numbers]
     assert (batch["input_ids"][:, 1:] == 0).all(), "they are of variant 0, or padding"

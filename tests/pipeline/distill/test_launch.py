@@ -12,6 +12,7 @@ from pipeline.distill import launch
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
+from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.store.keys import BUILD, Build
@@ -40,7 +41,9 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
     for trainers in (1, 2):
         runtime = runtime_at(tmp_path / str(trainers)).model_copy(update={"world_size": trainers})
         obtain(job, runtime, tmp_path / f"{trainers}-out", tmp_path / f"{trainers}.json")
-        found[trainers] = logits_of(load_classifier(tmp_path / f"{trainers}-out"), Shards(still[0]).rows("train", 0), 0, 8)
+        found[trainers] = logits_of(
+            load_classifier(ModelFolder(tmp_path / f"{trainers}-out")), Shards(still[0]).rows("train", 0), 0, 8
+        )
     np.testing.assert_allclose(found[2], found[1], atol=2e-3)
     assert np.abs(found[1]).max() > 0.1, "the answers are no small numbers"
     histories = [np.loadtxt(tmp_path / f"{n}-out" / "history.csv", delimiter=",", skiprows=1) for n in (1, 2)]
@@ -99,9 +102,7 @@ def test_a_process_with_other_libraries_trains_no_student(
 ) -> None:
     monkeypatch.setattr(launch, "BUILD", Build(BUILD.sources, {**BUILD.libraries, "torch": "2.0.0"}))
     job = StudentJob("half", *made, teacher, student_settings(num_hidden_layers=1))
-    with pytest.raises(
-        PipelineError, match=r"half \(soft_labels\): .*a worker computes with other sources or libraries .*: torch "
-    ):
+    with pytest.raises(PipelineError, match=r"half \(soft_labels\): .*a worker uses other sources or libraries .*: torch "):
         train_all([job], runtime_at(tmp_path, workers=1))
     assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
 
@@ -109,7 +110,7 @@ def test_a_process_with_other_libraries_trains_no_student(
 def test_what_does_not_belong_together_is_refused_before_ray_is_started(
     made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_train_together", lambda *_: pytest.fail("Ray would be started"))
+    monkeypatch.setattr("pipeline.training.ray_session.join_ray", lambda *_, **__: pytest.fail("Ray would be started"))
     shards = shutil.copytree(made[1], tmp_path / "shards")
     next(shards.glob("*.arrow")).unlink()
     runtime = runtime_at(tmp_path).model_copy(update={"world_size": 2})

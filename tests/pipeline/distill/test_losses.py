@@ -48,7 +48,7 @@ RECIPES = [[["perturb"]], [["mask", "perturb"]], [["delete", "perturb"], ["mix"]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "pair"])
 def kin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A teacher of single texts or of pairs, and its soft_labels."""
+    """A teacher of single texts or of pairs, and its soft labels."""
     folder, task = tmp_path_factory.mktemp("kin"), make_task(pair=request.param)
     teacher = save_teacher(folder / "teacher", task)
     soft_label(save_prepared(folder / "prepared", task, COUNTS), teacher, INFERENCE, runtime_at(folder), folder / "soft_labels")
