@@ -21,16 +21,15 @@ from transformers import AutoConfig, AutoModelForMaskedLM, set_seed
 from benchmarks.memory import memory_figures
 from benchmarks.timing import Figure, medians, print_table, timed
 from benchmarks.worlds import BATCH_ROWS, EPSILON, first_rows, inference_of, runtime_of, settings_of
-from pipeline.augment.partition import places
+from pipeline.augment.jobs import places
 from pipeline.augment.passes import open_workers, soft_label
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet
-from pipeline.augment.variant_jobs import read_labelled
-from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
+from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant, read_labelled
 from pipeline.config.settings import CodecName, Precision, RuntimeSettings
 from pipeline.corpus.encoding import Batch, encode, length_buckets, ordinary_tokens
-from pipeline.models.folder import load_tokenizer
-from pipeline.models.outputs import divergence
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import divergence
 from pipeline.perturbation.search import scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.store.store import Store
@@ -59,7 +58,7 @@ class World:
     def labelled(self) -> list[LabelledRows]:
         """The rows of each partition."""
         plan = Augmentation.of(self.soft_labels, self.teacher, settings_of())
-        return [read_labelled(job.soft_labels)[0] for job in plan.jobs(EPSILON, Store(self.folder))]
+        return [read_labelled(plan.source.rows_of(entry)) for entry in plan.entries()]
 
 
 def bare_loop(teacher: FrozenTeacher, labelled: list[LabelledRows], batch_rows: int = BATCH_ROWS) -> None:
@@ -107,7 +106,7 @@ def ready_batches(teacher: FrozenTeacher, labelled: list[LabelledRows]) -> list[
 
 def loop_figures(world: World, rounds: int) -> tuple[list[Figure], float]:
     """The bare loop beside its arithmetic; also the loop's rows a second."""
-    teacher, labelled = FrozenTeacher(world.teacher), world.labelled()
+    teacher, labelled = FrozenTeacher(ModelFolder(world.teacher)), world.labelled()
     batches = ready_batches(teacher, labelled)
     work: dict[str, Callable[[], object]] = {
         "loop": partial(bare_loop, teacher, labelled),
@@ -130,12 +129,12 @@ def stage_seconds(world: World, workers: int) -> float:
         warm, rest = jobs[: max(workers, 1)], jobs[max(workers, 1) :]
         list(opened.run(warm))
         seconds = timed(lambda: list(opened.run(rest)))
-    return seconds / sum(job.soft_labels.entry.receipt.rows for job in rest)
+    return seconds / sum(job.rows for job in rest)
 
 
 def stage_figures(world: World, rounds: int) -> list[Figure]:
     """The stage on one and two workers of one thread beside the bare loop, in turns."""
-    teacher, labelled = FrozenTeacher(world.teacher), world.labelled()
+    teacher, labelled = FrozenTeacher(ModelFolder(world.teacher)), world.labelled()
     rows = sum(len(part.inputs) for part in labelled)
     found: dict[str, list[float]] = {"loop": [], "one": [], "two": []}
     for number in range(rounds):
@@ -163,7 +162,7 @@ def fresh(world: World, workers: int) -> None:
 
 def padding_figures(world: World, prepared: Path) -> list[Figure]:
     """Tokens computed ÷ real tokens, partitions and batches as in the default run."""
-    tokenizer = load_tokenizer(world.teacher)
+    tokenizer = ModelFolder(world.teacher).tokenizer
     texts = pq.read_table(prepared / "train.parquet").column("text_a").to_pylist()
     runs = [slice(place.start, place.stop) for place in places(prepared, "train", 256)]
     found = []
@@ -191,7 +190,7 @@ def codec_figures(world: World) -> list[Figure]:
         found.append(Figure(f"{codec}_kept", kept, f"divergence of the decoded δ ÷ of δ in float16, {norm}", ("≥", bar)))
     made = variants_of(world, "sign", "linf")
     bits = sum(8 * len(label.delta or b"") + 32 * len(label.delta_scale or ()) for label in made)
-    elements = sum(len(label.delta_scale or ()) for label in made) * FrozenTeacher(world.teacher).width
+    elements = sum(len(label.delta_scale or ()) for label in made) * FrozenTeacher(ModelFolder(world.teacher)).width
     return [Figure("sign_bits", bits / elements, "stored bits an element, scales included", ("≤", 1.1)), *found]
 
 
@@ -211,7 +210,7 @@ def text_edit_figures(world: World, rounds: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         set_seed(0)
         AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-        load_tokenizer(world.teacher).save_pretrained(folder)
+        ModelFolder(world.teacher).tokenizer.save_pretrained(folder)
         edits = settings_of(recipes=[["masked_lm"]])
         models = ModelSet(ModelFolders(world.teacher, None, Path(folder), edits), "float32")
         part = world.labelled()[0].take(np.arange(min(64, len(world.labelled()[0].inputs))))

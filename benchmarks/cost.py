@@ -43,6 +43,7 @@ from pipeline.corpus.encoding import Batch
 from pipeline.distill.dataset import Examples
 from pipeline.distill.losses import StudentLoss
 from pipeline.distill.student import Student, make_student
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.reader import Shards
 from pipeline.training.order import MicroBatch
 from stages.command import params_option, stage
@@ -96,7 +97,7 @@ def bare_pace(world: World, made: StageOne) -> Pace:
     """Of the second epoch by the least loop on ready batches."""
     settings, task = world.student(2), Shards(made.soft_labels).manifest.task
     batches = varied_batches(world, made, 2, epoch=1)
-    student = make_student(world.teacher, settings, settings.training.seed)
+    student = make_student(ModelFolder(world.teacher), settings, settings.training.seed)
     loop = Loop(student.model, settings.training, 2 * len(batches))
     return Pace(0.0, timed(lambda: loop.run(batches, BareLoss(student, settings, task.kind))))
 
@@ -214,7 +215,7 @@ def composition_figures(world: World, made: StageOne, costs: Costs, epochs: int 
 def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
     """A step of every use of perturbations beside one from soft labels alone, reading the shards included."""
     usual = world.student(1)
-    student = make_student(world.teacher, usual, usual.training.seed)
+    student = make_student(ModelFolder(world.teacher), usual, usual.training.seed)
     loop = Loop(student.model, usual.training, 1)  # the learning rate is 0 after a step, so all uses meet the same student
     steps = {key: step_of(made, student, world.student(1, **changed)) for key, (changed, _) in USES.items()}
     work: dict[str, Callable[[], object]] = {

@@ -11,7 +11,7 @@ import click
 
 from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import first_rows
-from pipeline.augment.partition import places
+from pipeline.augment.jobs import places
 from pipeline.corpus.seeding import seed_of
 from pipeline.store.keys import sha256_of
 from stages.command import stage

@@ -22,8 +22,7 @@ from benchmarks.timing import Figure, medians, print_table
 from benchmarks.worlds import EPSILON, settings_of
 from pipeline.augment.batches import Inputs
 from pipeline.augment.teacher import ModelFolders, ModelSet
-from pipeline.augment.variant_jobs import VariantWork
-from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
+from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant, write_variant
 from pipeline.config.settings import Precision
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
@@ -67,7 +66,7 @@ def random_rows(models: ModelSet, rows: int, tokens: int, vocabulary: int, batch
     ids = generator.integers(len(SPECIAL), vocabulary, (rows, tokens)).astype(np.int32)
     ids[:, 0], ids[:, -1] = 2, 3
     inputs = Inputs([f"row{n}" for n in range(rows)], list(ids), list(np.zeros((rows, tokens), dtype=np.int8)))
-    return LabelledRows(inputs, models.teacher.logits(inputs, models.batches, batch_rows))
+    return LabelledRows(inputs, models.teacher.logits(inputs, models.batches, batch_rows), [None] * rows)
 
 
 def flops_a_row(size: str, tokens: int) -> float:
@@ -92,14 +91,12 @@ def figures_of(folder: Path, size: str, precision: Precision, rows: int, tokens:
     settings = settings_of(inference={"batch_size": batch_rows, "precision": precision})
     labelled = random_rows(models, rows, tokens, SIZES[size][4], batch_rows)
     spec = VariantSpec(1, settings, EPSILON, None)
-    labels: list[float | int | None] = [None] * rows
-    work = VariantWork(labelled, labels, None, spec, {"benchmark": 1})
     loop = partial(bare_loop, models.teacher, [labelled], batch_rows)
     seconds = medians(
         {
             "loop": loop,
             "make": lambda: make_variant(models, labelled, None, spec),
-            "stage": lambda: work.run(models, Store(folder / "store")),
+            "stage": lambda: write_variant(spec, {"benchmark": 1}, labelled, None, models, Store(folder / "store")),
         },
         3,
     )

@@ -13,6 +13,7 @@ import click
 from benchmarks.timing import Figure
 from benchmarks.worlds import first_rows, inference_of, runtime_of, settings_of, small_teacher
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.corpus.task import Task
 from pipeline.shards.reader import Shards
 from stages.command import stage
@@ -52,7 +53,7 @@ def run_for_memory(prepared: Path, tokenizer_of: Path, rows: int) -> None:
         before = peak_kilobytes()
         runtime = runtime_of(folder / "store")
         soft_label(subset, teacher, inference_of(), runtime, folder / "soft_labels")
-        augment(folder / "soft_labels", teacher, settings_of(), runtime, folder / "shards")
+        augment(Augmentation.of(folder / "soft_labels", teacher, settings_of()), runtime, folder / "shards")
         rows_there = sum(entry.receipt.rows for entry in Shards(folder / "shards").manifest.shards)
         assert rows_there == rows, "every row was perturbed"
         print(peak_kilobytes(), before)

@@ -33,8 +33,9 @@ from pipeline.distill.dataset import Examples, Variants
 from pipeline.distill.losses import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.reader import Shards
-from pipeline.training.callbacks import EpochBoundaries, RunOptions
+from pipeline.training.callbacks import Progress, RunOptions
 from pipeline.training.order import EpochOrder, StepSharding, TrainDataset, train_loader
 from pipeline.training.trainer import Fit
 from stages.command import params_option, stage
@@ -119,7 +120,7 @@ class Watch:
 def watched() -> Iterator[Watch]:
     """Watch the trainings of this process that read between their steps."""
     watch = Watch()
-    get, begin, end = TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end
+    get, begin, end = TrainDataset.__getitems__, Progress.on_epoch_begin, Progress.on_epoch_end
 
     def timed_get(self: TrainDataset, piece: Any) -> Batch:
         asked = time.perf_counter()
@@ -127,11 +128,11 @@ def watched() -> Iterator[Watch]:
         watch.waited += time.perf_counter() - asked
         return batch
 
-    def timed_begin(self: EpochBoundaries, *facts: Any, **named: Any) -> None:
+    def timed_begin(self: Progress, *facts: Any, **named: Any) -> None:
         begin(self, *facts, **named)
         watch.began = time.perf_counter()
 
-    def timed_end(self: EpochBoundaries, *facts: Any, **named: Any) -> None:
+    def timed_end(self: Progress, *facts: Any, **named: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         watch.stepped += time.perf_counter() - watch.began
@@ -139,8 +140,8 @@ def watched() -> Iterator[Watch]:
 
     with (
         mock.patch.object(TrainDataset, "__getitems__", timed_get),
-        mock.patch.object(EpochBoundaries, "on_epoch_begin", timed_begin),
-        mock.patch.object(EpochBoundaries, "on_epoch_end", timed_end),
+        mock.patch.object(Progress, "on_epoch_begin", timed_begin),
+        mock.patch.object(Progress, "on_epoch_end", timed_end),
     ):
         yield watch
 
@@ -258,7 +259,7 @@ def main(
     soft_labels: Path, shards: Path, teacher: Path, params: Path, steps: int, rounds: int, memory_rows: int, target: Path | None
 ) -> None:
     """Measure the reader of shards on this machine; close other programs first."""
-    sources, settings = Sources.open(teacher, soft_labels, shards), half_depth(params, teacher)
+    sources, settings = Sources.open(ModelFolder(teacher), soft_labels, shards), half_depth(params, teacher)
     assert sources.variants is not None, "they are opened"
     figures = [*reader_figures(sources, settings, steps, rounds), *training_figures(sources, settings)]
     with tempfile.TemporaryDirectory() as name:

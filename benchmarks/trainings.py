@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, get_scheduler
 from benchmarks.timing import timed
 from benchmarks.worlds import EPSILON, first_rows, runtime_of
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import FrozenTeacher
 from pipeline.config import params as config
 from pipeline.config.corpus import Kind
@@ -32,6 +33,7 @@ from pipeline.distill.dataset import VARIANT, Examples, Variants
 from pipeline.distill.losses import clean_loss, imitation_loss
 from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
 from pipeline.perturbation.inputs import mapped
 from pipeline.perturbation.search import Search, perturb, scaled_epsilon
@@ -128,7 +130,7 @@ class World:
         runtime = runtime_of(folder / "store")
         soft_labels, shards, settings = folder / "soft_labels", folder / "shards", self.needs.augment
         first = timed(lambda: soft_label(self.prepared, self.teacher, settings.inference, runtime, soft_labels))
-        second = timed(lambda: augment(soft_labels, self.teacher, settings, runtime, shards))
+        second = timed(lambda: augment(Augmentation.of(soft_labels, self.teacher, settings), runtime, shards))
         return StageOne(soft_labels, shards, first, second)
 
     def student(self, epochs: int, **changed: Any) -> StudentSettings:
@@ -277,7 +279,7 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
         ends.append(time.perf_counter())
 
     with mock.patch.object(Checkpoints, "on_save", timed_save):
-        sources, settings = Sources.open(world.teacher, made.soft_labels, made.shards), world.student(epochs)
+        sources, settings = Sources.open(ModelFolder(world.teacher), made.soft_labels, made.shards), world.student(epochs)
         student, fit = train("offline", sources, settings, RunOptions(folder / "checkpoints"))
         write_student(folder / "student", sources, student, fit.history)
     return [end - before for before, end in pairwise(ends)]
@@ -286,8 +288,9 @@ def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list
 def with_teacher(world: World, epochs: Sequence[list[Batch]], cached: bool, folder: Path) -> list[float]:
     """Train the same student on the same rows with the teacher in the loop and write it; returns the epochs' seconds."""
     settings = world.student(len(epochs))
-    student = make_student(world.teacher, settings, settings.training.seed)
-    loss = TeacherInLoop(FrozenTeacher(world.teacher), student, world.needs.augment, settings, cached)
+    teacher = ModelFolder(world.teacher)
+    student = make_student(teacher, settings, settings.training.seed)
+    loss = TeacherInLoop(FrozenTeacher(teacher), student, world.needs.augment, settings, cached)
     loop = Loop(student.model, settings.training, sum(map(len, epochs)))
     seconds = [timed(partial(loop.run, batches, loss)) for batches in epochs]
     student.model.save_pretrained(folder)

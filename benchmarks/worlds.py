@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, set_seed
 from pipeline.config.settings import AugmentSettings, InferenceSettings, RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.architectures import head_settings
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 
 BATCH_ROWS = 32
 EPSILON = 0.05
@@ -68,7 +68,7 @@ def first_rows(prepared: Path, out: Path, rows: int) -> Path:
 
 def small_teacher(folder: Path, tokenizer_of: Path, task: Task) -> Path:
     """A teacher of two narrow layers with random weights, so that memory is that of the rows."""
-    tokenizer = load_tokenizer(tokenizer_of)
+    tokenizer = ModelFolder(tokenizer_of).tokenizer
     set_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,

@@ -11,8 +11,8 @@ from pipeline.config.sections import student_places
 from pipeline.config.settings import Checkpoint, RuntimeSettings, StudentSettings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
-from pipeline.shards.manifest import LINEAGE_FILE, SKIPPED_FILE, Manifest
-from pipeline.store.files import folder_written_whole, write_json
+from pipeline.shards.manifest import LINEAGE_FILE, Manifest
+from pipeline.store.files import SKIPPED_FILE, folder_written_whole, write_json
 from stages.command import check_apart, folder_option, note_unseen, out_option, params_option, stage
 from stages.precision import note_slow_precision
 

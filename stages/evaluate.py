@@ -24,9 +24,9 @@ from pipeline.evaluation.quality import (
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids, pick_device
 from pipeline.models.loading import load_classifier
-from pipeline.shards.manifest import SKIPPED_FILE, check_agreement, check_trained_from, lineage
+from pipeline.shards.manifest import check_agreement, check_trained_from, lineage
 from pipeline.shards.reader import Shards
-from pipeline.store.files import folder_written_whole, write_json
+from pipeline.store.files import SKIPPED_FILE, folder_written_whole, write_json
 from stages.command import folder_option, out_option, params_option, stage
 
 
@@ -38,7 +38,7 @@ class Needs(Settings):
 @folder_option("--soft-labels", "Shards with the clean inputs and the teacher's logits.")
 @folder_option("--teacher", "The fine-tuned teacher; only its speed is measured here.")
 @folder_option("--student", "The student to evaluate.")
-@out_option("Folder for predictions, quality and speed; replaced as a whole.")
+@out_option("Folder for predictions, quality and speed; replaced as a whole.", QUALITY_FILE)
 @params_option
 def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:
     """Measure a student on the test split: quality, agreement with the teacher, size and speed."""

@@ -12,7 +12,7 @@ from pipeline.config.params import ABSENT, Settings, load
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.facts import PARETO_LINE, gather
 from pipeline.evaluation.page import PAGE_FILE, RESULTS_FILE, write_report
-from pipeline.shards.manifest import SKIPPED_FILE
+from pipeline.store.files import SKIPPED_FILE
 from stages.command import folder_option, params_option, stage
 
 

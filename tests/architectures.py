@@ -1,6 +1,7 @@
 """A tiny model with random weights of every supported type, and batches of random rows for them."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def alone(batch: Batch, row: int) -> Batch:
 
 
 def plain(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """What transformers itself answers to each row by itself, from ids, without padding or mask."""
+    """The logits that transformers gives each row alone, from ids, without padding or mask."""
     singles = [alone(batch, row) for row in range(len(batch["input_ids"]))]
     return torch.cat([model(**{n: value for n, value in one.items() if n != "attention_mask"}).logits for one in singles])
 
@@ -95,7 +96,7 @@ def plain(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 def assert_as_plain(model: PreTrainedModel, batch: Batch) -> None:
     """From ids and from embeddings, together and one by one, every row has the logits of transformers."""
     wanted = plain(model, batch)
-    assert torch.pdist(wanted).min() > 1e-3, "the rows must have different answers for the comparison to mean something"
+    assert torch.pdist(wanted).min() > 1e-3, "rows with equal logits would hide errors"
     singles = [alone(batch, row) for row in range(len(wanted))]
     found = {
         "ids": logits_from_ids(model, batch),
@@ -104,4 +105,4 @@ def assert_as_plain(model: PreTrainedModel, batch: Batch) -> None:
         "embeddings, alone": torch.cat([logits_from_embeddings(model, one, embed(model, one["input_ids"])) for one in singles]),
     }
     for name, logits in found.items():
-        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5, msg=lambda error, name=name: f"{name}: {error}")
+        torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5, msg=partial("{}: {}".format, name))

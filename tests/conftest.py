@@ -58,7 +58,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Path) -> tuple[Path, Path]:
-    """Scores and perturbations of the tiny corpus; read only."""
+    """Soft labels and variants of the tiny corpus; read only."""
     return make_shards(tmp_path_factory.mktemp("made"), prepared, teacher)
 
 

@@ -23,19 +23,19 @@ MOVIES = Task(name="movies", kind="classification", metric="accuracy", labels=("
 RATINGS = Task(name="movie_ratings", kind="regression", metric="pearson", labels=(), pair=False)
 
 STUDENT: dict[str, Any] = {
-    "start": "teacher",
-    "layers": 3,
-    "variants": "rotate",
-    "objective": {"labels": 0.0, "soft_labels": 1.0, "variants": 1.0, "form": "kl", "temperature": 1.0},
+    "initial_weights": "teacher",
+    "num_hidden_layers": 3,
+    "variant_policy": "rotate",
+    "loss": {"labels": 0.0, "soft_labels": 1.0, "variants": 1.0, "form": "kl", "temperature": 1.0},
     "training": {"num_train_epochs": 4, "batch_size": 32, "learning_rate": 1e-4, "seed": 1},
 }
 """Settings as in a lineage."""
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "half": STUDENT,
-    "half-plain": STUDENT | {"variants": "none"},
-    "narrow": STUDENT | {"layers": 6, "hidden": 192},
-    "tiny": STUDENT | {"layers": 2, "hidden": 128, "training": STUDENT["training"] | {"num_train_epochs": 6}},
+    "half-plain": STUDENT | {"variant_policy": "none"},
+    "narrow": STUDENT | {"num_hidden_layers": 6, "hidden_size": 192},
+    "tiny": STUDENT | {"num_hidden_layers": 2, "hidden_size": 128, "training": STUDENT["training"] | {"num_train_epochs": 6}},
 }
 
 NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
@@ -44,13 +44,13 @@ NOISE = {"half": 0.9, "half-plain": 1.2, "narrow": 1.6, "tiny": 2.4}
 LATENCY = {"half": 2.9, "half-plain": 2.95, "narrow": 3.6, "tiny": 0.7}
 PARAMETERS = {"half": 17_400_000, "half-plain": 17_400_000, "narrow": 8_500_000, "tiny": 4_300_000}
 SECONDS = {"half": 204.3, "half-plain": 101.0, "narrow": 4000.0, "tiny": 3.2}
-AUGMENT = {"perturbation": {"objective": "divergence", "norm": "l2", "epsilon": 0.104}, "masked_lm": None, "seed": 13}
+AUGMENT = {"perturbation": {"gradient_from": "teacher", "norm": "l2", "epsilon": 0.104}, "seed": 13}
 Recipes = Sequence[Sequence[str]]
 
 
 def params(*tasks: str, students: Mapping[str, Any] = STUDENTS) -> dict[str, Any]:
     """The sections of params.yaml that evaluate, export and report read."""
-    evaluate = {"batch_rows": 8, "bootstrap_resamples": 200, "timed_rows": 20, "timed_rounds": 3}
+    evaluate = {"bootstrap_resamples": 200, "timed_rows": 20}
     return {"tasks": {task: {} for task in tasks}, "students": dict(students), "evaluate": evaluate}
 
 
@@ -108,18 +108,12 @@ def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, vari
 
 
 def write_soft_labels(data: Path, task: Task, rows: int, made_with: Key | None = None) -> None:
-    """The soft_labels of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
+    """The soft labels of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
     labels = labels_of(task, rows)
     splits: tuple[Split, ...] = ("train", "dev", "test")
     parts = {(split, 0): score_columns(task, split, labels, answers(task, labels, 0.7, 0)) for split in splits}
-    write_shards(
-        data / "soft_labels" / task.name,
-        "soft_labels",
-        task,
-        parts,
-        _key(task, "soft_labels") | (made_with or {}),
-        details={"truncated": 3},
-    )
+    key = _key(task, "soft_labels") | (made_with or {})
+    write_shards(data / "soft_labels" / task.name, "soft_labels", task, parts, key, details={"truncated": 3})
 
 
 def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipes: Recipes = (("perturb",),)) -> None:
@@ -164,10 +158,10 @@ def write_student(data: Path, task: Task, name: str, logits: Floats, labels: Flo
     lineage = {
         "settings": dict(settings),
         "soft_labels": manifest_hash(data / "soft_labels" / task.name),
-        "shards": None if settings["variants"] == "none" else manifest_hash(data / "shards" / task.name),
+        "shards": None if settings["variant_policy"] == "none" else manifest_hash(data / "shards" / task.name),
         "dev": value + 0.004,
         "best_epoch": epochs - 1,
-        "start": {"start": "teacher", "layers": [0, 2, 4], "parameters_copied": size},
+        "start": {"initial_weights": "teacher", "layers": [0, 2, 4], "parameters_copied": size},
     }
     write_json(folder / "lineage.json", lineage)
     write_json(data / "training" / task.name / f"{name}.json", {"seconds": SECONDS.get(name, 77.7), "steps": 80 * epochs})
@@ -216,7 +210,7 @@ def _key(task: Task, content: Content) -> Key:
         "labels": list(task.labels),
         "max_length": 128,
         "content": content,
-        "batch_rows": 64,
+        "batch_size": 64,
     }
 
 

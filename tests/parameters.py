@@ -21,7 +21,7 @@ def check(path: Path) -> tuple[int, str]:
 
 
 def changed(changes: dict[str, Any]) -> str:
-    """The default file with three variants that follow the teacher's gradient, and other values at dotted places; None removes one."""
+    """The default file with three variants that follow the teacher, and other values at dotted places; None removes one."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["augment"] |= {"variants": 3, "recipes": [["perturb"]]}
     content["perturbation"]["gradient_from"] = "teacher"

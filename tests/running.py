@@ -1,4 +1,4 @@
-"""``python -m stages.augment`` of the tiny world as a real process: started, starved, watched, killed."""
+"""``python -m stages.augment`` of the tiny world as a real process."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import stages.augment
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.shards.manifest import manifest_hash
 from pipeline.store.store import Store
@@ -28,11 +29,11 @@ ROOT = Path(__file__).parents[1]
 SEARCH: dict[str, Any] = AUGMENT["perturbation"]
 
 SECONDS = 120.0
-"""After which something that should happen is given up."""
+"""Timeout."""
 
 
 class Stage:
-    """One command, with its settings, in a folder that holds ``soft_labels``."""
+    """One command with its settings in a folder that holds ``soft_labels``."""
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Stage:
             self._process = subprocess.Popen(
                 [sys.executable, *(program or ("-m", "stages.augment")), *self.arguments],
                 cwd=self._folder,
-                env=inherited | {"PYTHONPATH": paths} | (environment or {}),
+                env=inherited | {"PYTHONPATH": paths} | dict(environment or {}),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=limit,
@@ -79,7 +80,7 @@ class Stage:
         return self.end()
 
     def run_here(self) -> tuple[int, str]:
-        """The same command in this process: how it ends, and the last line of what it says of errors."""
+        """Run the command in this process: its exit code, and the last line of stderr."""
         with contextlib.chdir(self._folder):
             result = CliRunner().invoke(stages.augment.main, self.arguments)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -98,7 +99,7 @@ class Stage:
         return len(shards_in(self.store))
 
     def unfinished(self) -> list[str]:
-        """What the store holds that is no finished entry."""
+        """Names in the store that are no finished entries."""
         names = [path.name for path in self.store.iterdir()] if self.store.is_dir() else []
         return sorted(name for name in names if Store(self.store).named(name) is None)
 
@@ -125,9 +126,9 @@ class Stage:
         return self._process.wait(timeout=SECONDS)
 
     def left_behind(self) -> list[str]:
-        """What still lives some seconds after the driver has ended; it is ended too.
+        """Kill what still lives some seconds after the driver ended; its names.
 
-        Ray's two agents do not count: for a minute they try to tell the server, which died with the driver, of its end.
+        Ray's two agents do not count: they retry for a minute to reach the server, which died with the driver.
         """
         began = time.monotonic()
         while (left := [name for process in self.family() if not (name := title(process)).endswith("Agent")]) and (
@@ -146,7 +147,7 @@ class Stage:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL to each that still lives."""
+    """SIGKILL to those that still live."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
@@ -154,7 +155,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 def lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -167,25 +168,26 @@ def title(process: psutil.Process) -> str:
 
 
 def labelled(folder: Path, teacher: Path, rows: int, rows_per_shard: int = 8) -> Path:
-    """A corpus of so many training rows, and its soft_labels in ``folder / "soft_labels"``."""
+    """A corpus of so many training rows, and its soft labels in ``folder / "soft_labels"``."""
     prepared = save_prepared(folder / "prepared", make_task(), {"train": rows, "dev": 5, "test": 5})
-    settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_rows=8, precision="float32")
+    settings = InferenceSettings(rows_per_shard=rows_per_shard, batch_size=8, precision="float32")
     with unsynced():
         soft_label(prepared, teacher, settings, runtime_at(folder / "soft_labels"), folder / "soft_labels")
     return folder / "soft_labels"
 
 
 def undisturbed(folder: Path, teacher: Path, settings: Mapping[str, Any] = AUGMENT) -> Path:
-    """What a run gives that nobody disturbs: one process, no Ray, a store of its own below ``folder / "undisturbed"``."""
+    """The variants of an undisturbed run: one process, no Ray, a store of its own below ``folder / "undisturbed"``."""
     out = folder / "undisturbed" / "shards"
+    plan = Augmentation.of(folder / "soft_labels", teacher, AugmentSettings.model_validate(settings))
     with unsynced():
-        augment(folder / "soft_labels", teacher, None, AugmentSettings.model_validate(settings), runtime_at(out.parent), out)
+        augment(plan, runtime_at(out.parent), out)
     return out
 
 
 @contextlib.contextmanager
 def unsynced() -> Iterator[None]:
-    """Files need not outlive a crash of this machine."""
+    """Without fsync, which takes half the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield

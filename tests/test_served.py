@@ -6,13 +6,13 @@ special tokens; tokenizers append nothing, an end or padding; configurations nam
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pipeline.evaluation.onnx_graph import open_graph, write_graph
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -21,15 +21,16 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.config.settings import TeacherSettings
 from pipeline.corpus.encoding import Integers, collate, encode
 from pipeline.corpus.task import Floats
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.evaluation.export import logits_in_mixed_batches
+from pipeline.evaluation.export import logits_in_mixed_batches, open_graph, write_graph
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.architectures import DECODERS, head_settings
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Rows, Shards
@@ -37,7 +38,7 @@ from pipeline.training.teacher import teach
 from tests.architectures import CONFIGURATIONS, VOCABULARY, of_type
 from tests.world import INFERENCE, augment_settings, make_task, runtime_at, student_settings
 
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-4}
 TASK = make_task(labels=("low", "middle", "high"))
 SPECIAL = ("<unk>", "<pad>", "<s>", "</s>", "<mask>")
 LENGTH = 17
@@ -106,8 +107,8 @@ def test_texts_in_mixed_batches_have_the_logits_that_transformers_gives_each_alo
     kind: str, ends: str, named: bool, tmp_path: Path
 ) -> None:
     wanted = by_transformers(folder := save(tmp_path, kind, ends, named))
-    assert torch.pdist(wanted).max() > 1e-2, "the comparison is meaningless if all answers are alike"
-    tokenizer, model = load_tokenizer(folder), load_classifier(folder)
+    assert torch.pdist(wanted).max() > 1e-2, "the comparison is meaningless if all logits are alike"
+    tokenizer, model = ModelFolder(folder).tokenizer, load_classifier(ModelFolder(folder))
     batch = collate(encode(tokenizer, list(TEXTS), None, LENGTH).input_ids, None, int(tokenizer.pad_token_id))
     with torch.inference_mode():
         torch.testing.assert_close(logits_from_ids(model, batch), wanted, **TOLERANCE)
@@ -138,7 +139,7 @@ def places_of(rows: Rows) -> Integers:
 
 def deltas_of(rows: Rows) -> list[Tensor]:
     """The stored δ [tokens, width] of each text."""
-    codes, scales = rows.column("delta").to_pylist(), rows.lists("delta_scale")
+    codes, scales = (rows.column(name).to_pylist() for name in ("delta", "delta_scale"))
     stored = [np.frombuffer(code, "<f2").astype(np.float32).reshape(len(scale), -1) * np.array(scale, np.float32)[:, None]
               for code, scale in zip(codes, scales, strict=True)]  # fmt: skip
     return [torch.from_numpy(stored[place]) for place in places_of(rows)]
@@ -153,8 +154,8 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
 ) -> None:
     folder, prepared = save(tmp_path / "model", kind, ends, named), prepared_in(tmp_path / "prepared")
     teacher, out, runtime = tmp_path / "teacher", tmp_path / "student", runtime_at(tmp_path)
-    learnt = student_settings({"num_train_epochs": 1}, num_hidden_layers=1)
-    teach(prepared, TeacherSettings(model=str(folder), fine_tune=False, max_length=LENGTH), learnt.training, teacher)
+    settings = student_settings({"num_train_epochs": 1}, num_hidden_layers=1)
+    teach(prepared, TeacherSettings(model=str(folder), fine_tune=False, max_length=LENGTH), settings.training, teacher)
     wanted = by_transformers(folder)
     torch.testing.assert_close(by_transformers(teacher), wanted, **TOLERANCE, msg="the adopted teacher as it was saved")
 
@@ -164,23 +165,21 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     found = in_order(stored, stored.matrix("teacher_logits"))
     torch.testing.assert_close(found, wanted, **TOLERANCE, msg="stored logits")
 
-    augment(
-        tmp_path / "soft_labels", teacher, None, augment_settings(codec="float16", variants=1), runtime, tmp_path / "shards"
-    )
+    plan = Augmentation.of(tmp_path / "soft_labels", teacher, augment_settings(codec="float16", variants=1))
+    augment(plan, runtime, tmp_path / "shards")
     variants = Shards(tmp_path / "shards")
     rows = variants.rows("train", 1)
     perturbed = in_order(rows, rows.matrix("perturbed_logits"))
     torch.testing.assert_close(perturbed, by_transformers(teacher, deltas_of(rows)), **TOLERANCE, msg="perturbed logits")
 
-    obtain(
-        StudentJob("half", tmp_path / "soft_labels", tmp_path / "shards", teacher, learnt), runtime, out, tmp_path / "cost.json"
-    )
-    student, test = load_classifier(out), soft_labels.rows("test", 0)
+    job = StudentJob("half", tmp_path / "soft_labels", tmp_path / "shards", teacher, settings)
+    obtain(job, runtime, out, tmp_path / "cost.json")
+    student, test = load_classifier(ModelFolder(out)), soft_labels.rows("test", 0)
     pad = soft_labels.manifest.pad_token_id
     evaluated = in_order(test, logits_of(student, test, pad, 8))
     torch.testing.assert_close(by_transformers(out), evaluated, **TOLERANCE, msg="the student as it was saved")
     served = pipeline("text-classification", str(out), truncation=True)
-    assert [answer["label"] for answer in served(list(TEXTS))] == [TASK.labels[best] for best in evaluated.argmax(dim=1)]
+    assert [found["label"] for found in served(list(TEXTS))] == [TASK.labels[best] for best in evaluated.argmax(dim=1)]
 
     if kind not in EXPORTED:
         return

@@ -113,7 +113,7 @@ def save_on_hub(cache: Path, revisions: dict[str, int]) -> None:
 def save_masked_lm(folder: Path) -> Path:
     """What `words` writes: a masked language model of one layer × 16, random weights, the tokenizer of the teacher."""
     set_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = BertConfig(vocab_size=len(SPECIAL + WORDS), max_position_embeddings=MAX_LENGTH, **sizes)
     BertForMaskedLM(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)

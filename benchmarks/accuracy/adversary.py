@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config.corpus import Kind
 from pipeline.corpus.encoding import Batch, ordinary_tokens
-from pipeline.models.outputs import divergence
+from pipeline.models.forward import divergence
 from pipeline.perturbation.search import scaled_epsilon, steepest
 
 EPSILON = 0.1

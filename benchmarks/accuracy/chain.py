@@ -27,11 +27,10 @@ from pipeline.config.sections import augment_places, student_places
 from pipeline.config.settings import AugmentSettings, StudentSettings, TrainingSettings
 from pipeline.distill.training import Sources
 from pipeline.evaluation.quality import QUALITY_FILE, Qualities
-from pipeline.models.folder import model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Manifest, manifest_hash
-from pipeline.store.keys import BUILD
 from pipeline.store.files import write_json
-from pipeline.store.keys import canonical_json, hash_of, key_hash
+from pipeline.store.keys import BUILD, canonical_json, hash_of, key_hash
 from pipeline.store.store import Store
 from pipeline.training.trainer import HISTORY_FILE
 from stages import augment, distill, evaluate, masked_lm, prepare, soft_label, surrogate, teach
@@ -222,12 +221,12 @@ def _online(owner: GradientOwner, task: str, common: dict[str, Any], out: Path, 
 def _layers(folder: Path, common: dict[str, Any], shards: Path | None) -> None:
     """The first phase of a student, unless it is finished with these copies and this teacher."""
     assert shards is not None, "copies are stored variants"
-    key = hash_of([manifest_hash(shards), model_hash(common["--teacher"])])[:12]
+    key = hash_of([manifest_hash(shards), ModelFolder(common["--teacher"]).hash])[:12]
     if (folder / LAYERS_COST).is_file() and json.loads((folder / LAYERS_COST).read_text(encoding="utf-8"))["key"] == key:
         return
     student = student_places(config.read_params(common["--params"]), STUDENT)
     needs = config.load(common["--params"], LayersNeeds, student=student, layers=("training", LAYERS))
-    sources = Sources.open(common["--teacher"], common["--soft-labels"], shards)
+    sources = Sources.open(ModelFolder(common["--teacher"]), common["--soft-labels"], shards)
     begun = needs.student.model_copy(update={"initial_weights": "teacher"})
     cost = train_layers(sources, begun, needs.layers, folder / f"checkpoints-{key}", folder / LAYERS)
     write_json(folder / LAYERS_COST, cost | {"key": key})
@@ -277,7 +276,7 @@ def _code() -> str:
 
 def _named(model: str) -> str:
     """A folder by its bytes, a hub id by itself."""
-    return model_hash(Path(model)) if Path(model).is_dir() else model
+    return ModelFolder(model).hash if Path(model).is_dir() else model
 
 
 def _written(params: dict[str, Any], path: Path) -> Path:

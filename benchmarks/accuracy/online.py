@@ -22,7 +22,7 @@ from pipeline.distill.dataset import Examples
 from pipeline.distill.losses import clean_loss, imitation_loss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, write_student
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
 from pipeline.perturbation.inputs import mapped
 from pipeline.perturbation.search import Search, perturb, scaled_epsilon
@@ -91,17 +91,17 @@ def train_online(
             epsilon is stated as an effect, which nothing here calibrates, or the task is a regression, whose students are
             fitted in other units than those of the teacher's logits.
     """
-    sources, tokenizer = Sources.open(teacher, soft_labels, None), load_tokenizer(teacher)
+    sources = Sources.open(ModelFolder(teacher), soft_labels, None)
     task = sources.task
     if task.kind == "regression":
         raise PipelineError("arms with the teacher in the loop are for classifications")
-    student = make_student(teacher, settings, settings.training.seed)
+    student = make_student(sources.teacher, settings, settings.training.seed)
     if owner == "student" and student.map is not None:
         raise PipelineError("the teacher can only label perturbations of a student that is as wide as itself")
     if isinstance(search.epsilon, Effect):
         raise PipelineError("an arm with the teacher in the loop states epsilon as a number, not as an effect")
-    own = OwnGradient.of(word_embeddings(student.model), task.kind, tokenizer) if owner == "student" else None
-    loss = OnlineLoss(FrozenTeacher(teacher), student.map, settings.loss, search, own)
+    own = OwnGradient.of(word_embeddings(student.model), task.kind, sources.teacher.tokenizer) if owner == "student" else None
+    loss = OnlineLoss(FrozenTeacher(sources.teacher), student.map, settings.loss, search, own)
     rows, dev = (Examples(sources.soft_labels, split) for split in ("train", "dev"))
     labels = dev.rows.labels()
 
@@ -110,6 +110,7 @@ def train_online(
 
     fit = fine_tune(f"online {task.name}", student.model, TrainDev(rows, dev), Objective(loss, worth), settings.training)
     outcome = write_student(out, sources, student, fit.history)
-    made_from = {"task": task.name, "student": "online", "soft_labels": manifest_hash(soft_labels), "shards": None}
+    made_from = {"task": task.name, "student": "online", "teacher": sources.soft_labels.manifest.key["teacher"]}
+    made_from |= {"soft_labels": manifest_hash(soft_labels), "shards": None}
     write_json(out / LINEAGE_FILE, made_from | {"settings": settings.model_dump(mode="json", exclude_none=True)} | outcome)
     write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})

@@ -24,7 +24,6 @@ from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.dataset import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
-from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import bare, freeze, pick_device
 from pipeline.models.loading import load_classifier
 from pipeline.shards.batches import variant_at
@@ -166,7 +165,7 @@ def train_layers(
         RunOptions(checkpoints=checkpoints),
     )
     student.model.save_pretrained(out)
-    load_tokenizer(sources.teacher).save_pretrained(out)
+    sources.teacher.tokenizer.save_pretrained(out)
     return {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]}
 
 

@@ -22,9 +22,6 @@ MANIFEST_FILE = "manifest.json"
 LINEAGE_FILE = "lineage.json"
 """In a student's folder: its inputs, settings and results."""
 
-SKIPPED_FILE = "skipped.json"
-"""The only file of a student's folder for a task that ``students.<name>.tasks`` excludes."""
-
 SHARD_FILE = "shard.arrow"
 """The file of a shard's entry in the store."""
 

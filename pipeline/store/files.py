@@ -16,8 +16,11 @@ from pipeline.config.errors import PipelineError
 PARTIAL = ".partial-"
 """Prefix of temporary names; safe to delete when no stage runs."""
 
-PLACEHOLDERS = frozenset({".gitignore", ".gitkeep", ".DS_Store"})
-"""Files that an empty folder may have; any other hidden name, such as .git, may be a person's work."""
+SKIPPED_FILE = "skipped.json"
+"""The only file of a student's folder for a task that ``students.<name>.tasks`` excludes."""
+
+PLACEHOLDERS = frozenset({".gitignore", ".gitkeep", ".DS_Store", SKIPPED_FILE})
+"""Files that a folder without results may have; any other hidden name, such as .git, may be a person's work."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from benchmarks.trainings import VARIANTS, Needs, StageOne, World
 from benchmarks.worlds import EPSILON
 from pipeline.corpus.task import Task
 from tests.benchmarks.figures import ROWS, SIZES
-from tests.world import INFERENCE, augment_settings, rewrite, save_teacher, student_settings
+from tests.world import augment_settings, rewrite, save_teacher, student_settings
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, prepared: Path, task: Task) 
     teacher = save_teacher(folder / "teacher", task)
     rewrite(teacher / "config.json", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     needs = Needs(
-        score=INFERENCE,
         augment=augment_settings({"epsilon": EPSILON}, variants=VARIANTS),
         students={name: student_settings(**size) for name, size in SIZES.items()},
     )
@@ -27,5 +26,5 @@ def world(tmp_path_factory: pytest.TempPathFactory, prepared: Path, task: Task) 
 
 @pytest.fixture(scope="session")
 def stage_one(world: World) -> StageOne:
-    """Scores and shards of that world; read only."""
+    """Soft labels and shards of that world; read only."""
     return world.stage_one("made")

@@ -6,9 +6,9 @@ from typing import Any
 from benchmarks.timing import Figure
 
 SIZES: dict[str, dict[str, Any]] = {
-    "half": {"layers": 2},
-    "narrow": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32},
-    "tiny": {"layers": 1, "hidden": 8, "heads": 1, "intermediate": 16},
+    "half": {"num_hidden_layers": 2},
+    "narrow": {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32},
+    "tiny": {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 16},
 }
 ROWS = 44
 

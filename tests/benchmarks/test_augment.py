@@ -5,6 +5,7 @@ import pytest
 from benchmarks import augment
 from benchmarks.augment import World
 from pipeline.augment.teacher import FrozenTeacher
+from pipeline.models.folder import ModelFolder
 from tests.benchmarks.figures import by_key
 from tests.stored import shards_in
 
@@ -15,14 +16,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Pat
 
 
 def test_the_loop_and_its_arithmetic_do_the_passes_that_are_compared(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = FrozenTeacher(world.teacher)
+    teacher = FrozenTeacher(ModelFolder(world.teacher))
     batches = augment.ready_batches(teacher, world.labelled())
     passes: list[int] = []
-    answer = FrozenTeacher.logits_at
+    logits_at = FrozenTeacher.logits_at
 
     def counted(self: FrozenTeacher, batch: dict[str, object], at: object) -> object:
         passes.append(1)
-        return answer(self, batch, at)  # type: ignore[arg-type]
+        return logits_at(self, batch, at)  # type: ignore[arg-type]
 
     monkeypatch.setattr(FrozenTeacher, "logits_at", counted)
     augment.bare_loop(teacher, world.labelled())

@@ -15,6 +15,7 @@ from benchmarks.trainings import VARIANTS, StageOne, World
 from pipeline.config.params import read_params
 from pipeline.distill.dataset import VARIANT
 from pipeline.distill.student import make_student
+from pipeline.models.folder import ModelFolder
 from tests.benchmarks.figures import ROWS, SIZES, by_key
 
 PARAMS = Path(__file__).parent.parent.parent / "params.yaml"
@@ -36,7 +37,7 @@ PACES = {
 
 
 def test_costs_are_stage_one_once_and_every_size_in_its_turn() -> None:
-    costs = Costs(score=8, augment=50, sizes=PACES)
+    costs = Costs(soft_label=8, augment=50, sizes=PACES)
     found = by_key(costs.figures(6))
     offline, online = (4 + 60, 3 + 36, 2 + 6), (2 + 180, 1 + 120, 3 + 90)
     for sizes in (1, 2, 3):
@@ -46,7 +47,7 @@ def test_costs_are_stage_one_once_and_every_size_in_its_turn() -> None:
 
 
 def test_where_it_breaks_even_a_first_student_costs_the_same_in_both_forms() -> None:
-    costs = Costs(score=8, augment=50, sizes=PACES)
+    costs = Costs(soft_label=8, augment=50, sizes=PACES)
     found = by_key(costs.figures(6))
     for form, key in (("online", "break_even"), ("cached", "break_even_cached")):
         epochs: Any = found[key]
@@ -63,7 +64,7 @@ def test_each_use_takes_the_passes_and_the_variants_that_its_name_says(world: Wo
         seen["passes"] += 1
 
     wanted = {"soft_labels": (1, 1), "use_rotate": (2, 2), "use_all": (2, 4), "use_worst_of_2": (3, 4)}
-    student = make_student(world.teacher, world.student(1), 1)
+    student = make_student(ModelFolder(world.teacher), world.student(1), 1)
     student.model.register_forward_pre_hook(count, with_kwargs=True)
     for key, (changed, _) in cost.USES.items():
         rows, pieces, loss = cost.step_of(stage_one, student, world.student(1, **changed))

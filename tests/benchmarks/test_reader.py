@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from benchmarks import random_shards, reader
 from pipeline.distill.dataset import VARIANT
 from pipeline.distill.training import Sources
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.reader import Rows, Shards
-from pipeline.training.callbacks import EpochBoundaries
+from pipeline.training.callbacks import Progress
 from pipeline.training.order import EpochOrder, TrainDataset, steps_of
 from tests.benchmarks.figures import by_key
 from tests.world import student_settings
@@ -27,7 +28,7 @@ Folders = tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def sources(made: Folders, teacher: Path) -> Sources:
-    return Sources.open(teacher, *made)
+    return Sources.open(ModelFolder(teacher), *made)
 
 
 def test_the_loader_is_that_of_a_training_and_gives_every_row_with_its_variant(sources: Sources) -> None:
@@ -55,9 +56,9 @@ def test_the_ratio_is_that_of_the_speeds_and_padding_that_of_the_order(sources: 
 
 
 def test_after_a_watched_training_nothing_is_watched_any_more(sources: Sources) -> None:
-    before = TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end
+    before = TrainDataset.__getitems__, Progress.on_epoch_begin, Progress.on_epoch_end
     found = by_key(reader.training_figures(sources, HALF))
-    assert (TrainDataset.__getitems__, EpochBoundaries.on_epoch_begin, EpochBoundaries.on_epoch_end) == before
+    assert (TrainDataset.__getitems__, Progress.on_epoch_begin, Progress.on_epoch_end) == before
     assert 0 < found["data_wait"] < found["steps_share"] < 1
 
 
@@ -86,7 +87,7 @@ def test_a_run_prints_and_writes_every_figure(
     made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "reader.json"
-    folders = ["--soft_labels", str(made[0]), "--shards", str(made[1]), "--teacher", str(teacher), "--params", str(PARAMS)]
+    folders = ["--soft-labels", str(made[0]), "--shards", str(made[1]), "--teacher", str(teacher), "--params", str(PARAMS)]
     quick = ["--steps", "1", "--rounds", "1", "--memory-rows", "20", "--json", str(target)]
     result = CliRunner().invoke(reader.main, [*folders, *quick])
     assert result.exit_code == 0, result.output

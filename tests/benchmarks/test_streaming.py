@@ -5,6 +5,7 @@ import torch
 
 from benchmarks import streaming
 from pipeline.augment.passes import augment
+from pipeline.augment.plans import Augmentation
 from pipeline.shards.reader import Shards
 from tests.world import augment_settings, runtime_at
 
@@ -17,7 +18,7 @@ Folders = tuple[Path, Path]
 def test_datasets_gives_the_same_tensors(recipe: list[str], codec: str, made: Folders, teacher: Path, tmp_path: Path) -> None:
     """Batches of 7 rows cross the borders of shards of 16."""
     settings = augment_settings(recipes=[recipe], variants=1, codec=codec)
-    augment(made[0], teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    augment(Augmentation.of(made[0], teacher, settings), runtime_at(tmp_path), tmp_path / "shards")
     shards = Shards(tmp_path / "shards")
     own = list(streaming.own_batches(shards, 7))
     theirs = list(streaming.streamed_batches(streaming.streamed(shards, tmp_path / "cache"), shards.manifest, 7))

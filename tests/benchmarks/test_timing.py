@@ -19,10 +19,10 @@ def test_a_bar_is_met_or_missed_by_the_printed_number(value: float, bar: object,
 
 
 def test_the_table_says_of_every_figure_whether_its_bar_is_met(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("title", [Figure("fast", 0.95, "x", ("≥", 0.9)), Figure("slow", 0.5, "y", ("≥", 0.9)), Figure("told", 2, "z")])
+    print_table("title", [Figure("fast", 0.95, "x", ("≥", 0.9)), Figure("slow", 0.5, "y", ("≥", 0.9)), Figure("plain", 2, "z")])
     lines = capsys.readouterr().out.splitlines()
-    fast, slow, told = (next(line for line in lines if name in line) for name in ("fast", "slow", "told"))
+    fast, slow, plain = (next(line for line in lines if name in line) for name in ("fast", "slow", "plain"))
     assert "0.950" in fast
     assert "met" in fast
     assert "missed" in slow
-    assert "met" not in told
+    assert "met" not in plain

@@ -11,21 +11,24 @@ from ray.cluster_utils import Cluster as Nodes
 
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.store.collect import delete, garbage, items_of, uses_of
 from pipeline.store.files import PARTIAL
+from pipeline.store.store import Store
 from tests.running import ROOT, SEARCH, Stage, kill, labelled, lives, title, undisturbed
+from tests.stored import HOUR, age
 from tests.world import AUGMENT
 
 SLOW: dict[str, Any] = AUGMENT | {
     "variants": 4,
-    "perturbation": SEARCH | {"epsilon": {"divergence": 0.05}, "steps": 4, "step_size": 0.4},
+    "perturbation": SEARCH | {"epsilon": {"divergence": 0.05}, "num_steps": 4, "step_size": 0.4},
     "calibration_rows": 16,
 }
-"""So much work that there is time to kill somebody."""
+"""Enough work to kill a process during it."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
-    """Scores, and what a run of another store gives that nobody disturbs."""
+    """Soft labels, and the variants of an undisturbed run with another store."""
     made = tmp_path_factory.mktemp("killed")
     labelled(made, teacher, rows=120)
     undisturbed(made, teacher, SLOW)
@@ -39,19 +42,22 @@ def stage(folder: Path, teacher: Path) -> Iterator[Stage]:
     made.kill_all()
 
 
-def test_a_killed_run_goes_on_where_it_was_and_outlives_a_killed_worker(stage: Stage, folder: Path) -> None:
+def test_a_killed_run_resumes_and_survives_a_killed_worker(stage: Stage, folder: Path) -> None:
     wanted = folder / "undisturbed" / "shards"
     shards = len(Shards(wanted).manifest.shards)
 
     driver = stage.start()
     stage.until(lambda: stage.finished_shards() >= shards // 4)
-    assert stage.workers(), "the shards are made by worker processes"
+    assert stage.workers(), "worker processes make the shards"
     driver.kill()
     assert stage.end() == -signal.SIGKILL
     assert stage.left_behind() == []
     finished = stage.finished_shards()
-    assert shards // 4 <= finished < shards, "it was to be killed half-way"
+    assert shards // 4 <= finished < shards, "killed half-way"
     assert not stage.out.exists()
+    killed = set(stage.unfinished())
+    assert len(killed) <= 3, "a folder of each worker and the driver's probe file"
+    assert all(name.startswith(PARTIAL) for name in killed)
 
     stage.start()
     stage.until(lambda: stage.finished_shards() >= finished + 4)
@@ -60,23 +66,33 @@ def test_a_killed_run_goes_on_where_it_was_and_outlives_a_killed_worker(stage: S
     said = stage.said()
     assert f"augment tiny: {shards} shards, {finished} in the store, {shards - finished} to compute" in said
     assert said.count("a worker died on variant ") == 1
-    assert "calibration of the epsilon" not in said, "the epsilon was found before and kept"
+    assert "searching epsilon" not in said, "epsilon was kept"
     assert "damaged" not in said
     assert stage.left_behind() == []
 
     assert stage.hash() == manifest_hash(wanted)
     assert {file.name for file in stage.out.iterdir()} == {file.name for file in wanted.iterdir()}
+    left = set(stage.unfinished())
+    assert killed <= left
+    assert [name for name in left - killed if not name.startswith(PARTIAL)] == []
+    assert len(left - killed) <= 1, "a folder of the killed worker"
+    store = Store(stage.store)
+    for name in left:
+        age(stage.store / name, 2 * HOUR)  # those of the last hour may belong to a run in progress
+    doomed, _ = garbage(items_of(store, uses_of([stage.out], store)), least_age=0)
+    assert {item.name for item in doomed} == left
+    assert all(delete(store, item) for item in doomed)
+    assert stage.unfinished() == []
     Shards(stage.out)
-    assert all(name.startswith(PARTIAL) for name in stage.unfinished()), "what `stages.store` removes once it is old"
 
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """A Ray cluster of its own on loopback: two nodes with a place for one worker each."""
+    """A Ray cluster on loopback: two nodes with a place for one worker each."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    each = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+    each: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
     made = Nodes(initialize_head=True, head_node_args=each)
     try:
         made.add_node(**each)
@@ -97,7 +113,7 @@ def workers_of(node: Any) -> list[psutil.Process]:
 
 @contextmanager
 def pausing(processes: list[psutil.Process]) -> Iterator[None]:
-    """They do nothing meanwhile; those that are then alive go on."""
+    """Suspends processes; resumes those that are still alive."""
     for process in processes:
         process.suspend()
     try:
@@ -107,7 +123,7 @@ def pausing(processes: list[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-def test_a_node_that_dies_with_its_workers_takes_no_shard_with_it(nodes: Nodes, folder: Path, teacher: Path) -> None:
+def test_no_shard_is_lost_with_a_node_and_its_workers(nodes: Nodes, folder: Path, teacher: Path) -> None:
     stage = Stage(folder, teacher, SLOW, workers=2, out="two nodes", store=folder / "store of two nodes")
     wanted = folder / "undisturbed" / "shards"
     lost = next(iter(nodes.worker_nodes))
@@ -120,10 +136,10 @@ def test_a_node_that_dies_with_its_workers_takes_no_shard_with_it(nodes: Nodes, 
     try:
         more_shards_are_finished()
         with pausing(workers_of(nodes.head_node)):
-            more_shards_are_finished()  # by the node that will be lost
+            more_shards_are_finished()  # on the node that will die
         with pausing(workers_of(lost)):
-            more_shards_are_finished()  # by the other
-            assert stage.finished_shards() < len(Shards(wanted).manifest.shards), "it was to be killed half-way"
+            more_shards_are_finished()  # on the other
+            assert stage.finished_shards() < len(Shards(wanted).manifest.shards), "killed half-way"
             kill(of_node(lost))
         assert stage.end() == 0, stage.said()
     finally:

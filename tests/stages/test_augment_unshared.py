@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import ray
@@ -16,6 +16,7 @@ from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
+from pipeline.augment.workers import PIECE_BYTES
 from pipeline.config.errors import PipelineError
 from pipeline.shards.manifest import SHARD_FILE, Receipt
 from pipeline.shards.reader import Shards
@@ -27,21 +28,21 @@ from tests.world import AUGMENT_SETTINGS, runtime_at
 
 @dataclass(frozen=True)
 class Looking:
-    """Tells which files its worker computes with, and what it is told to."""
+    """Reports the files with which its worker computes."""
 
     name: str = "looking"
 
-    def work(self) -> Any:
+    def work(self) -> Self:
         return self
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
         return Done((folder, {path.name: sha256_of(path) for path in folder.iterdir()}, models.teacher.width))
 
 
 @dataclass(frozen=True)
 class Writing:
-    """Makes a shard of so many bytes; the next that its worker does sees what was left in the worker's folder."""
+    """Writes a shard of so many bytes; notes what earlier jobs left in the worker's folder."""
 
     number: int
     bytes: int
@@ -51,10 +52,10 @@ class Writing:
     def name(self) -> str:
         return f"writing {self.number}"
 
-    def work(self) -> Any:
+    def work(self) -> Self:
         return self
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
         key = {"content": "soft_labels", "number": self.number}
         content = os.urandom(self.bytes)
@@ -67,27 +68,26 @@ class Writing:
 
 @contextmanager
 def seen_by_nobody(store: Store) -> Iterator[Path]:
-    """A probe_file that no worker finds, as if it had another disk."""
-    yield store.folder / "probe_file of another machine"
+    """A probe file that no worker sees, as if it had another disk."""
+    yield store.folder / "probe file of another machine"
 
 
 @pytest.fixture(scope="module")
 def remote(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A worker that sees neither the store nor the weights as they are here; there is a place for another one beside it."""
+    """A worker that sees neither the store nor the same weights; Ray has a place for another."""
     folder = Path(shutil.copytree(teacher, tmp_path_factory.mktemp("unshared") / "teacher"))
     (folder / "empty.txt").touch()
-    hash_here = cluster.sha256_of
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setattr(cluster, "probe_file", seen_by_nobody)
-        patch.setattr(cluster, "sha256_of", lambda path: "other weights" if path.suffix == ".safetensors" else hash_here(path))
+        patch.setattr(cluster, "sha256_of", lambda path: "other weights" if path.suffix == ".safetensors" else sha256_of(path))
         with unshared(folder, folder.parent, places=2) as one:
             list(one.run([Looking()]))
             patch.setattr(one, "_runtime", runtime_at(folder.parent, workers=1))
             yield one
             ((_, done),) = one.run([Looking()])
-        assert not own_folder(done).exists(), "the worker tidied up when it left"
+        assert not own_folder(done).exists(), "the worker deletes its folder when it leaves"
 
 
 def unshared(teacher: Path, folder: Path, places: int = 1) -> Cluster:
@@ -95,13 +95,14 @@ def unshared(teacher: Path, folder: Path, places: int = 1) -> Cluster:
 
 
 def own_folder(done: Done) -> Path:
-    """Of the worker that has been looking."""
-    return next(folder for folder in done.result[0].parents if folder.name.startswith("augment-worker-"))
+    """Of the worker that ran ``Looking``."""
+    used: Path = done.result[0]
+    return next(folder for folder in used.parents if folder.name.startswith("augment-worker-"))
 
 
 @pytest.fixture
 def store(remote: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Of the driver, new for every test."""
+    """The driver's, new for every test."""
     monkeypatch.setattr(remote, "_store", Store(tmp_path / "store"))
     return remote._store
 
@@ -109,7 +110,7 @@ def store(remote: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
 def test_workers_without_store_or_models_give_the_same_shards(
     remote: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
 ) -> None:
-    jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
+    jobs = Augmentation.of(made[0], teacher, AUGMENT_SETTINGS).jobs(0.2, store)
     receipts = {key_hash(job.key): done.result.sha256 for job, done in remote.run(jobs)}
     assert receipts == {key_hash(entry.receipt.key): entry.receipt.sha256 for entry in Shards(made[1]).manifest.shards}
     assert {path.parent.name: sha256_of(path) for path in shards_in(store.folder)} == receipts
@@ -117,7 +118,7 @@ def test_workers_without_store_or_models_give_the_same_shards(
     assert {path.name for path in store.folder.iterdir()} == receipts.keys()
 
 
-def test_shards_travel_in_pieces_and_leave_nothing_behind(
+def test_shards_are_sent_in_pieces_and_deleted_in_the_worker(
     remote: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
@@ -129,13 +130,13 @@ def test_shards_travel_in_pieces_and_leave_nothing_behind(
             pieces.append(len(value))
         return value
 
-    monkeypatch.setattr(cluster.ray, "get", counting)
-    large = 2 * cluster.PIECE_BYTES + 5
+    monkeypatch.setattr(ray, "get", counting)
+    large = 2 * PIECE_BYTES + 5
     done = [done for _, done in remote.run([Writing(1, large), Writing(2, large)])]
-    assert pieces == [cluster.PIECE_BYTES, cluster.PIECE_BYTES, 5] * 2
-    lair, *left = done[1].notes
-    assert Path(lair) != store.folder
-    assert left == [], "of the first shard nothing remained when the second was made"
+    assert pieces == [PIECE_BYTES, PIECE_BYTES, 5] * 2
+    used, *left = done[1].notes
+    assert Path(used) != store.folder
+    assert left == [], "the first shard was deleted before the second was written"
     for written in done:
         assert found(store, written.result.key) == written.result
 
@@ -148,7 +149,7 @@ def assert_models_were_sent_byte_for_byte(remote: Cluster) -> None:
     assert (hashes, width) == ({path.name: sha256_of(path) for path in here.iterdir()}, 32)
 
 
-def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
+def test_a_piece_lost_with_its_node_gives_the_job_to_another_worker(
     remote: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_models_were_sent_byte_for_byte(remote)
@@ -162,8 +163,8 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
             raise loss
         return value
 
-    monkeypatch.setattr(cluster, "PIECE_BYTES", 10_000)  # of the models that the new worker is sent
-    monkeypatch.setattr(cluster.ray, "get", losing)
+    monkeypatch.setattr(cluster, "PIECE_BYTES", 10_000)  # of the models sent to the new worker
+    monkeypatch.setattr(ray, "get", losing)
     ((_, done),) = remote.run([Writing(3, 100)])
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
     assert found(store, done.result.key) == done.result
@@ -172,14 +173,14 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     shutil.rmtree(own_folder(lost))
 
 
-def test_a_shard_that_arrives_changed_is_refused(
+def test_a_shard_damaged_on_its_way_is_refused(
     remote: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the Ray that runs
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the running Ray
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     with (
         unshared(teacher, tmp_path) as another,
-        pytest.raises(PipelineError, match=r"^writing 1 failed: what came from its worker is not what the worker wrote"),
+        pytest.raises(PipelineError, match=r"^writing 1 failed: the shard received from its worker is damaged"),
     ):
         list(another.run([Writing(1, 100, wrong_hash=True)]))
     assert not list((tmp_path / "store").iterdir())

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
 from pipeline.config.errors import PipelineErrors
-from pipeline.store.files import write_json
-from stages import augment, distill, evaluate, export, prepare, surrogate, teach, words
+from pipeline.store.files import SKIPPED_FILE, write_json
+from stages import augment, distill, evaluate, export, masked_lm, prepare, soft_label, surrogate, teach
 from stages.command import stage
 from tests.fake_run import params
 from tests.world import RUNTIME, TRAINING
@@ -49,7 +49,7 @@ def failing(error: BaseException) -> Callable[[], None]:
     "error",
     [OSError(28, "No space left", "x"), OSError(), SafetensorError("I/O error"), PipelineErrors("params.yaml", ["a", "b"])],
 )
-def test_a_error_of_the_input_or_the_machine_is_a_sentence_without_traceback(error: Exception) -> None:
+def test_an_error_of_the_input_or_the_machine_is_a_sentence_without_traceback(error: Exception) -> None:
     result = invoke(failing(error))
     assert (result.exit_code, result.stdout) == (1, "")
     assert isinstance(result.exception, SystemExit)
@@ -59,13 +59,13 @@ def test_a_error_of_the_input_or_the_machine_is_a_sentence_without_traceback(err
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x")])
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(error: Exception) -> None:
+def test_an_error_without_a_sentence_keeps_its_traceback(error: Exception) -> None:
     result = invoke(failing(error))
     assert result.exit_code == 1
     assert result.exception is error
 
 
-REPLACING = [augment, distill, evaluate, export, prepare, score, surrogate, teach, words]
+REPLACING = [augment, distill, evaluate, export, masked_lm, prepare, soft_label, surrogate, teach]
 
 
 @pytest.mark.parametrize("module", REPLACING, ids=lambda module: module.__name__)
@@ -73,14 +73,17 @@ def test_what_a_stage_has_not_written_it_does_not_replace(module: ModuleType, tm
     """Before it looks at anything else: a folder named by mistake is lost."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    others = ["prepared", "teacher", "soft_labels", "shards", "student", "aim"]
+    others = ["prepared", "teacher", "soft-labels", "shards", "student"]
     flags = {parameter.opts[0] for parameter in module.main.params}
     given = [text for name in others if f"--{name}" in flags for text in (f"--{name}", str(tmp_path / name))]
     named = ["--task", "tiny"] if "--task" in flags else []
-    found = CliRunner().invoke(module.main, [*given, *named, "--out", str(tmp_path / "mine")])
+    arguments = [*given, *named, "--out", str(tmp_path / "mine")]
+    found = CliRunner().invoke(module.main, arguments)
     assert found.exit_code == 1
     assert "would be replaced as a whole, but it is not empty" in found.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "mine" / "thesis.txt").rename(tmp_path / "mine" / SKIPPED_FILE)
+    assert "would be replaced" not in CliRunner().invoke(module.main, arguments).stderr
 
 
 @pytest.mark.parametrize("read", ["student", "student/below"])
@@ -88,7 +91,7 @@ def test_what_is_read_is_not_written_over(read: str, tmp_path: Path) -> None:
     """A student that is adopted as a teacher has every mark of a student."""
     (tmp_path / "student" / "below").mkdir(parents=True)
     write_json(tmp_path / "student" / "lineage.json", {})
-    places = {"soft_labels": "soft_labels", "shards": "shards", "teacher": read, "out": "student", "cost": "cost.json"}
+    places = {"soft-labels": "soft_labels", "shards": "shards", "teacher": read, "out": "student", "cost": "cost.json"}
     given = [text for name, place in places.items() for text in (f"--{name}", str(tmp_path / place))]
     found = CliRunner().invoke(distill.main, ["--student", "half", *given])
     assert found.exit_code == 1
@@ -103,14 +106,14 @@ def test_a_model_that_settings_name_is_not_written_over(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(teacher, "mine")
     named = {"model": "mine", "fine_tune": True, "max_length": 16}
-    settings = {"tasks": {"tiny": {"teacher": named}}, "teach": TRAINING, "runtime": RUNTIME}
+    settings = {"tasks": {"tiny": {"teacher": named}}, "training": TRAINING, "teach": {}, "runtime": RUNTIME}
     Path("params.yaml").write_text(yaml.safe_dump(settings))
     found = CliRunner().invoke(teach.main, ["--task", "tiny", "--prepared", str(prepared), "--out", "mine"])
-    assert found.stderr == "Error: --out mine would replace the model that it begins with, mine; name another folder\n"
+    assert found.stderr == "Error: --out mine would replace the model that it starts from, mine; name another folder\n"
 
 
-@pytest.mark.parametrize("stage", [teach, words])
-def test_the_corpus_of_another_task_is_refused(
+@pytest.mark.parametrize("stage", [teach, masked_lm])
+def test_the_corpus_of_another_task_is_rejected(
     stage: ModuleType, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

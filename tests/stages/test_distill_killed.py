@@ -17,7 +17,7 @@ from tests.running import ROOT
 from tests.world import RUNTIME, STUDENT, TRAINING
 
 Folders = tuple[Path, Path]
-LONG: dict[str, Any] = STUDENT | {"training": TRAINING | {"num_train_epochs": 16}}
+LONG: dict[str, Any] = {name: value for name, value in STUDENT.items() if name not in ("training", "num_hidden_layers")}
 """A hundred and twenty-eight steps with dropout and stored variants."""
 
 SECONDS = 120.0
@@ -26,15 +26,16 @@ SECONDS = 120.0
 class Distill:
     """The command in a folder of its own."""
 
-    def __init__(self, folder: Path, made: Folders, teacher: Path, trainers: int = 1) -> None:
+    def __init__(self, folder: Path, made: Folders, teacher: Path, world_size: int = 1) -> None:
         self.folder, self.out, self.store = folder, folder / "half", folder / "store"
-        runtime = RUNTIME | {"store": "store", "save_steps": 3, "world_size": trainers}
-        params = {"distill": LONG, "students": {"half": {"layers": 1}}, "runtime": runtime}
+        runtime = RUNTIME | {"store": "store", "save_steps": 3, "world_size": world_size}
+        training = TRAINING | {"num_train_epochs": 16}
+        params = {"training": training, "distill": LONG, "students": {"half": {"num_hidden_layers": 1}}, "runtime": runtime}
         folder.mkdir(exist_ok=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         for name, path in {"soft_labels": made[0], "shards": made[1], "teacher": teacher}.items():
             (folder / name).symlink_to(path)
-        given = {name: name for name in ("soft_labels", "shards", "teacher")}  # relative, as dvc.yaml has them
+        given = {"soft-labels": "soft_labels", "shards": "shards", "teacher": "teacher"}  # relative, as dvc.yaml has them
         given |= {"student": "half", "params": "params.yaml", "out": "half", "cost": "cost.json"}
         words = [word for name, value in given.items() for word in (f"--{name}", value)]
         self._command = [sys.executable, "-m", "stages.distill", *words]
@@ -91,11 +92,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_losses_and_weights_to_th
     said = distill.run()
     assert "distill tiny half: resumes after step " in said
     assert distill.files() == undisturbed
-    assert not distill.states(), "what it went on from is gone when it is finished"
+    assert not distill.states(), "checkpoints are deleted when it is finished"
 
 
 @pytest.mark.timeout(600)
-def test_one_of_two_trainers_is_killed_and_they_go_on_together(made: Folders, teacher: Path, tmp_path: Path) -> None:
+def test_one_of_two_trainers_is_killed_and_both_resume(made: Folders, teacher: Path, tmp_path: Path) -> None:
     distill = Distill(tmp_path / "together", made, teacher, world_size=2)
     process = distill.start()
     distill.until_states(9)

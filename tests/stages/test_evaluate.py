@@ -7,6 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipeline.evaluation.quality import logits_of
+from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.shards.manifest import lineage
 from pipeline.shards.reader import Shards
@@ -17,11 +18,11 @@ from tests.world import save_student, save_teacher
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
-    write_soft_labels(tmp_path, MOVIES, 30, lineage(save_teacher(tmp_path / "teacher", MOVIES)))
+    write_soft_labels(tmp_path, MOVIES, 30, lineage(ModelFolder(save_teacher(tmp_path / "teacher", MOVIES))))
     save_student(tmp_path / "half", MOVIES, tmp_path / "soft_labels" / "movies")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params("movies")))
     places = {
-        "soft_labels": "soft_labels/movies",
+        "soft-labels": "soft_labels/movies",
         "teacher": "teacher",
         "student": "half",
         "out": "out",
@@ -39,7 +40,7 @@ def test_evaluate_writes_predictions_quality_and_speed(arguments: list[str], tmp
     rows = Shards(tmp_path / "soft_labels" / "movies").rows("test", 0)
     assert table.column_names == ["id", "label", "teacher_logits", "student_logits"]
     assert table.column("id").to_pylist() == [row.example_id for row in rows]
-    wanted = logits_of(load_classifier(tmp_path / "half"), rows, 0, 1)
+    wanted = logits_of(load_classifier(ModelFolder(tmp_path / "half")), rows, 0, 1)
     np.testing.assert_allclose(np.array(table.column("student_logits").to_pylist()), wanted, atol=1e-5)
 
     found = read(tmp_path / "out" / "quality.json")
@@ -67,9 +68,9 @@ def error(arguments: list[str], flag: str, folder: Path) -> str:
 def test_a_student_of_other_soft_labels_is_not_measured_on_what_it_may_have_learnt(
     arguments: list[str], tmp_path: Path
 ) -> None:
-    write_soft_labels(tmp_path / "other", MOVIES, 40, lineage(tmp_path / "teacher"))
-    said = error(arguments, "--soft_labels", tmp_path / "other" / "soft_labels" / "movies")
-    assert "half was trained from other soft_labels than those in" in said
+    write_soft_labels(tmp_path / "other", MOVIES, 40, lineage(ModelFolder(tmp_path / "teacher")))
+    said = error(arguments, "--soft-labels", tmp_path / "other" / "soft_labels" / "movies")
+    assert "half was trained from other soft labels than" in said
     assert "has no readable lineage.json, so it is no student" in error(arguments, "--student", tmp_path / "teacher")
     assert not (tmp_path / "out").exists()
 
@@ -77,6 +78,6 @@ def test_a_student_of_other_soft_labels_is_not_measured_on_what_it_may_have_lear
 def test_a_teacher_that_did_not_make_the_soft_labels_is_refused(arguments: list[str], tmp_path: Path) -> None:
     save_teacher(tmp_path / "other", MOVIES, seed=5)
     said = error(arguments, "--teacher", tmp_path / "other")
-    assert "the soft_labels in" in said
+    assert "the soft labels in" in said
     assert "teacher" in said
     assert "Name the teacher that made them" in said

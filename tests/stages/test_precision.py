@@ -4,44 +4,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config.params import Places
 from pipeline.models import precision
 from stages.precision import asking_for, note_slow_precision
 
 PARAMS = """
-teach: {precision: bfloat16}
-score: {precision: float32}
-augment: {precision: bfloat16}
-tasks: {a: {augment: {precision: float32}}, b: {augment: {variants: 2}}, c: {augment: {precision: bfloat16}}}
-distill: {optimiser: {precision: float32}}
-students: {half: {layers: 3}, tiny: {optimiser: {precision: bfloat16}}}
+teach: {precision: bfloat16, num_train_epochs: 3}
+inference: {precision: float32}
+tasks: {a: {inference: {precision: float16}}, b: {inference: {batch_size: 2}}}
+students: {tiny: {training: {precision: bfloat16}}}
 """
-STUDENTS: list[Places] = [("distill", f"students.{student}") for student in ("half", "tiny")]
 
 
-@pytest.mark.parametrize(
-    ("sections", "asking"),
-    [
-        (["teach", "score"], ["teach.precision"]),
-        ([("augment", f"tasks.{task}.augment") for task in "abc"], ["augment.precision", "tasks.c.augment.precision"]),
-        ([("augment", "tasks.a.augment"), "absent", ("distill", "students.absent")], []),
-        (STUDENTS, ["students.tiny.training.precision"]),
-    ],
-)  # fmt: skip
-def test_the_last_of_merged_places_decides_the_precision(
-    write: Callable[[str, str], Path], sections: list[str | Places], asking: list[str]
-) -> None:
-    assert asking_for("bfloat16", write("params.yaml", PARAMS), *sections) == asking
+def test_settings_that_ask_for_a_precision_are_named_by_their_place(write: Callable[[str, str], Path]) -> None:
+    params = write("params.yaml", PARAMS)
+    assert asking_for("bfloat16", params) == ["teach.precision", "students.tiny.training.precision"]
+    assert asking_for("float16", params) == ["tasks.a.inference.precision"]
 
 
 @pytest.mark.parametrize(("seconds", "gpu", "note"), [(18.04, False, "18.0 times"), (1.5, False, None), (18.04, True, None)])
-def test_a_processor_that_is_slow_at_bfloat16_is_noted_once_with_the_ratio(
+def test_a_cpu_that_is_slow_at_bfloat16_is_noted_once_with_the_ratio(
     seconds: float, gpu: bool, note: str | None, write: Callable[[str, str], Path],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(precision, "_product_seconds", lambda dtype: seconds if dtype == torch.bfloat16 else 1.0)
-    note_slow_precision(write("params.yaml", PARAMS), "teach", "score", *STUDENTS)
-    said = capsys.readouterr().out
-    assert (said == "") == (note is None)
-    assert note is None or ("teach.precision, students.tiny.training.precision" in said and note in said)
+    note_slow_precision(write("params.yaml", PARAMS))
+    printed = capsys.readouterr().out
+    assert (printed == "") == (note is None)
+    assert note is None or ("teach.precision, students.tiny.training.precision" in printed and note in printed)

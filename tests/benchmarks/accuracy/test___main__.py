@@ -91,16 +91,16 @@ def test_any_two_arms_stand_side_by_side(tmp_path: Path, made: list[str]) -> Non
     assert "there is no arm none of these; there are ft, kd, " in compare(tmp_path, "none of these", "kd")
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_made(
+def test_a_run_that_fails_is_reported_and_the_others_are_made(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = suite.result_of
+    usual = vars(suite)["result_of"]
 
     def fail_once(run: Run, place: Place) -> object:
         if len(made) == 2:
             made.append("failed")
             raise PipelineError("the teacher is ill")
-        return spec(run, place)
+        return usual(run, place)
 
     monkeypatch.setattr(suite, "result_of", fail_once)
     ended = start(tmp_path)
@@ -113,7 +113,7 @@ def reject(run: Run, place: Place) -> object:
     raise PipelineError("there is no such model")
 
 
-def test_what_cannot_be_run_is_told_before_anything_is(
+def test_what_cannot_be_run_is_reported_before_anything_is(
     tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(suite, "params_of", reject)

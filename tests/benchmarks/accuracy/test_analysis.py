@@ -73,7 +73,8 @@ def test_runs_of_an_arm_that_has_changed_are_left_out() -> None:
 
 def test_shards_that_another_run_made_count_as_they_did_there() -> None:
     table = runs({("a", "edits"): PLAIN[:2], ("a", "only"): PLAIN[:2], ("a", "kd"): PLAIN[:2]})
-    table.loc[table["arm"] == "only", ["manifest", "stage_one_seconds"]] = ["edits", 0.5]
+    only = table["arm"] == "only"
+    table.loc[only, "manifest"], table.loc[only, "stage_one_seconds"] = "edits", 0.5
     table.loc[table["seed"] == 2, "stage_one_seconds"] *= 2
     wanted = {("a", 500, seed, "half", arm, 18, "{}") for seed in (1, 2) for arm in ("only", "kd")}
     kept = current(table, wanted)

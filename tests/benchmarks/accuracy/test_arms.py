@@ -5,26 +5,30 @@ import yaml
 
 from benchmarks.accuracy.arms import PRECISION, SIZES, STUDENT, Models, Run, all_arms, base
 from benchmarks.accuracy.corpora import Case
+from pipeline.augment.recipes import followed_by
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings
+from pipeline.config.sections import MASKED_LM, SURROGATE, TEACH, augment_places, student_places
 from pipeline.config.settings import (
     AugmentSettings,
     EvaluationSettings,
     InferenceSettings,
+    MaskedLMSettings,
     RuntimeSettings,
     StudentSettings,
     SurrogateSettings,
     TrainingSettings,
 )
-from pipeline.distill.dataset import check_use
+from pipeline.distill.dataset import check_policy
 
 
 class Needs(Settings):
     """What the stages read."""
 
     teach: TrainingSettings
-    score: InferenceSettings
+    masked_lm: MaskedLMSettings
+    inference: InferenceSettings
     augment: AugmentSettings
     surrogate: SurrogateSettings
     student: StudentSettings
@@ -41,30 +45,34 @@ MODELS = Models("pretrained-model", "masked-lm")
 def test_every_arm_is_a_parameter_file_that_the_stages_read(arm: str, student: str, tmp_path: Path) -> None:
     run = Run(Case("trec", 500, 3), arm, student, 18)
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(run.params(CORPUS, MODELS, tmp_path)))
+    params = run.params(CORPUS, MODELS, tmp_path)
+    path.write_text(yaml.safe_dump(params))
     needs = config.load(
         path,
         Needs,
-        student=("distill", f"students.{STUDENT}"),
-        surrogate=("distill", "surrogate"),
-        **{name: name for name in ("teach", "score", "augment", "evaluate", "runtime")},
+        teach=TEACH,
+        masked_lm=MASKED_LM,
+        surrogate=SURROGATE,
+        student=student_places(params, STUDENT),
+        augment=augment_places(params, "trec"),
+        **{name: name for name in ("inference", "evaluate", "runtime")},
     )
     assert needs.student.training.num_train_epochs == run.all_epochs
     assert {needs.teach.seed, needs.augment.seed, needs.student.training.seed} == {3}
     stored = all_arms()[arm].augment is not None
-    assert (needs.student.variants != "none") == stored
+    assert (needs.student.variant_policy != "none") == stored
     if stored:
-        snapshots = needs.surrogate.snapshots if all_arms()[arm].surrogate is not None else 0
-        check_use(needs.student.variants, needs.augment.aimed_at(snapshots), snapshots)
+        checkpoints = needs.surrogate.checkpoints if needs.augment.needs_surrogate() else 0
+        check_policy(needs.student.variant_policy, followed_by(needs.augment, checkpoints), checkpoints)
 
 
 def test_a_run_is_what_differs_from_the_base_and_a_hash_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, other = (Run(Case("trec", 500, 3), arm, "half", 18).settings() for arm in ("kd", "kd_mse"))
-    assert plain == {"student": {}, "size": {"layers": 3}, "epochs": 18, "base": plain["base"]}
-    assert other == plain | {"student": {"objective": {"form": "mse"}}}
+    assert plain == {"student": {}, "size": {"num_hidden_layers": 3}, "epochs": 18, "base": plain["base"]}
+    assert other == plain | {"student": {"loss": {"form": "mse"}}}
     assert Run(Case("trec", 500, 3), "kd_long", "half", 10).settings()["epochs"] == 10 * all_arms()["kd_long"].times
     name = Run(Case("trec", 500, 3), "kd", "half", 18).name
-    monkeypatch.setitem(base(), "teach", base()["teach"] | {"learning_rate": 1.0})
+    monkeypatch.setitem(base(), "teach", {"num_train_epochs": 4})
     assert Run(Case("trec", 500, 3), "kd", "half", 18).settings()["base"] != plain["base"]
     assert Run(Case("trec", 500, 3), "kd", "half", 18).name != name
 

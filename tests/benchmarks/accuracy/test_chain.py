@@ -3,12 +3,13 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.accuracy import arms, chain, corpora
-from benchmarks.accuracy.arms import Models, Run, all_arms
+from benchmarks.accuracy.arms import Models, Run, base
 from benchmarks.accuracy.chain import Place, result_of
 from benchmarks.accuracy.corpora import CORPORA, Case
 from pipeline.config.errors import PipelineError
 from tests.benchmarks.accuracy.sets import save_set
-from tests.world import FIT, MAX_LENGTH, make_task, save_masked_lm, save_teacher
+from tests.benchmarks.figures import SIZES
+from tests.world import MAX_LENGTH, make_task, save_masked_lm, save_teacher
 
 CASE = Case("trec", 40, 1)
 
@@ -25,17 +26,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Students and schedules that fit the tiny model."""
-    for name, size in {"half": {"layers": 2}, "narrow": {"layers": 2, "hidden": 16, "heads": 2, "intermediate": 32}}.items():
-        monkeypatch.setitem(arms.SIZES, name, size)
+    for name in ("half", "narrow"):
+        monkeypatch.setitem(arms.SIZES, name, SIZES[name])
     monkeypatch.setattr(chain, "TEACHER_STEPS", 2)
-    for arm in ("words", "words_teacher", "words_long", "tinybert"):
-        monkeypatch.setitem(all_arms(), arm, all_arms()[arm].model_copy(update={"fit": FIT}))
+    monkeypatch.setitem(base(), "masked_lm", base()["masked_lm"] | {"num_train_epochs": 2})
     monkeypatch.setitem(CORPORA, "trec", replace(CORPORA["trec"], max_length=MAX_LENGTH))
 
 
 @pytest.mark.parametrize("arm", ["words_teacher", "surrogate", "online_own"])
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
-    run = Run(CASE, arm, "half", 4)  # eight steps: as many as a teacher has snapshots
+    run = Run(CASE, arm, "half", 4)  # eight steps: as many as a surrogate has checkpoints
     result, curve = result_of(run, place)
     assert (result.task, result.rows, result.seed, result.arm, result.epochs) == ("trec", 40, 1, arm, 4)
     assert 0 <= result.value <= 1

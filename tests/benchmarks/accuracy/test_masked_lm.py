@@ -5,9 +5,8 @@ import pytest
 from benchmarks.accuracy import masked_lm
 from benchmarks.accuracy.masked_lm import train_masked_lm
 from pipeline.augment.candidates import MaskedLM
-from pipeline.config.settings import ReplacementSettings
-from pipeline.models.folder import load_tokenizer
-from tests.world import MAX_LENGTH, make_task, save_teacher
+from pipeline.models.folder import ModelFolder
+from tests.world import AUGMENT_SETTINGS, MAX_LENGTH, make_task, save_teacher
 
 
 def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,5 +24,4 @@ def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Pat
     assert first.perplexity is not None
     assert later.perplexity is not None
     assert later.perplexity < 0.6 * first.perplexity
-    settings = ReplacementSettings(replace=0.4, candidates=5, batch_rows=8)
-    assert MaskedLM(tmp_path / "out12", settings, load_tokenizer(Path(pretrained))) is not None
+    MaskedLM(ModelFolder(tmp_path / "out12"), AUGMENT_SETTINGS, ModelFolder(pretrained).tokenizer)

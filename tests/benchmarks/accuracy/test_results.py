@@ -41,7 +41,7 @@ def test_what_the_epochs_came_to_stands_beside_and_is_found_by_its_run(tmp_path:
     assert curves_of(runs[1:], path)["dev"].tolist() == [0.1]
 
 
-def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "accuracy.csv").write_text("task,score\ntrec,1\n")
-    with pytest.raises(PipelineError, match="has other columns than a run: task, score; move it away"):
+def test_a_table_of_something_else_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "accuracy.csv").write_text("task,quality\ntrec,1\n")
+    with pytest.raises(PipelineError, match="has other columns than a run: task, quality; move it away"):
         finished(tmp_path / "accuracy.csv")

@@ -21,6 +21,6 @@ def test_a_study_names_what_there_is_and_no_run_twice(study: str) -> None:
     assert {replace(run, arm=all_arms()[run.arm].control) for run in runs} <= set(runs), "every arm has its control"
 
 
-def test_a_study_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_study_that_is_not_there_is_rejected_with_those_that_are() -> None:
     with pytest.raises(PipelineError, match="there is no study nothing; there are "):
         runs_of("nothing")

@@ -12,7 +12,7 @@ from pipeline.corpus.encoding import Batch, model_inputs
 from pipeline.distill.dataset import Examples
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources
-from pipeline.models.folder import load_tokenizer
+from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
@@ -33,35 +33,33 @@ def of_row(batch: Batch, row: int) -> Batch:
 
 
 def test_what_layers_hold_is_what_transformers_computes_with(teacher: Path, batch: Batch) -> None:
-    """The softmax of the soft_labels is the attention that it records."""
+    """The softmax of the attention is the attention that it records."""
     row = of_row(batch, 0)
-    held = held_by(load_classifier(teacher).eval(), row)
+    held = held_by(load_classifier(ModelFolder(teacher)).eval(), row)
     eager = BertForSequenceClassification.from_pretrained(teacher, attn_implementation="eager").eval()
-    answer = eager(**row, output_attentions=True, output_hidden_states=True)
-    assert len(held.soft_labels) == 4
-    for own, theirs in zip(held.soft_labels, answer.attentions, strict=True):
+    output = eager(**row, output_attentions=True, output_hidden_states=True)
+    assert len(held.attention) == 4
+    for own, theirs in zip(held.attention, output.attentions, strict=True):
         torch.testing.assert_close(own.softmax(dim=-1), theirs, atol=1e-5, rtol=0.0)
-    for own, theirs in zip(held.states, answer.hidden_states, strict=True):
+    for own, theirs in zip(held.hidden_states, output.hidden_states, strict=True):
         torch.testing.assert_close(own, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_student_is_compared_with_every_second_layer_of_a_teacher_twice_as_deep(teacher: Path, batch: Batch) -> None:
     """Row by row as by torch's own mean squared error over that row alone: padding does not count."""
-    theirs, own = (
-        freeze(load_classifier(teacher)),
-        make_student(teacher, student_settings(num_hidden_layers=2), seed=0).model.eval(),
-    )
+    theirs = freeze(load_classifier(ModelFolder(teacher)))
+    own = make_student(ModelFolder(teacher), student_settings(num_hidden_layers=2), seed=0).model.eval()
     found = LayersLoss(theirs)(own, batch)
     for row in range(12):
         wanted, held = held_by(theirs, of_row(batch, row)), held_by(own, of_row(batch, row))
-        pairs = [(held.states[number], wanted.states[2 * number]) for number in range(3)]
-        pairs += [(held.soft_labels[0], wanted.soft_labels[1]), (held.soft_labels[1], wanted.soft_labels[3])]
+        pairs = [(held.hidden_states[number], wanted.hidden_states[2 * number]) for number in range(3)]
+        pairs += [(held.attention[0], wanted.attention[1]), (held.attention[1], wanted.attention[3])]
         torch.testing.assert_close(found[row], sum(mse_loss(*pair) for pair in pairs), atol=1e-4, rtol=1e-4)
 
 
 def test_a_student_that_is_its_teacher_has_no_layers_to_learn(teacher: Path, batch: Batch) -> None:
-    same = make_student(teacher, student_settings(num_hidden_layers=None), seed=0).model.eval()
-    found = LayersLoss(freeze(load_classifier(teacher)))(same, batch)
+    same = make_student(ModelFolder(teacher), student_settings(num_hidden_layers=None), seed=0).model.eval()
+    found = LayersLoss(freeze(load_classifier(ModelFolder(teacher))))(same, batch)
     torch.testing.assert_close(found, torch.zeros(12), atol=1e-6, rtol=0.0)
 
 
@@ -71,7 +69,8 @@ def test_copies_are_all_variants_of_all_rows(made: tuple[Path, Path]) -> None:
     assert len(copies) == 60 * shards.manifest.variants
     rows = shards.rows("train", 2)
     batch = copies.batch(MicroBatch(np.arange(60, 63), 0, 0.0, 1.0))
-    for number, ids in enumerate(rows.lists("input_ids")[:3]):
+    for number in range(3):
+        ids = rows[number].input_ids
         assert batch["input_ids"][number, : len(ids)].tolist() == ids.tolist()
     assert batch["labels"].tolist() == rows.labels()[:3].tolist()
 
@@ -80,32 +79,34 @@ def test_copies_are_all_variants_of_all_rows(made: tuple[Path, Path]) -> None:
 def taught(teacher: Path, made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student after its first phase; read only."""
     folder, settings = tmp_path_factory.mktemp("taught"), student_settings({"num_train_epochs": 3}, num_hidden_layers=2)
-    optimiser, sources = settings.training, Sources.open(teacher, *made)
-    cost = train_layers(sources, settings, optimiser, folder / "states", folder / "out")
-    assert cost["steps"] == 3 * -(-len(Copies(Shards(made[1]))) // optimiser.batch_size)
+    training, sources = settings.training, Sources.open(ModelFolder(teacher), *made)
+    cost = train_layers(sources, settings, training, folder / "checkpoints", folder / "out")
+    assert cost["steps"] == 3 * -(-len(Copies(Shards(made[1]))) // training.batch_size)
     return folder / "out"
 
 
 def test_layers_come_nearer_to_the_teachers(teacher: Path, taught: Path, batch: Batch) -> None:
-    student = load_classifier(taught).eval()
-    begun = make_student(teacher, student_settings(num_hidden_layers=2), seed=0).model.eval()
-    loss = LayersLoss(freeze(load_classifier(teacher)))
+    student = load_classifier(ModelFolder(taught)).eval()
+    begun = make_student(ModelFolder(teacher), student_settings(num_hidden_layers=2), seed=0).model.eval()
+    loss = LayersLoss(freeze(load_classifier(ModelFolder(teacher))))
     with torch.no_grad():
         assert loss(student, batch).mean() < 0.9 * loss(begun, batch).mean()
 
 
 def test_the_second_phase_starts_from_what_the_first_has_written(teacher: Path, taught: Path) -> None:
-    begun = make_student(teacher, student_settings(initial_weights={"checkpoint": str(taught)}), seed=7).model.state_dict()
+    begun = make_student(
+        ModelFolder(teacher), student_settings(initial_weights={"checkpoint": str(taught)}), seed=7
+    ).model.state_dict()
     for name, value in AutoModelForSequenceClassification.from_pretrained(taught).state_dict().items():
         torch.testing.assert_close(begun[name], value)
-    assert load_tokenizer(taught).get_vocab() == load_tokenizer(teacher).get_vocab()
+    assert ModelFolder(taught).tokenizer.get_vocab() == ModelFolder(teacher).tokenizer.get_vocab()
 
 
 def test_only_a_bert_teaches_layers_and_only_one_as_wide_as_itself(
     teacher: Path, made: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    sources = Sources.open(teacher, *made)
+    sources = Sources.open(ModelFolder(teacher), *made)
     narrow = student_settings(num_hidden_layers=2, hidden_size=16, num_attention_heads=2, intermediate_size=32)
     with pytest.raises(PipelineError, match="here a bert of 4 layers, 32 wide, teaches one of 2, 16 wide"):
-        train_layers(sources, narrow, narrow.training, tmp_path / "states", tmp_path / "out")
+        train_layers(sources, narrow, narrow.training, tmp_path / "checkpoints", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,8 @@ from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import LabelledRows, Made, VariantSpec, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Recipe
-from pipeline.corpus.encoding import EVEN_ROWS, Integers
+from pipeline.corpus.encoding import EVEN_ROWS, PARTNER_IDS, Integers
+from pipeline.perturbation.inputs import OWN_WEIGHT
 from tests.world import augment_settings, make_inputs
 
 ERRORS = [
@@ -32,25 +33,34 @@ ERRORS = [
 
 
 class Device:
-    """Computes rows up to a number, and above it runs out of memory; it notes what it was given."""
+    """Runs out of memory above a number of rows; records the sizes of its batches."""
 
     def __init__(self, room: Callable[[Inputs, int], bool], error: Exception = ERRORS[0]) -> None:
         self.room, self.error = room, error
-        self.asked: list[tuple[int, int]] = []
+        self.batches: list[tuple[int, int]] = []
 
     def __call__(self, rows: Inputs, positions: Integers, tokens: int) -> list[str]:
-        self.asked.append((len(rows), tokens))
+        self.batches.append((len(rows), tokens))
         if not self.room(rows, tokens):
             raise self.error
         return [f"{name} at {position}" for name, position in zip(rows.example_ids, positions, strict=True)]
 
     @property
     def sizes(self) -> list[int]:
-        return [rows for rows, _ in self.asked]
+        return [rows for rows, _ in self.batches]
 
 
 def up_to(rows: int, error: Exception = ERRORS[0]) -> Device:
-    return Device(lambda asked, tokens: len(asked) <= rows, error)
+    return Device(lambda batch, tokens: len(batch) <= rows, error)
+
+
+def run(batches: Batches, inputs: Inputs, batch_rows: int, device: Device) -> list[str]:
+    """The result of every row; a row that was computed twice has the same result both times."""
+    found: dict[int, str] = {}
+    for positions, results in batches.pieces(inputs, batch_rows, device):
+        for position, result in zip(positions.tolist(), results, strict=True):
+            assert found.setdefault(position, result) == result
+    return [found[row] for row in range(len(inputs))]
 
 
 def of_lengths(lengths: list[int] | npt.NDArray[np.int64]) -> Inputs:
@@ -58,21 +68,21 @@ def of_lengths(lengths: list[int] | npt.NDArray[np.int64]) -> Inputs:
 
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=70), batch_rows=st.integers(1, 40), room=st.integers(1, 40))
-def test_every_row_gets_its_own_result_in_its_own_place_whatever_fits(lengths: list[int], batch_rows: int, room: int) -> None:
-    found = Batches().run(of_lengths(lengths), batch_rows, up_to(room))
+def test_every_row_gets_its_own_result_whatever_fits(lengths: list[int], batch_rows: int, room: int) -> None:
+    found = run(Batches(), of_lengths(lengths), batch_rows, up_to(room))
     assert found == [f"example {row} at {row}" for row in range(len(lengths))]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[-22:])
 def test_a_batch_that_does_not_fit_is_halved_and_later_ones_start_at_what_fits(error: Exception) -> None:
     device, batches = up_to(8, error), Batches()
-    batches.run(of_lengths([5] * 64), 32, device)
+    run(batches, of_lengths([5] * 64), 32, device)
     assert device.sizes == [32, 16, *[8] * 8]
     assert [note[:38] for note in batches.notes()] == [f"memory ran out at {rows} rows of 5 tokens;" for rows in (32, 16)]
-    device.asked.clear()
-    batches.run(of_lengths([5] * 40), 32, device)
-    assert (device.sizes, batches.notes()) == ([8] * 5, []), "what fits is remembered from one call to the next"
-    batches.run(of_lengths([5] * 8), 8, up_to(4, error))
+    device.batches.clear()
+    run(batches, of_lengths([5] * 40), 32, device)
+    assert (device.sizes, batches.notes()) == ([8] * 5, ()), "the size that fits is kept between calls"
+    run(batches, of_lengths([5] * 8), 8, up_to(4, error))
     assert "last digits may differ" in batches.notes()[0]
 
 
@@ -89,36 +99,36 @@ def test_batches_after_a_halved_one_are_as_large_as_fit(
 ) -> None:
     device, batches = Device(lambda rows, tokens: len(rows) * tokens <= room), Batches()
     for lengths in calls:
-        batches.run(of_lengths(lengths), 32, device)
-    assert device.asked == wanted
+        run(batches, of_lengths(lengths), 32, device)
+    assert device.batches == wanted
 
 
 @given(rows=st.integers(EVEN_ROWS, 60), room=st.integers(EVEN_ROWS, 60))
 def test_no_piece_of_a_batch_is_shorter_than_eight_rows_while_eight_fit(rows: int, room: int) -> None:
     device = up_to(room)
-    Batches().run(of_lengths([5] * rows), 60, device)
-    assert min(device.sizes) >= EVEN_ROWS, "the rest of a batch that was cut would have other bits"
+    run(Batches(), of_lengths([5] * rows), 60, device)
+    assert min(device.sizes) >= EVEN_ROWS, "the rest of a batch would have other bits"
 
 
-def test_one_row_that_does_not_fit_is_refused_by_its_name_and_length_and_the_others_are_not_blamed() -> None:
+def test_one_row_that_does_not_fit_is_named_with_its_length() -> None:
     device = Device(lambda rows, tokens: "example 2" not in rows.example_ids)
     with pytest.raises(PipelineError, match=r"^example example 2 with its 9 tokens does not fit .* set a smaller .*max_length"):
-        Batches().run(of_lengths([5, 6, 9, 7]), 4, device)
+        run(Batches(), of_lengths([5, 6, 9, 7]), 4, device)
     assert device.sizes[-1] == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("can't allocate")])
-def test_another_error_is_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+def test_other_errors_are_raised_as_they_are(error: Exception) -> None:
     device, batches = up_to(8, error), Batches()
     with pytest.raises(type(error)) as raised:
-        batches.run(of_lengths([5] * 16), 16, device)
+        run(batches, of_lengths([5] * 16), 16, device)
     assert raised.value is error
     assert device.sizes == [16]
-    assert batches.notes() == []
+    assert batches.notes() == ()
     assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
-def test_what_a_failed_batch_held_is_let_go_before_the_next_try() -> None:
+def test_tensors_of_a_failed_batch_are_freed_before_the_next_try() -> None:
     class Held:
         alive = 0
 
@@ -129,20 +139,20 @@ def test_what_a_failed_batch_held_is_let_go_before_the_next_try() -> None:
             Held.alive -= 1
 
     def compute(rows: Inputs, positions: Integers, tokens: int) -> list[int]:
-        assert Held.alive == 0, "the error of the try before still holds its tensors"
+        assert Held.alive == 0, "the previous error still holds its tensors"
         held = Held()
         if len(rows) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
         del held
         return [0] * len(rows)
 
-    Batches().run(of_lengths([5] * 16), 16, compute)
+    assert len(list(Batches().pieces(of_lengths([5] * 16), 16, compute))) > 1
 
 
 def made_with(folder: Path, room: int, recipe: Recipe, rows: int) -> tuple[Made, list[int]]:
-    """A variant of rows by a teacher that takes so many rows at once, and the batches it was asked for."""
+    """A variant made with a teacher that runs out of memory above ``room`` rows, and the sizes of its batches."""
     models, many, sizes = ModelSet(ModelFolders(folder), "float32"), make_inputs(10 * rows), []
-    inputs = many.take(np.argsort(-many.lengths(), kind="stable")[:rows])  # of like length, so that batches are large
+    inputs = many.take(np.argsort(-many.lengths(), kind="stable")[:rows])  # similar lengths, so that batches are large
     clean = models.teacher.logits(inputs, Batches(), 8)
     whole = models.teacher.logits_at
 
@@ -163,8 +173,8 @@ def made_with(folder: Path, room: int, recipe: Recipe, rows: int) -> tuple[Made,
 def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, recipe: Recipe, rows: int, room: int) -> None:
     undisturbed, whole = made_with(teacher, 10**6, recipe, rows)
     found, pieces = made_with(teacher, room, recipe, rows)
-    assert max(whole) == max(pieces) > 16, "what was tried first did not fit"
-    assert found.labels == undisturbed.labels, "δ, scales, logits and all that is told of them"
+    assert max(whole) == max(pieces) > 16, "the first batch did not fit"
+    assert found.labels == undisturbed.labels
     for one, other in zip(found.inputs.input_ids, undisturbed.inputs.input_ids, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -175,13 +185,26 @@ BARE = dataclasses.replace(FULL, token_type_ids=None, partners=None)
 
 
 def plain(inputs: Inputs) -> list[Any]:
-    """Each row as it prints, types and partner included."""
+    """Each row as text, with types and partner."""
     return [repr(dataclasses.astuple(inputs.take(np.array([row])))) for row in range(len(inputs))]
 
 
 @pytest.mark.parametrize("inputs", [FULL, BARE], ids=["full", "bare"])
 @pytest.mark.parametrize("positions", [[2, 0], [0, 0, 2], []])
-def test_rows_that_are_taken_and_sent_to_another_process_keep_all_that_they_have(inputs: Inputs, positions: list[int]) -> None:
+def test_rows_that_are_taken_and_pickled_are_unchanged(inputs: Inputs, positions: list[int]) -> None:
     found = pickle.loads(pickle.dumps(inputs.take(np.array(positions, dtype=np.int64)), 5))
     assert list(found.example_ids) == [inputs.example_ids[row] for row in positions]
     assert plain(found) == [plain(inputs)[row] for row in positions]
+
+
+def test_partners_are_padded_like_their_rows_and_leave_the_other_inputs_alone() -> None:
+    ids = [np.array([2, 9, 3], np.int32), np.array([2, 3], np.int32)]
+    types = [np.array([0, 0, 1], np.int8), np.array([0, 1], np.int8)]
+    partners = [Partner("b", np.array([2, 3, 0], np.int32), 0.75), Partner("a", np.array([2, 9], np.int32), 0.25)]
+    assert {name: value.tolist() for name, value in Inputs(["a", "b"], ids, types, partners).padded(5, 4).items()} == {
+        "input_ids": [[2, 9, 3, 5], [2, 3, 5, 5]],
+        "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0]],
+        "token_type_ids": [[0, 0, 1, 0], [0, 1, 0, 0]],
+        PARTNER_IDS: [[2, 3, 0, 5], [2, 9, 5, 5]],
+        OWN_WEIGHT: [0.75, 0.25],
+    }

@@ -22,10 +22,11 @@ from transformers import (
 from pipeline.augment.batches import Inputs
 from pipeline.augment.candidates import MaskedLM, Pieces, RowCandidates, replace
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import ReplacementSettings
 from pipeline.corpus.encoding import encode
+from pipeline.models.folder import ModelFolder
 from tests import vocabularies
 from tests.vocabularies import BERT_SPECIALS, ROBERTA_SPECIALS, with_frame
+from tests.world import augment_settings
 
 K = 5
 SYLLABLES = ["ba", "ko", "mi", "tu", "se"]
@@ -35,7 +36,7 @@ SMILEY = "âĺº"
 """The three bytes of ☺ as byte-level tokenizers spell them."""
 
 Found = list[tuple[int, int, list[int]]]
-"""First position, the one behind the last, and the candidates of each word."""
+"""First position, position after the last, and candidates of each word."""
 
 
 def wordpiece(types: bool = True, extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -45,7 +46,7 @@ def wordpiece(types: bool = True, extra: Sequence[str] = ()) -> PreTrainedTokeni
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """The same on bytes; a smiley's bytes are pieces without a meaning."""
+    """The same on bytes; each piece of a smiley is only part of a character."""
     letters = sorted(
         {*"".join(SYLLABLES), *MARKS, "Ġ", *pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("☺")[0][0]}
     )
@@ -77,12 +78,13 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_of(**changed: Any) -> ReplacementSettings:
-    return ReplacementSettings.model_validate({"replace": 0.4, "candidates": K, "batch_rows": 8} | changed)
+def masked_lm(folder: Path, tokenizer: PreTrainedTokenizerFast, candidates: int = K, batch_size: int = 8) -> MaskedLM:
+    settings = augment_settings(masked_lm={"replace": 0.4, "candidates": candidates}, batch_size=batch_size)
+    return MaskedLM(ModelFolder(folder), settings, tokenizer)
 
 
 def texts_of(count: int, seed: int = 0) -> list[str]:
-    """Texts of 1 to 8 words, of one piece or two, with marks behind, between and apart, and a sign that is rarely known."""
+    """Texts of 1 to 8 words of one or two pieces, with punctuation after, between and apart from words, and a smiley."""
     generator = np.random.default_rng(seed)
     attached = [f"{generator.choice(WORDS)}{mark}" for mark in MARKS] + [
         f"{generator.choice(WORDS)}-{word}" for word in WORDS[::4]
@@ -102,7 +104,7 @@ def listed(candidates: RowCandidates) -> Found:
 
 
 class Plain:
-    """The same by transformers alone: one row, one mask at a time; words as the tokenizer itself counts them."""
+    """The same by transformers alone: one row and one mask at a time, with the tokenizer's own words."""
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast, whole: Sequence[str]) -> None:
         self.model = AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -122,27 +124,27 @@ class Plain:
         if len(places) > 1:
             table = self.model.get_input_embeddings().weight
             mean = table[row["input_ids"][0, places]].mean(dim=0)
-            soft_labels = torch.cosine_similarity(mean[None], table, dim=1)
+            scores = torch.cosine_similarity(mean[None], table, dim=1)
         else:
             masked = row["input_ids"].clone()
             masked[0, places] = self.tokenizer.mask_token_id
-            soft_labels = self.model(**{**row, "input_ids": masked}).logits[0, places[0]]
-        return sorted(self.whole, key=lambda number: -float(soft_labels[number]))[:K]
+            scores = self.model(**{**row, "input_ids": masked}).logits[0, places[0]]
+        return sorted(self.whole, key=lambda number: -float(scores[number]))[:K]
 
 
 BERT_WHOLE = [*WORDS[::2], *SYLLABLES, *MARKS]
 ROBERTA_WHOLE = [f"Ġ{word}" for word in [*WORDS[::2], *SYLLABLES]] + MARKS
 
 
-@pytest.mark.parametrize(("pair", "batch_rows"), [(False, 1), (True, 7), (False, 1000)])
+@pytest.mark.parametrize(("pair", "batch_size"), [(False, 1), (True, 7), (False, 1000)])
 @pytest.mark.parametrize("kind", ["wordpiece", "byte level"])
-def test_candidates_are_those_of_one_mask_at_a_time(bert: Path, roberta: Path, kind: str, pair: bool, batch_rows: int) -> None:
+def test_candidates_are_those_of_one_mask_at_a_time(bert: Path, roberta: Path, kind: str, pair: bool, batch_size: int) -> None:
     folder, tokenizer, whole = (
         (bert, wordpiece(), BERT_WHOLE) if kind == "wordpiece" else (roberta, byte_level(), ROBERTA_WHOLE)
     )
     first, second = texts_of(8), texts_of(8, seed=9) if pair else None
     plain = Plain(folder, tokenizer, whole)
-    found = MaskedLM(folder, settings_of(batch_rows=batch_rows), tokenizer).candidates(rows_of(tokenizer, first, second))
+    found = masked_lm(folder, tokenizer, batch_size=batch_size).candidates(rows_of(tokenizer, first, second))
     want = [plain.candidates(*texts) for texts in (zip(first, second, strict=True) if second else zip(first))]
     assert [listed(row) for row in found] == want
     assert {stop - start for row in want for start, stop, _ in row} >= {1, 2}
@@ -167,13 +169,13 @@ def test_candidates_of_every_architecture_are_those_of_one_mask_at_a_time(kind: 
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), pad_token_id=0, **SIZES | ARCHITECTURES[kind])
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = MaskedLM(tmp_path, settings_of(), tokenizer).candidates(rows_of(tokenizer, texts_of(4)))
+    found = masked_lm(tmp_path, tokenizer).candidates(rows_of(tokenizer, texts_of(4)))
     plain = Plain(tmp_path, tokenizer, BERT_WHOLE)
     assert [listed(row) for row in found] == [plain.candidates(text) for text in texts_of(4)]
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bert", 48), ("roberta", 46)])
-def test_a_row_longer_than_the_model_takes_is_refused_and_the_longest_not(
+def test_a_row_longer_than_the_models_positions_is_rejected_and_the_longest_is_not(
     kind: str, most: int, request: pytest.FixtureRequest
 ) -> None:
     folder, tokenizer = request.getfixturevalue(kind), wordpiece() if kind == "bert" else byte_level()
@@ -181,7 +183,7 @@ def test_a_row_longer_than_the_model_takes_is_refused_and_the_longest_not(
     fits, long = (
         np.array([first, *[tokenizer.convert_tokens_to_ids("ba")] * (size - 2), last], np.int32) for size in (most, most + 1)
     )
-    model = MaskedLM(folder, settings_of(), tokenizer)
+    model = masked_lm(folder, tokenizer)
     assert len(model.candidates(Inputs(["a"], [fits], None))) == 1
     with pytest.raises(
         PipelineError, match=rf"{folder} has too few positions: it takes at most {most} tokens, but a row has {most + 1};"
@@ -189,14 +191,14 @@ def test_a_row_longer_than_the_model_takes_is_refused_and_the_longest_not(
         model.candidates(Inputs(["a", "b"], [fits, long], None))
 
 
-def test_a_model_whose_words_are_not_the_teacher_s_is_not_loaded(bert: Path) -> None:
+def test_a_model_with_another_tokenizer_is_rejected(bert: Path) -> None:
     with pytest.raises(PipelineError, match=f"^the masked language model {bert} has another tokenizer"):
-        MaskedLM(bert, settings_of(), wordpiece(extra=["more"]))
+        masked_lm(bert, wordpiece(extra=["more"]))
 
 
-def test_more_candidates_than_the_vocabulary_has_words_are_refused(bert: Path) -> None:
+def test_more_candidates_than_the_vocabulary_has_words_are_rejected(bert: Path) -> None:
     with pytest.raises(PipelineError, match=rf"candidates is \d+, but the tokenizer has only {len(BERT_WHOLE)} whole words"):
-        MaskedLM(bert, settings_of(candidates=len(BERT_WHOLE) + 1), wordpiece())
+        masked_lm(bert, wordpiece(), candidates=len(BERT_WHOLE) + 1)
 
 
 def candidates_of(*words: tuple[int, int, list[int]]) -> RowCandidates:
@@ -226,7 +228,7 @@ def test_a_replaced_word_is_one_of_its_candidates_and_of_one_piece() -> None:
 
 
 @given(st.lists(st.integers(1, 3), max_size=12), st.floats(0.01, 1), st.integers(0, 2**63 - 1))
-def test_replacing_depends_on_the_seed_alone_and_never_lengthens(pieces: list[int], share: float, seed: int) -> None:
+def test_replacement_is_a_function_of_the_seed_and_never_lengthens_a_row(pieces: list[int], share: float, seed: int) -> None:
     stops = np.cumsum(pieces).tolist()
     words = [(stop - size, stop, [100 + stop]) for stop, size in zip(stops, pieces, strict=True)]
     row = [2, *range(10, 10 + sum(pieces)), 3]
@@ -270,20 +272,20 @@ def test_words_of_wordpiece_end_where_no_continuing_piece_follows() -> None:
     ]  # fmt: skip
 
 
-def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_stands_apart() -> None:
+def test_words_of_byte_level_pieces_begin_with_a_space_and_punctuation_is_separate() -> None:
     assert words_of(short_byte_level(), "baba, bamimi-se !", "koko ☺") == [
         ["ba", "ba"], [","], ["Ġbami", "mi"], ["-"], ["se"], ["Ġ", "!"], ["ko", "ko"], ["Ġâ", "ĺ", "º"],
     ]  # fmt: skip
 
 
-def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_stands_apart() -> None:
+def test_words_of_sentencepiece_begin_with_a_space_and_punctuation_is_separate() -> None:
     assert words_of(sentencepiece(*",!-", "▁baba", "▁bami", "ba", "mi", "se", "▁ko"), "baba, bamimi-se !", "koxx xx") == [
         ["▁baba"], [","], ["▁bami", "mi"], ["-"], ["se"], ["▁", "!"], ["▁ko", "xx"], ["▁", "xx"],
     ]  # fmt: skip
 
 
 def test_every_piece_of_a_script_without_spaces_is_a_word() -> None:
-    """Else a clause would be one word, and one piece would take its place."""
+    """Otherwise a clause would be one word, and one piece would replace it."""
     tokenizer = sentencepiece("，", "▁ba", "ba", "我", "喜欢", "这", "部", "电影", "ความ", "สุข", "すき")
     assert words_of(tokenizer, "我喜欢这部电影，baba喜欢", "ความสุข すき") == [
         ["▁", "我"], ["喜欢"], ["这"], ["部"], ["电影"], ["，"], ["ba", "ba"], ["喜欢"], ["▁", "ความ"], ["สุข"], ["▁", "すき"],
@@ -308,7 +310,7 @@ def test_an_added_token_is_a_word_of_its_own_and_no_candidate() -> None:
     assert not Pieces.of(tokenizer).whole[tokenizer.convert_tokens_to_ids("<name>")]
 
 
-def test_a_tokenizer_that_does_not_mark_its_words_is_refused() -> None:
+def test_a_tokenizer_that_does_not_mark_words_is_rejected() -> None:
     backend = Tokenizer(models.BPE({"b": 0, "a": 1, "ba</w>": 2}, [], end_of_word_suffix="</w>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(PipelineError, match=r"cannot tell where words begin .* choose another augmentation"):

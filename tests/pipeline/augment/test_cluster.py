@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest.mock import DEFAULT, Mock, patch
 
 import psutil
@@ -16,17 +16,15 @@ import torch
 from ray.exceptions import WorkerCrashedError
 
 from pipeline.augment import cluster
-from pipeline.augment.cluster import Cluster, Worker
+from pipeline.augment.cluster import Cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders, ModelSet
+from pipeline.augment.workers import Worker
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import RuntimeSettings
 from pipeline.store.keys import BUILD, Build
 from pipeline.store.store import Store
 from tests.world import RUNTIME
-
-GUESTS = 1
-"""Places on Ray for a worker of a test, beside the two that all tests share."""
 
 
 def runtime(workers: int | None = 2, address: str | None = None) -> RuntimeSettings:
@@ -40,22 +38,22 @@ def cluster_at(folder: Path, settings: RuntimeSettings) -> Cluster:
 class Itself:
     """A job that is its own work."""
 
-    def work(self) -> Any:
+    def work(self) -> Self:
         return self
 
 
 @dataclass(frozen=True)
-class Telling(Itself):
-    """Tells where it was done; waits for another to be at work, so that two workers are needed."""
+class Meeting(Itself):
+    """Reports where it ran; waits for another job to run, so that two workers are needed."""
 
     number: int
     meeting: Path
 
     @property
     def name(self) -> str:
-        return f"telling {self.number}"
+        return f"meeting {self.number}"
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         (self.meeting / str(os.getpid())).touch()
         while len(list(self.meeting.iterdir())) < 2:
             time.sleep(0.01)
@@ -64,7 +62,7 @@ class Telling(Itself):
 
 @dataclass(frozen=True)
 class Deadly(Itself):
-    """Kills its worker until it has left as many marks as lives are asked for."""
+    """Kills its worker ``lives`` times and leaves a mark each time."""
 
     marks: Path
     lives: int
@@ -73,7 +71,7 @@ class Deadly(Itself):
     def name(self) -> str:
         return f"deadly {self.lives}"
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         taken = len(list(self.marks.iterdir()))
         if taken < self.lives:
             (self.marks / str(taken)).touch()
@@ -83,32 +81,31 @@ class Deadly(Itself):
 
 @dataclass(frozen=True)
 class Failing(Itself):
-    """Fails with an unforeseen error."""
+    """Fails with an unexpected error."""
 
     name: str = "failing"
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         return Done(1 / 0)
 
 
 @pytest.fixture(scope="module")
 def running(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two real workers of a teacher in whose folder training left another one; shared, since a start takes seconds."""
+    """Two real workers, shared since a start takes seconds; the teacher's folder holds a checkpoint of its training too."""
     folder = Path(shutil.copytree(teacher, tmp_path_factory.mktemp("cluster") / "teacher"))
     shutil.copytree(teacher, folder / "checkpoint-1")
-    with pytest.MonkeyPatch.context() as changed, cluster_at(folder, runtime(2 + GUESTS)) as cluster_of_two:
+    with pytest.MonkeyPatch.context() as changed, cluster_at(folder, runtime(2)) as cluster_of_two:
         changed.delenv("RAY_ADDRESS", raising=False)
         changed.setenv("CUDA_VISIBLE_DEVICES", "")
         assert [done.result for _, done in cluster_of_two.run([Deadly(tmp_path_factory.mktemp("marks"), 0)])] == ["survived"]
-        changed.setattr(cluster_of_two, "_runtime", runtime(2))
         yield cluster_of_two
     children = {process.name() for process in psutil.Process().children(recursive=True)}
     assert not ray.is_initialized()
     assert not {name for name in children if "ray" in name}
 
 
-def test_every_job_is_done_once_by_workers_of_one_thread_that_have_the_teacher(running: Cluster, tmp_path: Path) -> None:
-    jobs = [Telling(number, tmp_path) for number in range(6)]
+def test_every_job_runs_once_in_a_worker_of_one_thread_with_the_teacher(running: Cluster, tmp_path: Path) -> None:
+    jobs = [Meeting(number, tmp_path) for number in range(6)]
     done = [(job, done.result) for job, done in running.run(jobs)]
     assert sorted(job.number for job, _ in done) == list(range(6))
     assert all(result[0] == job.number and result[2:] == (1, 32) for job, result in done)
@@ -118,16 +115,16 @@ def test_every_job_is_done_once_by_workers_of_one_thread_that_have_the_teacher(r
 def test_a_job_that_fails_is_named_with_the_cause(running: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PipelineError, match=r"^failing failed: division by zero$"):
         list(running.run([Failing()]))
-    assert "return Done(1 / 0)" in capfd.readouterr().err, "what nobody foresaw is shown where it happened"
+    assert "return Done(1 / 0)" in capfd.readouterr().err, "an unexpected error is shown with its traceback"
 
 
-def test_the_job_of_a_worker_that_dies_is_redone(running: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_of_a_dead_worker_is_run_again(running: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = [Deadly(tmp_path, 1), Deadly(tmp_path, 0), Deadly(tmp_path, 0)]
     assert [done.result for _, done in running.run(jobs)] == ["survived"] * 3
     assert capsys.readouterr().out.count("a worker died on deadly 1; another takes it over") == 1
 
 
-def test_a_job_that_kills_every_worker_is_the_cause(running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_kills_several_workers_fails(running: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "DEATHS_ALLOWED", 2)
     with pytest.raises(PipelineError, match=r"^deadly 9 killed 2 workers: \S"):
         list(running.run([Deadly(tmp_path, 9)]))
@@ -136,22 +133,22 @@ def test_a_job_that_kills_every_worker_is_the_cause(running: Cluster, tmp_path: 
 
 @contextmanager
 def without_ray(promised: list[Any], kept: Any = None, resources: dict[str, float] | None = None) -> Iterator[Mock]:
-    """What creates the actors; the promises that are waited for, and what each gives."""
-    waited = {"wait": lambda *_, **__: (promised, []), "get": Mock(side_effect=[kept] * 9)}
+    """Ray replaced by mocks: the promises that are ready, and the value of each."""
     with (
-        patch.multiple(cluster.ray, shutdown=DEFAULT, cluster_resources=lambda: resources or {}, **waited),
+        patch.multiple(ray, shutdown=DEFAULT, cluster_resources=lambda: resources or {}),
+        patch.multiple(ray, wait=lambda *_, **__: (promised, []), get=Mock(side_effect=[kept] * 9)),
         patch.object(cluster, "join_ray"),
-        patch.object(cluster.ray, "remote") as remote,
+        patch.object(ray, "remote") as remote,
     ):
         yield remote
 
 
 def promise_of(remote: Mock) -> Any:
-    """What each worker promises when it is asked what it sees."""
+    """The mock of ``Worker.look``."""
     return remote.return_value.options.return_value.remote.return_value.look.remote
 
 
-def test_workers_that_cannot_start_are_given_up_with_the_cause(tmp_path: Path) -> None:
+def test_workers_that_cannot_start_are_an_error_with_its_cause(tmp_path: Path) -> None:
     promise = object()
     with without_ray([promise], WorkerCrashedError()) as remote, cluster_at(tmp_path / "teacher", runtime(1)) as started:
         promise_of(remote).return_value = promise
@@ -163,7 +160,7 @@ def test_workers_that_cannot_start_are_given_up_with_the_cause(tmp_path: Path) -
 def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, tmp_path: Path) -> None:
     build = Build({**BUILD.sources, "pipeline.corpus.task": "changed"}, {**BUILD.libraries, "torch": "2.0.0"})
     visibility = Worker(ModelFolders(teacher), "float32", Store(tmp_path)).look({}, str(tmp_path), build)
-    sentence = r"^a worker computes with other sources or libraries than this process: pipeline\.corpus\.task.*torch"
+    sentence = r"^a worker uses other sources or libraries than this process: pipeline\.corpus\.task.*torch"
     promise = object()
     with without_ray([promise], visibility) as remote, cluster_at(tmp_path / "teacher", runtime(1)) as started:
         promise_of(remote).return_value = promise
@@ -181,7 +178,7 @@ def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, tmp_
         (None, {}, [{"num_cpus": 1}]),
     ],
 )
-def test_there_is_one_worker_a_gpu_else_one_a_core_unless_fewer_will_do(
+def test_there_is_one_worker_per_gpu_or_core_and_no_more_than_jobs(
     workers: int | None, resources: dict[str, float], expected: list[dict[str, float]], tmp_path: Path
 ) -> None:
     with (

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, soft_label_estimate
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, CodecName
@@ -15,12 +16,12 @@ from pipeline.shards.reader import Shards
 from tests.stored import shards_in
 from tests.world import INFERENCE, augment_settings, make_task, runtime_at, save_masked_lm, save_prepared
 
-ONE_SHARD = INFERENCE.model_copy(update={"rows_per_shard": 300, "batch_rows": 32})
+ONE_SHARD = INFERENCE.model_copy(update={"rows_per_shard": 300, "batch_size": 32})
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
-    """Scores of 400 training rows in one or two shards; read only."""
+    """Soft labels of 400 training rows in one or two shards; read only."""
     folder = tmp_path_factory.mktemp("many")
     prepared = save_prepared(folder / "prepared", make_task(), {"train": 400, "dev": 4, "test": 4})
     soft_label(prepared, teacher, ONE_SHARD, runtime_at(folder), folder / "soft_labels")
@@ -29,7 +30,6 @@ def many(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here loses power."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
@@ -37,16 +37,18 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in [folder, *folder.rglob("*")]}
 
 
-def planned(soft_labels: Path, teacher: Path, folder: Path, settings: AugmentSettings, words: Path | None = None) -> Estimate:
-    return augment_estimate(soft_labels, teacher, None, settings, runtime_at(folder), words)
+def planned(
+    soft_labels: Path, teacher: Path, folder: Path, settings: AugmentSettings, masked_lm: Path | None = None
+) -> Estimate:
+    return augment_estimate(Augmentation.of(soft_labels, teacher, settings, masked_lm=masked_lm), runtime_at(folder))
 
 
-def test_a_plan_writes_nothing_not_even_a_time(soft_labels: Path, prepared: Path, teacher: Path, tmp_path: Path) -> None:
+def test_an_estimate_writes_nothing(soft_labels: Path, prepared: Path, teacher: Path, tmp_path: Path) -> None:
     settings = augment_settings()
     for already in (False, True):
         if already:
             soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
-            augment(soft_labels, teacher, settings, runtime_at(tmp_path), tmp_path / "shards")
+            augment(Augmentation.of(soft_labels, teacher, settings), runtime_at(tmp_path), tmp_path / "shards")
         before = [tree(folder) for folder in (tmp_path, soft_labels, prepared, teacher)]
         soft_label_estimate(prepared, teacher, INFERENCE, runtime_at(tmp_path))
         planned(soft_labels, teacher, tmp_path, settings)
@@ -55,11 +57,12 @@ def test_a_plan_writes_nothing_not_even_a_time(soft_labels: Path, prepared: Path
         assert (tmp_path / "store").exists() == already
 
 
-@pytest.mark.parametrize("search", [{"objective": "none", "epsilon": {"flips": 0.1}}, {"epsilon": {"divergence": 0.1}}])
+@pytest.mark.parametrize("search", [{"gradient_from": "noise", "epsilon": {"flips": 0.1}}, {"epsilon": {"divergence": 0.1}}])
 def test_shards_are_counted(
     soft_labels: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
     settings = augment_settings(search, variants=2)
+    plan = Augmentation.of(soft_labels, teacher, settings)
     shards = 2 * len(Shards(soft_labels).manifest.of_split("train"))
     before = planned(soft_labels, teacher, tmp_path, settings)
     assert (before.shards, before.missing, before.rows, before.missing_rows, before.variants) == (shards, shards, 60, 120, 2)
@@ -72,28 +75,27 @@ def test_shards_are_counted(
 
     monkeypatch.setattr(ThisProcess, "run", three_jobs)
     with pytest.raises(PipelineError, match="killed"):
-        augment(soft_labels, teacher, settings, runtime_at(tmp_path), tmp_path / "shards")
+        augment(plan, runtime_at(tmp_path), tmp_path / "shards")
     monkeypatch.setattr(ThisProcess, "run", run)
     assert planned(soft_labels, teacher, tmp_path, settings).missing == shards - 3
-    augment(soft_labels, teacher, settings, runtime_at(tmp_path), tmp_path / "shards")
+    augment(plan, runtime_at(tmp_path), tmp_path / "shards")
     after = planned(soft_labels, teacher, tmp_path, settings)
     assert (after.missing, after.missing_rows) == (0, 0)
     assert set(after.bytes.values()) == {0}
 
 
-def test_a_epsilon_that_is_not_known_means_that_nothing_is_in_the_store(
-    soft_labels: Path, teacher: Path, tmp_path: Path
-) -> None:
-    augment(soft_labels, teacher, augment_settings({"epsilon": 0.3}), runtime_at(tmp_path), tmp_path / "shards")
+def test_without_a_known_epsilon_no_perturbed_shard_is_in_the_store(soft_labels: Path, teacher: Path, tmp_path: Path) -> None:
+    known = Augmentation.of(soft_labels, teacher, augment_settings({"epsilon": 0.3}))
+    augment(known, runtime_at(tmp_path), tmp_path / "shards")
     found = planned(soft_labels, teacher, tmp_path, augment_settings({"epsilon": {"flips": 0.1}}))
     assert found.missing == found.shards
     edits = augment_settings({"epsilon": {"flips": 0.1}}, recipes=[["mask"]])
-    augment(soft_labels, teacher, edits, runtime_at(tmp_path), tmp_path / "shards")
+    augment(Augmentation.of(soft_labels, teacher, edits), runtime_at(tmp_path), tmp_path / "shards")
     assert planned(soft_labels, teacher, tmp_path, edits).missing == 0, "edits need no epsilon"
 
 
 @pytest.mark.parametrize("codec", list(CODECS))
-def test_bytes_are_those_of_the_shards_then_written(many: Path, teacher: Path, tmp_path: Path, codec: CodecName) -> None:
+def test_bytes_are_close_to_those_of_the_shards(many: Path, teacher: Path, tmp_path: Path, codec: CodecName) -> None:
     settings = augment_settings(variants=1, codec=codec, batch_size=32)
     asked = {other: planned(many, teacher, tmp_path, settings.model_copy(update={"codec": other})) for other in CODECS}
     written = bytes_written(many, teacher, tmp_path, settings)
@@ -102,12 +104,12 @@ def test_bytes_are_those_of_the_shards_then_written(many: Path, teacher: Path, t
 
 
 def bytes_written(soft_labels: Path, teacher: Path, folder: Path, settings: AugmentSettings) -> int:
-    manifest = augment(soft_labels, teacher, settings, runtime_at(folder), folder / "shards")
+    manifest = augment(Augmentation.of(soft_labels, teacher, settings), runtime_at(folder), folder / "shards")
     return sum(entry.receipt.bytes for entry in manifest.shards)
 
 
 @pytest.mark.parametrize(("corpus", "recipe"), [("soft_labels", "perturb"), ("many", "mask"), ("many", "mix")])
-def test_bytes_of_small_shards_and_of_other_recipes_are_close_too(
+def test_bytes_of_small_shards_and_other_recipes_are_close_too(
     teacher: Path, tmp_path: Path, corpus: str, recipe: str, request: pytest.FixtureRequest
 ) -> None:
     soft_labels, settings = request.getfixturevalue(corpus), augment_settings(variants=1, recipes=[[recipe]], batch_size=32)
@@ -115,15 +117,15 @@ def test_bytes_of_small_shards_and_of_other_recipes_are_close_too(
     assert estimate == pytest.approx(bytes_written(soft_labels, teacher, tmp_path, settings), rel=0.1)
 
 
-def test_words_that_are_looked_up_are_counted_once_and_never_too_low(many: Path, teacher: Path, tmp_path: Path) -> None:
-    words, proposing = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 15, "batch_rows": 16}
+def test_word_candidates_are_counted_once_and_never_too_low(many: Path, teacher: Path, tmp_path: Path) -> None:
+    words, proposing = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 15}
     settings = augment_settings(variants=2, recipes=[["masked_lm"]], masked_lm=proposing)
     estimate = planned(many, teacher, tmp_path, settings, words).bytes["int8"]
-    augment(many, teacher, settings, runtime_at(tmp_path), tmp_path / "shards", words)
+    augment(Augmentation.of(many, teacher, settings, masked_lm=words), runtime_at(tmp_path), tmp_path / "shards")
     added = sum(file.stat().st_size for file in shards_in(tmp_path / "store"))
     assert added <= estimate < 1.3 * added
     more = settings.model_copy(update={"variants": 3})
-    assert planned(many, teacher, tmp_path, more, words).bytes["int8"] < estimate / 3, "the words are there"
+    assert planned(many, teacher, tmp_path, more, words).bytes["int8"] < estimate / 3, "the candidates are in the store"
 
 
 def test_mixed_rows_are_as_long_as_the_longer_of_two_drawn_at_random() -> None:
@@ -132,7 +134,7 @@ def test_mixed_rows_are_as_long_as_the_longer_of_two_drawn_at_random() -> None:
     assert mixed_tokens(lengths) == pytest.approx(drawn * len(lengths), rel=0.01)
 
 
-def test_a_score_plan_counts_every_row_of_every_split_that_is_not_scored(prepared: Path, teacher: Path, tmp_path: Path) -> None:
+def test_an_estimate_of_soft_labels_counts_the_rows_of_every_split(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     before = soft_label_estimate(prepared, teacher, INFERENCE, runtime_at(tmp_path))
     manifest = soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
     shards = len(manifest.shards)
@@ -141,20 +143,26 @@ def test_a_score_plan_counts_every_row_of_every_split_that_is_not_scored(prepare
     assert (after.rows, after.missing, after.missing_rows) == (100, 0, 0)
 
 
-def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_enough_is_not(
+def test_more_than_max_bytes_is_refused_before_anything_is_computed(
     soft_labels: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
     run = ThisProcess.run
-    monkeypatch.setattr(ThisProcess, "run", lambda self, jobs: started.extend(job.name for job in jobs) or run(self, jobs))
+
+    def noted(workers: ThisProcess, jobs: Any) -> Iterator[Any]:
+        started.extend(job.name for job in jobs)
+        return run(workers, jobs)
+
+    monkeypatch.setattr(ThisProcess, "run", noted)
     settings = augment_settings({"epsilon": {"divergence": 0.1}})
-    needed = planned(soft_labels, teacher, tmp_path, settings).bytes
+    plan = Augmentation.of(soft_labels, teacher, settings)
+    needed = augment_estimate(plan, runtime_at(tmp_path)).bytes
     room = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"] - 1})
     sizes = {codec: f"{size / 1000:.3g} kB" for codec, size in needed.items()}
     sentence = rf"would write about {sizes['int8']}, .* nothing was computed.* float16 {sizes['float16']}, sign {sizes['sign']}"
     with pytest.raises(PipelineError, match=sentence):
-        augment(soft_labels, teacher, settings, room, tmp_path / "shards")
+        augment(plan, room, tmp_path / "shards")
     assert (started, list(tmp_path.iterdir())) == ([], [])
     enough = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"]})
-    made = augment(soft_labels, teacher, settings, enough, tmp_path / "shards").shards
+    made = augment(plan, enough, tmp_path / "shards").shards
     assert len(made) == len([name for name in started if name.startswith("variant")])

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from pipeline.augment.batches import Batches
 from pipeline.augment.teacher import FrozenTeacher, ModelFolders, ModelSet, Surrogate
 from pipeline.augment.variants import Label, LabelledRows, VariantSpec, make_variant
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import Precision, ReplacementSettings
-from pipeline.models.folder import model_hash
+from pipeline.config.settings import Precision
+from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE, SurrogateFolder
 from tests.world import (
+    AUGMENT_SETTINGS,
     MAX_LENGTH,
     WIDTH,
     Plain,
@@ -30,7 +32,7 @@ from tests.world import (
 
 @pytest.fixture(scope="module")
 def frozen(teacher: Path) -> FrozenTeacher:
-    return FrozenTeacher(teacher)
+    return FrozenTeacher(ModelFolder(teacher))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_logits_are_those_of_transformers_on_each_row_alone(frozen: FrozenTeache
     np.testing.assert_allclose(frozen.logits(inputs, Batches(), batch_rows), expected, atol=1e-5)
 
 
-def test_gradients_through_bfloat16_are_float32_and_point_as_those_of_float32(teacher: Path, frozen: FrozenTeacher) -> None:
+def test_gradients_through_bfloat16_are_float32_and_close_to_those_of_float32(teacher: Path, frozen: FrozenTeacher) -> None:
     def slope(model: FrozenTeacher) -> Tensor:
         batch = model.padded(make_inputs(), MAX_LENGTH)
         words = model.words(batch["input_ids"])
@@ -54,7 +56,7 @@ def test_gradients_through_bfloat16_are_float32_and_point_as_those_of_float32(te
         (gradient,) = torch.autograd.grad(model.logits_at(batch, words + delta)[:, 0].sum(), delta)
         return gradient
 
-    halved = FrozenTeacher(teacher, "bfloat16")
+    halved = FrozenTeacher(ModelFolder(teacher), "bfloat16")
     full, half = slope(frozen), slope(halved)
     assert half.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.98
@@ -63,7 +65,7 @@ def test_gradients_through_bfloat16_are_float32_and_point_as_those_of_float32(te
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_surrogate_reads_delta_through_its_own_words_and_map(
+def test_a_surrogate_adds_the_mapped_delta_to_its_own_words(
     frozen: FrozenTeacher, teacher: Path, tmp_path: Path, mapped: bool
 ) -> None:
     folder, inputs = save_surrogate(tmp_path, [5, 6], teacher if mapped else None), make_inputs()
@@ -78,7 +80,7 @@ def test_a_surrogate_reads_delta_through_its_own_words_and_map(
 
 
 @pytest.mark.parametrize(("mapped", "precision"), [(False, "float32"), (True, "bfloat16")])
-def test_delta_aimed_at_a_surrogate_follows_its_gradient_and_is_labelled_by_the_teacher(
+def test_delta_follows_a_checkpoints_gradient_and_is_labelled_by_the_teacher(
     teacher: Path, tmp_path: Path, mapped: bool, precision: Precision
 ) -> None:
     folder, inputs = save_surrogate(tmp_path, [5, 6], teacher if mapped else None), make_inputs()
@@ -86,20 +88,20 @@ def test_delta_aimed_at_a_surrogate_follows_its_gradient_and_is_labelled_by_the_
     clean = models.teacher.logits(inputs, Batches(), 8)
     settings = augment_settings(perturbation={"num_steps": 3, "step_size": 0.5}, codec="float16", precision=precision)
 
-    def aimed(checkpoint: int | None) -> list[Label]:
+    def following(checkpoint: int | None) -> list[Label]:
         return make_variant(models, LabelledRows(inputs, clean), None, VariantSpec(1, settings, 0.2, checkpoint)).labels
 
     def gap(labels: list[Label], checkpoint: int) -> float:
-        """KL(teacher's clean answer ‖ the checkpoint's on the perturbed row), mean."""
+        """KL(teacher on the clean row ‖ checkpoint on the perturbed row), mean."""
         surrogate, linear = Plain(folder.checkpoint(checkpoint)), folder.map()
         moved = [
             decoded(label, "float16") if linear is None else decoded(label, "float16") @ linear.numpy() for label in labels
         ]
         after = np.stack([surrogate.logits_on(inputs, row, delta) for row, delta in enumerate(moved)])
-        logs = [torch.tensor(logits).log_softmax(-1) for logits in (after, clean)]
-        return float(torch.nn.functional.kl_div(*logs, log_target=True, reduction="batchmean"))
+        here, before = (torch.tensor(logits).log_softmax(-1) for logits in (after, clean))
+        return float(torch.nn.functional.kl_div(here, before, log_target=True, reduction="batchmean"))
 
-    labels = {checkpoint: aimed(checkpoint) for checkpoint in (None, 1, 2)}
+    labels = {checkpoint: following(checkpoint) for checkpoint in (None, 1, 2)}
     assert gap(labels[1], 1) > 1.1 * max(gap(labels[None], 1), gap(labels[2], 1))
     assert gap(labels[2], 2) > 1.1 * max(gap(labels[None], 2), gap(labels[1], 2))
     own = Plain(teacher)
@@ -108,31 +110,29 @@ def test_delta_aimed_at_a_surrogate_follows_its_gradient_and_is_labelled_by_the_
         np.testing.assert_allclose(label.logits, expected, atol=1e-5 if precision == "float32" else 0.2)
 
 
-PROPOSING = ReplacementSettings(replace=0.4, candidates=5, batch_rows=8)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> ModelFolders:
-    """A teacher with what its training left below, a surrogate with a map, and a masked language model."""
+    """Teacher and masked language model with checkpoints of their trainings, and a surrogate with a map."""
     place = tmp_path_factory.mktemp("models")
-    for left in (save_teacher(place / "teacher", make_task()), save_masked_lm(place / "words")):
+    for left in (save_teacher(place / "teacher", make_task()), save_masked_lm(place / "masked_lm")):
         save_teacher(left / "checkpoint-10", make_task())
     save_surrogate(place / "surrogate", [1, 2], teacher)
-    return ModelFolders(place / "teacher", place / "surrogate", place / "words", PROPOSING)
+    return ModelFolders(place / "teacher", place / "surrogate", place / "masked_lm", AUGMENT_SETTINGS)
 
 
-def test_a_worker_needs_the_models_themselves_all_checkpoints_and_nothing_that_training_left(folders: ModelFolders) -> None:
+def test_the_files_of_the_models_do_not_include_checkpoints_of_their_trainings(folders: ModelFolders) -> None:
     place = folders.teacher.parent
     found = {str(file.relative_to(place)) for file in folders.files()}
-    assert found >= {"teacher/model.safetensors", "teacher/task.json", "teacher/tokenizer.json", "words/model.safetensors"}
+    assert found >= {"teacher/model.safetensors", "teacher/task.json", "teacher/tokenizer.json", "masked_lm/model.safetensors"}
     assert found >= {
-        f"surrogate/{name}" for name in (SURROGATE_FILE, MAP_FILE, "checkpoint-1/config.json", "checkpoint-2/config.json")
+        f"surrogate/{name}" for name in (SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/config.json")
     }
     assert not [name for name in found if "checkpoint" in name]
 
 
-def test_each_model_is_loaded_once_and_only_when_it_is_needed(folders: ModelFolders) -> None:
-    models = ModelSet(ModelFolders(folders.teacher, *[Path("there/is/nowhere")] * 2, PROPOSING), "float32")
+def test_models_are_loaded_lazily_and_once(folders: ModelFolders) -> None:
+    nowhere = Path("there/is/nowhere")
+    models = ModelSet(ModelFolders(folders.teacher, nowhere, nowhere, AUGMENT_SETTINGS), "float32")
     assert models.teacher is models.teacher
     with pytest.raises(PipelineError, match="nowhere"):
         models.surrogate(1)
@@ -150,9 +150,8 @@ def test_a_model_that_changed_since_its_hash_was_taken_is_rejected(folders: Mode
     assert folders.surrogate is not None
     assert folders.masked_lm is not None
     surrogate = SurrogateFolder(folders.surrogate).hashes()
-    hashes = {
-        "teacher_hash": model_hash(folders.teacher), "surrogate_hashes": surrogate, "masked_lm_hash": model_hash(folders.masked_lm)
-    }  # fmt: skip
+    teacher, masked_lm = (ModelFolder(folder).hash for folder in (folders.teacher, folders.masked_lm))
+    hashes: dict[str, Any] = {"teacher_hash": teacher, "surrogate_hashes": surrogate, "masked_lm_hash": masked_lm}
     load: dict[str, Callable[[ModelSet], object]] = {
         "teacher_hash": lambda models: models.teacher,
         "surrogate_hashes": lambda models: models.surrogate(2),
@@ -161,5 +160,5 @@ def test_a_model_that_changed_since_its_hash_was_taken_is_rejected(folders: Mode
     for name, loaded in load.items():
         assert loaded(ModelSet(dataclasses.replace(folders, **hashes), "float32"))
         changed = hashes | {name: (surrogate[0], "another") if name == "surrogate_hashes" else "another"}
-        with pytest.raises(PipelineError, match=r"^the .* in .* was changed while this run was going; start it again$"):
+        with pytest.raises(PipelineError, match=r"^the .* in .* was changed during this run; start it again$"):
             loaded(ModelSet(dataclasses.replace(folders, **changed), "float32"))

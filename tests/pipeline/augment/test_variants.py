@@ -15,21 +15,21 @@ from tests.world import SPECIAL, WIDTH, Plain, augment_settings, decoded, make_i
 
 CLS, SEP, MASK, UNKNOWN = 2, 3, SPECIAL.index("[MASK]"), SPECIAL.index("[UNK]")
 EPSILON = 0.3
-WORDS = {"replace": 0.5, "candidates": 1, "batch_rows": 8}
+WORDS = {"replace": 0.5, "candidates": 1}
 
 
 def made(
     models: ModelSet, inputs: Inputs, *recipe: Step, variant: int = 1, epsilon: float = EPSILON,
     search: dict[str, Any] | None = None, candidates: list[RowCandidates] | None = None, **changed: Any,
 ) -> Made:  # fmt: skip
-    usual = {"steps": 2, "step_size": 0.7} | (search or {})
+    usual = {"num_steps": 2, "step_size": 0.7} | (search or {})
     settings = augment_settings(perturbation=usual, recipes=[list(recipe or ["perturb"])], masked_lm=WORDS, **changed)
     labelled = LabelledRows(inputs, models.teacher.logits(inputs, Batches(), 8))
     return make_variant(models, labelled, candidates, VariantSpec(variant, settings, epsilon, None))
 
 
 def perturbed(models: ModelSet, inputs: Inputs, codec: CodecName = "float16", **changed: Any) -> list[Label]:
-    search = {name: changed.pop(name) for name in ("objective", "norm", "special_tokens", "steps") if name in changed}
+    search: dict[str, Any] = {name: changed.pop(name) for name in ("gradient_from", "norm", "num_steps") if name in changed}
     return made(models, inputs, codec=codec, search=search, **changed).labels
 
 
@@ -48,15 +48,14 @@ def plain(teacher: Path) -> Plain:
 
 
 @pytest.mark.parametrize(
-    ("codec", "norm", "special_tokens"),
-    [("float16", "l2", True), ("int8", "l2", False), ("int8", "linf", True), ("sign", "l2", False), ("sign", "linf", False)],
+    ("codec", "norm"), [("float16", "l2"), ("int8", "l2"), ("int8", "linf"), ("sign", "l2"), ("sign", "linf")]
 )
-def test_the_stored_delta_keeps_within_the_epsilon_and_gives_the_stored_logits_to_transformers(
-    models: ModelSet, plain: Plain, codec: CodecName, norm: str, special_tokens: bool
+def test_the_stored_delta_is_within_epsilon_and_transformers_gives_the_stored_logits(
+    models: ModelSet, plain: Plain, codec: CodecName, norm: str
 ) -> None:
     inputs = make_inputs(10)
     clean, length = torch.tensor(plain.logits(inputs)), EPSILON * float(plain.words.norm(dim=1).mean())
-    for number, row in enumerate(perturbed(models, inputs, codec, norm=norm, special_tokens=special_tokens)):
+    for number, row in enumerate(perturbed(models, inputs, codec, norm=norm)):
         delta = decoded(row, codec)
         again = plain.logits_on(inputs, number, delta)
         np.testing.assert_allclose(row.logits, again, atol=1e-5)
@@ -67,43 +66,46 @@ def test_the_stored_delta_keeps_within_the_epsilon_and_gives_the_stored_logits_t
         assert delta.shape == (len(inputs.input_ids[number]), WIDTH)
         reach = np.linalg.norm(delta, axis=1) if norm == "l2" else np.abs(delta).max(axis=1) * WIDTH**0.5
         assert (reach <= length * (1 + 1e-5)).all()
-        free = (inputs.input_ids[number] >= len(SPECIAL)) | special_tokens
+        free = inputs.input_ids[number] >= len(SPECIAL)
         assert (reach[~free] == 0).all()
         assert (reach[free] > 0.1 * length).all()
 
 
-def test_a_search_moves_the_teacher_further_than_noise_and_none_moves_nothing(models: ModelSet) -> None:
-    def moved(objective: str) -> float:
-        return float(np.mean([row.divergence for row in perturbed(models, make_inputs(), objective=objective)]))
+def test_a_search_has_more_effect_than_noise_and_a_copy_has_none(models: ModelSet) -> None:
+    def effect(gradient_from: str) -> float:
+        found = perturbed(models, make_inputs(), gradient_from=gradient_from)
+        return float(np.mean([row.divergence for row in found]))
 
-    assert moved("divergence") > 3 * moved("noise") > 0
-    assert abs(moved("none")) < 1e-6
-    assert all(row.delta is None and row.delta_scale is None for row in perturbed(models, make_inputs(), objective="none"))
+    assert effect("teacher") > 3 * effect("noise") > 0
+    copies = made(models, make_inputs(), "copy")
+    assert same(copies.inputs, make_inputs())
+    assert all(row.delta is None and row.delta_scale is None and not row.flipped for row in copies.labels)
+    assert max(abs(row.divergence) for row in copies.labels) < 1e-6
 
 
-def test_the_start_depends_on_the_example_the_variant_and_the_seed_and_not_on_the_batch(models: ModelSet) -> None:
+def test_the_initial_delta_depends_on_example_variant_and_seed_and_not_on_the_batch(models: ModelSet) -> None:
     inputs = make_inputs(20)
     twins = Inputs(inputs.example_ids, [inputs.input_ids[5]] * 20, [np.zeros(len(inputs.input_ids[5]), np.int8)] * 20)
-    runs = [{"batch_rows": 64}, {"variant": 2}, {"seed": 2}, {"batch_rows": 1}]
-    many, *others, single = [perturbed(models, twins, objective="noise", **changed) for changed in runs]
+    runs: list[dict[str, Any]] = [{"batch_size": 64}, {"variant": 2}, {"seed": 2}, {"batch_size": 1}]
+    many, *others, single = [perturbed(models, twins, gradient_from="noise", **changed) for changed in runs]
     starts = [[row.delta for row in run] for run in (many, *others)]
     assert len({delta for run in starts for delta in run}) == 60
     assert starts[0] == [row.delta for row in single]
     np.testing.assert_allclose([row.logits for row in many], [row.logits for row in single], atol=1e-5)
 
 
-def test_results_do_not_depend_on_who_shares_the_batch(models: ModelSet) -> None:
+def test_results_do_not_depend_on_the_other_rows_of_the_batch(models: ModelSet) -> None:
     inputs = make_inputs()
-    together = perturbed(models, inputs, batch_rows=64, steps=1)
+    together = perturbed(models, inputs, batch_size=64, num_steps=1)
     order = np.random.default_rng(1).permutation(len(together))
-    shuffled = perturbed(models, inputs.take(order), batch_rows=5, steps=1)
-    (alone,) = perturbed(models, inputs.take(np.array([4])), batch_rows=1, steps=1)
+    shuffled = perturbed(models, inputs.take(order), batch_size=5, num_steps=1)
+    (alone,) = perturbed(models, inputs.take(np.array([4])), batch_size=1, num_steps=1)
     for one, other in [*((together[old], shuffled[new]) for new, old in enumerate(order)), (together[4], alone)]:
         np.testing.assert_allclose(decoded(one, "float16"), decoded(other, "float16"), atol=2e-3 * EPSILON)
         np.testing.assert_allclose(one.logits, other.logits, atol=1e-3)
 
 
-def test_a_regression_teacher_is_moved_in_squared_error_and_never_flipped(tmp_path: Path) -> None:
+def test_the_effect_on_a_regression_is_a_squared_error_without_flips(tmp_path: Path) -> None:
     models = ModelSet(ModelFolders(save_teacher(tmp_path, make_task("regression"))), "float32")
     clean = models.teacher.logits(make_inputs(), Batches(), 8)
     for before, row in zip(clean, perturbed(models, make_inputs()), strict=True):
@@ -132,15 +134,16 @@ def pairs() -> Inputs:
 
 
 @pytest.mark.parametrize("recipe", [["delete", "swap"], ["span"]], ids=" ".join)
-def test_an_edit_depends_on_the_row_the_variant_and_the_seed_and_not_on_the_batch(models: ModelSet, recipe: list[Step]) -> None:
+def test_an_edit_depends_on_row_variant_and_seed_and_not_on_the_batch(models: ModelSet, recipe: list[Step]) -> None:
     inputs, order = pairs(), np.random.default_rng(0).permutation(12)
     found = made(models, inputs, *recipe).inputs
-    assert same(made(models, inputs.take(order), *recipe, batch_rows=3).inputs, found.take(order))
-    for changed in ({"variant": 2}, {"seed": 2}):
+    assert same(made(models, inputs.take(order), *recipe, batch_size=3).inputs, found.take(order))
+    others: list[dict[str, Any]] = [{"variant": 2}, {"seed": 2}]
+    for changed in others:
         assert not same(made(models, inputs, *recipe, **changed).inputs, found)
 
 
-def test_words_are_replaced_by_their_candidates_before_anything_else_is_edited(models: ModelSet, plain: Plain) -> None:
+def test_words_are_replaced_by_their_candidates_before_other_edits(models: ModelSet, plain: Plain) -> None:
     inputs = pairs()
     places = np.array([*range(1, 7), *range(8, 15)], dtype=np.int32)
     candidates = [RowCandidates(places, places + 1, np.full(13, 50, dtype=np.int32)) for _ in inputs.input_ids]
@@ -155,7 +158,7 @@ def test_words_are_replaced_by_their_candidates_before_anything_else_is_edited(m
         assert not set(ids.tolist()) - set(whole.tolist())
 
 
-def test_an_edited_row_is_perturbed_on_the_edited_words_and_not_on_its_masks(models: ModelSet, plain: Plain) -> None:
+def test_an_edited_row_is_perturbed_at_its_words_and_not_at_its_masks(models: ModelSet, plain: Plain) -> None:
     edited, found = made(models, make_inputs(), "mask").inputs, made(models, make_inputs(), "mask", "perturb")
     assert same(found.inputs, edited)
     for row, (ids, label) in enumerate(zip(edited.input_ids, found.labels, strict=True)):
@@ -164,7 +167,7 @@ def test_an_edited_row_is_perturbed_on_the_edited_words_and_not_on_its_masks(mod
 
 
 @pytest.mark.parametrize("rows", [20, 2, 1])
-def test_a_mixed_row_is_labelled_as_transformers_answers_the_mixture_by_hand(models: ModelSet, plain: Plain, rows: int) -> None:
+def test_a_mixed_row_has_the_label_that_transformers_gives_the_mixture(models: ModelSet, plain: Plain, rows: int) -> None:
     inputs = make_inputs().take(np.arange(rows))
     found, padding = made(models, inputs, "mix"), np.zeros(24, dtype=np.int64)
     assert found.inputs.partners is not None
@@ -185,11 +188,11 @@ def test_a_mixed_row_is_labelled_as_transformers_answers_the_mixture_by_hand(mod
 
 def test_weights_of_a_mixture_follow_the_beta_distribution_and_partners_change_with_the_variant(models: ModelSet) -> None:
     inputs = make_inputs(150)
-    partners = made(models, inputs, "mix", mixing={"alpha": 2.0}).inputs.partners or []
+    partners = made(models, inputs, "mix", mix_alpha=8.0).inputs.partners or []
     weights = [partner.own_weight for partner in partners]
     assert 0 < min(weights) < max(weights) < 1
-    assert kstest(weights, "beta", args=(2, 2)).pvalue > 0.01
-    assert np.float32(weights).tolist() == weights, "as it is stored"
-    others = made(models, inputs, "mix", mixing={"alpha": 2.0}, variant=2).inputs.partners or []
+    assert kstest(weights, "beta", args=(8, 8)).pvalue > 0.01
+    assert np.array(weights, dtype=np.float32).tolist() == weights, "as it is stored"
+    others = made(models, inputs, "mix", mix_alpha=8.0, variant=2).inputs.partners or []
     assert np.mean([one.example_id == two.example_id for one, two in zip(partners, others, strict=True)]) < 0.1
     assert not {one.own_weight for one in partners} & {two.own_weight for two in others}

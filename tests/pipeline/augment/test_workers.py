@@ -8,6 +8,7 @@ import torch
 from pipeline.augment import cluster
 from pipeline.augment.jobs import Done
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
@@ -19,7 +20,7 @@ RECIPES = [["perturb"], ["mask", "perturb"], ["mix"]]
 
 @dataclass(frozen=True)
 class Small:
-    """Work that tells where it was done, or fails."""
+    """A job that reports its number and threads, or fails."""
 
     number: int
     error: BaseException | None = None
@@ -31,7 +32,7 @@ class Small:
     def work(self) -> "Small":
         return self
 
-    def run(self, models: ModelSet, store: Store) -> Done:
+    def __call__(self, models: ModelSet, store: Store) -> Done:
         if self.error is not None:
             raise self.error
         return Done((self.number, torch.get_num_threads(), models.teacher.width))
@@ -60,14 +61,14 @@ def test_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_no_ray(
     settings = augment_settings(variants=3, recipes=RECIPES)
 
     def run(folder: Path, soft_labels: Path, workers: int) -> None:
-        augment(soft_labels, teacher, settings, runtime_at(folder, workers), folder / "shards")
+        augment(Augmentation.of(soft_labels, teacher, settings), runtime_at(folder, workers), folder / "shards")
 
     for folder, workers in ((none, 0), (two, 2)):
         soft_label(prepared, teacher, INFERENCE, runtime_at(folder, workers), folder / "soft_labels")
         run(folder, folder / "soft_labels", workers)
     assert hashes(none / "soft_labels") == hashes(two / "soft_labels")
     assert hashes(none / "shards") == hashes(two / "shards")
-    assert hashes(none / "store") == hashes(two / "store"), "receipts too, and nothing half-written is left"
+    assert hashes(none / "store") == hashes(two / "store"), "receipts too, and no partial file"
 
     def fail(runtime: object, cores: int) -> None:
         raise AssertionError("Ray was started")
@@ -77,11 +78,9 @@ def test_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_no_ray(
     assert hashes(two / "shards") == hashes(none / "shards")
 
 
-def test_this_process_works_on_one_thread_in_order_and_has_its_threads_again(teacher: Path, store: Store) -> None:
-    before, jobs = (
-        torch.get_num_threads(),
-        [Small(4), Small(1), Small(3, PipelineError("stumbled")), Small(2, AssertionError("tried"))],
-    )
+def test_this_process_runs_jobs_in_order_on_one_thread_and_restores_its_threads(teacher: Path, store: Store) -> None:
+    before = torch.get_num_threads()
+    jobs = [Small(4), Small(1), Small(3, PipelineError("stumbled")), Small(2, AssertionError("tried"))]
     torch.set_num_threads(3)
     try:
         with ThisProcess(ModelFolders(teacher), "float32", store) as workers:
@@ -94,18 +93,18 @@ def test_this_process_works_on_one_thread_in_order_and_has_its_threads_again(tea
         torch.set_num_threads(before)
 
 
-def test_an_interruption_is_no_failure_of_a_job(here: ThisProcess) -> None:
+def test_an_interrupt_is_not_a_failed_job(here: ThisProcess) -> None:
     with pytest.raises(KeyboardInterrupt):
         list(here.run([Small(1, KeyboardInterrupt())]))
 
 
-def test_an_unforeseen_error_is_shown_in_full_and_others_are_not(here: ThisProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_an_unexpected_error_is_printed_with_its_traceback(here: ThisProcess, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PipelineError, match=r"^small 5 failed: 'missing'$") as error:
         list(here.run([Small(5, KeyError("missing"))]))
     assert isinstance(error.value.__cause__, KeyError)
     shown = capsys.readouterr()
     assert "KeyError: 'missing'" in shown.err
     assert __file__ in shown.err, "the line that failed"
-    with pytest.raises(PipelineError, match=r"^small 6 failed: foreseen$"):
-        list(here.run([Small(6, PipelineError("foreseen"))]))
+    with pytest.raises(PipelineError, match=r"^small 6 failed: expected$"):
+        list(here.run([Small(6, PipelineError("expected"))]))
     assert capsys.readouterr() == ("", "")

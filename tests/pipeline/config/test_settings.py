@@ -1,12 +1,37 @@
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from pipeline.config.settings import RuntimeSettings
-from tests.world import RUNTIME
+from pipeline.config.settings import RuntimeSettings, SurrogateSettings
+from tests.world import RUNTIME, STUDENT, student_settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initial_weights": "random"}, "perturbations do not fit random embeddings; set variant_policy: none or"),
+        ({"variant_policy": "none", "loss": {"soft_labels": 0.0}}, "without variants loss.labels or loss.soft_labels must be"),
+        ({"initial_weights": {"checkpoint": 3}}, "checkpoint"),
+        ({"depth": 0.5, "num_hidden_layers": 2}, "set only one of depth, num_hidden_layers and teacher_layers"),
+        ({"width": 0.5, "hidden_size": 16}, "set either width, or hidden_size with num_attention_heads and intermediate_size"),
+    ],
+)
+def test_a_student_that_cannot_be_trained_is_rejected_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        student_settings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initial_weights": "random", "variant_policy": "none"}, "do not fit random ones; set initial_weights: teacher"),
+        ({"loss": STUDENT["loss"] | {"soft_labels": 0.0}}, "a surrogate trains on clean inputs, so loss.labels or"),
+    ],
+)
+def test_a_surrogate_that_cannot_be_trained_is_rejected_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        SurrogateSettings.model_validate(STUDENT | {"checkpoints": 2} | changes)
 
 
 @pytest.mark.parametrize(
@@ -15,15 +40,7 @@ from tests.world import RUNTIME
         {"workers": -1}, {"max_bytes": 0}, {"world_size": 0}, {"report_to": "dvclive"}, {"store": "s3://bucket/store"},
     ],
 )  # fmt: skip
-def test_runtime_settings_out_of_range_are_refused(error: dict[str, Any]) -> None:
+def test_runtime_settings_out_of_range_are_rejected(error: dict[str, Any]) -> None:
     assert RuntimeSettings.model_validate(RUNTIME)
     with pytest.raises(ValueError, match=next(iter(error))):
         RuntimeSettings.model_validate(RUNTIME | error)
-
-
-def test_cores_are_those_that_the_process_may_use() -> None:
-    """On a batch system's node they are fewer than there are."""
-    one = min(os.sched_getaffinity(0))
-    said = f"import os; os.sched_setaffinity(0, {{{one}}}); from joblib import cpu_count as cores; print(cores())"
-    found = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "1"

@@ -14,8 +14,8 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import VariantPolicy, WorstOf
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Task
-from pipeline.distill.dataset import VARIANT, Examples, Variants, aims_in, check_use, chosen
-from pipeline.perturbation.surrogate import aims_of
+from pipeline.distill.dataset import VARIANT, Examples, Variants, check_policy, chosen, followed_in
+from pipeline.perturbation.surrogate import checkpoints_followed
 from pipeline.shards import writer
 from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
 from pipeline.shards.reader import Shards
@@ -26,7 +26,7 @@ from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
-COUNT, VARIANTS, SNAPSHOTS, EPOCHS, BATCH_SIZE = 37, 5, 3, 4, 8
+COUNT, VARIANTS, CHECKPOINTS, EPOCHS, BATCH_SIZE = 37, 5, 3, 4, 8
 CONTENT: dict[bool, Content] = {False: "soft_labels", True: "variants"}
 USES: dict[str, VariantPolicy] = {"rotate": "rotate", "curriculum": "curriculum", "all": "all", "worst_of": WorstOf(worst_of=3)}
 SHOWN = {"rotate": 1, "curriculum": 1, "all": VARIANTS, "worst_of": 3}
@@ -64,7 +64,7 @@ def columns(numbers: Sequence[int], variant: int) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, parts: Parts, checkpoints: int = SNAPSHOTS) -> Shards:
+def write(folder: Path, parts: Parts, checkpoints: int = CHECKPOINTS) -> Shards:
     """A complete set of shards."""
     perturbed, entries = any(variant for _, variant in parts), []
     for (split, variant), partitions in parts.items():
@@ -90,7 +90,7 @@ def write(folder: Path, parts: Parts, checkpoints: int = SNAPSHOTS) -> Shards:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
-    """Scores, and variants of which every one lies in another order and in other partitions than the soft_labels."""
+    """Soft labels, and variants of which every one lies in another order and in other partitions than the soft labels."""
     folder, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
     variants: Parts = {}
     for variant in range(1, VARIANTS + 1):
@@ -123,7 +123,7 @@ def steps_of_epoch(
 
 
 def clean_in(batch: Batch) -> list[int]:
-    """The examples whose clean inputs a batch holds, by what is written into ids and soft_labels alike."""
+    """The examples whose clean inputs a batch holds, by what is written into ids and logits alike."""
     numbers: list[int] = batch["input_ids"][:, 0].tolist()
     assert batch["teacher_logits"].tolist() == [[number, 0.0] for number in numbers]
     assert (batch["input_ids"][:, 1:] == 0).all(), "they are of variant 0, or padding"
@@ -153,7 +153,7 @@ def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that
     met: list[Met] = []
     for step in steps_of_epoch(examples_of(sets, USES[use]), epoch, processes, turns):
         for piece, batch in step:
-            numbers = chosen(USES[use], aims_in(sets[1].manifest), SNAPSHOTS, epoch, piece.progress)
+            numbers = chosen(USES[use], followed_in(sets[1].manifest), CHECKPOINTS, epoch, piece.progress)
             found = variants_in(batch)
             clean = clean_in(batch)
             assert found == [(example, number) for number in numbers for example in clean], "all first, then all second"
@@ -198,7 +198,7 @@ def test_a_variant_that_some_example_lacks_is_refused_when_they_are_opened(
     sets: tuple[Shards, Shards], others: Sequence[int], tmp_path: Path
 ) -> None:
     broken = write(tmp_path, {("train", 1): [range(COUNT)], ("train", 2): [others]})
-    with pytest.raises(ShardMismatch, match="1 of 37 examples have no perturbed row"):
+    with pytest.raises(ShardMismatch, match="1 of 37 examples have no variant"):
         Variants(broken, Examples(sets[0], "train").rows, "rotate")
 
 
@@ -222,26 +222,26 @@ def test_candidates_for_the_worst_differ_and_take_turns(variants: int, epoch: in
 def test_curriculum_shows_only_variants_of_the_nearest_checkpoint_in_turn(
     perturbed: list[bool], checkpoints: int, epoch: int, progress: float
 ) -> None:
-    aims = aims_of(perturbed, checkpoints)
-    away = {number: abs(aim - progress * checkpoints) for number, aim in enumerate(aims, 1) if aim is not None}
-    turns = {chosen("curriculum", aims, checkpoints, epoch + turn, progress)[0] for turn in range(len(aims))}
+    followed = checkpoints_followed(perturbed, checkpoints)
+    away = {number: abs(checkpoint - progress * checkpoints) for number, checkpoint in enumerate(followed, 1) if checkpoint}
+    turns = {chosen("curriculum", followed, checkpoints, epoch + turn, progress)[0] for turn in range(len(followed))}
     assert turns == {number for number, distance in away.items() if distance == min(away.values())}
 
 
-def test_curriculum_takes_turns_where_no_variant_is_aimed_at_a_surrogate() -> None:
-    check_use("curriculum", [None] * 3, 0)
+def test_curriculum_takes_turns_where_no_variant_follows_a_surrogate() -> None:
+    check_policy("curriculum", [None] * 3, 0)
     shown = [chosen("curriculum", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
     assert shown == [chosen("rotate", [None] * 3, 0, epoch, 0.9) for epoch in range(4)]
 
 
 def test_curriculum_needs_a_variant_for_every_checkpoint() -> None:
     """Else a student would see to its end what misled a surrogate that had hardly begun."""
-    check_use("curriculum", [1, None, 2, 3, 1], 3)
-    check_use("rotate", [1, 2, 3], 8)
+    check_policy("curriculum", [1, None, 2, 3, 1], 3)
+    check_policy("rotate", [1, 2, 3], 8)
     with pytest.raises(
-        PipelineError, match=r"its 8 checkpoints, but at the last 5 of them no variant is aimed; set .* to 3, or"
+        PipelineError, match=r"surrogate's 8 checkpoints, but 5 have none; set surrogate.checkpoints to 3, or raise"
     ):
-        check_use("curriculum", [1, 2, 3], 8)
+        check_policy("curriculum", [1, 2, 3], 8)
 
 
 @pytest.mark.parametrize("use", ["sometimes", {"worst_of": 1}, {"best_of": 2}, 3])

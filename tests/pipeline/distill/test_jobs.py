@@ -58,7 +58,7 @@ def runtime(finished: Path, tmp_path: Path) -> RuntimeSettings:
 
 @pytest.fixture(scope="module")
 def longer_test(task: Task, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Scores and variants of a corpus with ten more test rows."""
+    """Soft labels and variants of a corpus with ten more test rows."""
     folder = tmp_path_factory.mktemp("longer")
     return make_shards(folder, save_prepared(folder / "prepared", task, {"train": 60, "dev": 20, "test": 30}), teacher)
 
@@ -148,10 +148,11 @@ def test_settings_that_mean_nothing_for_a_student_are_not_in_its_key(job: Studen
     def key(**changed: Any) -> Any:
         return dataclasses.replace(job, settings=student_settings(**changed)).key()
 
-    weights = student_settings().loss.model_dump() | {"variants": 0.5}
-    assert key(variants="none", objective=weights) == key(variants="none")
-    assert key(objective=weights) != key()
-    assert key(variants="all") != key()
+    weights = {"variants": 0.5}
+    assert key(variant_policy="none", loss=weights) == key(variant_policy="none")
+    assert key(loss=weights) != key()
+    assert key(variant_policy="all") != key()
+    assert key(tasks=["tiny"]) == key()
 
 
 def test_how_it_is_run_changes_neither_the_key_nor_a_byte(

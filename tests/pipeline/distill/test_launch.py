@@ -12,6 +12,7 @@ from pipeline.distill import launch
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
+from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.store.keys import BUILD, Build
@@ -23,7 +24,7 @@ Folders = tuple[Path, Path]
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Scores, shards and a teacher without dropout, so that chance has no part in a student."""
+    """Soft labels, shards and a teacher without dropout, so that chance has no part in a student."""
     folder, task = tmp_path_factory.mktemp("still"), make_task()
     teacher = save_teacher(folder / "teacher", task)
     held = json.loads((teacher / "config.json").read_text())
@@ -40,7 +41,9 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
     for trainers in (1, 2):
         runtime = runtime_at(tmp_path / str(trainers)).model_copy(update={"world_size": trainers})
         obtain(job, runtime, tmp_path / f"{trainers}-out", tmp_path / f"{trainers}.json")
-        found[trainers] = logits_of(load_classifier(tmp_path / f"{trainers}-out"), Shards(still[0]).rows("train", 0), 0, 8)
+        found[trainers] = logits_of(
+            load_classifier(ModelFolder(tmp_path / f"{trainers}-out")), Shards(still[0]).rows("train", 0), 0, 8
+        )
     np.testing.assert_allclose(found[2], found[1], atol=2e-3)
     assert np.abs(found[1]).max() > 0.1, "the answers are no small numbers"
     histories = [np.loadtxt(tmp_path / f"{n}-out" / "history.csv", delimiter=",", skiprows=1) for n in (1, 2)]
@@ -59,9 +62,11 @@ def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_name
     bad = StudentJob("bad", *made, teacher, student_settings(variant_policy={"worst_of": 5}))
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
-    with pytest.raises(PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*hold 2 variants"):
+    with pytest.raises(
+        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*worst_of: 5 needs more"
+    ):
         train_all([bad, *students], runtime)
-    assert "distill: 4 students, 1 in the store, 2 to train, 1 the same as another\n" in capsys.readouterr().out
+    assert "distill: 4 students, 1 in the store, 2 to train, 1 identical to another\n" in capsys.readouterr().out
     assert not Store(runtime.store_folder).get(bad.key())
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
@@ -85,7 +90,7 @@ def test_soft_labels_that_are_made_again_during_a_training_are_not_named_as_what
 
     monkeypatch.setattr(launch, "train_into", made_again)
     with pytest.raises(
-        PipelineError, match=r"tiny half: teacher, soft_labels or variants were made again meanwhile; run this once"
+        PipelineError, match=r"tiny half: teacher, soft labels or variants changed during the training; run the stage again"
     ):
         obtain(job, runtime_at(tmp_path), tmp_path / "out", tmp_path / "cost.json")
     assert not (tmp_path / "out").exists()
@@ -97,9 +102,7 @@ def test_a_process_with_other_libraries_trains_no_student(
 ) -> None:
     monkeypatch.setattr(launch, "BUILD", Build(BUILD.sources, {**BUILD.libraries, "torch": "2.0.0"}))
     job = StudentJob("half", *made, teacher, student_settings(num_hidden_layers=1))
-    with pytest.raises(
-        PipelineError, match=r"half \(soft_labels\): .*a worker computes with other sources or libraries .*: torch "
-    ):
+    with pytest.raises(PipelineError, match=r"half \(soft_labels\): .*a worker uses other sources or libraries .*: torch "):
         train_all([job], runtime_at(tmp_path, workers=1))
     assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
 
@@ -107,7 +110,7 @@ def test_a_process_with_other_libraries_trains_no_student(
 def test_what_does_not_belong_together_is_refused_before_ray_is_started(
     made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_train_together", lambda *_: pytest.fail("Ray would be started"))
+    monkeypatch.setattr("pipeline.training.ray_session.join_ray", lambda *_, **__: pytest.fail("Ray would be started"))
     shards = shutil.copytree(made[1], tmp_path / "shards")
     next(shards.glob("*.arrow")).unlink()
     runtime = runtime_at(tmp_path).model_copy(update={"world_size": 2})

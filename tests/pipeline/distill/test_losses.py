@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.models.outputs import divergence
 from pydantic import ValidationError
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.config.corpus import Kind, Split
 from pipeline.config.settings import LossSettings
 from pipeline.corpus.encoding import Batch
@@ -19,7 +19,8 @@ from pipeline.distill import losses
 from pipeline.distill.dataset import VARIANT, Examples, Variants
 from pipeline.distill.losses import StudentLoss, clean_loss, imitation_loss, soft_loss
 from pipeline.distill.student import make_student
-from pipeline.models.forward import logits_from_embeddings, word_embeddings
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import divergence, logits_from_embeddings, word_embeddings
 from pipeline.models.loading import load_classifier
 from pipeline.shards.codec import CODECS
 from pipeline.shards.reader import Row, Shards
@@ -47,7 +48,7 @@ RECIPES = [[["perturb"]], [["mask", "perturb"]], [["delete", "perturb"], ["mix"]
 
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "pair"])
 def kin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A teacher of single texts or of pairs, and its soft_labels."""
+    """A teacher of single texts or of pairs, and its soft labels."""
     folder, task = tmp_path_factory.mktemp("kin"), make_task(pair=request.param)
     teacher = save_teacher(folder / "teacher", task)
     soft_label(save_prepared(folder / "prepared", task, COUNTS), teacher, INFERENCE, runtime_at(folder), folder / "soft_labels")
@@ -86,14 +87,14 @@ def stored(kin: Folders, recipes: list[list[str]], use: Any = "rotate") -> tuple
     folder = soft_labels.parent / str(recipes)
     if not folder.exists():
         made = augment_settings(recipes=recipes, variants=len(recipes), text_edits=EDITS)
-        augment(soft_labels, teacher, made, runtime_at(soft_labels.parent), folder)
+        augment(Augmentation.of(soft_labels, teacher, made), runtime_at(soft_labels.parent), folder)
     known, shards = Shards(soft_labels), Shards(folder)
     rows = known.rows("train", 0)
     variants = []
     for number in range(1, len(recipes) + 1):
         found = {row.example_id: row for row in shards.rows("train", number)}
         variants.append([found[row.example_id] for row in rows])
-    return Examples(known, "train", Variants(shards, rows, student_settings(variant_policy=use).variants)), variants
+    return Examples(known, "train", Variants(shards, rows, student_settings(variant_policy=use).variant_policy)), variants
 
 
 @pytest.mark.parametrize("recipes", RECIPES)
@@ -101,7 +102,7 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
     """Were one of ids, types, partner, share, δ or mask another than the teacher saw, an answer would be."""
-    student = make_student(kin[0], student_settings(num_hidden_layers=None), seed=0)
+    student = make_student(ModelFolder(kin[0]), student_settings(num_hidden_layers=None), seed=0)
     loss = StudentLoss(student.map, student_settings().loss, Task.read(kin[0]).kind)
     examples, variants = stored(kin, recipes)
     for epoch, rows in enumerate(variants):
@@ -115,12 +116,12 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
 
 
 @pytest.mark.parametrize("recipes", RECIPES)
-def test_a_narrower_student_is_given_what_the_teacher_was_carried_over_by_the_map(
+def test_a_narrower_student_is_given_what_the_teacher_was_mapped_by_the_students_map(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
     """map(λ E_T[ids] + (1 − λ) E_T[partner] + δ), computed here from the stored rows one by one."""
     narrow = student_settings(hidden_size=16, num_attention_heads=2, intermediate_size=32)
-    student, table = make_student(kin[0], narrow, seed=0), word_embeddings(load_classifier(kin[0]))
+    student, table = make_student(ModelFolder(kin[0]), narrow, seed=0), word_embeddings(load_classifier(ModelFolder(kin[0])))
     loss = StudentLoss(student.map, narrow.loss, Task.read(kin[0]).kind)
     assert student.map is not None
     examples, variants = stored(kin, recipes)
@@ -137,10 +138,10 @@ def test_a_narrower_student_is_given_what_the_teacher_was_carried_over_by_the_ma
 
 def parts(kin: Folders, use: Any, rows: int = 12) -> tuple[PreTrainedModel, StudentLoss, Batch]:
     """A student in evaluation mode, a loss of stored variants alone, and a batch for it."""
-    student = make_student(kin[0], student_settings(num_hidden_layers=1), seed=0)
-    objective = student_settings().loss.model_copy(update={"soft_labels": 0.0})
+    student = make_student(ModelFolder(kin[0]), student_settings(num_hidden_layers=1), seed=0)
+    weights = student_settings().loss.model_copy(update={"soft_labels": 0.0})
     examples, _ = stored(kin, [["delete", "perturb"], ["mix"], ["swap"]], use)
-    loss = StudentLoss(student.map, objective, "classification", student_settings(variant_policy=use).variants)
+    loss = StudentLoss(student.map, weights, "classification", student_settings(variant_policy=use).variant_policy)
     return student.model.eval(), loss, examples.batch(everything(0, rows))  # type: ignore[return-value]
 
 
@@ -155,7 +156,7 @@ def test_the_loss_is_the_sum_of_both_terms_and_a_term_without_weight_costs_no_pa
     model, variants, batch = parts(kin, "rotate")
     passes = list[int]()
     model.register_forward_pre_hook(lambda *_: passes.append(1))
-    both = replace(variants, objective=variants.loss.model_copy(update={"soft_labels": 2.0, "variants": 0.5}))
+    both = replace(variants, settings=variants.settings.model_copy(update={"soft_labels": 2.0, "variants": 0.5}))
     clean = {name: value for name, value in batch.items() if not name.startswith(VARIANT)}
     torch.testing.assert_close(both(model, batch), both(model, clean) + 0.5 * variants(model, batch))
     assert len(passes) == 2 + 1 + 1
@@ -203,12 +204,12 @@ def test_mse_compares_logits_and_a_regression_always_does(form: str, kind: Kind,
 
 @pytest.mark.parametrize("labels", [LABELS, torch.tensor([float("nan"), 1.0])], ids=["labelled", "one without"])
 def test_the_clean_loss_is_the_weighted_sum_of_its_terms_row_by_row(labels: torch.Tensor) -> None:
-    found = clean_loss(LOGITS, TEACHER, labels, settings(hard=0.5, soft=2.0), "classification")
+    found = clean_loss(LOGITS, TEACHER, labels, settings(labels=0.5, soft_labels=2.0), "classification")
     hard = functional.cross_entropy(LOGITS, LABELS.long(), reduction="none").where(~labels.isnan(), 0.0)
     assert found.tolist() == pytest.approx((0.5 * hard + 2.0 * soft_loss(LOGITS, TEACHER, 1.0)).tolist(), rel=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"hard": -1.0}, {"soft_labels": 0.0, "variants": 0.0}])
-def test_an_objective_that_is_none_is_rejected(changes: dict[str, float]) -> None:
+@pytest.mark.parametrize("changes", [{"temperature": 0.0}, {"labels": -1.0}, {"soft_labels": 0.0, "variants": 0.0}])
+def test_a_loss_that_is_none_is_rejected(changes: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=r"greater than|must be above 0"):
         settings(**changes)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from pipeline.config.settings import SizeSettings
 from pipeline.distill.narrowing import NARROWABLE, Narrowing, head_positions, spread
 from pipeline.distill.student import make_student
+from pipeline.models.folder import ModelFolder
 
 COMMON: dict[str, Any] = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
 WITH_TYPES = COMMON | {"intermediate_size": 64, "max_position_embeddings": 24}
@@ -56,7 +57,8 @@ def test_every_narrowable_type_can_be_made_narrower(
 ) -> None:
     config: PreTrainedConfig = AutoConfig.for_model(kind, num_labels=2, **changes)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    student = make_student(tmp_path, SizeSettings(start="teacher", layers=1, hidden=16, heads=2, intermediate=32), seed=0)
+    size = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    student = make_student(ModelFolder(tmp_path), SizeSettings.model_validate({"initial_weights": "teacher"} | size), seed=0)
     batch = {"input_ids": torch.tensor([[1, 5, 7, 2]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     assert student.model.eval()(**batch).logits.isfinite().all()
     total = sum(student.facts[name] for name in ("parameters_copied", "parameters_mapped", "parameters_fresh"))

@@ -7,16 +7,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers import pipeline as transformers_pipeline
 
 from pipeline.augment.passes import augment, soft_label
+from pipeline.augment.plans import Augmentation
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import StudentSettings
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
 from pipeline.distill.training import Sources, train
+from pipeline.models.folder import ModelFolder
+from pipeline.models.forward import Scale
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.training.callbacks import NO_CHECKPOINTS
 from tests.world import (
@@ -130,10 +134,10 @@ def test_perturbations_of_other_soft_labels_are_refused(made: Folders, teacher: 
 def test_soft_labels_and_variants_are_not_taken_for_each_other(made: Folders, teacher: Path, tmp_path: Path) -> None:
     soft_labels, shards = made
     with pytest.raises(
-        ShardMismatch, match=f"^{soft_labels} holds not variants, which the stage augment writes; name that folder$"
+        ShardMismatch, match=f"^{soft_labels} does not hold variants; name a folder that the stage augment wrote$"
     ):
         distill("half", soft_labels, soft_labels, teacher, student_settings(), tmp_path / "half")
-    with pytest.raises(ShardMismatch, match=f"^{shards} holds not the soft_labels of clean inputs, which the stage score"):
+    with pytest.raises(ShardMismatch, match=f"^{shards} does not hold soft labels; name a folder that the stage soft_label"):
         distill("half", shards, shards, teacher, student_settings(), tmp_path / "half")
 
 
@@ -154,10 +158,10 @@ def test_a_missing_shard_and_a_flipped_byte_are_named_together(made: Folders, te
 
 
 def test_variants_that_do_not_allow_the_use_are_rejected(made: Folders, teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"worst_of: 3 is asked for, but the shards hold 2 variants"):
+    with pytest.raises(PipelineError, match=r"variant_policy: worst_of: 3 needs more than the 2 stored variants"):
         distill("half", *made, teacher, student_settings(variant_policy={"worst_of": 3}), tmp_path / "half")
-    augment(made[0], teacher, None, augment_settings(variants=0), runtime_at(tmp_path), tmp_path / "shards")
-    with pytest.raises(ShardMismatch, match=r"holds no variant; set augment.variants above 0, or variants: none for"):
+    augment(Augmentation.of(made[0], teacher, augment_settings(variants=0)), runtime_at(tmp_path), tmp_path / "shards")
+    with pytest.raises(ShardMismatch, match=r"holds no variant; set augment.variants above 0, or variant_policy: none for"):
         distill("half", made[0], tmp_path / "shards", teacher, student_settings(), tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
@@ -169,9 +173,9 @@ def test_labels_alone_teach_nothing_where_no_train_row_has_one(prepared: Path, t
     without = pa.nulls(len(table), table.schema.field("label").type)
     pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", without), corpus / "train.parquet")
     soft_label(corpus, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
-    weights = student_settings().loss.model_dump() | {"labels": 1.0, "soft_labels": 0.0}
-    with pytest.raises(PipelineError, match="half: no train row has a label, and nothing else is learnt from; set objective"):
-        train("half", Sources.open(teacher, tmp_path / "soft_labels", None), student_settings(loss=weights), NO_CHECKPOINTS)
+    sources = Sources.open(ModelFolder(teacher), tmp_path / "soft_labels", None)
+    with pytest.raises(PipelineError, match=r"half: no train row has a label, and the loss has no other term; set loss\."):
+        train("half", sources, student_settings(loss={"labels": 1.0, "soft_labels": 0.0}), NO_CHECKPOINTS)
 
 
 def test_float16_is_refused_without_a_gpu(made: Folders, teacher: Path, tmp_path: Path) -> None:
@@ -184,3 +188,63 @@ def test_an_unknown_service_is_refused_by_name(made: Folders, teacher: Path, tmp
     job = StudentJob("half", *made, teacher, student_settings())
     with pytest.raises(PipelineError, match=r"runtime.report_to names nowhere, which is not installed; installed are"):
         obtain(job, runtime, tmp_path / "half", tmp_path / "cost.json")
+
+
+def in_other_units(teacher: Path, prepared: Path, scale: Scale, folder: Path) -> tuple[Path, Path]:
+    """The same teacher and corpus, their values in another unit."""
+    model = AutoModelForSequenceClassification.from_pretrained(teacher)
+    scale.put_into(model)
+    taught = Path(shutil.copytree(teacher, folder / "teacher"))
+    model.save_pretrained(taught)
+    copied = Path(shutil.copytree(prepared, folder / "copied"))
+    for path in copied.glob("*.parquet"):
+        table = pq.read_table(path)
+        labels = pa.array(scale.mean + scale.deviation * table["label"].to_numpy(), pa.float32())
+        pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), path)
+    return taught, copied
+
+
+def answers(student: Path) -> torch.Tensor:
+    model = AutoModelForSequenceClassification.from_pretrained(student)
+    with torch.inference_mode():
+        return model(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3], [2, 11, 12, 3], [2, 25, 6, 3]])).logits[:, 0]
+
+
+UNITS = {"plain": Scale(0.0, 1.0), "large": Scale(500.0, 200.0), "small": Scale(0.0, 1e-3)}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, Path]]:
+    """Soft labels, shards and teacher in each unit."""
+    folder, task = tmp_path_factory.mktemp("units"), make_task("regression")
+    teacher = save_teacher(folder / "teacher", task)
+    prepared = save_prepared(folder / "prepared", task, {"train": 40, "dev": 10, "test": 10})
+    found = {}
+    for name, scale in UNITS.items():
+        taught, copied = in_other_units(teacher, prepared, scale, folder / name)
+        found[name] = (*make_shards(folder / name, copied, taught), taught)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changed", "unit"),
+    [
+        ({"loss": {"labels": 0.5}}, "large"),
+        ({"loss": {"labels": 0.5}}, "small"),
+        ({"initial_weights": "random", "variant_policy": "none"}, "large"),
+        ({"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}, "large"),
+        ({"variant_policy": {"worst_of": 2}}, "small"),
+    ],
+    ids=["all parts", "all parts, small", "random", "narrow", "worst"],
+)
+def test_what_a_student_of_a_regression_learns_does_not_depend_on_the_unit(
+    changed: dict[str, Any], unit: str, sources: dict[str, tuple[Path, Path, Path]], tmp_path: Path
+) -> None:
+    found = {}
+    for name in ("plain", unit):
+        job = StudentJob("student", *sources[name], student_settings(**changed))
+        obtain(job, runtime_at(tmp_path), tmp_path / name, tmp_path / f"{name}.json")
+        found[name] = answers(tmp_path / name)
+    scale = UNITS[unit]
+    torch.testing.assert_close((found[unit] - scale.mean) / scale.deviation, found["plain"], rtol=1e-2, atol=2e-3)
+    assert found["plain"].std() > 0.02

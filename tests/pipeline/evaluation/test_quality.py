@@ -15,16 +15,15 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Floats
 from pipeline.evaluation.quality import (
-    Answer,
+    Predict,
     agreement,
+    bootstrap_interval,
     check_labelled,
     check_labels,
     control_of,
-    difference_interval,
     logits_of,
     quality,
     speeds,
-    value_interval,
 )
 from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
@@ -73,7 +72,7 @@ def test_logits_are_in_row_order_whatever_the_batches(model: PreTrainedModel, ro
 def test_padding_moves_no_logit_of_a_type_that_reads_it(kind: str, rows: Rows) -> None:
     sensitive = of_type(kind, vocab_size=50)
     np.testing.assert_allclose(logits_of(sensitive, rows, 0, 100), one_by_one(sensitive, rows), atol=1e-4)
-    (speed,) = speeds([partial(logits_from_ids, sensitive)], rows, 0, 4, 1)
+    (speed,) = speeds([partial(logits_from_ids, sensitive)], rows, 0, 4)
     assert speed.latency_ms > 0
 
 
@@ -113,7 +112,7 @@ def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> No
     student = control.copy()
     changed = random.choice(2000, 60, replace=False)
     student[changed] = student[changed][:, ::-1]
-    low, high = difference_interval(MOVIES, labels, student, control, 1000, ["a"])
+    low, high = bootstrap_interval(MOVIES, labels, student, 1000, ["a"], control)
     gain = (student.argmax(1) == labels).astype(float) - (control.argmax(1) == labels)
     half = 1.96 * gain.std() / np.sqrt(2000)
     assert low == pytest.approx(gain.mean() - half, abs=0.2 * half)
@@ -125,15 +124,15 @@ def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> No
 def test_swapping_student_and_control_mirrors_the_interval(seed: int, count: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 2, count).astype(float)
     one, other = answers(MOVIES, labels, 1.0, seed), answers(MOVIES, labels, 1.5, seed + 1)
-    low, high = difference_interval(MOVIES, labels, one, other, 100, ["same"])
+    low, high = bootstrap_interval(MOVIES, labels, one, 100, ["same"], other)
     assert low <= high
-    assert difference_interval(MOVIES, labels, other, one, 100, ["same"]) == pytest.approx((-high, -low))
+    assert bootstrap_interval(MOVIES, labels, other, 100, ["same"], one) == pytest.approx((-high, -low))
 
 
 def test_the_interval_of_a_value_agrees_with_the_normal_approximation() -> None:
     labels = labels_of(MOVIES, 2000)
     logits = answers(MOVIES, labels, 1.0, 1)
-    low, high = value_interval(MOVIES, labels, logits, 1000, ["a"])
+    low, high = bootstrap_interval(MOVIES, labels, logits, 1000, ["a"])
     right = (logits.argmax(1) == labels).mean()
     half = 1.96 * np.sqrt(right * (1 - right) / 2000)
     assert (low, high) == pytest.approx((right - half, right + half), abs=0.2 * half)
@@ -141,22 +140,22 @@ def test_the_interval_of_a_value_agrees_with_the_normal_approximation() -> None:
 
 def test_of_a_single_row_the_interval_is_its_value_or_difference() -> None:
     right, wrong = np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]])
-    assert value_interval(MOVIES, np.array([1]), right, 100, ["a"]) == (1.0, 1.0)
-    assert difference_interval(MOVIES, np.array([1]), right, wrong, 100, ["a"]) == (1.0, 1.0)
+    assert bootstrap_interval(MOVIES, np.array([1]), right, 100, ["a"]) == (1.0, 1.0)
+    assert bootstrap_interval(MOVIES, np.array([1]), right, 100, ["a"], wrong) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
     ("other", "control"),
     [
-        ({"variants": "none", "layers": 3}, "b"),
-        ({"variants": "none", "layers": 3, "objective": {"variants": 0.5}}, "b"),
-        ({"variants": "rotate", "layers": 3}, None),
-        ({"variants": "none"}, None),
-        ({"variants": "none", "layers": 3, "seed": 2}, None),
+        ({"variant_policy": "none", "layers": 3}, "b"),
+        ({"variant_policy": "none", "layers": 3, "loss": {"variants": 0.5}}, "b"),
+        ({"variant_policy": "rotate", "layers": 3}, None),
+        ({"variant_policy": "none"}, None),
+        ({"variant_policy": "none", "layers": 3, "seed": 2}, None),
     ],
 )
 def test_a_control_has_every_other_setting_and_no_further_one(other: dict[str, Any], control: str | None) -> None:
-    own = {"variants": {"worst_of": 2}, "layers": 3} | ({"objective": {"variants": 1.0}} if "objective" in other else {})
+    own = {"variant_policy": {"worst_of": 2}, "layers": 3} | ({"loss": {"variants": 1.0}} if "loss" in other else {})
     assert control_of("a", {"a": own, "b": other}) == control
     assert control_of("b", {"a": own, "b": other}) is None
 
@@ -168,7 +167,7 @@ class Clock:
         self.now = 100.0
         self.calls: list[tuple[str, int]] = []
 
-    def answer(self, name: str, cost: Callable[[int], float]) -> Answer:
+    def answer(self, name: str, cost: Callable[[int], float]) -> Predict:
         def answer(batch: Batch) -> None:
             rows = len(batch["input_ids"])
             self.calls.append((name, rows))
@@ -181,7 +180,7 @@ def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatc
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     slow_start = clock.answer("teacher", lambda rows: 9.0 if len(clock.calls) < 20 else 0.006 * rows**0.5)
-    found = speeds([slow_start, clock.answer("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS, 3)
+    found = speeds([slow_start, clock.answer("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS)
     assert [speed.latency_ms for speed in found] == pytest.approx([6.0, 2.0])
     assert [speed.rows_per_s for speed in found] == pytest.approx([32 / (cost * 32**0.5) for cost in (0.006, 0.002)])
     turns = [name for number, (name, _) in enumerate(clock.calls) if not number or clock.calls[number - 1][0] != name]
@@ -199,7 +198,7 @@ def test_timing_runs_on_one_thread_and_gives_the_others_back_after_a_failure(row
 
     try:
         with pytest.raises(RuntimeError, match="broken"):
-            speeds([failing], rows, 0, 4, 1)
+            speeds([failing], rows, 0, 4)
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)

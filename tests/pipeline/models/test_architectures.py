@@ -21,6 +21,6 @@ def test_every_supported_type_is_tested() -> None:
         (XLNetConfig(summary_type="mean"), "summary_type 'mean'; only 'last' is supported"),
     ],
 )
-def test_a_configuration_that_cannot_be_run_from_embeddings_is_refused(config: PreTrainedConfig, reason: str) -> None:
+def test_a_configuration_that_cannot_be_run_from_embeddings_is_an_error(config: PreTrainedConfig, reason: str) -> None:
     with pytest.raises(PipelineError, match=f"^org/name .*{re.escape(reason)}"):
         reject_unsupported(config, "org/name")

@@ -8,7 +8,7 @@ from tokenizers.normalizers import Lowercase
 from transformers import BertConfig, BertJapaneseTokenizer, BertweetTokenizer, PreTrainedTokenizerFast
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.folder import ModelFolder, check_saving, load_tokenizer, model_hash, source_hash, tokenizer_hash
+from pipeline.models.folder import ModelFolder, tokenizer_hash
 from pipeline.models.loading import load_classifier
 from tests.architectures import CONFIGURATIONS, PAD, of_type
 from tests.world import SPECIAL, make_tokenizer, rewrite, save_on_hub, spoil
@@ -16,7 +16,7 @@ from tests.world import SPECIAL, make_tokenizer, rewrite, save_on_hub, spoil
 
 @pytest.fixture
 def folder(teacher: Path, tmp_path: Path) -> Path:
-    """A classifier that a test may harm."""
+    """A copy of the classifier that a test may change."""
     return Path(shutil.copytree(teacher, tmp_path / "model"))
 
 
@@ -25,21 +25,21 @@ def test_every_part_is_read_once(folder: Path) -> None:
     assert (model.hash, model.labels, model.embedding_width) == (wanted, ("bad", "good"), 32)
     assert model.tokenizer is model.tokenizer
     shutil.rmtree(folder)
-    assert (model.depth, model.longest_input, model.identity) == (4, 24, wanted)
+    assert (model.config.num_hidden_layers, model.longest_input, model.identity) == (4, 24, wanted)
     assert model.tokenizer_hash == tokenizer_hash(model.tokenizer)
 
 
 def test_a_folder_with_an_at_in_its_name_is_a_folder(folder: Path) -> None:
-    assert ModelFolder(str(folder.rename(folder.with_name("teacher@v1")))).depth == 4
+    assert ModelFolder(str(folder.rename(folder.with_name("teacher@v1")))).labels == ("bad", "good")
 
 
-def test_label_names_come_in_the_order_of_the_logits(tmp_path: Path) -> None:
+def test_label_names_are_in_the_order_of_the_logits(tmp_path: Path) -> None:
     names = {number: f"name{number}" for number in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}
     BertConfig(id2label=names).save_pretrained(tmp_path)
     assert ModelFolder(tmp_path).labels == tuple(f"name{number}" for number in range(11))
 
 
-def tokenizer_with(most: int = 77, **special: str) -> PreTrainedTokenizerFast:
+def tokenizer_with(most: int = 77, **special: Any) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with no other special tokens than these."""
     return PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, model_max_length=most, **special)
 
@@ -48,7 +48,7 @@ def tokenizer_with(most: int = 77, **special: str) -> PreTrainedTokenizerFast:
     ("kind", "tokenizers", "most"),
     [("xlnet", 77, 77), ("gpt2", 77, 20), ("bert", 77, 20), ("roberta", 77, 18), ("bert", 5, 5)],
 )
-def test_the_longest_input_is_what_both_tokenizer_and_positions_take(
+def test_the_longest_input_is_the_smaller_of_tokenizer_and_position_limits(
     kind: str, tokenizers: int, most: int, tmp_path: Path
 ) -> None:
     CONFIGURATIONS[kind].save_pretrained(tmp_path)
@@ -68,14 +68,14 @@ EVERY = {"eos_token": "[SEP]", "unk_token": "[UNK]", "pad_token": "[PAD]"}
         ("bert", PAD, EVERY, 0),
     ],
 )
-def test_the_tokenizer_of_a_decoder_pads_with_what_its_configuration_names_and_the_configuration_stays(
-    kind: str, named: int | None, special: dict[str, str], padding: int, tmp_path: Path
+def test_the_tokenizer_of_a_decoder_pads_with_the_token_that_its_configuration_names(
+    kind: str, named: int | None, special: dict[str, Any], padding: int, tmp_path: Path
 ) -> None:
     """Other tokens of some texts would be read if either were different in a saved copy."""
     of_type(kind, pad_token_id=named).save_pretrained(tmp_path)
     tokenizer_with(**special).save_pretrained(tmp_path)
-    assert load_classifier(tmp_path).config.pad_token_id == named
-    tokenizer = load_tokenizer(tmp_path)
+    assert load_classifier(ModelFolder(tmp_path)).config.pad_token_id == named
+    tokenizer = ModelFolder(tmp_path).tokenizer
     assert tokenizer.pad_token_id == padding
     tokenizer.save_pretrained(tmp_path)
     assert ModelFolder(tmp_path).tokenizer_hash == tokenizer_hash(tokenizer)
@@ -90,33 +90,33 @@ def test_the_tokenizer_of_a_decoder_pads_with_what_its_configuration_names_and_t
     ],
     ids=["weight", "label name", "layer norm"],
 )
-def test_a_model_has_another_hash_once_its_logits_may_differ(folder: Path, change: Callable[[Path], None]) -> None:
-    before = model_hash(folder)
+def test_a_models_hash_changes_if_its_logits_may_differ(folder: Path, change: Callable[[Path], None]) -> None:
+    before = ModelFolder(folder).hash
     change(folder)
-    assert model_hash(folder) != before
+    assert ModelFolder(folder).hash != before
 
 
-def test_a_models_hash_does_not_depend_on_its_place_nor_on_who_saved_it(teacher: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_models_hash_does_not_depend_on_its_folder_or_on_saving(teacher: Path, folder: Path, tmp_path: Path) -> None:
     rewrite(folder / "config.json", _name_or_path="elsewhere", transformers_version="9.9.9")
-    load_classifier(teacher).save_pretrained(tmp_path / "saved again")
-    assert model_hash(folder) == model_hash(tmp_path / "saved again") == model_hash(teacher)
+    load_classifier(ModelFolder(teacher)).save_pretrained(tmp_path / "saved again")
+    assert len({ModelFolder(place).hash for place in (folder, tmp_path / "saved again", teacher)}) == 1
 
 
-def test_a_hub_model_is_named_by_the_commit_that_its_id_means_now(hub: Path) -> None:
+def test_a_hub_model_is_named_by_the_commit_of_its_revision(hub: Path) -> None:
     save_on_hub(hub, {"main": 1, "v1": 1})
-    before, pinned = source_hash("org/teacher"), source_hash("org/teacher@v1")
+    before, pinned = ModelFolder("org/teacher").identity, ModelFolder("org/teacher@v1").identity
     assert before == pinned == f"org/teacher@{1:040x}"
     save_on_hub(hub, {"main": 2})
-    assert source_hash("org/teacher") == f"org/teacher@{2:040x}"
-    assert source_hash("org/teacher@v1") == source_hash(f"org/teacher@{1:040x}") == pinned
+    assert ModelFolder("org/teacher").identity == f"org/teacher@{2:040x}"
+    assert ModelFolder("org/teacher@v1").identity == ModelFolder(f"org/teacher@{1:040x}").identity == pinned
     with pytest.raises(PipelineError, match="no model can be loaded from org/teacher@v9"):
-        source_hash("org/teacher@v9")
+        _ = ModelFolder("org/teacher@v9").identity
 
 
-def test_errors_call_a_cached_hub_model_by_its_id(hub: Path) -> None:
+def test_errors_name_a_cached_hub_model_by_its_id(hub: Path) -> None:
     found = ModelFolder.at_hand("org/teacher")
     assert found is not None
-    (found.path / "config.json").write_text("{")
+    (found.folder / "config.json").write_text("{")
     with pytest.raises(PipelineError, match=r"^no model can be loaded from org/teacher: ") as error:
         _ = found.config
     assert str(hub) not in str(error.value)
@@ -139,14 +139,14 @@ CHANGES: list[Callable[[PreTrainedTokenizerFast], object]] = [
 ]
 
 
-def test_a_tokenizer_has_another_hash_once_its_ids_may_differ() -> None:
+def test_a_tokenizers_hash_changes_if_its_ids_may_differ() -> None:
     tokenizers = [make_tokenizer() for _ in CHANGES]
     for tokenizer, change in zip(tokenizers, CHANGES, strict=True):
         change(tokenizer)
     assert len({tokenizer_hash(tokenizer) for tokenizer in tokenizers}) == len(CHANGES)
 
 
-def test_a_tokenizers_hash_depends_neither_on_its_place_nor_on_its_use(tmp_path: Path) -> None:
+def test_a_tokenizers_hash_does_not_depend_on_its_folder_or_its_use(tmp_path: Path) -> None:
     used = make_tokenizer()
     used(["word1 word2", "word3"], truncation=True, max_length=3, padding="max_length")
     used.model_max_length = 7
@@ -154,7 +154,7 @@ def test_a_tokenizers_hash_depends_neither_on_its_place_nor_on_its_use(tmp_path:
     assert len({tokenizer_hash(used), tokenizer_hash(make_tokenizer()), ModelFolder(tmp_path).tokenizer_hash}) == 1
 
 
-def test_a_tokenizer_in_python_is_named_by_its_settings_and_files_but_not_by_its_place(tmp_path: Path) -> None:
+def test_a_python_tokenizer_is_named_by_its_settings_and_files(tmp_path: Path) -> None:
     def save(name: str, lower_case: bool = False, words: str = "word WORD wo ##rd") -> str:
         (tmp_path / name).mkdir()
         vocabulary = tmp_path / name / "vocab.txt"
@@ -165,28 +165,29 @@ def test_a_tokenizer_in_python_is_named_by_its_settings_and_files_but_not_by_its
 
     usual = save("usual")
     assert len({usual, save("lower case", lower_case=True), save("other words", words="word Word wo ##rd")}) == 3
-    elsewhere = load_tokenizer(tmp_path / "usual")
+    ModelFolder(tmp_path / "usual").check_saving()
+    elsewhere = ModelFolder(tmp_path / "usual").tokenizer
     assert not elsewhere.is_fast
     elsewhere.model_max_length = 7
     elsewhere.save_pretrained(tmp_path / "again")
     assert tokenizer_hash(elsewhere) == ModelFolder(tmp_path / "again").tokenizer_hash == usual
-    check_saving("usual", elsewhere)
 
 
 def test_a_tokenizer_that_saving_changes_is_an_error(tmp_path: Path) -> None:
     """This one drops the last column of its merges when it reads them, and writes one fewer."""
     (tmp_path / "vocab.txt").write_text("".join(f"{token} 1\n" for token in ("wo@@", "w@@", "o@@", "rd", "r@@", "d")))
     (tmp_path / "bpe.codes").write_text("w o 5\nr d 4\n")
-    tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
-    with pytest.raises(PipelineError, match="tokenizer of some-model, a BertweetTokenizer, changes when transformers saves"):
-        check_saving("some-model", tokenizer)
+    model = ModelFolder(tmp_path)
+    model.tokenizer = BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"))
+    with pytest.raises(PipelineError, match=r"tokenizer of .*, a BertweetTokenizer, changes when transformers saves it; save"):
+        model.check_saving()
 
 
 @pytest.mark.parametrize("place", ["data/raw/nowhere", "/nowhere", "./nowhere", Path("nowhere")])
-def test_a_missing_folder_is_not_looked_for_on_the_hub(place: str | Path) -> None:
-    for load in (load_tokenizer, load_classifier):
+def test_a_missing_folder_is_not_requested_from_the_hub(place: str | Path) -> None:
+    for part in ("config", "tokenizer"):
         with pytest.raises(PipelineError, match=rf"can be loaded from {place}: there is no such folder$"):
-            load(place)
+            getattr(ModelFolder(place), part)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,9 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(place: str | Path) -> Non
         ({"dtype": "float99"}, "float99"),
     ],
 )
-def test_a_malformed_configuration_is_an_error_with_the_entry(changed: dict[str, Any], sentence: str, folder: Path) -> None:
+def test_a_malformed_configuration_is_an_error_that_names_the_entry(
+    changed: dict[str, Any], sentence: str, folder: Path
+) -> None:
     rewrite(folder / "config.json", **changed)
     with pytest.raises(PipelineError, match=rf"no model can be loaded from {folder}: .*{sentence}"):
         _ = ModelFolder(folder).config
@@ -211,16 +214,16 @@ def without_tokenizer(folder: Path) -> None:
         file.unlink()
 
 
-def of_git_lfs(name: str) -> Callable[[Path], None]:
+def of_git_lfs(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n")
 
 
-def cut(name: str, kept: int = 40) -> Callable[[Path], None]:
+def cut(name: str, kept: int = 40) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:kept])
 
 
 @pytest.mark.parametrize(
-    ("harm", "sentence"),
+    ("damage", "sentence"),
     [
         (of_git_lfs("tokenizer.json"), "no tokenizer .*: tokenizer.json is a Git LFS pointer, not the file: git lfs pull"),
         (cut("tokenizer.json"), "no tokenizer .*; tokenizer.json is not valid JSON, copy it again"),
@@ -233,15 +236,15 @@ def cut(name: str, kept: int = 40) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_a_tokenizer_that_cannot_be_used_is_an_error(harm: Callable[[Path], None], sentence: str, folder: Path) -> None:
-    harm(folder)
+def test_a_tokenizer_that_cannot_be_used_is_an_error(damage: Callable[[Path], object], sentence: str, folder: Path) -> None:
+    damage(folder)
     with pytest.raises(PipelineError, match=sentence) as error:
-        load_tokenizer(folder)
+        _ = ModelFolder(folder).tokenizer
     assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("harm", "sentence"),
+    ("damage", "sentence"),
     [
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "beside the model it holds an adapter: merge"),
         (of_git_lfs("model.safetensors"), "model.safetensors is a Git LFS pointer, not the file: git lfs pull"),
@@ -249,8 +252,8 @@ def test_a_tokenizer_that_cannot_be_used_is_an_error(harm: Callable[[Path], None
     ],
 )
 def test_incomplete_weights_are_an_error_before_anything_is_loaded(
-    harm: Callable[[Path], None], sentence: str, folder: Path
+    damage: Callable[[Path], object], sentence: str, folder: Path
 ) -> None:
-    harm(folder)
+    damage(folder)
     with pytest.raises(PipelineError, match=rf"no model can be loaded from {folder}: {sentence}"):
         ModelFolder(folder).check_files()

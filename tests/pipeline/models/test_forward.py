@@ -1,9 +1,22 @@
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from pipeline.models.architectures import DECODERS
-from pipeline.models.forward import embed, logits_from_embeddings, parameter_count, word_embeddings
+from pipeline.models.forward import (
+    Scale,
+    divergence,
+    embed,
+    flipped,
+    head_of,
+    logits_from_embeddings,
+    logits_from_ids,
+    word_embeddings,
+)
 from tests.architectures import CONFIGURATIONS, LENGTHS, assert_as_plain, of_type, rows_of
 
 
@@ -36,20 +49,69 @@ def test_the_table_holds_the_embeddings_as_the_model_reads_them(kind: str, model
 
 
 @pytest.mark.parametrize("decoder", sorted({*DECODERS} - {"gemma2"}))  # Gemma 2 has eager attention only
-def test_both_attentions_give_the_same_numbers_where_a_query_sees_no_key(decoder: str) -> None:
+def test_eager_and_sdpa_attention_agree_where_a_query_sees_no_key(decoder: str) -> None:
     """With padding in front, causal attention has no key, and a softmax over none is NaN."""
-    answers = []
+    found = []
     for attention in ("eager", "sdpa"):
         model, batch = of_type(decoder, attention), rows_of(decoder)
         assert model.config._attn_implementation == attention
         words = embed(model, batch["input_ids"]).detach().requires_grad_(True)
         logits = logits_from_embeddings(model, batch, words)
-        answers.append((logits, torch.autograd.grad(logits[:, 0].sum(), words)[0]))
-    torch.testing.assert_close(*answers, atol=1e-4, rtol=1e-4)
+        found.append((logits, torch.autograd.grad(logits[:, 0].sum(), words)[0]))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
-def test_a_shared_parameter_is_counted_once() -> None:
-    model = of_type("bert")
-    held = sum(weight.numel() for weight in model.state_dict().values())
-    model.twin = model.get_input_embeddings()
-    assert parameter_count(model) == held
+VALUES = np.array([380.0, 510.0, 720.0, 390.0])
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 30.0]), st.integers(2, 5))
+@settings(deadline=None, max_examples=40)
+def test_divergence_is_the_kl_of_the_perturbed_from_the_clean_output(seed: int, size: float, outputs: int) -> None:
+    clean, perturbed = size * torch.randn(2, 7, outputs, generator=torch.Generator().manual_seed(seed))
+    reference = functional.kl_div(perturbed.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(divergence(clean, perturbed, "classification"), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_of_a_regression_is_the_squared_error_and_only_classes_flip() -> None:
+    clean, after = torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [-2.5]])
+    assert divergence(clean, after, "regression").tolist() == [4.0, 0.25]
+    assert not flipped(clean, after, "regression").any()
+    clean, after = torch.tensor([[1.0, 2.0], [3.0, 2.0], [0.0, 5.0]]), torch.tensor([[2.0, 1.0], [9.0, 2.0], [0.0, 0.1]])
+    assert flipped(clean, after, "classification").tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_regression_of_every_type_equals_transformers_and_predicts_real_values(kind: str) -> None:
+    model, batch = of_type(kind, num_labels=1), rows_of(kind)
+    assert_as_plain(model, batch)
+    scale, before = Scale.of(VALUES, model), logits_from_ids(model, batch)
+    scale.put_into(model)
+    torch.testing.assert_close(logits_from_ids(model, batch), scale.mean + scale.deviation * before)
+    scale.take_out_of(model)
+    torch.testing.assert_close(logits_from_ids(model, batch), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "mean"), [("bert", VALUES.mean()), ("gpt2", 0.0)])
+def test_reduced_values_have_deviation_1_about_a_mean_that_the_head_can_add(kind: str, mean: float) -> None:
+    model = of_type(kind, num_labels=1)
+    assert (head_of(model).bias is None) == (kind == "gpt2")
+    scale = Scale.of(VALUES, model)
+    assert scale.mean == mean
+    assert np.sqrt(np.square(scale.reduced(VALUES)).mean()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("values", [np.full(4, 7.0), np.nextafter(np.float32(3.1), np.array([0, 9, 0, 9], np.float32))])
+def test_values_that_differ_by_rounding_alone_are_only_shifted(values: np.ndarray) -> None:
+    scale = Scale.of(values.astype(np.float64), of_type("bert", num_labels=1))
+    assert [scale.mean, scale.deviation] == pytest.approx([values.mean(), 1.0])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_a_large_mean_costs_no_precision_under_autocast(kind: str) -> None:
+    model, batch = of_type(kind, num_labels=1), rows_of(kind, (5, 9, 3, 7, 2, 11))
+    (Scale(0.0, 1e5) if head_of(model).bias is None else Scale(500.0, 1.0)).put_into(model)
+    wanted = logits_from_ids(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = logits_from_ids(model, batch)
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 0.1 * wanted.std()

@@ -1,58 +1,34 @@
-import numpy as np
+import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS, mapped, mixing_batch, variant_embeddings
+from pipeline.corpus.encoding import PARTNER_IDS
+from pipeline.perturbation.inputs import OWN_WEIGHT, mapped, variant_embeddings
 
-PAD, WIDTH = 0, 16
+WIDTH = 16
 TABLE = torch.randn(65, WIDTH, generator=torch.Generator().manual_seed(0))
+IDS, PARTNERS = torch.randint(0, 65, (2, 4, 7), generator=torch.Generator().manual_seed(1))
+WEIGHTS = torch.tensor([0.0, 0.25, 0.875, 1.0])
 
 
 def words(ids: Tensor) -> Tensor:
     return TABLE[ids]
 
 
-@given(
-    rows=st.lists(
-        st.tuples(
-            st.lists(st.integers(1, 64), min_size=1, max_size=9), st.one_of(st.none(), st.floats(0.125, 0.875, width=32))
-        ),
-        min_size=2,
-        max_size=6,
-    ),
-    tokens=st.integers(0, 12),
-)
-def test_rows_with_a_partner_are_mixed_and_others_keep_their_words(
-    rows: list[tuple[list[int], float | None]], tokens: int
-) -> None:
-    own = [np.array(ids, dtype=np.int32) for ids, _ in rows]
-    weights = [weight for _, weight in rows]
-    partners = [None if weight is None else (ids[::-1] + 7) % 65 for ids, weight in zip(own, weights, strict=True)]
-    view = variant_embeddings(words, mixing_batch(own, None, partners, weights, PAD, tokens))
-    for row, (ids, partner, weight) in enumerate(zip(own, partners, weights, strict=True)):
-        mine, wanted = view[row, : len(ids)], TABLE[ids]
-        if partner is None or weight is None:
-            assert torch.equal(mine, wanted)
-        else:
-            torch.testing.assert_close(mine, weight * wanted + (1 - weight) * TABLE[partner])
+def test_a_mixed_row_is_the_weighted_sum_of_its_words_and_its_partners() -> None:
+    mixed = variant_embeddings(words, {"input_ids": IDS, PARTNER_IDS: PARTNERS, OWN_WEIGHT: WEIGHTS})
+    for row, weight in enumerate(WEIGHTS.tolist()):
+        torch.testing.assert_close(mixed[row], weight * TABLE[IDS[row]] + (1 - weight) * TABLE[PARTNERS[row]])
+    assert torch.equal(variant_embeddings(words, {"input_ids": IDS}), TABLE[IDS])
 
 
-def test_partners_are_padded_as_the_rows_are_and_leave_ids_mask_and_types_alone() -> None:
-    ids = [np.array([2, 9, 3], dtype=np.int32), np.array([2, 3], dtype=np.int32)]
-    types = [np.array([0, 0, 1], dtype=np.int8), np.array([0, 1], dtype=np.int8)]
-    batch = mixing_batch(ids, types, [None, np.array([2, PAD], dtype=np.int32)], [None, 0.25], 5, 4)
-    assert {name: value.tolist() for name, value in batch.items()} == {
-        "input_ids": [[2, 9, 3, 5], [2, 3, 5, 5]],
-        "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0]],
-        "token_type_ids": [[0, 0, 1, 0], [0, 1, 0, 0]],
-        PARTNER_IDS: [[2, 9, 3, 5], [2, PAD, 5, 5]],
-        OWN_WEIGHT: [1.0, 0.25],
-    }
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_mixing_keeps_the_type_of_the_embeddings(kind: torch.dtype) -> None:
+    batch = {"input_ids": IDS, PARTNER_IDS: PARTNERS, OWN_WEIGHT: WEIGHTS}
+    assert variant_embeddings(lambda ids: words(ids).to(kind), batch).dtype == kind
 
 
-def test_delta_is_carried_by_the_map_into_a_narrower_space_and_stays_as_it_is_where_the_space_is_shared() -> None:
+def test_the_map_commutes_with_adding_delta_and_a_shared_space_needs_none() -> None:
     generator = torch.Generator().manual_seed(1)
     delta, linear = torch.randn(3, 5, WIDTH, generator=generator), torch.randn(WIDTH, 4, generator=generator)
     assert mapped(delta, None) is delta

@@ -23,7 +23,7 @@ norms = pytest.mark.parametrize("norm", NORMS)
 
 
 class SmallModel:
-    """Random weights that mix the tokens of a row, never the rows; it notes every δ that it is given."""
+    """Random weights that mix the tokens of a row, never the rows; records every δ that it is called with."""
 
     def __init__(self, seed: int = 0, outputs: int = OUTPUTS, rows: int = ROWS) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -48,7 +48,7 @@ class SmallModel:
         return self.of_rows(torch.zeros_like(self.words), slice(None))
 
     def perturbed(self, kind: Kind = "classification", epsilon: float = EPSILON, by: Any = None, **changed: Any) -> Perturbed:
-        """What is found, aimed at this model or ``by`` another."""
+        """The δ found by following the gradient of this model or, with ``by``, of another."""
         return perturb(by or self, self.clean, self.noise, self.free, Search(settings_of(**changed), epsilon, kind))
 
 
@@ -60,7 +60,7 @@ def lengths_of(delta: Tensor, norm: Norm) -> Tensor:
     return delta.norm(dim=-1) if norm == "l2" else delta.abs().amax(dim=-1)
 
 
-def test_a_epsilon_is_a_fraction_of_the_mean_length_of_a_word_and_a_corner_reaches_as_far() -> None:
+def test_epsilon_is_a_fraction_of_the_mean_norm_of_a_word_in_both_norms() -> None:
     table = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 15.0]])
     assert scaled_epsilon(0.1, "l2", table) == pytest.approx(1.0)
     assert torch.full((4,), scaled_epsilon(0.1, "linf", table)).norm().item() == pytest.approx(1.0)
@@ -120,7 +120,7 @@ def test_the_random_start_is_of_signs_both_equally_likely_at_every_place() -> No
 def test_the_search_is_plain_projected_ascent_of_each_row_alone(norm: Norm, kind: Kind) -> None:
     model = SmallModel(outputs=1 if kind == "regression" else OUTPUTS, rows=5)
     with torch.no_grad():
-        found = model.perturbed(kind, norm=norm, steps=3, step_size=0.4, start=0.7)
+        found = model.perturbed(kind, norm=norm, num_steps=3, step_size=0.4, init=0.7)
     for row in range(5):
         reference = plain_ascent(model, row, norm, kind)
         np.testing.assert_allclose(found.delta[row].numpy(), reference, atol=2e-4 * EPSILON)
@@ -134,12 +134,12 @@ def away(clean: Tensor, logits: Tensor, kind: Kind) -> Tensor:
 
 
 def plain_ascent(model: SmallModel, row: int, norm: Norm, kind: Kind) -> npt.NDArray[np.float64]:
-    """Three steps of 0.4 from a start of 0.7, in numpy, token by token."""
+    """Three steps of 0.4 from an initial norm of 0.7, in numpy, token by token."""
     one = slice(row, row + 1)
 
     def gradient(delta: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        asked = torch.tensor(delta[None], dtype=torch.float32, requires_grad=True)
-        (slope,) = torch.autograd.grad(away(model.clean[one], model.of_rows(asked, one), kind).sum(), asked)
+        moved = torch.tensor(delta[None], dtype=torch.float32, requires_grad=True)
+        (slope,) = torch.autograd.grad(away(model.clean[one], model.of_rows(moved, one), kind).sum(), moved)
         return slope[0].double().numpy()
 
     def unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -160,17 +160,19 @@ def plain_ascent(model: SmallModel, row: int, norm: Norm, kind: Kind) -> npt.NDA
 SEARCHES = st.fixed_dictionaries(
     {
         "norm": st.sampled_from(NORMS),
-        "objective": st.sampled_from(["divergence", "noise"]),
-        "steps": st.integers(1, 4),
+        "gradient_from": st.sampled_from(["teacher", "noise"]),
+        "num_steps": st.integers(1, 4),
         "step_size": st.floats(0.01, 3.0),
-        "start": st.floats(0.01, 1.0),
+        "init": st.floats(0.01, 1.0),
     }
 )
 
 
 @given(st.integers(0, 1000), SEARCHES, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
 @settings(max_examples=60)
-def test_delta_lies_within_the_epsilon_and_only_on_free_tokens(seed: int, search: Any, epsilon: float, share: float) -> None:
+def test_delta_is_within_epsilon_and_zero_at_other_than_free_tokens(
+    seed: int, search: Any, epsilon: float, share: float
+) -> None:
     model = SmallModel(seed)
     model.free = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(seed)) < share
     found = model.perturbed(epsilon=epsilon, **search)
@@ -182,10 +184,9 @@ def test_delta_lies_within_the_epsilon_and_only_on_free_tokens(seed: int, search
 
 
 @norms
-def test_none_is_zero_and_noise_on_the_edge_in_its_own_direction_without_asking_the_model(norm: Norm) -> None:
+def test_noise_has_norm_epsilon_in_its_own_direction_and_does_not_run_the_model(norm: Norm) -> None:
     model = SmallModel()
-    assert torch.equal(model.perturbed(objective="none", norm=norm).delta, torch.zeros_like(model.noise))
-    found = model.perturbed(objective="noise", norm=norm, start=0.01)
+    found = model.perturbed(gradient_from="noise", norm=norm, init=0.01)
     torch.testing.assert_close(lengths_of(found.delta, norm), model.free * EPSILON)
     assert torch.equal(found.delta.sign(), model.noise.sign() * model.free.unsqueeze(-1))
     assert not found.vanished.any()
@@ -201,18 +202,18 @@ def constant(rows: slice, steps: slice) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("steps", [slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)])
 def test_a_row_is_counted_once_its_gradient_vanished_in_any_step_and_no_other_row(steps: slice) -> None:
-    found = SmallModel().perturbed(by=constant(slice(3, 5), steps), steps=3)
+    found = SmallModel().perturbed(by=constant(slice(3, 5), steps), num_steps=3)
     assert found.vanished.nonzero().flatten().tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(("token", "vanished"), [(1, False), (0, True)])
-def test_one_token_with_a_gradient_is_enough_if_it_may_be_touched(token: int, vanished: bool) -> None:
+def test_one_free_token_with_a_gradient_is_enough(token: int, vanished: bool) -> None:
     model, only = SmallModel(), torch.zeros(TOKENS, 1)
     only[token] = 1
     assert model.perturbed(by=lambda delta: model(delta * only)).vanished.eq(vanished).all()
 
 
-def test_a_row_that_breaks_does_not_break_the_others() -> None:
+def test_a_row_with_nan_leaves_the_others_as_they_are() -> None:
     model, broken, others = SmallModel(), SmallModel(), torch.arange(ROWS) != 7
     broken.words[7] = float("nan")
     assert torch.equal(model.perturbed(by=broken).delta[others], model.perturbed().delta[others])

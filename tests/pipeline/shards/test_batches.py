@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.settings import CodecName
-from pipeline.corpus.encoding import Batch, collate
+from pipeline.corpus.encoding import PARTNER_IDS, Batch, collate
 from pipeline.corpus.task import Task
-from pipeline.perturbation.inputs import mixing_batch
+from pipeline.perturbation.inputs import OWN_WEIGHT
 from pipeline.shards import writer
 from pipeline.shards.batches import CODES, SCALES, inputs_at, matrix_at, variant_at
 from pipeline.shards.codec import CODECS
@@ -29,7 +29,7 @@ PAD = 7
 WIDTH = 11
 """Its sign bits do not fill whole bytes."""
 SIZES = (10, 1, 13, 4)
-"""Rows of the shards; none of two and more is a multiple of the record batch."""
+"""Rows of the shards; not multiples of the record batch."""
 COUNT = sum(SIZES)
 
 Recipe = tuple[bool, bool]
@@ -66,7 +66,7 @@ def row(number: int, codec: CodecName, types: bool, recipe: Recipe) -> dict[str,
 
 
 def write(folder: Path, codec: CodecName = "int8", types: bool = True, recipes: Sequence[Recipe] = RECIPES) -> Positioned:
-    """Shards of several record batches, and what is known of them."""
+    """Shards of several record batches."""
     schema, entries = shard_schema("variants", "classification", types), []
     for number, rows in enumerate(SIZES):
         key = KEY | {"examples": str(number)}
@@ -105,20 +105,22 @@ def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def rows_at(rows: Rows, positions: Positions) -> list[Row]:
-    """One by one."""
     return [rows[int(position)] for position in positions]
 
 
 def types_of(rows: Sequence[Row]) -> list[npt.NDArray[np.int8]] | None:
-    return [row.token_type_ids for row in rows if row.token_type_ids is not None] or None
+    return [row.token_type_ids for row in rows if "token_type_ids" in vars(row)] or None
 
 
 def by_hand(rows: Sequence[Row], manifest: Manifest) -> Batch:
     """A batch of variants, row by row."""
     assert manifest.coding is not None
     codec = manifest.coding.codec
-    ids = [row.input_ids for row in rows]
-    batch = mixing_batch(ids, types_of(rows), [row.partner_ids for row in rows], [row.own_weight for row in rows], PAD)
+    batch = collate([row.input_ids for row in rows], types_of(rows), PAD)
+    if any(row.partner_ids is not None for row in rows):
+        partners = [row.input_ids if row.partner_ids is None else row.partner_ids for row in rows]
+        batch[PARTNER_IDS] = collate(partners, None, PAD)["input_ids"]
+        batch[OWN_WEIGHT] = torch.tensor([1.0 if row.own_weight is None else row.own_weight for row in rows])
     if any(row.delta is not None for row in rows):
         codes = torch.zeros((*batch["input_ids"].shape, WIDTH), dtype=torch.from_numpy(np.zeros(1, CODECS[codec].dtype)).dtype)
         scales = torch.zeros(batch["input_ids"].shape)
@@ -131,41 +133,39 @@ def by_hand(rows: Sequence[Row], manifest: Manifest) -> Batch:
 
 
 def check_equal(found: Batch, wanted: Batch) -> None:
-    """To the bit and to the type."""
+    """Bit by bit, and of the same types."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
 
 
 @given(positions=positions_of)
-def test_inputs_are_what_collating_the_rows_one_by_one_gives(stored: Positioned, positions: Positions) -> None:
+def test_inputs_equal_the_collated_rows(stored: Positioned, positions: Positions) -> None:
     rows = rows_at(stored[0], positions)
     check_equal(inputs_at(stored[0], positions, PAD), collate([row.input_ids for row in rows], types_of(rows), PAD))
 
 
 @given(positions=positions_of)
-def test_variants_are_what_mixing_and_decoding_the_rows_one_by_one_gives(stored: Positioned, positions: Positions) -> None:
+def test_variants_equal_the_rows_mixed_and_decoded_one_by_one(stored: Positioned, positions: Positions) -> None:
     rows, manifest = stored
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
 
 
 @given(positions=positions_of)
-def test_a_matrix_has_the_lists_of_the_rows_under_each_other(stored: Positioned, positions: Positions) -> None:
+def test_a_matrix_stacks_the_lists_of_the_rows(stored: Positioned, positions: Positions) -> None:
     found = matrix_at(stored[0], "perturbed_logits", positions)
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found.numpy(), np.stack([row.perturbed_logits for row in rows_at(stored[0], positions)]))
 
 
 @pytest.mark.parametrize("recipe", [EDITED, PERTURBED, MIXED])
-def test_shards_of_one_recipe_alone_whose_other_columns_are_null_throughout_are_read_alike(
-    recipe: Recipe, tmp_path: Path, small_batches: None
-) -> None:
+def test_shards_of_a_single_recipe_have_columns_of_nulls(recipe: Recipe, tmp_path: Path, small_batches: None) -> None:
     rows, manifest = write(tmp_path, recipes=[recipe])
     positions = np.array([20, 3, 3, 27, 0, 11])
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
 
 
-def test_tensors_are_copies_that_may_be_written_and_leave_the_shard_as_it_was(stored: Positioned) -> None:
+def test_tensors_are_copies_that_may_be_changed(stored: Positioned) -> None:
     rows, manifest = stored
     positions = np.arange(COUNT)
     before = {name: value.clone() for name, value in variant_at(rows, positions, manifest).items()}

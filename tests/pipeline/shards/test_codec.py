@@ -1,5 +1,6 @@
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,6 @@ from pipeline.shards.codec import CODECS, Codec, dequantise
 
 NAMES: tuple[CodecName, ...] = ("float16", "int8", "sign")
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
-Array = npt.NDArray[np.float32]
 
 exactly_zero = st.just(0.0)
 small_or_large = st.builds(lambda digits, power: digits * 10.0**power, st.floats(-1, 1), st.integers(-8, 4))
@@ -28,24 +28,24 @@ def decoded(codec: Codec, delta: Tensor) -> Tensor:
     return dequantise(*codec.quantise(delta))
 
 
-def l2(delta: Tensor) -> Array:
+def l2(delta: Tensor) -> Any:
     return np.linalg.norm(delta.double().numpy(), axis=-1)
 
 
-def linf(delta: Tensor) -> Array:
+def linf(delta: Tensor) -> Any:
     return np.abs(delta.double().numpy()).max(axis=-1)
 
 
 @every_codec
 @given(delta=deltas)
-def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, delta: Tensor) -> None:
+def test_no_token_leaves_its_ball(codec: Codec, delta: Tensor) -> None:
     after = decoded(codec, delta)
     assert (l2(after) <= l2(delta) * (1 + 1e-6)).all()
     assert (linf(after) <= linf(delta) * (1 + 1e-6)).all()
 
 
 @given(delta=deltas)
-def test_int8_is_off_by_half_a_level_at_most_and_float16_by_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
+def test_int8_and_float16_are_within_half_a_unit_of_their_last_bit(delta: Tensor) -> None:
     width, found = delta.shape[-1], {name: decoded(CODECS[name], delta) for name in ("int8", "float16")}
     assert (l2(found["int8"] - delta) <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
     assert (l2(found["float16"] - delta) <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
@@ -63,7 +63,7 @@ def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float
 
 @every_codec
 @given(delta=deltas, data=st.data())
-def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Tensor, data: st.DataObject) -> None:
+def test_a_token_without_perturbation_stays_zero(codec: Codec, delta: Tensor, data: st.DataObject) -> None:
     spared = data.draw(arrays.arrays(np.bool_, delta.shape[0]))
     delta = torch.where(torch.from_numpy(spared)[:, None], 0.0, delta)
     after = decoded(codec, delta)
@@ -73,7 +73,7 @@ def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Te
 
 @every_codec
 @given(delta=deltas)
-def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: Tensor) -> None:
+def test_codes_are_packed_and_unpacked_at_any_width(codec: Codec, delta: Tensor) -> None:
     codes, _ = codec.quantise(delta)
     held = codec.pack(codes.numpy())
     for given_as in (held, memoryview(held)):
@@ -84,14 +84,14 @@ def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: 
 
 @every_codec
 @pytest.mark.parametrize("width", [1, 8, 30])
-def test_a_token_takes_as_many_bytes_as_its_codec_says(codec: Codec, width: int) -> None:
+def test_a_token_takes_the_bits_of_its_codec(codec: Codec, width: int) -> None:
     codes, scales = codec.quantise(torch.randn(3, width))
     assert len(codec.pack(codes.numpy())) == 3 * -(-codec.bits * width // 8)
     assert scales.dtype == torch.float32
     assert scales.shape == (3,)
 
 
-def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
+def test_bytes_are_row_by_row_and_little_endian() -> None:
     packed = {name: CODECS[name].pack for name in NAMES}
     assert packed["float16"](np.array([[1, -2], [0.5, 0]], np.float16)) == bytes.fromhex("003c 00c0 0038 0000")
     assert packed["int8"](np.array([[1, -2], [127, 0]], np.int8)) == bytes([1, 254, 127, 0])
@@ -101,7 +101,7 @@ def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
 
 @every_codec
 @given(delta=deltas)
-def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -> None:
+def test_a_batch_codes_each_row_independently(codec: Codec, delta: Tensor) -> None:
     batch = torch.stack([delta, delta.flip(0) * 3, torch.zeros_like(delta)])
     codes, scales = codec.quantise(batch)
     for number, row in enumerate(batch):

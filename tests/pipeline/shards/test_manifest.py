@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.corpus import Split
 from pipeline.corpus.task import Task
+from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import (
     MANIFEST_FILE,
     Coding,
@@ -48,24 +49,24 @@ def manifest(**changes: Any) -> Manifest:
 
 
 @pytest.mark.parametrize("saved", [manifest(), manifest(content="soft_labels", coding=None, variants=0, details={}, shards=())])
-def test_what_is_saved_is_what_is_read(tmp_path: Path, saved: Manifest) -> None:
+def test_a_saved_manifest_is_read_back(tmp_path: Path, saved: Manifest) -> None:
     saved.save(tmp_path)
     assert Manifest.read(tmp_path) == saved
 
 
-LEARNT_FROM = (entry("train", sha256="aa"), entry("dev", sha256="bb"))
+TRAINED_ON = (entry("train", sha256="aa"), entry("dev", sha256="bb"))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"shards": (*LEARNT_FROM, entry("test", sha256="cc"), entry("test", partition=1, sha256="dd"))},
-        {"shards": tuple(reversed(LEARNT_FROM))},
+        {"shards": (*TRAINED_ON, entry("test", sha256="cc"), entry("test", partition=1, sha256="dd"))},
+        {"shards": tuple(reversed(TRAINED_ON))},
         {"details": {"soft_labels": "another manifest", "truncated": 3}},
         {"task": TASK.model_copy(update={"name": "renamed"})},
     ],
 )
-def test_test_rows_and_names_are_nothing_that_a_training_reads(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_the_training_hash_leaves_out_test_rows_and_names(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert trained_from(tmp_path, **changes) == trained_from(tmp_path)
 
 
@@ -75,7 +76,7 @@ def test_test_rows_and_names_are_nothing_that_a_training_reads(tmp_path: Path, c
         {"shards": (entry("train", sha256="ab"), entry("dev", sha256="bb"))},
         {"shards": (entry("train", sha256="aa"), entry("dev", sha256="bc"))},
         {"shards": (entry("train", sha256="bb"), entry("dev", sha256="aa"))},
-        {"shards": LEARNT_FROM[:1]},
+        {"shards": TRAINED_ON[:1]},
         {"details": {"recipes": [["mask"]]}},
         {"details": {"checkpoints": 3}},
         {"task": TASK.model_copy(update={"metric": "mcc"})},
@@ -85,12 +86,12 @@ def test_test_rows_and_names_are_nothing_that_a_training_reads(tmp_path: Path, c
         {"coding": None},
     ],
 )
-def test_all_else_that_a_training_reads_is_in_its_hash(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_the_training_hash_covers_everything_else(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert trained_from(tmp_path, **changes) != trained_from(tmp_path)
 
 
 def trained_from(folder: Path, **changes: Any) -> str:
-    manifest(**({"shards": LEARNT_FROM, "details": {}} | changes)).save(folder)
+    manifest(**({"shards": TRAINED_ON, "details": {}} | changes)).save(folder)
     return training_hash(folder)
 
 
@@ -100,20 +101,20 @@ def test_a_folder_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("found", [FORMAT_VERSION + 1, None, str(FORMAT_VERSION)])
-def test_another_format_version_is_refused_before_its_other_fields_are_judged(tmp_path: Path, found: object) -> None:
+def test_another_format_version_is_refused_before_its_fields_are_validated(tmp_path: Path, found: object) -> None:
     (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": found, "of": "the future"}), encoding="utf-8")
     with pytest.raises(ShardMismatch, match=rf"format_version is {found}, this version reads {FORMAT_VERSION}; .* dvc repro$"):
         Manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize("content", [manifest().model_dump_json()[:-9].encode(), b"", b'{"format_version": "\xff\xfe"}'])
-def test_a_manifest_cut_short_or_of_other_bytes_is_damaged(tmp_path: Path, content: bytes) -> None:
+def test_a_truncated_or_binary_manifest_is_damaged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST_FILE).write_bytes(content)
     with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged \(.*\); delete the folder .* dvc repro$"):
         Manifest.read(tmp_path)
 
 
-def test_the_shards_of_a_split_come_variant_by_variant_in_partition_order_however_they_are_listed() -> None:
+def test_the_shards_of_a_split_are_ordered_by_variant_and_partition() -> None:
     wanted = [entry("train", variant, partition) for variant in (1, 2, 10) for partition in (0, 1, 2, 11)]
     listed = (*wanted[::-1], entry("dev", 1, 0))
     assert manifest(shards=listed).of_split("train") == tuple(wanted)
@@ -121,19 +122,19 @@ def test_the_shards_of_a_split_come_variant_by_variant_in_partition_order_howeve
     assert manifest(shards=listed).of_split("test") == ()
 
 
-def test_disagreement_names_subject_wanted_fields_values_and_the_way_out() -> None:
+def test_a_disagreement_is_stated_with_fields_values_and_remedy() -> None:
     check_agreement("these", {"a": 1}, {"a": 1, "variant": 3}, "Make them again.")
     sentence = r"soft_labels and shards do not fit: b: \[2\] wanted, \[5\] found; c: 3 wanted, null found\. Make them again\."
     with pytest.raises(ShardMismatch, match=f"^{sentence}$"):
         check_agreement("soft_labels and shards", {"a": 1, "b": [2], "c": 3}, {"a": 1, "b": [5], "d": 4}, "Make them again.")
 
 
-def test_a_lineage_says_what_decides_every_shard_and_nothing_of_the_folder(teacher: Path, tmp_path: Path) -> None:
+def test_the_lineage_depends_on_the_teacher_and_not_on_its_folder(teacher: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(teacher, tmp_path / "moved"))
-    found = lineage(moved)
-    assert found == lineage(teacher)
+    found = lineage(ModelFolder(moved))
+    assert found == lineage(ModelFolder(teacher))
     assert found["labels"] == ["bad", "good"]
-    other = lineage(save_teacher(tmp_path / "other", make_task(), seed=4))
+    other = lineage(ModelFolder(save_teacher(tmp_path / "other", make_task(), seed=4)))
     assert {name for name in found if found[name] != other[name]} == {"teacher"}
 
 
@@ -145,9 +146,9 @@ def test_a_lineage_says_what_decides_every_shard_and_nothing_of_the_folder(teach
         ([["perturb"]], 0, [], False),
     ],
 )
-def test_the_recipes_are_those_that_some_variant_has(
+def test_only_recipes_that_a_variant_uses_are_listed(
     recipes: list[list[str]], variants: int, used: list[list[str]], perturbed: bool
 ) -> None:
-    told = manifest(variants=variants, details={"recipes": recipes})
-    assert (told.recipes, told.perturbed) == (used, perturbed)
+    made = manifest(variants=variants, details={"recipes": recipes})
+    assert (made.recipes, made.perturbed) == (used, perturbed)
     assert manifest(content="soft_labels", variants=0, details={}).recipes == []

@@ -31,7 +31,7 @@ EDITED, MIXED = 3, 4  # variants without δ; the others are perturbed
 
 
 def columns(ids: Sequence[str], variant: int, task: Task, types: bool) -> dict[str, Any]:
-    """Rows whose every value can be told from the number in their id."""
+    """Rows whose values follow from the number in their id."""
     numbers = [int(name.split("-")[-1]) for name in ids]
     labels = [None if n % 4 == 3 else n % 2 if task.kind == "classification" else n / 2 for n in numbers]
     shared: dict[str, Any] = {
@@ -108,10 +108,9 @@ def test_rows_and_columns_of_several_shards_and_record_batches_are_one_sequence(
     for number, row in enumerate(rows):
         assert (row.variant, row.label) == (0, None if number % 4 == 3 else number % 2)
         assert row.input_ids.tolist() == [number, *range(number % 5 + 1)]
-        assert row.token_type_ids is not None
         assert row.token_type_ids.tolist() == [0, *[1] * (number % 5 + 1)]
         assert row.teacher_logits.tolist() == [number, -number]
-        assert (row.partner_ids, row.own_weight, row.delta, row.delta_scale, row.perturbed_logits) == (None,) * 5
+        assert list(vars(row)) == shard_schema("soft_labels", TASK.kind, token_types=True).names
     np.testing.assert_array_equal(soft_labels.lengths(), [len(row.input_ids) for row in rows])
     np.testing.assert_array_equal(soft_labels.matrix("teacher_logits"), np.stack([row.teacher_logits for row in rows]))
     np.testing.assert_array_equal(soft_labels.labels(), [np.nan if row.label is None else row.label for row in rows])
@@ -124,7 +123,8 @@ def test_regression_has_one_logit_and_fractional_labels(tmp_path: Path) -> None:
     write(tmp_path, {("train", 0): [names(3)]}, VALUES, types=False)
     rows = Shards(tmp_path).rows("train", 0)
     np.testing.assert_array_equal(rows.matrix("teacher_logits"), [[0], [1], [2]])
-    assert [(row.label, row.token_type_ids) for row in rows] == [(0.0, None), (0.5, None), (1.0, None)]
+    assert [row.label for row in rows] == [0.0, 0.5, 1.0]
+    assert not rows.has("token_type_ids")
 
 
 @pytest.fixture
@@ -145,11 +145,10 @@ LISTS: dict[str, Any] = {
     "delta_scale": lambda row: NOTHING if row.delta_scale is None else row.delta_scale,
     "perturbed_logits": lambda row: row.perturbed_logits,
 }
-"""Columns of lists or bytes, and what a row says of each."""
+"""Columns of lists or bytes, and their value in a row."""
 
 any_positions = st.lists(st.integers(0, 26), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
 repeatedly = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-"""The rows of a fixture are only read."""
 
 
 @given(positions=any_positions)
@@ -162,11 +161,10 @@ def test_columns_at_any_positions_are_those_of_the_rows_one_by_one(variants: Row
         assert found.values.tolist() == [value for one in wanted for value in one.tolist()], name
     weights = np.array([np.nan if row.own_weight is None else row.own_weight for row in rows], np.float32)
     np.testing.assert_array_equal(variants.numbers_at("own_weight", positions), weights, strict=True)
-    assert variants.texts_at("example_id", positions) == [row.example_id for row in rows]
 
 
 def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) -> None:
-    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight", variants.texts_at: "example_id"}
+    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight"}
     for read, name in columns.items():
         for positions in ([0, 27], [-2], [-1, 3]):
             with pytest.raises(IndexError, match="27 rows have no positions"):
@@ -177,14 +175,15 @@ def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) ->
 
 
 def test_lists_keep_the_type_of_their_column_however_few_rows_are_asked_for(variants: Rows) -> None:
-    kinds = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
+    kinds: dict[str, Any] = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
     for name, kind in kinds.items():
         for positions in (np.zeros(0, dtype=np.int64), np.array([20]), np.arange(27)):
             found = variants.lists_at(name, positions)
-            assert (found.values.dtype, found.lengths.dtype) == (kind, np.int64), (name, positions)
+            assert found.values.dtype == kind, (name, positions)
+            assert found.lengths.dtype == np.int64
 
 
-def test_rows_of_a_part_of_a_table_are_those_of_that_part(tmp_path: Path) -> None:
+def test_slices_of_a_table_have_only_their_rows(tmp_path: Path) -> None:
     write(tmp_path, {("train", 2): [names(9)]})
     schema = shard_schema("variants", TASK.kind, token_types=True)
     table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "train-variant-2-00000.arrow"))).read_all()
@@ -196,17 +195,18 @@ def test_rows_of_a_part_of_a_table_are_those_of_that_part(tmp_path: Path) -> Non
 
 
 @given(lists=st.lists(st.lists(st.integers(1, 99), max_size=6), max_size=8), longer=st.integers(0, 3), fill=st.integers(-5, 0))
-def test_lists_under_each_other_are_padded_on_the_right(lists: list[list[int]], longer: int, fill: int) -> None:
+def test_lists_are_padded_on_the_right(lists: list[list[int]], longer: int, fill: int) -> None:
     longest = max(map(len, lists), default=0) + longer
     held = Lists(np.array([value for one in lists for value in one], np.int32), np.array([len(one) for one in lists], np.int64))
     padded, inside = held.padded(fill, longest, np.int64), held.inside(longest)
-    assert (padded.shape, padded.dtype) == ((len(lists), longest), np.int64)
+    assert padded.shape == (len(lists), longest)
+    assert padded.dtype == np.int64
     assert padded.tolist() == [one + [fill] * (longest - len(one)) for one in lists]
     assert inside.tolist() == [[True] * len(one) + [False] * (longest - len(one)) for one in lists]
 
 
 @pytest.mark.parametrize("variant", [2, EDITED, MIXED])
-def test_a_row_gives_back_what_its_recipe_has_and_nothing_else(variants: Rows, variant: int) -> None:
+def test_a_row_has_only_the_columns_of_its_recipe(variants: Rows, variant: int) -> None:
     rows = [row for row in variants if row.variant == variant]
     assert len(rows) == 9
     for number, row in enumerate(rows):
@@ -234,7 +234,7 @@ def test_a_split_a_variant_and_a_shard_have_their_own_rows(tmp_path: Path) -> No
 
 @given(order=st.permutations(range(9)), cut=st.integers(0, 9))
 @settings(max_examples=8)
-def test_join_finds_every_example_wherever_its_row_lies(
+def test_join_finds_the_variant_of_every_example_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], cut: int
 ) -> None:
     folder = tmp_path_factory.mktemp("join")
@@ -249,15 +249,13 @@ def test_join_finds_every_example_wherever_its_row_lies(
 @pytest.mark.parametrize(
     ("examples", "variants", "sentence"),
     [
-        (names(5), names(4), "1 of 5 examples have no perturbed row, and there are 4 perturbed rows"),
-        (names(4), names(5), "0 of 4 examples have no perturbed row, and there are 5 perturbed rows"),
-        (names(4), names(4, 2), "2 of 4 examples have no perturbed row, and there are 4 perturbed rows"),
-        (["row-1", "row-1"], names(2, 1), "0 of 2 examples have no perturbed row, and there are 2 perturbed rows"),
+        (names(5), names(4), "1 of 5 examples have no variant, and there are 4 rows of variants"),
+        (names(4), names(5), "0 of 4 examples have no variant, and there are 5 rows of variants"),
+        (names(4), names(4, 2), "2 of 4 examples have no variant, and there are 4 rows of variants"),
+        (["row-1", "row-1"], names(2, 1), "0 of 2 examples have no variant, and there are 2 rows of variants"),
     ],
 )
-def test_join_refuses_what_is_missing_and_what_is_spare(
-    tmp_path: Path, examples: list[str], variants: list[str], sentence: str
-) -> None:
+def test_join_refuses_missing_and_surplus_rows(tmp_path: Path, examples: list[str], variants: list[str], sentence: str) -> None:
     write(tmp_path / "soft_labels", {("train", 0): [examples]})
     write(tmp_path / "shards", {("train", 1): [variants]})
     of_soft_labels, of_shards = Shards(tmp_path / "soft_labels").rows("train", 0), Shards(tmp_path / "shards").rows("train", 1)
@@ -265,7 +263,7 @@ def test_join_refuses_what_is_missing_and_what_is_spare(
         join(of_soft_labels, of_shards)
 
 
-def test_every_shard_that_is_missing_cut_short_or_changed_is_named_at_once_before_any_row_is_read(tmp_path: Path) -> None:
+def test_all_missing_truncated_and_changed_shards_are_named_in_one_error(tmp_path: Path) -> None:
     write(tmp_path, {("train", 1): [names(3, 3 * number) for number in range(4)]})
     files = [tmp_path / f"train-variant-1-0000{number}.arrow" for number in range(4)]
     files[0].unlink()
@@ -296,7 +294,7 @@ def other_teacher(content: dict[str, Any]) -> None:
         (lambda content: content.update(token_types=False), "other columns than format version"),
     ],
 )
-def test_a_shard_of_another_key_or_schema_is_refused_by_file_and_way_out(tmp_path: Path, change: Any, said: str) -> None:
+def test_a_shard_of_another_key_or_schema_is_refused(tmp_path: Path, change: Any, said: str) -> None:
     write(tmp_path, {("train", 1): [names(3)]})
     content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
     change(content)

@@ -14,7 +14,7 @@ from pipeline.store.keys import Key, sha256_of
 
 SCHEMA = shard_schema("variants", "classification", True)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32, "variant": 1}
-SAID = {"codec": "int8", "width": 4}
+DESCRIPTION = {"codec": "int8", "width": 4}
 WIDTH = 4
 
 
@@ -41,23 +41,23 @@ def columns(rows: int) -> dict[str, Any]:
 
 
 def write(path: Path, given: dict[str, Any], key: Key = KEY) -> Any:
-    return write_shard(path, SCHEMA, given, key, SAID, {"mean": 0.5})
+    return write_shard(path, SCHEMA, given, key, DESCRIPTION, {"mean": 0.5})
 
 
-def test_what_was_written_is_what_pyarrow_reads(tmp_path: Path) -> None:
+def test_pyarrow_reads_what_was_written(tmp_path: Path) -> None:
     given = columns(7)
     receipt = write(tmp_path / "x.arrow", given)
     table = pa.ipc.open_file(tmp_path / "x.arrow").read_all()
     assert table.schema.equals(SCHEMA)
     for name, values in given.items():
         assert table.column(name).to_pylist() == [v.tolist() if hasattr(v, "tolist") else v for v in values]
-    assert description_of(table.schema, "x") == {"key": KEY, **SAID}
+    assert description_of(table.schema, "x") == {"key": KEY, **DESCRIPTION}
     assert (receipt.key, receipt.rows, receipt.statistics) == (KEY, 7, {"mean": 0.5})
     assert receipt.tokens == sum(len(row) for row in given["input_ids"])
     assert (receipt.bytes, receipt.sha256) == ((tmp_path / "x.arrow").stat().st_size, sha256_of(tmp_path / "x.arrow"))
 
 
-def test_same_rows_and_key_are_the_same_bytes_whoever_writes_them_and_in_whatever_form(tmp_path: Path) -> None:
+def test_same_rows_and_key_give_the_same_bytes_in_whatever_form(tmp_path: Path) -> None:
     given = columns(50)
     as_lists = {name: [v.tolist() if hasattr(v, "tolist") else v for v in values] for name, values in given.items()}
     forms = {
@@ -89,16 +89,14 @@ def test_same_rows_and_key_are_the_same_bytes_whoever_writes_them_and_in_whateve
         {"comment": ["a", "b", "c"]},
     ],
 )
-def test_a_column_of_another_type_or_length_missing_or_spare_is_refused_and_nothing_is_written(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_columns_that_do_not_fit_the_schema_are_refused_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     given = {name: values for name, values in (columns(3) | changes).items() if values is not ...}
     with pytest.raises((TypeError, ValueError, KeyError)):
         write(tmp_path / "x.arrow", given)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_shard(tmp_path: Path) -> None:
     before, given = write(tmp_path / "x.arrow", columns(3)), columns(2000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
@@ -112,12 +110,12 @@ def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Pa
 
 
 def plain(value: Any) -> Any:
-    """A value in whatever form a reader gives it; nothing is None."""
+    """A value of any reader as a Python object; NaN is None."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return None if value != value else value
 
 
-def test_a_shard_of_perturbed_mixed_and_edited_rows_opens_elsewhere(tmp_path: Path) -> None:
+def test_pandas_and_datasets_read_a_shard(tmp_path: Path) -> None:
     path, given = tmp_path / "x.arrow", columns(ROWS_PER_BATCH + 3)
     write(path, given)
     assert not [field.name for field in SCHEMA if isinstance(field.type, pa.BaseExtensionType)]

@@ -9,23 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from click.testing import CliRunner
-from stages.words import main
 from torch.nn import functional
 from transformers import BartConfig, BartForConditionalGeneration, BertForMaskedLM, BertModel
 
 from pipeline.augment.batches import Inputs
 from pipeline.augment.candidates import MaskedLM
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import ReplacementSettings, TeacherSettings
+from pipeline.config.settings import MaskedLMSettings, TeacherSettings
 from pipeline.models.architectures import ENCODERS
-from pipeline.models.folder import ModelFolder, load_tokenizer, model_hash
+from pipeline.models.folder import ModelFolder
 from pipeline.training.masked_lm import (
-    IGNORED,
     MaskedLMFacts,
     MaskedRows,
-    WordsSettings,
     check_masked_lm,
     loss_of,
     masked_lm_in,
@@ -33,14 +28,14 @@ from pipeline.training.masked_lm import (
     prepare_masked_lm,
 )
 from pipeline.training.order import MicroBatch
-from pipeline.training.trainer import HISTORY_FILE
+from pipeline.training.trainer import HISTORY_FILE, IGNORED
 from tests.architectures import WITH_TOKEN_TYPES, of_type
 from tests.world import (
-    FIT,
+    MASKED_LM,
     MAX_LENGTH,
-    RUNTIME,
     SPECIAL,
     WORDS,
+    augment_settings,
     make_task,
     make_tokenizer,
     rewrite,
@@ -72,13 +67,13 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def fit_settings(**changed: Any) -> MaskedLMSettings:
-    return MaskedLMSettings.model_validate(FIT | changed)
+def settings_of(**changed: Any) -> MaskedLMSettings:
+    return MaskedLMSettings.model_validate(MASKED_LM | changed)
 
 
-def made(prepared: Path, model: Path, out: Path, fit: bool = True, **changed: Any) -> MaskedLMFacts:
+def trained(prepared: Path, model: Path, out: Path, **changed: Any) -> MaskedLMFacts:
     teacher = TeacherSettings(model=str(model), fine_tune=True, max_length=MAX_LENGTH)
-    return prepare_masked_lm(prepared, teacher, WordsSettings(model=str(model), fit=fit), fit_settings(**changed), out)
+    return prepare_masked_lm(prepared, teacher, settings_of(**changed), out)
 
 
 def dev_of(folder: Path) -> list[float]:
@@ -87,39 +82,39 @@ def dev_of(folder: Path) -> list[float]:
 
 
 def proposals(folder: Path, candidates: int, texts: list[str]) -> list[Any]:
-    tokenizer = load_tokenizer(folder)
-    model = MaskedLM(folder, ReplacementSettings(replace=0.4, candidates=candidates, batch_rows=8), tokenizer)
-    ids = [np.array(tokenizer(text)["input_ids"], np.int32) for text in texts]
-    return [row.ids for row in model.candidates(Inputs(texts, ids, None))]
+    opened = ModelFolder(folder)
+    settings = augment_settings(masked_lm={"replace": 0.4, "candidates": candidates})
+    ids = [np.array(opened.tokenizer(text)["input_ids"], np.int32) for text in texts]
+    return [row.ids for row in MaskedLM(opened, settings, opened.tokenizer).candidates(Inputs(texts, ids, None))]
 
 
-def test_a_fitted_model_learns_which_word_was_masked_and_proposes_it(prepared: Path, encoder: Path, tmp_path: Path) -> None:
-    facts = made(prepared, encoder, tmp_path / "words", num_train_epochs=12, batch_size=16, learning_rate=1e-2)
-    measured = dev_of(tmp_path / "words")
+def test_a_fine_tuned_model_learns_which_word_was_masked_and_proposes_it(prepared: Path, encoder: Path, tmp_path: Path) -> None:
+    facts = trained(prepared, encoder, tmp_path / "out", num_train_epochs=12, batch_size=16, learning_rate=1e-2)
+    measured = dev_of(tmp_path / "out")
     assert 0 < measured[0] < 0.6 * max(measured) < 1
     assert facts.perplexity == pytest.approx(1 / max(measured))
     assert (
-        masked_lm_in(tmp_path / "words")
+        masked_lm_in(tmp_path / "out")
         == facts
-        == MaskedLMFacts(model=model_hash(encoder), fitted=True, perplexity=facts.perplexity)
+        == MaskedLMFacts(model=ModelFolder(encoder).hash, fitted=True, perplexity=facts.perplexity)
     )
-    found = proposals(tmp_path / "words", 1, [" ".join([word] * 3) for word in WORDS[:8]])
+    found = proposals(tmp_path / "out", 1, [" ".join([word] * 3) for word in WORDS[:8]])
     assert sum(int((ids == len(SPECIAL) + number).sum()) for number, ids in enumerate(found)) > 20, "of 24"
 
 
 def test_a_new_head_begins_by_comparing_the_output_with_the_words(prepared: Path, encoder: Path, tmp_path: Path) -> None:
-    made(prepared, encoder, tmp_path / "words", rows=8, num_train_epochs=1, learning_rate=1e-12)
-    head = BertForMaskedLM.from_pretrained(tmp_path / "words").cls.predictions
+    trained(prepared, encoder, tmp_path / "out", max_rows=8, num_train_epochs=1, learning_rate=1e-12)
+    head = BertForMaskedLM.from_pretrained(tmp_path / "out").cls.predictions
     torch.testing.assert_close(head.transform.dense.weight, torch.eye(len(head.transform.dense.weight)))
     torch.testing.assert_close(head.decoder.weight, BertModel.from_pretrained(encoder).embeddings.word_embeddings.weight)
 
 
-def test_a_finished_model_is_adopted_with_its_weights_and_fitted_from_them(prepared: Path, tmp_path: Path) -> None:
+def test_a_finished_model_is_adopted_as_it_is_or_fine_tuned_from_its_weights(prepared: Path, tmp_path: Path) -> None:
     finished = save_masked_lm(tmp_path / "finished")
-    facts = made(prepared, finished, tmp_path / "adopted", fit=False)
+    facts = trained(prepared, finished, tmp_path / "adopted", fine_tune=False)
     assert (facts.fitted, facts.perplexity) == (False, None)
-    assert model_hash(tmp_path / "adopted") == model_hash(finished)
-    made(prepared, finished, tmp_path / "fitted", rows=8, num_train_epochs=1, learning_rate=1e-12)
+    assert ModelFolder(tmp_path / "adopted").hash == ModelFolder(finished).hash
+    trained(prepared, finished, tmp_path / "fitted", max_rows=8, num_train_epochs=1, learning_rate=1e-12)
     given, fitted = (BertForMaskedLM.from_pretrained(folder).cls.predictions for folder in (finished, tmp_path / "fitted"))
     torch.testing.assert_close(fitted.transform.dense.weight, given.transform.dense.weight)
 
@@ -135,7 +130,7 @@ def configured(**changed: int) -> Callable[[Path], None]:
 
 
 def as_bart(folder: Path) -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "d_model": 16,
         "encoder_attention_heads": 2,
         "decoder_attention_heads": 2,
@@ -146,47 +141,39 @@ def as_bart(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "fit", "sentence"),
+    ("damage", "fine_tune", "sentence"),
     [
         (with_more_tokens, True, r"masked language model .*/model has another tokenizer"),
         (as_bart, False, r"model is a 'bart' model, which fills no masks here; supported are albert"),
         (configured(max_position_embeddings=20), False, r"takes at most 20 tokens, but teacher"),
         (configured(vocab_size=60), True, r"knows 60 tokens, but its tokenizer gives 65"),
         (configured(num_hidden_layers=3), True, r"not a finished encoder: .*encoder\.layer\.2"),
-        (configured(), False, r"not a finished masked language model but a BertForS.* or fit this one: tasks\.<task>"),
+        (configured(), False, r"not a finished masked language model: .*or train this one: masked_lm\.fine_tune: true"),
     ],
 )
-def test_a_model_that_cannot_serve_is_refused(
-    harm: Callable[[Path], None], fit: bool, sentence: str, encoder: Path, tmp_path: Path
+def test_a_model_that_cannot_be_the_masked_language_model_is_an_error(
+    damage: Callable[[Path], None], fine_tune: bool, sentence: str, encoder: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(encoder, tmp_path / "model"))
-    harm(model)
+    damage(model)
     with pytest.raises(PipelineError, match=sentence):
-        check_masked_lm(ModelFolder(model), ModelFolder(encoder), fit, MAX_LENGTH)
+        check_masked_lm(ModelFolder(model), ModelFolder(encoder), fine_tune, MAX_LENGTH)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_every_encoder_is_fitted_from_a_classifier_and_proposes_words(prepared: Path, tmp_path: Path, kind: str) -> None:
+def test_every_encoder_is_fine_tuned_from_a_classifier_and_proposes_words(prepared: Path, tmp_path: Path, kind: str) -> None:
     model = save_encoder(tmp_path / "encoder", kind)
-    made(prepared, model, tmp_path / "words", rows=80, num_train_epochs=3, learning_rate=3e-3)
-    measured = dev_of(tmp_path / "words")
+    trained(prepared, model, tmp_path / "out", max_rows=80, num_train_epochs=3, learning_rate=3e-3)
+    measured = dev_of(tmp_path / "out")
     assert max(measured) > measured[0]
-    assert [ids.shape for ids in proposals(tmp_path / "words", 3, ["word4 word5"])] == [(6,)]
+    assert [ids.shape for ids in proposals(tmp_path / "out", 3, ["word4 word5"])] == [(6,)]
 
 
-@pytest.mark.parametrize("words", ["absent", None])
-def test_a_task_says_that_it_needs_no_words(words: str | None, prepared: Path, encoder: Path, tmp_path: Path) -> None:
-    out, task = tmp_path / "words", {"teacher": {"model": str(encoder), "fine_tune": True, "max_length": MAX_LENGTH}}
-    sections = {"tasks": {"tiny": task | ({} if words else {"words": None})}, "words": FIT, "runtime": RUNTIME}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
-    given = {"--task": "tiny", "--prepared": prepared, "--params": tmp_path / "params.yaml", "--out": out}
-    result = CliRunner().invoke(main, [str(part) for pair in given.items() for part in pair])
-    if words:
-        assert "tasks.tiny.words is missing; null says that the task needs no masked language model" in result.output
-        assert (result.exit_code, out.exists()) == (1, False)
-    else:
-        assert f"{out}: no masked language model" in result.output
-        assert masked_lm_in(out) == MaskedLMFacts(model=None)
+def test_a_task_without_masked_words_needs_no_model(prepared: Path, tmp_path: Path) -> None:
+    teacher = TeacherSettings(model="no/model", fine_tune=True, max_length=MAX_LENGTH)
+    facts = prepare_masked_lm(prepared, teacher, None, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["masked_lm.json"]
+    assert masked_lm_in(tmp_path / "out") == facts == MaskedLMFacts(model=None)
 
 
 ROWS = 400
@@ -198,54 +185,56 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(pairs: Path, **changed: object) -> MaskedRows:
-    return masked_rows(pairs / "train.parquet", make_tokenizer(), len(make_tokenizer()), MAX_LENGTH, fit_settings(**changed))
+    return masked_rows(pairs / "train.parquet", make_tokenizer(), len(make_tokenizer()), MAX_LENGTH, settings_of(**changed))
 
 
 def at(rows: list[int], epoch: int = 0) -> MicroBatch:
     return MicroBatch(np.array(rows), epoch, 0.0, 1.0)
 
 
-def test_a_batch_shows_every_token_that_is_not_to_be_guessed_and_labels_those_it_hides(pairs: Path) -> None:
+def test_a_batch_labels_the_hidden_tokens_and_shows_all_others(pairs: Path) -> None:
     tokenizer, rows = make_tokenizer(), rows_of(pairs)
     batch = rows.batch(at([5, 0, 7]))
-    asked = batch["labels"] != IGNORED
+    guessed = batch["labels"] != IGNORED
     for place, row in enumerate((5, 0, 7)):
         whole = torch.tensor(rows.input_ids[row])
-        assert torch.where(asked, batch["labels"], batch["input_ids"])[place, : len(whole)].equal(whole)
+        assert torch.where(guessed, batch["labels"], batch["input_ids"])[place, : len(whole)].equal(whole)
         assert batch["attention_mask"][place].sum() == len(whole)
-        assert not asked[place, len(whole) :].any()
+        assert not guessed[place, len(whole) :].any()
         separators = (whole == tokenizer.sep_token_id).long()
         assert batch["token_type_ids"][place, : len(whole)].equal(separators.cumsum(0) - separators)
-    assert not torch.isin(batch["labels"][asked], torch.tensor(tokenizer.all_special_ids)).any()
+    assert not torch.isin(batch["labels"][guessed], torch.tensor(tokenizer.all_special_ids)).any()
 
 
-def test_of_too_many_rows_those_are_read_whose_ids_are_drawn_in_their_order(pairs: Path) -> None:
-    every, some, fewer, other = (rows_of(pairs, rows=rows, seed=seed) for rows, seed in ((None, 1), (50, 1), (20, 1), (50, 2)))
+def test_max_rows_samples_by_id_and_keeps_the_order(pairs: Path) -> None:
+    every, some, fewer, other = (
+        rows_of(pairs, max_rows=rows, seed=seed) for rows, seed in ((None, 1), (50, 1), (20, 1), (50, 2))
+    )
     assert (len(every), len(some), len(fewer)) == (ROWS, 50, 20)
     assert set(fewer.example_ids) < set(some.example_ids) != set(other.example_ids)
     assert some.example_ids == sorted(some.example_ids)
 
 
-def test_a_token_that_the_model_does_not_know_is_not_drawn(pairs: Path) -> None:
+def test_a_token_without_an_embedding_is_not_drawn(pairs: Path) -> None:
     """A tokenizer may name tokens that were added and occur in no text."""
     tokenizer, known = make_tokenizer(), len(make_tokenizer())
     tokenizer.add_tokens([f"added{number}" for number in range(known)])
-    rows = masked_rows(pairs / "train.parquet", tokenizer, known, MAX_LENGTH, fit_settings(mlm_probability=0.9))
+    rows = masked_rows(pairs / "train.parquet", tokenizer, known, MAX_LENGTH, settings_of(mlm_probability=0.9))
     assert int(rows.batch(at(list(range(ROWS))))["input_ids"].max()) < known
 
 
-def test_the_shares_are_those_of_bert(pairs: Path) -> None:
+def test_masked_replaced_and_kept_shares_are_those_of_bert(pairs: Path) -> None:
     rows, tokenizer = rows_of(pairs, mlm_probability=0.3), make_tokenizer()
     batches = [rows.batch(at(list(range(ROWS)), epoch)) for epoch in range(3)]
     shown, labels = (torch.cat([batch[name].flatten() for batch in batches]) for name in ("input_ids", "labels"))
-    asked = labels != IGNORED
+    guessed = labels != IGNORED
     ordinary = sum(int((~np.isin(ids, tokenizer.all_special_ids)).sum()) for ids in rows.input_ids) * 3
-    assert int(asked.sum()) / ordinary == pytest.approx(0.3, abs=0.02)
-    hidden = shown[asked] == tokenizer.mask_token_id
+    assert int(guessed.sum()) / ordinary == pytest.approx(0.3, abs=0.02)
+    hidden = shown[guessed] == tokenizer.mask_token_id
     assert float(hidden.float().mean()) == pytest.approx(0.8, abs=0.02)
-    same = shown[asked] == labels[asked]
+    same = shown[guessed] == labels[guessed]
     assert float(same.float().mean()) == pytest.approx(0.1, abs=0.02)
-    others = shown[asked][~hidden & ~same]
+    others = shown[guessed][~hidden & ~same]
     assert len(others.unique()) > 10, "another token is drawn from the whole vocabulary"
     assert not torch.isin(others, torch.tensor(tokenizer.all_special_ids)).any()
 
@@ -263,7 +252,7 @@ def test_what_is_masked_is_a_function_of_seed_example_and_epoch(pairs: Path) -> 
         assert not other["input_ids"].equal(alone["input_ids"])
 
 
-def test_the_loss_is_the_cross_entropy_of_the_masked_tokens_as_transformers_has_it(pairs: Path, tmp_path: Path) -> None:
+def test_the_loss_is_transformers_cross_entropy_of_the_masked_tokens(pairs: Path, tmp_path: Path) -> None:
     model = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval()
     batch = rows_of(pairs).batch(at([0, 1, 2, 3]))
     found = loss_of(model, batch)
@@ -273,9 +262,9 @@ def test_the_loss_is_the_cross_entropy_of_the_masked_tokens_as_transformers_has_
         torch.testing.assert_close(found[row], wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_text_without_words_costs_nothing_and_breaks_nothing(tmp_path: Path) -> None:
-    model, tokenizer = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval(), load_tokenizer(tmp_path)
+def test_a_text_without_words_has_no_loss(tmp_path: Path) -> None:
+    model, tokenizer = BertForMaskedLM.from_pretrained(save_masked_lm(tmp_path)).eval(), ModelFolder(tmp_path).tokenizer
     ids = [np.array(tokenizer(text)["input_ids"]) for text in ("", "")]
     special = np.array(sorted(tokenizer.all_special_ids))
-    rows = MaskedRows(["a", "b"], ids, None, fit_settings(), special, 4, 0, len(tokenizer))
+    rows = MaskedRows(["a", "b"], ids, None, settings_of(), special, 4, 0, len(tokenizer))
     assert loss_of(model, rows.batch(at([0, 1]))).tolist() == [0.0, 0.0]

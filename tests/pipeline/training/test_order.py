@@ -13,7 +13,6 @@ from pipeline.training.order import (
     MicroBatch,
     StepSharding,
     TrainDataset,
-    as_it_is,
     steps_of,
     train_loader,
 )
@@ -40,7 +39,7 @@ def test_an_epoch_holds_every_row_once_in_steps_of_nearly_one_size(lengths: Leng
 
 
 @given(some_lengths, st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 5))
-def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_micro_batches(
+def test_any_number_of_processes_and_micro_batches_computes_every_row_once_per_epoch(
     lengths: Lengths, batch_size: int, world_size: int, turns: int, epoch: int
 ) -> None:
     steps = steps_of(lengths, batch_size, 0, epoch)
@@ -63,7 +62,7 @@ def test_every_row_is_taken_once_an_epoch_by_any_number_of_processes_and_micro_b
 
 
 @given(some_lengths, st.integers(-(2**63), 2**63), st.lists(st.integers(0, 5), max_size=4))
-def test_seed_and_epoch_decide_the_order_whatever_came_before(lengths: Lengths, seed: int, epochs: list[int]) -> None:
+def test_only_seed_and_epoch_decide_the_order(lengths: Lengths, seed: int, epochs: list[int]) -> None:
     order = EpochOrder(lengths, 4, 9, seed, StepSharding())
     for epoch in epochs:
         order.set_epoch(epoch)
@@ -71,7 +70,7 @@ def test_seed_and_epoch_decide_the_order_whatever_came_before(lengths: Lengths, 
         assert [piece.rows.tolist() for piece in order] == [rows.tolist() for rows in steps_of(lengths, 4, seed, epoch)]
 
 
-def test_every_epoch_and_every_seed_has_an_order_of_its_own() -> None:
+def test_epochs_and_seeds_have_different_orders() -> None:
     lengths = np.random.default_rng(0).integers(1, 64, 200)
     orders = [
         tuple(int(row) for rows in steps_of(lengths, 4, seed, epoch) for row in rows) for seed in range(4) for epoch in range(4)
@@ -93,14 +92,14 @@ def test_little_of_a_step_is_padding() -> None:
     assert unsorted / lengths.sum() > 1.5, "the distribution is one on which bucketing matters"
 
 
-def test_no_process_waits_long_for_the_one_with_the_longest_rows() -> None:
+def test_processes_have_similar_numbers_of_tokens_per_step() -> None:
     lengths = realistic_lengths(5000)
     taken = [micro_batches_of(lengths, 32, 0, StepSharding(4, number)) for number in range(4)]
     tokens = np.array([[lengths[piece.rows].sum() for piece in pieces] for pieces in taken])
     assert (tokens.max(axis=0) / tokens.mean(axis=0)).mean() < 1.05
 
 
-def test_steps_do_not_come_by_length_nor_rows_by_position() -> None:
+def test_steps_are_sorted_neither_by_length_nor_by_position() -> None:
     lengths = realistic_lengths(5000)
     steps = steps_of(lengths, 16, 0, 0)
     for of_step in ([lengths[rows].mean() for rows in steps], [rows.mean() for rows in steps]):
@@ -108,7 +107,7 @@ def test_steps_do_not_come_by_length_nor_rows_by_position() -> None:
         assert abs(np.corrcoef(of_step[1:], of_step[:-1])[0, 1]) < 0.2
 
 
-def test_rows_share_a_step_with_others_in_the_next_epoch_even_if_no_two_are_equally_long() -> None:
+def test_rows_share_steps_with_others_in_the_next_epoch_even_if_all_lengths_differ() -> None:
     lengths = np.random.default_rng(0).permutation(5000) + 1
     together = [{frozenset(rows.tolist()) for rows in steps_of(lengths, 8, 0, epoch)} for epoch in (0, 1)]
     assert len(together[0] & together[1]) <= 2
@@ -140,9 +139,9 @@ def test_a_loader_with_workers_gives_the_micro_batches_in_their_order_with_their
 
 
 @given(some_lengths, st.integers(1, 9))
-def test_dev_rows_come_longest_first_and_their_logits_return_to_their_rows(lengths: Lengths, batch_size: int) -> None:
+def test_dev_rows_are_sorted_longest_first_and_their_logits_restored_to_row_order(lengths: Lengths, batch_size: int) -> None:
     dataset = DevDataset(Numbers(lengths))
-    batches = list(torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=as_it_is))
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=lambda batch: batch))
     longest = [int(batch["longest"]) for batch in batches]
     assert longest == sorted(longest, reverse=True)
     logits = np.concatenate([batch["rows"].numpy()[:, None] for batch in batches])

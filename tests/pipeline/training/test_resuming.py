@@ -5,15 +5,28 @@ from typing import Any
 import click
 import pytest
 import yaml
-from pipeline.training.checkpoints import mark_whole
 
+from pipeline.models.folder import ModelFolder
 from pipeline.store.keys import differences
 from pipeline.training import callbacks
+from pipeline.training.callbacks import mark_whole
 from pipeline.training.resuming import training_key
-from stages import surrogate, teach, words
-from tests.world import FIT, MAX_LENGTH, RUNTIME, STUDENT, TRAINING, make_task, make_tokenizer, save_masked_lm, save_teacher
+from stages import masked_lm, surrogate, teach
+from tests.world import (
+    AUGMENT,
+    MASKED_LM,
+    MAX_LENGTH,
+    RUNTIME,
+    STUDENT,
+    TRAINING,
+    make_task,
+    make_tokenizer,
+    save_masked_lm,
+    save_teacher,
+    sections_of,
+)
 
-STAGES: dict[str, click.Command] = {"teach": teach.main, "words": words.main, "surrogate": surrogate.main}
+STAGES: dict[str, click.Command] = {"teach": teach.main, "masked_lm": masked_lm.main, "surrogate": surrogate.main}
 LONG: dict[str, Any] = {"num_train_epochs": 4, "batch_size": 16}
 
 
@@ -25,24 +38,21 @@ class Killed(BaseException):
 def run(tmp_path: Path, prepared: Path, teacher: Path, soft_labels: Path) -> Callable[..., Path]:
     """Run one of the stages with a checkpoint after every third step; gives its output."""
 
-    def of(stage: str, out: Path, model: Path = teacher, fit: bool = True, **optimiser: Any) -> Path:
+    def of(stage: str, out: Path, model: Path = teacher, fine_tune: bool = True, recipes: Any = None, **changed: Any) -> Path:
+        search = AUGMENT["perturbation"] | {"gradient_from": "surrogate"}
         params = {
-            "tasks": {
-                "tiny": {
-                    "teacher": {"model": str(model), "fine_tune": fit, "max_length": MAX_LENGTH},
-                    "words": {"model": str(model), "fit": fit},
-                    "aim": "surrogate",
-                }
-            },
-            "teach": TRAINING | LONG | optimiser,
-            "words": FIT | LONG | optimiser,
-            "distill": STUDENT | {"training": TRAINING | LONG | optimiser},
-            "surrogate": {"layers": 1, "checkpoints": 5},
+            "tasks": {"tiny": {"teacher": {"model": str(model), "fine_tune": fine_tune, "max_length": MAX_LENGTH}}},
+            "training": TRAINING | LONG,
+            "teach": changed,
+            "masked_lm": MASKED_LM | LONG | {"fine_tune": fine_tune},
+            "distill": {name: value for name, value in STUDENT.items() if name != "training"},
+            "surrogate": {"num_hidden_layers": 1, "checkpoints": 5},
             "runtime": RUNTIME | {"save_steps": 3, "store": str(tmp_path / "store")},
+            **sections_of(AUGMENT | {"recipes": recipes or [["masked_lm", "perturb"]], "perturbation": search}),
         }
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
         options = {"--task": "tiny", "--params": tmp_path / "params.yaml", "--out": out}
-        reads = {"--soft_labels": soft_labels, "--teacher": teacher} if stage == "surrogate" else {"--prepared": prepared}
+        reads = {"--soft-labels": soft_labels, "--teacher": teacher} if stage == "surrogate" else {"--prepared": prepared}
         STAGES[stage].main([str(word) for pair in (options | reads).items() for word in pair], standalone_mode=False)
         return out
 
@@ -87,7 +97,7 @@ def test_a_killed_stage_resumes_and_makes_the_same_bytes_and_a_finished_one_is_f
     assert not list((tmp_path / "store").glob(".unfinished-*")), "no checkpoints are left of what is finished"
 
 
-def test_a_training_with_other_settings_begins_anew(
+def test_a_training_with_other_settings_does_not_resume(
     run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     killed_after(2, monkeypatch, lambda: run("teach", tmp_path / "tiny"))
@@ -96,21 +106,29 @@ def test_a_training_with_other_settings_begins_anew(
 
 
 def test_an_adopted_model_is_not_stored(run: Callable[..., Path], tmp_path: Path) -> None:
-    run("teach", tmp_path / "tiny", fit=False)
-    run("words", tmp_path / "words", save_masked_lm(tmp_path / "masked"), fit=False)
+    run("teach", tmp_path / "tiny", fine_tune=False)
+    run("masked_lm", tmp_path / "masked_lm", save_masked_lm(tmp_path / "masked"), fine_tune=False)
     assert not (tmp_path / "store").exists()
 
 
-def test_the_key_names_files_model_and_tokenizer_but_not_their_place(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "file"), [("masked_lm", "masked_lm.json"), ("surrogate", "surrogate.json")])
+def test_a_stage_that_no_recipe_needs_writes_only_a_note(
+    stage: str, file: str, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = run(stage, tmp_path / "out", recipes=[["mask"]])
+    assert [path.name for path in out.iterdir()] == [file]
+
+
+def test_the_key_depends_on_files_model_and_tokenizer_but_not_on_their_folders(prepared: Path, tmp_path: Path) -> None:
     one, same, other = (save_teacher(tmp_path / str(n), make_task(), seed) for n, seed in enumerate((1, 1, 2)))
-    retold = save_teacher(tmp_path / "retold", make_task(), 1)
-    make_tokenizer(types=False).save_pretrained(retold)
+    retokenised = save_teacher(tmp_path / "retokenised", make_task(), 1)
+    make_tokenizer(types=False).save_pretrained(retokenised)
 
     def key(model: Path, file: str = "train.parquet", **settings: Any) -> dict[str, Any]:
-        return training_key("teacher", "pipeline.training.teacher", [prepared / file], str(model), settings)
+        return training_key("teacher", "pipeline.training.teacher", [prepared / file], ModelFolder(model), settings)
 
     assert key(one) == key(same)
     assert differences(key(one), key(other))[0].startswith("model: ")
-    assert [line.split(":")[0] for line in differences(key(one), key(retold))] == ["tokenizer"]
+    assert [line.split(":")[0] for line in differences(key(one), key(retokenised))] == ["tokenizer"]
     assert [line.split(":")[0] for line in differences(key(one), key(one, "dev.parquet"))] == ["files"]
     assert [line.split(":")[0] for line in differences(key(one), key(one, rate=0.2))] == ["settings"]

@@ -61,15 +61,15 @@ def save_learnable(folder: Path, task: Task) -> Path:
     return folder
 
 
-def right_answers(folder: Path, prepared: Path) -> float:
-    """Share of the dev texts that transformers alone answers rightly, each text by itself."""
+def accuracy_of(folder: Path, prepared: Path) -> float:
+    """Share of the dev texts that transformers classifies correctly, each text alone."""
     columns = pq.read_table(prepared / "dev.parquet").to_pydict()
     texts = zip(columns["text_a"], columns.get("text_b", columns["text_a"]), strict=True)
-    answers = answers_of(folder, [pair if "text_b" in columns else pair[:1] for pair in texts])
-    return float((answers.argmax(-1) == torch.tensor(columns["label"])).double().mean())
+    logits = logits_by_transformers(folder, [pair if "text_b" in columns else pair[:1] for pair in texts])
+    return float((logits.argmax(-1) == torch.tensor(columns["label"])).double().mean())
 
 
-def answers_of(folder: Path, texts: list[tuple[str, ...]]) -> torch.Tensor:
+def logits_by_transformers(folder: Path, texts: list[tuple[str, ...]]) -> torch.Tensor:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
@@ -87,11 +87,11 @@ def test_a_fine_tuned_teacher_has_learned_the_task_and_works_with_transformers_a
     pretrained = save_teacher(tmp_path / "pretrained", make_task(labels=("x", "y", "z")))
     value = teach(learnable, settings_of(pretrained), TRAINING, tmp_path / "out")
     assert "note:" not in capsys.readouterr().out
-    assert value == pytest.approx(right_answers(tmp_path / "out", learnable))
+    assert value == pytest.approx(accuracy_of(tmp_path / "out", learnable))
     assert value > 0.9
     assert Task.read(tmp_path / "out") == make_task()
     named = pipeline("text-classification", str(tmp_path / "out"))(["word1 word30", "word2 word30"])
-    assert [answer["label"] for answer in named] == ["bad", "good"]
+    assert [found["label"] for found in named] == ["bad", "good"]
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 16
     with (tmp_path / "out/history.csv").open() as file:
         history = list(csv.DictReader(file))
@@ -100,10 +100,10 @@ def test_a_fine_tuned_teacher_has_learned_the_task_and_works_with_transformers_a
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "xlnet"])
-def test_a_teacher_that_reads_the_last_position_answers_batches_as_texts_alone(
+def test_a_teacher_that_reads_the_last_position_predicts_in_batches_as_alone(
     kind: str, learnable: Path, tmp_path: Path
 ) -> None:
-    """Hardly trained, so that a text answered otherwise beside longer ones would be counted otherwise."""
+    """Hardly trained, so that a wrong logit in a padded batch changes the accuracy."""
     pretrained = tmp_path / "pretrained"
     of_type(kind, vocab_size=65, pad_token_id=None).save_pretrained(pretrained)
     backend = make_tokenizer().backend_tokenizer
@@ -112,13 +112,13 @@ def test_a_teacher_that_reads_the_last_position_answers_batches_as_texts_alone(
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", model_input_names=names).save_pretrained(pretrained)
     hardly = SHORT.model_copy(update={"learning_rate": 1e-9})
     value = teach(learnable, settings_of(pretrained), hardly, tmp_path / "tuned")
-    assert value == pytest.approx(right_answers(tmp_path / "tuned", learnable))
+    assert value == pytest.approx(accuracy_of(tmp_path / "tuned", learnable))
     assert AutoTokenizer.from_pretrained(tmp_path / "tuned").pad_token == "[SEP]"
     assert AutoConfig.from_pretrained(tmp_path / "tuned").pad_token_id == 3
     assert teach(learnable, settings_of(tmp_path / "tuned", fine_tune=False), SHORT, tmp_path / "adopted") == value
 
 
-def test_rows_without_a_label_are_not_learned_from(tmp_path: Path, prepared: Path, teacher: Path) -> None:
+def test_rows_without_a_label_do_not_affect_the_teacher(tmp_path: Path, prepared: Path, teacher: Path) -> None:
     holes = with_labels(
         prepared, tmp_path / "holes", lambda labels: [label if row % 3 else None for row, label in enumerate(labels)], "train"
     )
@@ -141,7 +141,7 @@ def test_a_corpus_without_labels_needs_a_classifier_to_adopt(prepared: Path, tea
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
-def test_a_teacher_that_gives_one_answer_to_all_is_noted(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_with_a_constant_prediction_is_noted(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = make_task(kind)
     prepared = save_prepared(tmp_path / "prepared", task, {"train": 30, "dev": 30, "test": 4})
     model = spoil(save_teacher(tmp_path / "model", task), "classifier.weight", slice(None), 0.0)
@@ -152,13 +152,13 @@ def test_a_teacher_that_gives_one_answer_to_all_is_noted(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_an_adopted_teacher_keeps_its_weights_and_its_answers(pair: bool, teacher: Path, tmp_path: Path) -> None:
+def test_an_adopted_teacher_keeps_its_weights_and_logits(pair: bool, teacher: Path, tmp_path: Path) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(pair=pair), {"train": 4, "dev": 40, "test": 4})
     value = teach(prepared, settings_of(teacher, fine_tune=False), SHORT, tmp_path / "out")
     kept, given = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (tmp_path / "out", teacher))
     assert kept.keys() == given.keys()
     assert all(torch.equal(kept[name], weight) for name, weight in given.items())
-    assert value == pytest.approx(right_answers(tmp_path / "out", prepared))
+    assert value == pytest.approx(accuracy_of(tmp_path / "out", prepared))
     assert AutoTokenizer.from_pretrained(tmp_path / "out").model_max_length == 16
 
 
@@ -171,7 +171,7 @@ def without_longest(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "change", "max_length", "sentence"),
     [
-        (("good", "bad"), None, 16, r"model answers \['good', 'bad'\], but the labels of tiny are \['bad', 'good'\]; "),
+        (("good", "bad"), None, 16, r"model predicts \['good', 'bad'\], but the labels of tiny are \['bad', 'good'\]; "),
         (("bad", "good", "fine"), {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 0, "good": 1}}, 16, "classifier"),
         (("bad", "good"), None, MAX_LENGTH + 1, "^max_length is 25, but .*model takes at most 24 tokens$"),
         (("bad", "good"), without_longest, MAX_LENGTH + 1, "^max_length is 25, but .*model takes at most 24 tokens$"),
@@ -202,10 +202,10 @@ def test_a_regression_is_learned_in_any_units_and_a_second_time(tmp_path: Path) 
             first = tmp_path / f"{prepared.name} tuned"
             out = tmp_path / f"{prepared.name} again" if second else first
             values.append(teach(prepared, settings_of(first if second else began), TRAINING, out))
-        answers = [answers_of(tmp_path / f"{name} {'again' if second else 'tuned'}", [("word1 word30",), ("word2 word31",)])
-                   for name in ("grades", "minutes")]  # fmt: skip
+        saved = [tmp_path / f"{name} {'again' if second else 'tuned'}" for name in ("grades", "minutes")]
+        logits = [logits_by_transformers(folder, [("word1 word30",), ("word2 word31",)]) for folder in saved]
         assert values[0] == pytest.approx(values[1], abs=1e-3)
         assert values[0] > 0.8
-        torch.testing.assert_close(answers[1], 200 * answers[0] + 500, rtol=0, atol=2)
+        torch.testing.assert_close(logits[1], 200 * logits[0] + 500, rtol=0, atol=2)
     adopted = teach(corpus, settings_of(tmp_path / "grades again", fine_tune=False), TRAINING, tmp_path / "adopted")
     assert adopted == pytest.approx(values[0])

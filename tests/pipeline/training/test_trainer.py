@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline.training.checkpoints import mark_whole
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -18,9 +17,10 @@ from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, collate, model_inputs
 from pipeline.corpus.task import Floats
+from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.training import callbacks
-from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
+from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions, mark_whole
 from pipeline.training.order import Lengths, MicroBatch, steps_of
 from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss
 from tests.architectures import of_type
@@ -34,7 +34,7 @@ SETTINGS = student_settings(
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @given(values=st.lists(st.sampled_from([float("nan"), 0.0, 1.0, 2.0]), min_size=1, max_size=8))
 @settings(deadline=None)
-def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Kind, values: list[float]) -> None:
+def test_the_loss_of_a_row_is_that_of_torch_or_zero_without_a_label(kind: Kind, values: list[float]) -> None:
     labels, generator = torch.tensor(values), torch.Generator().manual_seed(len(values))
     logits = torch.randn(len(values), 3 if kind == "classification" else 1, generator=generator).requires_grad_()
     loss = label_loss(logits, labels, kind)
@@ -46,6 +46,7 @@ def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Ki
     )
     torch.testing.assert_close(loss, torch.where(labels.isnan(), 0.0, entropies))
     loss.sum().backward()
+    assert logits.grad is not None
     assert torch.equal((logits.grad.abs().sum(dim=1) > 0), ~labels.isnan())
 
 
@@ -56,7 +57,7 @@ class Toy:
         random = np.random.default_rng(seed)
         self.classes = random.integers(0, 2, rows)
         self.ids = [[2, *random.integers(5, 10, random.integers(2, 12)) + 30 * kind, 3] for kind in self.classes]
-        self.asked: list[tuple[int, int]] = []
+        self.read: list[tuple[int, int]] = []
         self.progress: list[float] = []
 
     def lengths(self) -> Lengths:
@@ -66,7 +67,7 @@ class Toy:
         return len(self.ids)
 
     def batch(self, piece: MicroBatch) -> Batch:
-        self.asked += [(int(row), piece.epoch) for row in piece.rows]
+        self.read += [(int(row), piece.epoch) for row in piece.rows]
         self.progress.append(piece.progress)
         labels = torch.tensor(self.classes[piece.rows], dtype=torch.float32)
         return collate([self.ids[row] for row in piece.rows], None, 0) | {"labels": labels}
@@ -109,9 +110,7 @@ def tune(model: PreTrainedModel, more: Any = None, **changes: Any) -> list[dict[
     return fine_tune("toy", model, rows, objective, settings, options).history
 
 
-def test_a_separable_problem_is_learnt_and_its_history_says_so(
-    model: PreTrainedModel, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_separable_problem_is_learnt_and_recorded(model: PreTrainedModel, capsys: pytest.CaptureFixture[str]) -> None:
     before = accuracy_on(DEV)(one_by_one(model.eval(), DEV))
     history = tune(model)
     after = accuracy_on(DEV)(one_by_one(model, DEV))
@@ -138,7 +137,7 @@ class Scripted:
 
 
 @pytest.mark.parametrize(("figures", "best"), [((0.1, 0.7, 0.7), 1), ((-3.0, -9.0, -5.0), 0)])
-def test_the_model_is_left_with_the_weights_of_its_first_best_epoch_and_dev_logits_come_row_by_row(
+def test_the_first_best_epoch_is_kept_and_dev_logits_are_in_row_order(
     model: PreTrainedModel, figures: tuple[float, ...], best: int
 ) -> None:
     measure = Scripted(*figures)
@@ -150,18 +149,18 @@ def test_the_model_is_left_with_the_weights_of_its_first_best_epoch_and_dev_logi
     assert best_epoch(history)["epoch"] == best + 1
 
 
-def test_every_epoch_asks_for_every_row_once_in_its_own_order(model: PreTrainedModel) -> None:
+def test_every_epoch_reads_every_row_once_in_its_own_order(model: PreTrainedModel) -> None:
     train, dev = Toy(37, seed=2), Toy(5, seed=3)
     tune(model, {"batch_size": 8}, train=train, dev=dev, measure_dev=accuracy_on(dev))
     wanted = [
         (int(row), epoch) for epoch in range(3) for rows in steps_of(train.lengths(), 8, SETTINGS.seed, epoch) for row in rows
     ]
-    assert train.asked == wanted
-    assert {epoch for _, epoch in dev.asked} == {0}
+    assert train.read == wanted
+    assert {epoch for _, epoch in dev.read} == {0}
     assert train.progress == pytest.approx([number / 15 for number in range(15)])
 
 
-def test_the_seed_decides_dropout_too_and_may_be_large(untrained: PreTrainedModel) -> None:
+def test_a_seed_also_decides_dropout_and_may_have_64_bits(untrained: PreTrainedModel) -> None:
     """All rows are the same, so that their order decides nothing."""
     train = Toy(32, seed=0)
     train.ids, train.classes = [train.ids[0]] * 32, np.zeros(32, dtype=np.int64)
@@ -172,7 +171,7 @@ def test_the_seed_decides_dropout_too_and_may_be_large(untrained: PreTrainedMode
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
-def test_the_learning_rate_rises_for_its_share_of_the_steps_then_falls_to_zero(model: PreTrainedModel) -> None:
+def test_the_learning_rate_warms_up_then_decays_to_zero(model: PreTrainedModel) -> None:
     steps: list[tuple[str, list[float], list[float]]] = []
 
     def note(optimiser: Any, *_: Any) -> None:
@@ -191,7 +190,7 @@ def test_the_learning_rate_rises_for_its_share_of_the_steps_then_falls_to_zero(m
     assert {(name, *decays) for name, _, decays in steps[16:]} == {("AdamW", 0.03, 0.0)}
 
 
-def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
+def test_surrogate_checkpoints_are_evenly_spaced_and_do_not_affect_the_training(
     untrained: PreTrainedModel, tmp_path: Path
 ) -> None:
     model, plain = copy.deepcopy(untrained), copy.deepcopy(untrained)
@@ -201,19 +200,19 @@ def test_snapshots_are_the_weights_after_evenly_spaced_steps_and_change_nothing(
     handle.remove()
     wanted = (5, 10, 14, 19, 24)
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(snapshots=folders)) == history
-    assert [weights(load_classifier(folder)) for folder in folders] == [after[step - 1] for step in wanted]
-    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last snapshot is not"
+    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(surrogate_checkpoints=folders)) == history
+    assert [weights(load_classifier(ModelFolder(folder))) for folder in folders] == [after[step - 1] for step in wanted]
+    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last checkpoint is not"
 
 
-def test_more_snapshots_than_steps_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="toy: 25 snapshots of 24 steps cannot differ"):
-        tune(model, options=RunOptions(snapshots=[tmp_path / str(number) for number in range(25)]))
+def test_more_surrogate_checkpoints_than_steps_are_an_error(model: PreTrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="toy: 25 checkpoints of 24 steps cannot differ; keep fewer"):
+        tune(model, options=RunOptions(surrogate_checkpoints=[tmp_path / str(number) for number in range(25)]))
 
 
 def test_the_loss_of_the_history_is_that_of_the_objective(model: PreTrainedModel) -> None:
     def constant(model: PreTrainedModel, batch: Batch) -> Tensor:
-        return model(**model_inputs(batch)).logits.sum(dim=1) * 0.0 + 2.5
+        return toy_loss(model, batch) * 0.0 + 2.5
 
     (entry,) = tune(model, {"num_train_epochs": 1, "gradient_accumulation_steps": 3}, loss=constant)
     assert entry["loss"] == pytest.approx(2.5)
@@ -253,7 +252,7 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def whole(untrained: PreTrainedModel) -> tuple[list[float], list[dict[str, float]], bytes]:
-    """Losses, history and weights of a training that nobody stops."""
+    """Losses, history and weights of an uninterrupted training."""
     model, loss = copy.deepcopy(untrained), Recorded()
     history = tune(model, loss=loss)
     return loss.losses, history, weights(model)
@@ -283,9 +282,7 @@ def test_a_stopped_training_resumes_with_the_same_losses_to_the_last_digit(
     assert (f"resumes after step {again} of 24" in capsys.readouterr().out) == (again > 0)
 
 
-def test_a_finished_training_whose_folder_was_moved_is_left_with_its_best_weights(
-    untrained: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_a_finished_training_in_a_moved_folder_loads_its_best_weights(untrained: PreTrainedModel, tmp_path: Path) -> None:
     """All steps were done when its process ended, so that resuming only loads the best."""
     plain, moved = copy.deepcopy(untrained), copy.deepcopy(untrained)
     wanted = tune(plain, measure_dev=Scripted(0.2, 0.9, 0.5), options=RunOptions(checkpoints=tmp_path / "here"))
@@ -295,7 +292,7 @@ def test_a_finished_training_whose_folder_was_moved_is_left_with_its_best_weight
     assert weights(moved) == weights(plain)
 
 
-def test_a_training_that_ends_while_its_new_best_checkpoint_is_written_resumes_from_an_older_one(
+def test_a_training_killed_while_saving_its_best_checkpoint_resumes_from_an_older_one(
     untrained: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = copy.deepcopy(untrained)
