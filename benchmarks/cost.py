@@ -60,7 +60,6 @@ USES: dict[str, tuple[dict[str, Any], str]] = {
     "soft_labels": ({"variant_policy": "none"}, "clean inputs alone"),
     "use_rotate": ({}, "one stored variant of each row"),
     "use_all": ({"variant_policy": "all"}, f"{VARIANTS} stored variants of each row"),
-    "use_worst_of_2": ({"variant_policy": {"worst_of": 2}}, "two stored variants compared, the worse one learnt from"),
 }
 """By key: what differs from the student's settings, and in words."""
 
@@ -230,7 +229,7 @@ def use_figures(world: World, made: StageOne, rounds: int) -> list[Figure]:
 def step_of(made: StageOne, student: Student, settings: StudentSettings) -> tuple[Examples, list[MicroBatch], StudentLoss]:
     """Rows, some of an epoch's steps, and the loss, as a training of these settings has them."""
     rows, kind = train_rows(made, settings), Shards(made.soft_labels).manifest.task.kind
-    loss = StudentLoss(student.map, settings.loss, kind, settings.variant_policy)
+    loss = StudentLoss(student.map, settings.loss, kind)
     return rows, pieces_of(rows, settings.training, 0)[:STEPS], loss
 
 

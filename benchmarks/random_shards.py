@@ -27,16 +27,13 @@ def random_shards(folder: Path, rows: int, rows_per_shard: int = 500) -> Path:
 
 def _random_columns(generator: np.random.Generator, numbers: range) -> dict[str, Any]:
     lengths = generator.integers(5, 51, len(numbers)).tolist()
-    nothing, logits = [None] * len(numbers), generator.normal(size=(len(numbers), 2)).astype(np.float32)
+    logits = generator.normal(size=(len(numbers), 2)).astype(np.float32)
     return {
         "example_id": [f"row{number:08d}" for number in numbers],
         "input_ids": [generator.integers(5, 30_000, length) for length in lengths],
         "token_type_ids": [np.zeros(length, dtype=np.int8) for length in lengths],
         "label": [0] * len(numbers),
         "teacher_logits": list(logits),
-        "partner_id": nothing,
-        "partner_ids": nothing,
-        "own_weight": nothing,
         "delta": [generator.bytes(length * WIDTH) for length in lengths],
         "delta_scale": [generator.random(length, dtype=np.float32) for length in lengths],
         "perturbed_logits": list(logits),

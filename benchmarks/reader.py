@@ -71,7 +71,7 @@ def student_steps(sources: Sources, settings: StudentSettings, batches: list[Bat
     student = make_student(sources.teacher, settings, seed=1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = student.model.to(device).train()  # type: ignore[arg-type]
-    loss = StudentLoss(student.map, settings.loss, sources.task.kind, settings.variant_policy)
+    loss = StudentLoss(student.map, settings.loss, sources.task.kind)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.training.learning_rate)
 
     def steps() -> None:

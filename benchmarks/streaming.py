@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from datasets import load_dataset
 
-from pipeline.corpus.encoding import PARTNER_IDS, Batch, collate
-from pipeline.perturbation.inputs import OWN_WEIGHT
+from pipeline.corpus.encoding import Batch, collate
 from pipeline.shards.batches import CODES, SCALES, matrix_at, variant_at
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import Manifest
@@ -35,13 +34,7 @@ def streamed(shards: Shards, cache: Path) -> Any:
 def streamed_batches(stream: Any, manifest: Manifest, batch_rows: int) -> Iterator[Batch]:
     """The same tensors, row by row."""
     for held in stream.iter(batch_size=batch_rows):
-        ids = held["input_ids"]
-        types = held.get("token_type_ids")
-        batch = collate(ids, types, manifest.pad_token_id)
-        if any(partner is not None for partner in held["partner_ids"]):
-            partners = [own if other is None else other for own, other in zip(ids, held["partner_ids"], strict=True)]
-            batch[PARTNER_IDS] = collate(partners, None, manifest.pad_token_id)["input_ids"]
-            batch[OWN_WEIGHT] = torch.tensor([1.0 if _is_none(weight) else float(weight) for weight in held["own_weight"]])
+        batch = collate(held["input_ids"], held.get("token_type_ids"), manifest.pad_token_id)
         if manifest.coding is not None and any(delta is not None for delta in held["delta"]):
             codec, width = CODECS[manifest.coding.codec], manifest.coding.width
             codes = np.zeros((*batch["input_ids"].shape, width), dtype=codec.dtype)
@@ -53,7 +46,3 @@ def streamed_batches(stream: Any, manifest: Manifest, batch_rows: int) -> Iterat
                     codes[row, : len(scale)], scales[row, : len(scale)] = codec.unpack(whole, width), scale
             batch |= {CODES: torch.from_numpy(codes), SCALES: torch.from_numpy(scales)}
         yield batch | {"logits": torch.from_numpy(np.stack(list(held["perturbed_logits"])).astype(np.float32))}
-
-
-def _is_none(value: Any) -> bool:
-    return value is None or bool(np.isnan(value))

@@ -35,8 +35,8 @@ from pipeline.distill.student import Student, make_student
 from pipeline.distill.training import Sources, train, write_student
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, logits_from_embeddings, pick_device
-from pipeline.perturbation.inputs import mapped
 from pipeline.perturbation.search import Search, perturb, scaled_epsilon
+from pipeline.perturbation.surrogate import mapped
 from pipeline.shards.batches import CODES, SCALES
 from pipeline.shards.codec import dequantise
 from pipeline.shards.reader import Shards

@@ -25,7 +25,6 @@ def settings_of(**changed: Any) -> AugmentSettings:
         "perturbation": search | changed.pop("perturbation", {}),
         "text_edits": {"mask": 0.1, "delete": 0.1, "swap": 0.1, "span": 0.3},
         "masked_lm": {"replace": 0.4, "candidates": 15},
-        "mix_alpha": 0.4,
         "codec": "int8",
         "seed": 1,
         "calibration_rows": 64,

@@ -12,8 +12,8 @@ from benchmarks.accuracy.online import GradientOwner
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, overlaid
-from stages.precision import bfloat16_slowdown
 from pipeline.store.keys import canonical_json, hash_of
+from stages.precision import bfloat16_slowdown
 
 HERE = Path(__file__).parent
 STUDENT = "student"

@@ -24,8 +24,8 @@ from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, write_student
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, logits_from_embeddings, word_embeddings
-from pipeline.perturbation.inputs import mapped
 from pipeline.perturbation.search import Search, perturb, scaled_epsilon
+from pipeline.perturbation.surrogate import mapped
 from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from pipeline.training.trainer import Objective, TrainDev, fine_tune

@@ -63,7 +63,7 @@ def test_each_use_takes_the_passes_and_the_variants_that_its_name_says(world: Wo
         seen["rows"] += len(given["inputs_embeds"])
         seen["passes"] += 1
 
-    wanted = {"soft_labels": (1, 1), "use_rotate": (2, 2), "use_all": (2, 4), "use_worst_of_2": (3, 4)}
+    wanted = {"soft_labels": (1, 1), "use_rotate": (2, 2), "use_all": (2, 4)}
     student = make_student(ModelFolder(world.teacher), world.student(1), 1)
     student.model.register_forward_pre_hook(count, with_kwargs=True)
     for key, (changed, _) in cost.USES.items():
