@@ -49,14 +49,20 @@ def manifest(*recipes: list[str], variants: int = 2, checkpoints: int = 0, gradi
 
 def card(folder: Path, variants: Manifest | None, task: Task | None = None, **changed: Any) -> ModelCard:
     write_card(folder, task or make_task(), FACTS | changed, manifest(), variants)
-    return ModelCard.load(folder / "README.md")
+    loaded: ModelCard = ModelCard.load(folder / "README.md")
+    return loaded
+
+
+def tags(found: ModelCard) -> Any:
+    data: Any = found.data
+    return data.tags
 
 
 def test_a_student_of_perturbed_variants_says_how_they_were_searched(tmp_path: Path) -> None:
     found = card(tmp_path, manifest(["mask", "perturb"], ["mix"]))
     assert "with adversarial perturbations" in found.text
     assert "2 a text (mask + perturb · mix); gradient from teacher, l2 epsilon 0.25, 1 step, stored as int8" in found.text
-    assert "adversarial-data-augmentation" in (found.data.tags or [])
+    assert "adversarial-data-augmentation" in tags(found)
     assert "bb" * 32 in found.text
     assert "surrogate" not in found.text
     assert "3 checkpoints of a surrogate" in card(tmp_path, manifest(["perturb"], checkpoints=3)).text
@@ -75,7 +81,7 @@ def test_a_student_of_edited_variants_or_of_none_claims_no_perturbation(
     prose = found.text.split("```json")[0]
     for word in ("adversarial", "perturb", "gradient", "epsilon", "int8"):
         assert word not in prose, word
-    assert found.data.tags == ["knowledge-distillation"]
+    assert tags(found) == ["knowledge-distillation"]
 
 
 def test_a_card_shows_the_settings(tmp_path: Path) -> None:
@@ -86,4 +92,4 @@ def test_a_card_shows_the_settings(tmp_path: Path) -> None:
 def test_perturbations_that_follow_no_gradient_are_not_called_adversarial(tmp_path: Path) -> None:
     found = card(tmp_path, manifest(["perturb"], gradient_from="noise"))
     assert "random perturbations" in found.text
-    assert found.data.tags == ["knowledge-distillation"]
+    assert tags(found) == ["knowledge-distillation"]

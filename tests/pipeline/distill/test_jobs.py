@@ -11,6 +11,7 @@ from pipeline.corpus.task import Task
 from pipeline.distill import jobs
 from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.launch import obtain
+from pipeline.distill.training import train
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
 from pipeline.store.store import Store
 from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
@@ -30,9 +31,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def count(name: str, *given: Any) -> Any:
         names.append(name)
-        return training(name, *given)
+        return train(name, *given)
 
-    training = jobs.train
     monkeypatch.setattr(jobs, "train", count)
     return names
 

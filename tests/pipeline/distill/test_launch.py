@@ -9,7 +9,7 @@ import pytest
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import Task
 from pipeline.distill import launch
-from pipeline.distill.jobs import StudentJob
+from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.launch import obtain, train_all
 from pipeline.evaluation.quality import logits_of
 from pipeline.models.folder import ModelFolder
@@ -79,7 +79,7 @@ def test_soft_labels_that_are_made_again_during_a_training_are_not_named_as_what
     made: Folders, task: Task, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     soft_labels, shards = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in made)
-    job, training = StudentJob("half", soft_labels, shards, teacher, student_settings(num_hidden_layers=1)), launch.train_into
+    job, training = StudentJob("half", soft_labels, shards, teacher, student_settings(num_hidden_layers=1)), train_into
 
     def made_again(*given: Any) -> None:
         training(*given)

@@ -108,7 +108,7 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
     for epoch, rows in enumerate(variants):
         batch = examples.batch(everything(epoch, len(rows)))
         loss(student.model.eval(), batch)
-        labelled = np.stack([row.perturbed_logits for row in rows])  # type: ignore[misc]
+        labelled = np.stack([row.perturbed_logits for row in rows])
         np.testing.assert_array_equal(batch["variant_logits"].numpy(), labelled)
         np.testing.assert_allclose(seen.answers[-1].detach().numpy(), labelled, atol=1e-5)
         clean = np.stack([row.teacher_logits for row in rows])
@@ -132,7 +132,7 @@ def test_a_narrower_student_is_given_what_the_teacher_was_mapped_by_the_students
             if row.partner_ids is not None and row.own_weight is not None:
                 words = row.own_weight * words + (1 - row.own_weight) * table[torch.tensor(row.partner_ids.tolist())]
             if row.delta is not None:
-                words = words + torch.tensor(CODECS["int8"].unpack(row.delta, 32) * row.delta_scale[:, None])  # type: ignore[index]
+                words = words + torch.tensor(CODECS["int8"].unpack(row.delta, 32) * row.delta_scale[:, None])
             torch.testing.assert_close(given[: len(words)], words @ student.map, atol=1e-5, rtol=1e-5)
 
 
@@ -142,7 +142,7 @@ def parts(kin: Folders, use: Any, rows: int = 12) -> tuple[PreTrainedModel, Stud
     weights = student_settings().loss.model_copy(update={"soft_labels": 0.0})
     examples, _ = stored(kin, [["delete", "perturb"], ["mix"], ["swap"]], use)
     loss = StudentLoss(student.map, weights, "classification", student_settings(variant_policy=use).variant_policy)
-    return student.model.eval(), loss, examples.batch(everything(0, rows))  # type: ignore[return-value]
+    return student.model.eval(), loss, examples.batch(everything(0, rows))
 
 
 def distances(model: PreTrainedModel, loss: StudentLoss, batch: Batch) -> torch.Tensor:

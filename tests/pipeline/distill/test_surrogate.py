@@ -61,7 +61,7 @@ def test_a_surrogate_is_its_checkpoints_its_history_its_facts_and_a_map_only_whe
     assert names == sorted(["history.csv", SURROGATE_FILE, *maps, "surrogate-1", "surrogate-2", "surrogate-3"])
     wanted, found = make_student(ModelFolder(teacher), settings(**size), 3).map, surrogate.map()
     assert (found is None) == (wanted is None) == (not maps)
-    assert found is None or torch.equal(found, wanted)
+    assert found is None or wanted is None or torch.equal(found, wanted)
     for number in (1, 2, 3):
         assert load_classifier(ModelFolder(surrogate.checkpoint(number))).config.num_hidden_layers == 2
         assert ModelFolder(surrogate.checkpoint(number)).tokenizer_hash == ModelFolder(teacher).tokenizer_hash

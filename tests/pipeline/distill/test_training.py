@@ -207,7 +207,8 @@ def in_other_units(teacher: Path, prepared: Path, scale: Scale, folder: Path) ->
 def answers(student: Path) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(student)
     with torch.inference_mode():
-        return model(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3], [2, 11, 12, 3], [2, 25, 6, 3]])).logits[:, 0]
+        logits: torch.Tensor = model(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3], [2, 11, 12, 3], [2, 25, 6, 3]])).logits
+    return logits[:, 0]
 
 
 UNITS = {"plain": Scale(0.0, 1.0), "large": Scale(500.0, 200.0), "small": Scale(0.0, 1e-3)}

@@ -25,7 +25,7 @@ from pipeline.evaluation.quality import (
     quality,
     speeds,
 )
-from pipeline.models.forward import logits_from_ids
+from pipeline.models.forward import freeze, logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from tests.architectures import of_type
@@ -37,11 +37,9 @@ ROWS = 37
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=2
-    )
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     config.id2label = dict(enumerate(MOVIES.labels))
-    return BertForSequenceClassification(config).eval()
+    return freeze(BertForSequenceClassification(config))
 
 
 def rows_of(folder: Path, labels: Floats, changes: dict[str, Any] | None = None) -> Rows:
@@ -93,7 +91,7 @@ def test_quality_by_hand(model: PreTrainedModel, tmp_path: Path) -> None:
     student = np.array([[2, 1], [1, 2], [2, 1], [2, 1], [2, 1]], dtype=np.float32)
     teacher = np.array([[2, 1], [1, 2], [1, 2], [1, 2], [1, 2]], dtype=np.float32)
     found = quality(model, tmp_path, MOVIES, labels, student, teacher)
-    assert (found.value, found.retained, found.agreement) == (0.6, pytest.approx(0.75), 0.4)
+    assert [found.value, found.retained, found.agreement] == pytest.approx([0.6, 0.75, 0.4])
     assert found.bytes == 8
     assert found.parameters == sum(weight.numel() for weight in model.state_dict().values())
 
