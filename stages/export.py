@@ -8,6 +8,7 @@ import pandas as pd
 from pipeline.config.params import Settings, load
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.export import FACTS_FILE, FLOAT_FILE, export
+from pipeline.evaluation.page import scaled
 from stages.command import folder_option, out_option, params_option, stage
 
 
@@ -27,8 +28,9 @@ def main(soft_labels: Path, student: Path, out: Path, int8: bool, params: Path) 
     facts, speeds = export(student, soft_labels, out, settings, int8)
     torch = {"file": f"{student.name} (torch)", "value": facts["value"], "bytes": facts["bytes"]}
     table = pd.DataFrame([torch, *facts["files"]]).join(pd.DataFrame([speed.model_dump() for speed in speeds]))
+    table["bytes"] = table["bytes"].map(scaled)
     table["speed_up"] = table["latency_ms"].iloc[0] / table["latency_ms"]
-    click.echo(table.to_string(index=False, na_rep="–", float_format="{:.5g}".format))
+    click.echo(table.to_string(index=False, na_rep="–", float_format="{:.3g}".format))
     click.echo(f"{facts['rows']:,} test rows; accepted logit difference of {FLOAT_FILE}: {facts['allowed']:.1e}")
     click.echo(f"export: {out}, usage: {out / 'README.md'}")
 

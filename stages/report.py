@@ -10,8 +10,8 @@ from pydantic import Field
 from pipeline.config.errors import PipelineError
 from pipeline.config.params import ABSENT, Settings, load
 from pipeline.config.settings import EvaluationSettings
-from pipeline.evaluation.facts import PARETO_LINE, gather
-from pipeline.evaluation.page import PAGE_FILE, RESULTS_FILE, write_report
+from pipeline.evaluation.facts import gather
+from pipeline.evaluation.page import PAGE_FILE, RESULTS_FILE, printed_table, write_report
 from pipeline.store.files import SKIPPED_FILE
 from stages.command import folder_option, params_option, stage
 
@@ -41,9 +41,7 @@ def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
     results = out / RESULTS_FILE
     if not results.exists():
         raise PipelineError(ABSENT.format(results))
-    table = pd.read_csv(results, keep_default_na=False, na_values=[""]).drop(columns=["value_low", "value_high"])
-    click.echo(table.to_string(index=False, na_rep="–", float_format="{:.5g}".format))
-    click.echo(f"pareto: {PARETO_LINE}")
+    click.echo(printed_table(pd.read_csv(results, keep_default_na=False, na_values=[""])))
     click.echo(f"report: {out / PAGE_FILE}")
 
 

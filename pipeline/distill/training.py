@@ -49,11 +49,11 @@ class Sources:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
         """
         known = Shards.holding("soft_labels", soft_labels)
-        check_agreement(f"the soft_labels in {soft_labels}", lineage(teacher), known.manifest.key, AGAIN)
+        check_agreement(f"the soft labels in {soft_labels}", lineage(teacher), known.manifest.key, AGAIN)
         if shards is None:
             return cls(teacher, known, None)
         variants = Shards.holding("variants", shards)
-        check_agreement(f"the perturbations in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
+        check_agreement(f"the variants in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
         check_made_from(shards, soft_labels)
         if not variants.manifest.variants:
             raise ShardMismatch(
@@ -74,7 +74,7 @@ def check_made_from(shards: Path, soft_labels: Path) -> None:
         ShardMismatch: names both manifests.
     """
     made_from = {"soft_labels": Manifest.read(shards).details["soft_labels"]}
-    check_agreement(f"the perturbations in {shards}", {"soft_labels": manifest_hash(soft_labels)}, made_from, AGAIN)
+    check_agreement(f"the variants in {shards}", {"soft_labels": manifest_hash(soft_labels)}, made_from, AGAIN)
 
 
 def train(name: str, sources: Sources, settings: StudentSettings, options: RunOptions) -> tuple[Student, Fit]:

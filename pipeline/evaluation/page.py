@@ -141,6 +141,25 @@ def student_settings(report: TaskReport) -> str:
     return settings_table({name: {part: lineage[part] for part in shown} for name, lineage in report.lineages.items()}, True)
 
 
+def printed_table(results: pd.DataFrame) -> str:
+    """The results in ``results.csv`` as a table for a terminal."""
+    rows: Any = results.astype(object).where(results.notna(), None).itertuples()
+    lines = [
+        {
+            "task": row.task,
+            "model": row.model,
+            "metric": f"{row.metric} {row.value:.3f}",
+            "of the teacher's": "–" if row.retained is None else percent(row.retained),
+            "against its control, 95 %": f"{signed(row.interval_low)} … {signed(row.interval_high)}" if row.control else "–",
+            "parameters": scaled(row.parameters),
+            "latency": f"{row.latency_ms:.1f} ms",
+            "training": duration(row.training_s),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(lines).to_string(index=False)
+
+
 def scaled(value: float, unit: str = "") -> str:
     return f"{value / 1e6:.1f} M{unit}" if value >= 1e5 else f"{value / 1e3:.1f} k{unit}"
 
@@ -154,5 +173,7 @@ def signed(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Minutes and seconds; a dash for an unknown duration."""
-    return "–" if seconds is None else "{} min {:02} s".format(*divmod(round(seconds), 60))
+    """Seconds, or minutes and seconds; a dash for an unknown duration."""
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 60 else "{} min {:02} s".format(*divmod(round(seconds), 60))

@@ -104,7 +104,7 @@ def test_a_student_in_the_store_is_not_taken_for_variants_of_other_soft_labels(
 ) -> None:
     mixed = dataclasses.replace(job, soft_labels=longer_test[0])
     assert mixed.key() == job.key(), "they differ in test rows alone"
-    with pytest.raises(ShardMismatch, match=r"the perturbations in .* do not fit: soft_labels"):
+    with pytest.raises(ShardMismatch, match=r"the variants in .* do not fit: soft_labels"):
         obtain(mixed, runtime, tmp_path / "two", tmp_path / "two.json")
     assert not (tmp_path / "two").exists()
 

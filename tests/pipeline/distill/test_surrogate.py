@@ -95,7 +95,7 @@ def test_another_seed_or_another_number_of_checkpoints_is_another_surrogate_but_
 def test_soft_labels_of_another_teacher_are_refused_by_the_name_of_what_differs(soft_labels: Path, tmp_path: Path) -> None:
     other = save_teacher(tmp_path / "other", make_task(), seed=5)
     with pytest.raises(
-        ShardMismatch, match=r"the soft_labels in .* do not fit: teacher: \w+… wanted, \w+… found\. .*dvc repro"
+        ShardMismatch, match=r"the soft labels in .* do not fit: teacher: \w+… wanted, \w+… found\. .*dvc repro"
     ):
         train_surrogate(soft_labels, ModelFolder(other), settings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -118,7 +118,7 @@ def test_soft_labels_of_another_teacher_are_rejected_by_what_differs(
     change: Callable[[Path], None], difference: str, made: Folders, teacher: Path, tmp_path: Path
 ) -> None:
     change(other := Path(shutil.copytree(teacher, tmp_path / "other")))
-    with pytest.raises(ShardMismatch, match=rf"the soft_labels in .* do not fit: .*{difference}.*dvc repro"):
+    with pytest.raises(ShardMismatch, match=rf"the soft labels in .* do not fit: .*{difference}.*dvc repro"):
         distill("half", *made, other, student_settings(), tmp_path / "half")
 
 
@@ -126,7 +126,7 @@ def test_perturbations_of_other_soft_labels_are_refused(made: Folders, teacher: 
     prepared = save_prepared(tmp_path / "prepared", make_task(), COUNTS, seed=9)
     _, shards = make_shards(tmp_path, prepared, teacher)
     with pytest.raises(
-        ShardMismatch, match=r"the perturbations in .* do not fit: soft_labels: \w+… wanted, \w+… found.*dvc repro"
+        ShardMismatch, match=r"the variants in .* do not fit: soft_labels: \w+… wanted, \w+… found.*dvc repro"
     ):
         distill("half", made[0], shards, teacher, student_settings(), tmp_path / "half")
 
