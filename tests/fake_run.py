@@ -60,7 +60,7 @@ def labels_of(task: Task, rows: int) -> Floats:
     return random.integers(0, 2, rows).astype(float) if task.kind == "classification" else random.normal(size=rows)
 
 
-def answers(task: Task, labels: Floats, noise: float, seed: int) -> Floats:
+def noisy_logits(task: Task, labels: Floats, noise: float, seed: int) -> Floats:
     """Logits [rows, outputs]: the labels with Gaussian noise."""
     strayed = np.random.default_rng(seed).normal(scale=noise, size=len(labels))
     if task.kind == "regression":
@@ -93,7 +93,7 @@ def write_shards(
     return manifest
 
 
-def score_columns(task: Task, split: Split, labels: Floats, logits: Floats, variant: int = 0) -> dict[str, Any]:
+def labelled_columns(task: Task, split: Split, labels: Floats, logits: Floats, variant: int = 0) -> dict[str, Any]:
     """Rows with random ids below 50 and 3 to 20 tokens."""
     random = np.random.default_rng(len(labels))
     ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 21, len(labels))]
@@ -111,7 +111,7 @@ def write_soft_labels(data: Path, task: Task, rows: int, made_with: Key | None =
     """The soft labels of all splits, ``rows`` each; ``made_with`` is the teacher's lineage."""
     labels = labels_of(task, rows)
     splits: tuple[Split, ...] = ("train", "dev", "test")
-    parts = {(split, 0): score_columns(task, split, labels, answers(task, labels, 0.7, 0)) for split in splits}
+    parts = {(split, 0): labelled_columns(task, split, labels, noisy_logits(task, labels, 0.7, 0)) for split in splits}
     key = _key(task, "soft_labels") | (made_with or {})
     write_shards(data / "soft_labels" / task.name, "soft_labels", task, parts, key, details={"truncated": 3})
 
@@ -119,15 +119,12 @@ def write_soft_labels(data: Path, task: Task, rows: int, made_with: Key | None =
 def write_perturbations(data: Path, task: Task, rows: int, variants: int, recipes: Recipes = (("perturb",),)) -> None:
     """Variants of the train split with log-normal divergences."""
     labels = labels_of(task, rows)
-    logits = answers(task, labels, 0.7, 0)
+    logits = noisy_logits(task, labels, 0.7, 0)
     parts: dict[tuple[Split, int], dict[str, Any]] = {}
     for variant in range(1, variants + 1):
         random, perturbed = np.random.default_rng(variant), "perturb" in recipes[(variant - 1) % len(recipes)]
-        columns = score_columns(task, "train", labels, logits, variant)
+        columns = labelled_columns(task, "train", labels, logits, variant)
         parts["train", variant] = columns | {
-            "partner_id": [None] * rows,
-            "partner_ids": [None] * rows,
-            "own_weight": [None] * rows,
             "delta": [b"" if perturbed else None] * rows,
             "delta_scale": [np.ones(len(row), dtype=np.float32) if perturbed else None for row in columns["input_ids"]],
             "perturbed_logits": list(logits),
@@ -195,10 +192,10 @@ def write_run(
     write_soft_labels(data, task, rows)
     write_perturbations(data, task, rows, variants, recipes)
     labels = labels_of(task, rows)
-    teacher = answers(task, labels, 0.7, 0)
+    teacher = noisy_logits(task, labels, 0.7, 0)
     _write_history(data / "teacher" / task.name, measure(task, labels, teacher), 3)
     for number, name in enumerate(students):
-        write_student(data, task, name, answers(task, labels, NOISE.get(name, 1.0), number + 2), labels, teacher)
+        write_student(data, task, name, noisy_logits(task, labels, NOISE.get(name, 1.0), number + 2), labels, teacher)
 
 
 def _key(task: Task, content: Content) -> Key:

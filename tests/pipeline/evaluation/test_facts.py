@@ -14,12 +14,12 @@ from pipeline.corpus.task import measure
 from pipeline.evaluation.facts import TaskReport, gather, on_pareto_line
 from pipeline.evaluation.quality import SPEED_FILE
 from pipeline.store.files import write_json
-from tests.fake_run import MOVIES, NOISE, SECONDS, STUDENTS, answers, labels_of, read, write_run
+from tests.fake_run import MOVIES, NOISE, SECONDS, STUDENTS, labels_of, noisy_logits, read, write_run
 
 
 def test_results_are_those_of_the_evaluation(movies: TaskReport) -> None:
     labels = labels_of(MOVIES, 60)
-    teacher, half = answers(MOVIES, labels, 0.7, 0), answers(MOVIES, labels, NOISE["half"], 2)
+    teacher, half = noisy_logits(MOVIES, labels, 0.7, 0), noisy_logits(MOVIES, labels, NOISE["half"], 2)
     found = movies.students[0]
     assert (movies.teacher.value, movies.teacher.retained) == (measure(MOVIES, labels, teacher), 1.0)
     assert found.value == measure(MOVIES, labels, half)

@@ -29,7 +29,7 @@ from pipeline.models.forward import freeze, logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from tests.architectures import of_type
-from tests.fake_run import MOVIES, RATINGS, answers, labels_of, score_columns, write_shards
+from tests.fake_run import MOVIES, RATINGS, labelled_columns, labels_of, noisy_logits, write_shards
 
 ROWS = 37
 
@@ -43,7 +43,7 @@ def model() -> PreTrainedModel:
 
 
 def rows_of(folder: Path, labels: Floats, changes: dict[str, Any] | None = None) -> Rows:
-    columns = score_columns(MOVIES, "test", labels, answers(MOVIES, labels, 0.5, 0)) | (changes or {})
+    columns = labelled_columns(MOVIES, "test", labels, noisy_logits(MOVIES, labels, 0.5, 0)) | (changes or {})
     write_shards(folder, "soft_labels", MOVIES, {("test", 0): columns}, {})
     return Shards(folder).rows("test", 0)
 
@@ -76,7 +76,7 @@ def test_padding_moves_no_logit_of_a_type_that_reads_it(kind: str, rows: Rows) -
 
 def test_token_types_reach_the_model(model: PreTrainedModel, tmp_path: Path) -> None:
     labels = labels_of(MOVIES, 3)
-    columns = score_columns(MOVIES, "test", labels, answers(MOVIES, labels, 0.5, 0))
+    columns = labelled_columns(MOVIES, "test", labels, noisy_logits(MOVIES, labels, 0.5, 0))
     second = {"token_type_ids": [np.ones(len(ids), dtype=np.int8) for ids in columns["input_ids"]]}
     first_text = logits_of(model, rows_of(tmp_path / "first", labels), 0, 2)
     second_text = logits_of(model, rows_of(tmp_path / "second", labels, second), 0, 2)
@@ -106,7 +106,7 @@ def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> No
     """Unpaired resampling would give an interval several times as wide for students that mostly answer alike."""
     random = np.random.default_rng(5)
     labels = random.integers(0, 2, 2000).astype(float)
-    control = answers(MOVIES, labels, 1.0, 1)
+    control = noisy_logits(MOVIES, labels, 1.0, 1)
     student = control.copy()
     changed = random.choice(2000, 60, replace=False)
     student[changed] = student[changed][:, ::-1]
@@ -121,7 +121,7 @@ def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> No
 @given(st.integers(0, 2**32 - 1), st.integers(5, 40))
 def test_swapping_student_and_control_mirrors_the_interval(seed: int, count: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 2, count).astype(float)
-    one, other = answers(MOVIES, labels, 1.0, seed), answers(MOVIES, labels, 1.5, seed + 1)
+    one, other = noisy_logits(MOVIES, labels, 1.0, seed), noisy_logits(MOVIES, labels, 1.5, seed + 1)
     low, high = bootstrap_interval(MOVIES, labels, one, 100, ["same"], other)
     assert low <= high
     assert bootstrap_interval(MOVIES, labels, other, 100, ["same"], one) == pytest.approx((-high, -low))
@@ -129,7 +129,7 @@ def test_swapping_student_and_control_mirrors_the_interval(seed: int, count: int
 
 def test_the_interval_of_a_value_agrees_with_the_normal_approximation() -> None:
     labels = labels_of(MOVIES, 2000)
-    logits = answers(MOVIES, labels, 1.0, 1)
+    logits = noisy_logits(MOVIES, labels, 1.0, 1)
     low, high = bootstrap_interval(MOVIES, labels, logits, 1000, ["a"])
     right = (logits.argmax(1) == labels).mean()
     half = 1.96 * np.sqrt(right * (1 - right) / 2000)
@@ -153,7 +153,7 @@ def test_of_a_single_row_the_interval_is_its_value_or_difference() -> None:
     ],
 )
 def test_a_control_has_every_other_setting_and_no_further_one(other: dict[str, Any], control: str | None) -> None:
-    own = {"variant_policy": {"worst_of": 2}, "layers": 3} | ({"loss": {"variants": 1.0}} if "loss" in other else {})
+    own = {"variant_policy": "all", "layers": 3} | ({"loss": {"variants": 1.0}} if "loss" in other else {})
     assert control_of("a", {"a": own, "b": other}) == control
     assert control_of("b", {"a": own, "b": other}) is None
 
