@@ -58,38 +58,34 @@ def tags(found: ModelCard) -> Any:
     return data.tags
 
 
-def test_a_student_of_perturbed_variants_says_how_they_were_searched(tmp_path: Path) -> None:
-    found = card(tmp_path, manifest(["mask", "perturb"], ["mix"]))
-    assert "with adversarial perturbations" in found.text
-    assert "2 a text (mask + perturb · mix); gradient from teacher, l2 epsilon 0.25, 1 step, stored as int8" in found.text
-    assert "adversarial-data-augmentation" in tags(found)
-    assert "bb" * 32 in found.text
-    assert "surrogate" not in found.text
-    assert "3 checkpoints of a surrogate" in card(tmp_path, manifest(["perturb"], checkpoints=3)).text
-
-
-@pytest.mark.parametrize(("recipes", "variants"), [([["mask"]], 2), ([["mask"], ["perturb"]], 1), (None, 0)])
-def test_a_student_of_edited_variants_or_of_none_claims_no_perturbation(
-    recipes: list[list[str]] | None, variants: int, tmp_path: Path
+@pytest.mark.parametrize(
+    ("recipes", "gradient_from", "adversarial"),
+    [
+        ([["mask", "perturb"], ["swap"]], "teacher", True),
+        ([["perturb"]], "noise", False),
+        ([["mask"]], "teacher", False),
+        ([["mask"], ["mask"], ["perturb"]], "teacher", False),
+    ],
+    ids=["perturbed", "noise", "edited", "no variant has got to perturb"],
+)
+def test_only_a_student_of_searched_perturbations_is_called_adversarial(
+    recipes: list[list[str]], gradient_from: str, adversarial: bool, tmp_path: Path
 ) -> None:
-    """Also where a recipe perturbs that no variant has got to."""
-    if recipes is None:
-        found = card(tmp_path, None, shards=None, settings=settings(variant_policy="none"))
-    else:
-        found = card(tmp_path, manifest(*recipes, variants=variants))
-        assert f"{variants} a text (mask)" in found.text
-    prose = found.text.split("```json")[0]
-    for word in ("adversarial", "perturb", "gradient", "epsilon", "int8"):
-        assert word not in prose, word
+    found = card(tmp_path, manifest(*recipes, gradient_from=gradient_from))
+    assert "on clean inputs and 2 variants of each." in found.text
+    assert "bb" * 32 in found.text
+    assert tags(found) == ["knowledge-distillation", *(["adversarial-data-augmentation"] if adversarial else [])]
+
+
+def test_a_student_without_variants_says_so(tmp_path: Path) -> None:
+    found = card(tmp_path, None, shards=None, settings=settings(variant_policy="none"))
+    assert "on clean inputs." in found.text
+    assert "| variants (sha256 of their manifest) | none |" in found.text
     assert tags(found) == ["knowledge-distillation"]
 
 
-def test_a_card_shows_the_settings(tmp_path: Path) -> None:
-    shown = card(tmp_path, manifest(["mask"])).text.split("```json")[1].split("```")[0]
-    assert json.loads(shown) == FACTS["settings"]
-
-
-def test_perturbations_that_follow_no_gradient_are_not_called_adversarial(tmp_path: Path) -> None:
-    found = card(tmp_path, manifest(["perturb"], gradient_from="noise"))
-    assert "random perturbations" in found.text
-    assert tags(found) == ["knowledge-distillation"]
+def test_a_card_shows_settings_initial_weights_and_variants(tmp_path: Path) -> None:
+    shown = json.loads(card(tmp_path, manifest(["mask"])).text.split("```json")[1].split("```")[0])
+    assert (shown["student"], shown["start"]) == (FACTS["settings"], FACTS["start"])
+    assert (shown["variants"]["variants"], shown["variants"]["recipes"]) == (2, [["mask"]])
+    assert shown["variants"]["settings"]["codec"] == "int8"

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
-from pipeline.config.settings import VariantPolicy, WorstOf
+from pipeline.config.settings import VariantPolicy
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Task
 from pipeline.distill.dataset import VARIANT, Examples, Variants, check_policy, chosen, followed_in
@@ -28,8 +28,7 @@ TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad"
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
 COUNT, VARIANTS, CHECKPOINTS, EPOCHS, BATCH_SIZE = 37, 5, 3, 4, 8
 CONTENT: dict[bool, Content] = {False: "soft_labels", True: "variants"}
-USES: dict[str, VariantPolicy] = {"rotate": "rotate", "curriculum": "curriculum", "all": "all", "worst_of": WorstOf(worst_of=3)}
-SHOWN = {"rotate": 1, "curriculum": 1, "all": VARIANTS, "worst_of": 3}
+SHOWN: dict[VariantPolicy, int] = {"rotate": 1, "curriculum": 1, "all": VARIANTS}
 """Variants of an example that one step shows."""
 
 USE: TypeAdapter[VariantPolicy] = TypeAdapter(VariantPolicy)
@@ -53,9 +52,6 @@ def columns(numbers: Sequence[int], variant: int) -> dict[str, Any]:
     if not variant:
         return shared
     return shared | {
-        "partner_id": [None] * len(numbers),
-        "partner_ids": [None] * len(numbers),
-        "own_weight": [None] * len(numbers),
         "delta": [bytes([number, variant] * length) for number, length in zip(numbers, lengths, strict=True)],
         "delta_scale": [[1.0] * length for length in lengths],
         "perturbed_logits": [[number, variant] for number in numbers],
@@ -144,16 +140,16 @@ any_sharing = {"processes": st.integers(1, 3), "turns": st.integers(1, 2), "epoc
 often = settings(max_examples=8)
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", SHOWN)
 @given(**any_sharing)
 @often
 def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that_are_chosen(
-    sets: tuple[Shards, Shards], use: str, processes: int, turns: int, epoch: int
+    sets: tuple[Shards, Shards], use: VariantPolicy, processes: int, turns: int, epoch: int
 ) -> None:
     met: list[Met] = []
-    for step in steps_of_epoch(examples_of(sets, USES[use]), epoch, processes, turns):
+    for step in steps_of_epoch(examples_of(sets, use), epoch, processes, turns):
         for piece, batch in step:
-            numbers = chosen(USES[use], followed_in(sets[1].manifest), CHECKPOINTS, epoch, piece.progress)
+            numbers = chosen(use, followed_in(sets[1].manifest), CHECKPOINTS, epoch, piece.progress)
             found = variants_in(batch)
             clean = clean_in(batch)
             assert found == [(example, number) for number in numbers for example in clean], "all first, then all second"
@@ -173,20 +169,20 @@ def test_what_comes_with_the_clean_inputs_is_that_of_the_row(sets: tuple[Shards,
     assert any(name.startswith(VARIANT) for name in batch) == (use != "none")
 
 
-@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("use", SHOWN)
 @given(seed=st.integers(0, 2**63), epochs=st.lists(st.integers(0, EPOCHS - 1), min_size=1, max_size=3))
 @settings(max_examples=3)
 def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_came_before(
-    sets: tuple[Shards, Shards], use: str, seed: int, epochs: list[int]
+    sets: tuple[Shards, Shards], use: VariantPolicy, seed: int, epochs: list[int]
 ) -> None:
     def batches(examples: Examples, epoch: int) -> list[Batch]:
         return [batch for step in steps_of_epoch(examples, epoch, 1, 1, seed) for _, batch in step]
 
-    used = examples_of(sets, USES[use])
+    used = examples_of(sets, use)
     for epoch in epochs:
         np.random.default_rng().random(2)
         torch.rand(2)
-        again, fresh = batches(used, epoch), batches(examples_of(sets, USES[use]), epoch)
+        again, fresh = batches(used, epoch), batches(examples_of(sets, use), epoch)
         for one, other in zip(again, fresh, strict=True):
             assert one.keys() == other.keys()
             for name in one:
@@ -206,15 +202,6 @@ def test_a_variant_that_some_example_lacks_is_refused_when_they_are_opened(
 def test_rotation_shows_every_variant_once_in_as_many_epochs(variants: int, epoch: int) -> None:
     shown = [chosen("rotate", [None] * variants, 0, epoch + number, 0.0) for number in range(variants)]
     assert sorted(number for numbers in shown for number in numbers) == list(range(1, variants + 1))
-
-
-@given(st.integers(2, 9), st.integers(0, 40), st.data())
-def test_candidates_for_the_worst_differ_and_take_turns(variants: int, epoch: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(2, variants))
-    use = USE.validate_python({"worst_of": count})
-    found = chosen(use, [None] * variants, 0, epoch, 0.0)
-    assert len(set(found)) == len(found) == count
-    assert {n for e in range(variants) for n in chosen(use, [None] * variants, 0, e, 0.0)} == set(range(1, variants + 1))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12).filter(any), st.integers(1, 5), st.integers(0, 20),
@@ -244,7 +231,7 @@ def test_curriculum_needs_a_variant_for_every_checkpoint() -> None:
         check_policy("curriculum", [1, 2, 3], 8)
 
 
-@pytest.mark.parametrize("use", ["sometimes", {"worst_of": 1}, {"best_of": 2}, 3])
+@pytest.mark.parametrize("use", ["sometimes", {"best_of": 2}, 3])
 def test_another_use_is_refused(use: Any) -> None:
     with pytest.raises(ValidationError):
         USE.validate_python(use, strict=True)

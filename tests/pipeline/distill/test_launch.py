@@ -59,11 +59,11 @@ def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_name
     runtime = runtime_at(tmp_path, workers=2)
     sizes = {"a": 1, "b": 2, "b again": 2}
     students = [StudentJob(name, *made, teacher, student_settings(num_hidden_layers=layers)) for name, layers in sizes.items()]
-    bad = StudentJob("bad", *made, teacher, student_settings(variant_policy={"worst_of": 5}))
+    bad = StudentJob("bad", *made, teacher, student_settings(teacher_layers=[7]))
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
     with pytest.raises(
-        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*worst_of: 5 needs more"
+        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(soft_labels\): .*cannot be kept of 4"
     ):
         train_all([bad, *students], runtime)
     assert "distill: 4 students, 1 in the store, 2 to train, 1 identical to another\n" in capsys.readouterr().out

@@ -42,7 +42,7 @@ LABELS = torch.tensor([0.0, 1.0])
 Folders = tuple[Path, Path]
 COUNTS: dict[Split, int] = {"train": 40, "dev": 10, "test": 10}
 EDITS = {"mask": 0.5, "delete": 0.5, "swap": 0.5, "span": 0.5}
-RECIPES = [[["perturb"]], [["mask", "perturb"]], [["delete", "perturb"], ["mix"], ["swap"]]]
+RECIPES = [[["perturb"]], [["mask", "perturb"]], [["delete", "perturb"], ["swap"]]]
 """Alone, and in turn over the epochs."""
 
 
@@ -101,7 +101,7 @@ def stored(kin: Folders, recipes: list[list[str]], use: Any = "rotate") -> tuple
 def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
-    """Were one of ids, types, partner, share, δ or mask another than the teacher saw, an answer would be."""
+    """Were one of ids, types, δ or mask another than the teacher saw, an answer would be."""
     student = make_student(ModelFolder(kin[0]), student_settings(num_hidden_layers=None), seed=0)
     loss = StudentLoss(student.map, student_settings().loss, Task.read(kin[0]).kind)
     examples, variants = stored(kin, recipes)
@@ -119,7 +119,7 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
 def test_a_narrower_student_is_given_what_the_teacher_was_mapped_by_the_students_map(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
-    """map(λ E_T[ids] + (1 − λ) E_T[partner] + δ), computed here from the stored rows one by one."""
+    """map(E_T[ids] + δ), computed here from the stored rows one by one."""
     narrow = student_settings(hidden_size=16, num_attention_heads=2, intermediate_size=32)
     student, table = make_student(ModelFolder(kin[0]), narrow, seed=0), word_embeddings(load_classifier(ModelFolder(kin[0])))
     loss = StudentLoss(student.map, narrow.loss, Task.read(kin[0]).kind)
@@ -129,8 +129,6 @@ def test_a_narrower_student_is_given_what_the_teacher_was_mapped_by_the_students
         loss(student.model.eval(), examples.batch(everything(epoch, len(rows))))
         for row, given in zip(rows, seen.embeddings[-1], strict=True):
             words = table[torch.tensor(row.input_ids.tolist())]
-            if row.partner_ids is not None and row.own_weight is not None:
-                words = row.own_weight * words + (1 - row.own_weight) * table[torch.tensor(row.partner_ids.tolist())]
             if row.delta is not None:
                 words = words + torch.tensor(CODECS["int8"].unpack(row.delta, 32) * row.delta_scale[:, None])
             torch.testing.assert_close(given[: len(words)], words @ student.map, atol=1e-5, rtol=1e-5)
@@ -140,8 +138,8 @@ def parts(kin: Folders, use: Any, rows: int = 12) -> tuple[PreTrainedModel, Stud
     """A student in evaluation mode, a loss of stored variants alone, and a batch for it."""
     student = make_student(ModelFolder(kin[0]), student_settings(num_hidden_layers=1), seed=0)
     weights = student_settings().loss.model_copy(update={"soft_labels": 0.0})
-    examples, _ = stored(kin, [["delete", "perturb"], ["mix"], ["swap"]], use)
-    loss = StudentLoss(student.map, weights, "classification", student_settings(variant_policy=use).variant_policy)
+    examples, _ = stored(kin, [["delete", "perturb"], ["swap"]], use)
+    loss = StudentLoss(student.map, weights, "classification")
     return student.model.eval(), loss, examples.batch(everything(0, rows))
 
 
@@ -165,14 +163,6 @@ def test_the_loss_is_the_sum_of_both_terms_and_a_term_without_weight_costs_no_pa
 def test_all_is_the_mean_over_the_variants_of_each_row(kin: Folders) -> None:
     model, loss, batch = parts(kin, "all")
     torch.testing.assert_close(loss(model, batch), distances(model, loss, batch).mean(dim=0))
-
-
-def test_worst_of_learns_from_the_variant_with_the_greatest_divergence(kin: Folders) -> None:
-    model, loss, batch = parts(kin, {"worst_of": 2})
-    found = distances(model, loss, batch)
-    assert found.shape == (2, 12)
-    assert 0 < int(found.argmax(dim=0).sum()) < 12, "now one is the worst, now the other"
-    torch.testing.assert_close(loss(model, batch), found.amax(dim=0))
 
 
 def settings(**changes: object) -> LossSettings:

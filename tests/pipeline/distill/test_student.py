@@ -17,7 +17,7 @@ from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_from_ids, word_embeddings
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.inputs import mapped
+from pipeline.perturbation.surrogate import mapped
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
 from tests.world import make_tokenizer
 
