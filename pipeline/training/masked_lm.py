@@ -46,7 +46,7 @@ class MaskedLMFacts(Settings):
     def summary(self) -> str:
         """A summary for the terminal."""
         if self.model is None:
-            return "no masked language model, since the task asks for none"
+            return "no masked language model, since no recipe needs one"
         if self.perplexity is None:
             return "adopted as it is"
         return f"fine-tuned, dev perplexity {self.perplexity:.3g} (probability of a masked token {1 / self.perplexity:.4f})"

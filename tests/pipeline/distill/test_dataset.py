@@ -190,7 +190,7 @@ def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_cam
 
 
 @pytest.mark.parametrize("others", [range(36), [*range(36), 99]], ids=["missing", "another"])
-def test_a_variant_that_some_example_lacks_is_refused_when_they_are_opened(
+def test_a_variant_that_some_example_lacks_is_rejected_when_they_are_opened(
     sets: tuple[Shards, Shards], others: Sequence[int], tmp_path: Path
 ) -> None:
     broken = write(tmp_path, {("train", 1): [range(COUNT)], ("train", 2): [others]})
@@ -232,6 +232,6 @@ def test_curriculum_needs_a_variant_for_every_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("use", ["sometimes", {"best_of": 2}, 3])
-def test_another_use_is_refused(use: Any) -> None:
+def test_another_use_is_rejected(use: Any) -> None:
     with pytest.raises(ValidationError):
         USE.validate_python(use, strict=True)

@@ -45,7 +45,7 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
             load_classifier(ModelFolder(tmp_path / f"{trainers}-out")), Shards(still[0]).rows("train", 0), 0, 8
         )
     np.testing.assert_allclose(found[2], found[1], atol=2e-3)
-    assert np.abs(found[1]).max() > 0.1, "the answers are no small numbers"
+    assert np.abs(found[1]).max() > 0.1, "the logits are not small numbers"
     histories = [np.loadtxt(tmp_path / f"{n}-out" / "history.csv", delimiter=",", skiprows=1) for n in (1, 2)]
     np.testing.assert_allclose(histories[1], histories[0], rtol=1e-3)
     said = capfd.readouterr().out
@@ -107,7 +107,7 @@ def test_a_process_with_other_libraries_trains_no_student(
     assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
 
 
-def test_what_does_not_belong_together_is_refused_before_ray_is_started(
+def test_what_does_not_belong_together_is_rejected_before_ray_is_started(
     made: Folders, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.training.ray_session.join_ray", lambda *_, **__: pytest.fail("Ray would be started"))

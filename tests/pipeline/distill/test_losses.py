@@ -60,18 +60,18 @@ class Seen:
     """What a student is given, and what it is asked to imitate."""
 
     embeddings: list[torch.Tensor] = field(default_factory=list)
-    answers: list[torch.Tensor] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Watches what reaches the student's embeddings, and what it answers."""
+    """Watches what reaches the student's embeddings, and the logits that it gives."""
     watched = Seen()
 
     def logits(model: Any, batch: Any, embeddings: torch.Tensor) -> torch.Tensor:
         watched.embeddings.append(embeddings.detach())
-        watched.answers.append(logits_from_embeddings(model, batch, embeddings))
-        return watched.answers[-1]
+        watched.logits.append(logits_from_embeddings(model, batch, embeddings))
+        return watched.logits[-1]
 
     monkeypatch.setattr(losses, "logits_from_embeddings", logits)
     return watched
@@ -101,7 +101,7 @@ def stored(kin: Folders, recipes: list[list[str]], use: Any = "rotate") -> tuple
 def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
-    """Were one of ids, types, δ or mask another than the teacher saw, an answer would be."""
+    """Were one of ids, types, δ or mask another than the teacher saw, a logit would differ."""
     student = make_student(ModelFolder(kin[0]), student_settings(num_hidden_layers=None), seed=0)
     loss = StudentLoss(student.map, student_settings().loss, Task.read(kin[0]).kind)
     examples, variants = stored(kin, recipes)
@@ -110,7 +110,7 @@ def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
         loss(student.model.eval(), batch)
         labelled = np.stack([row.perturbed_logits for row in rows])
         np.testing.assert_array_equal(batch["variant_logits"].numpy(), labelled)
-        np.testing.assert_allclose(seen.answers[-1].detach().numpy(), labelled, atol=1e-5)
+        np.testing.assert_allclose(seen.logits[-1].detach().numpy(), labelled, atol=1e-5)
         clean = np.stack([row.teacher_logits for row in rows])
         assert np.median(np.abs(labelled - clean).max(axis=1)) > 1e-3, "the variants are others than the clean inputs"
 

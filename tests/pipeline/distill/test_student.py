@@ -63,7 +63,7 @@ def test_a_shallower_student_of_every_type_is_the_teacher_without_the_layers_lef
     assert saved.config.num_hidden_layers == len(getattr(saved.config, "layer_types", None) or [1]) == 1
 
 
-def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_refused(tmp_path: Path) -> None:
+def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_rejected(tmp_path: Path) -> None:
     of_type("modernbert").save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"teacher_layers: \[1\]: the first layer of a 'modernbert' lacks a norm .* with 0"):
         make_student(ModelFolder(tmp_path), of_size(teacher_layers=[1]), seed=0)
@@ -73,7 +73,7 @@ def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("kind", sorted({*SUPPORTED} - {*NARROWABLE}))
-def test_a_type_whose_widths_cannot_be_cut_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_a_type_whose_widths_cannot_be_cut_is_rejected_by_name(kind: str, tmp_path: Path) -> None:
     of_type(kind).save_pretrained(tmp_path)
     for size in (
         *(of_size(hidden_size=8), of_size(num_attention_heads=1), of_size(width=0.5)),
@@ -99,7 +99,7 @@ def test_layers_are_spread_evenly_or_taken_by_number(size: dict[str, Any], depth
 
 
 @pytest.mark.parametrize("size", [{"num_hidden_layers": 7}, *({"teacher_layers": wrong} for wrong in ([6], [2, 1], [1, 1]))])
-def test_layers_the_teacher_does_not_have_are_refused(size: dict[str, Any]) -> None:
+def test_layers_the_teacher_does_not_have_are_rejected(size: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=r"cannot be kept of 6, numbered 0 to 5; give num_hidden_layers up to that depth"):
         chosen_layers(of_size(**size), 6)
 
@@ -155,7 +155,7 @@ def test_with_random_weights_nothing_is_the_teachers(teacher: Path) -> None:
         ({"num_hidden_layers": 9}, "cannot be kept of 4"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(teacher: Path, size: dict[str, int], sentence: str) -> None:
+def test_sizes_that_do_not_go_together_are_rejected(teacher: Path, size: dict[str, int], sentence: str) -> None:
     with pytest.raises(PipelineError, match=sentence):
         make_student(ModelFolder(teacher), of_size(**size), seed=0)
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_without_a_head_gets_one_by_the_seed(teacher: Path, tmp_pat
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(teacher: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_another_tokenizer_is_rejected(teacher: Path, tmp_path: Path) -> None:
     kin = kin_of(teacher, tmp_path / "kin")
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["more"])
@@ -222,7 +222,7 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(teacher: Path, tmp_path:
         make_student(ModelFolder(teacher), of_size({"checkpoint": str(kin)}), seed=0)
 
 
-def test_a_checkpoint_that_takes_fewer_tokens_is_refused(teacher: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_takes_fewer_tokens_is_rejected(teacher: Path, tmp_path: Path) -> None:
     kin = kin_of(teacher, tmp_path / "kin", max_position_embeddings=10)
     with pytest.raises(PipelineError, match=r"takes at most 10 tokens, stored rows have up to 24; choose another checkpoint"):
         make_student(ModelFolder(teacher), of_size({"checkpoint": str(kin)}), seed=0)

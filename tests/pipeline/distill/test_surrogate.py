@@ -92,7 +92,7 @@ def test_another_seed_or_another_number_of_checkpoints_is_another_surrogate_but_
     assert not set(hashes["seed"]) & set(hashes["two"])
 
 
-def test_soft_labels_of_another_teacher_are_refused_by_the_name_of_what_differs(soft_labels: Path, tmp_path: Path) -> None:
+def test_soft_labels_of_another_teacher_are_rejected_by_the_name_of_what_differs(soft_labels: Path, tmp_path: Path) -> None:
     other = save_teacher(tmp_path / "other", make_task(), seed=5)
     with pytest.raises(
         ShardMismatch, match=r"the soft labels in .* do not fit: teacher: \w+… wanted, \w+… found\. .*dvc repro"
@@ -101,7 +101,7 @@ def test_soft_labels_of_another_teacher_are_refused_by_the_name_of_what_differs(
     assert not (tmp_path / "out").exists()
 
 
-def test_more_checkpoints_than_steps_are_refused_and_what_was_there_stays(
+def test_more_checkpoints_than_steps_are_rejected_and_what_was_there_stays(
     soft_labels: Path, teacher: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
@@ -183,7 +183,7 @@ def test_every_checkpoint_of_a_regression_gives_real_values(tmp_path: Path) -> N
         train_surrogate(soft_labels, ModelFolder(teacher), settings(), out, options)
         for checkpoint in (1, 2, 3):
             with torch.inference_mode():
-                answers = load_classifier(ModelFolder(SurrogateFolder(out).checkpoint(checkpoint)))(
+                logits = load_classifier(ModelFolder(SurrogateFolder(out).checkpoint(checkpoint)))(
                     torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3]])
                 ).logits
-            assert (answers - values.mean()).abs().max() < 5 * values.std()
+            assert (logits - values.mean()).abs().max() < 5 * values.std()

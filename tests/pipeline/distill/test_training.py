@@ -62,8 +62,8 @@ def half(made: Folders, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_a_student_is_a_plain_hugging_face_folder(half: Path, made: Folders) -> None:
     assert not list(half.glob("*.bin")) + list(half.glob("*.pt"))
-    answer = transformers_pipeline("text-classification", str(half))("word1 word2")
-    assert answer[0]["label"] in ("bad", "good")
+    predicted = transformers_pipeline("text-classification", str(half))("word1 word2")
+    assert predicted[0]["label"] in ("bad", "good")
     assert AutoTokenizer.from_pretrained(half)("word1")["input_ids"] == make_tokenizer()("word1")["input_ids"]
     assert AutoModelForSequenceClassification.from_pretrained(half).config.num_hidden_layers == 2
     facts, card = json.loads((half / "lineage.json").read_text()), (half / "README.md").read_text()
@@ -122,7 +122,7 @@ def test_soft_labels_of_another_teacher_are_rejected_by_what_differs(
         distill("half", *made, other, student_settings(), tmp_path / "half")
 
 
-def test_perturbations_of_other_soft_labels_are_refused(made: Folders, teacher: Path, tmp_path: Path) -> None:
+def test_perturbations_of_other_soft_labels_are_rejected(made: Folders, teacher: Path, tmp_path: Path) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), COUNTS, seed=9)
     _, shards = make_shards(tmp_path, prepared, teacher)
     with pytest.raises(ShardMismatch, match=r"the variants in .* do not fit: soft_labels: \w+… wanted, \w+… found.*dvc repro"):
@@ -147,11 +147,11 @@ def test_a_missing_shard_and_a_flipped_byte_are_named_together(made: Folders, te
     content[len(content) // 2] ^= 1
     broken.unlink()
     broken.write_bytes(content)
-    with pytest.raises(ShardMismatch) as refusal:
+    with pytest.raises(ShardMismatch) as rejection:
         distill("half", made[0], shards, teacher, student_settings(), tmp_path / "half")
-    assert f"{gone.name} is missing" in str(refusal.value)
-    assert f"{broken.name} has other bytes than when it was written" in str(refusal.value)
-    assert "dvc repro" in str(refusal.value)
+    assert f"{gone.name} is missing" in str(rejection.value)
+    assert f"{broken.name} has other bytes than when it was written" in str(rejection.value)
+    assert "dvc repro" in str(rejection.value)
     assert not (tmp_path / "half").exists()
 
 
@@ -174,12 +174,12 @@ def test_labels_alone_teach_nothing_where_no_train_row_has_one(prepared: Path, t
         train("half", sources, student_settings(loss={"labels": 1.0, "soft_labels": 0.0}), NO_CHECKPOINTS)
 
 
-def test_float16_is_refused_without_a_gpu(made: Folders, teacher: Path, tmp_path: Path) -> None:
+def test_float16_is_rejected_without_a_gpu(made: Folders, teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="float16 needs a GPU; use precision: bfloat16 or float32"):
         distill("half", *made, teacher, student_settings({"precision": "float16"}), tmp_path / "half")
 
 
-def test_an_unknown_service_is_refused_by_name(made: Folders, teacher: Path, tmp_path: Path) -> None:
+def test_an_unknown_service_is_rejected_by_name(made: Folders, teacher: Path, tmp_path: Path) -> None:
     runtime = runtime_at(tmp_path).model_copy(update={"report_to": ["nowhere"]})
     job = StudentJob("half", *made, teacher, student_settings())
     with pytest.raises(PipelineError, match=r"runtime.report_to names nowhere, which is not installed; installed are"):
@@ -200,7 +200,7 @@ def in_other_units(teacher: Path, prepared: Path, scale: Scale, folder: Path) ->
     return taught, copied
 
 
-def answers(student: Path) -> torch.Tensor:
+def logits(student: Path) -> torch.Tensor:
     model = AutoModelForSequenceClassification.from_pretrained(student)
     with torch.inference_mode():
         logits: torch.Tensor = model(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3], [2, 11, 12, 3], [2, 25, 6, 3]])).logits
@@ -240,7 +240,7 @@ def test_what_a_student_of_a_regression_learns_does_not_depend_on_the_unit(
     for name in ("plain", unit):
         job = StudentJob("student", *sources[name], student_settings(**changed))
         obtain(job, runtime_at(tmp_path), tmp_path / name, tmp_path / f"{name}.json")
-        found[name] = answers(tmp_path / name)
+        found[name] = logits(tmp_path / name)
     scale = UNITS[unit]
     torch.testing.assert_close((found[unit] - scale.mean) / scale.deviation, found["plain"], rtol=1e-2, atol=2e-3)
     assert found["plain"].std() > 0.02

@@ -323,17 +323,17 @@ def test_every_supported_type_or_its_twin_is_tested() -> None:
 def test_the_file_gives_each_row_of_any_batch_the_logits_that_transformers_gives_it_alone(
     kind: str, graph_of: Callable[[str], Path]
 ) -> None:
-    model, answer = tried(kind), open_graph(graph_of(kind))
+    model, predict = tried(kind), open_graph(graph_of(kind))
     for lengths in BATCHES:
         batch = rows_of(kind, lengths)
         wanted = each_alone(model, batch)
-        assert len(lengths) == 1 or np.ptp(wanted, axis=0).max() > 1e-2, "rows must have different answers"
-        np.testing.assert_allclose(answer(batch), wanted, atol=1e-5, rtol=1e-5, err_msg=str(lengths))
+        assert len(lengths) == 1 or np.ptp(wanted, axis=0).max() > 1e-2, "rows must have different outputs"
+        np.testing.assert_allclose(predict(batch), wanted, atol=1e-5, rtol=1e-5, err_msg=str(lengths))
 
     batch = rows_of(kind, BATCHES[0])
     padding = batch["attention_mask"] == 0
     elsewhere = batch | {"input_ids": batch["input_ids"].masked_fill(padding, 7)}
-    np.testing.assert_allclose(answer(elsewhere), answer(batch), atol=1e-5, err_msg="ids below the mask are not read")
+    np.testing.assert_allclose(predict(elsewhere), predict(batch), atol=1e-5, err_msg="ids below the mask are not read")
 
 
 @pytest.mark.parametrize(("kind", "names"), [("bert", ("token_type_ids",)), ("roberta", ())])
@@ -363,7 +363,7 @@ def test_a_second_file_has_the_same_bytes_and_writing_it_is_silent_and_leaves_wa
         warnings.warn("still seen", UserWarning, stacklevel=1)
 
 
-def test_a_type_that_the_exporter_cannot_take_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_that_the_exporter_cannot_take_is_rejected_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_content(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         return batch["input_ids"] if batch["input_ids"].sum() > 3 else batch["attention_mask"]
 
@@ -380,12 +380,12 @@ def test_a_type_that_the_exporter_cannot_take_is_refused_by_name(tmp_path: Path,
 def test_what_onnxruntime_cannot_run_is_a_sentence(
     graph_of: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    answer, batch = open_graph(graph_of("bert")), rows_of("bert")
+    predict, batch = open_graph(graph_of("bert")), rows_of("bert")
     capfd.readouterr()
     with pytest.raises(PipelineError, match=r"onnxruntime cannot run model\.onnx: .*token_type_ids"):
-        answer({name: value for name, value in batch.items() if name != "token_type_ids"})
+        predict({name: value for name, value in batch.items() if name != "token_type_ids"})
     with pytest.raises(PipelineError, match=r"onnxruntime cannot run model\.onnx: .*out of"):
-        answer(batch | {"input_ids": batch["input_ids"] + 1000})
+        predict(batch | {"input_ids": batch["input_ids"] + 1000})
     path = tmp_path / "model.onnx"
     path.write_bytes(b"nothing that it knows")
     with pytest.raises(PipelineError, match=r"onnxruntime cannot run model\.onnx: "):

@@ -103,7 +103,7 @@ def test_agreement_of_a_regression_is_pearson_even_where_the_metric_is_spearman(
 
 
 def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> None:
-    """Unpaired resampling would give an interval several times as wide for students that mostly answer alike."""
+    """Unpaired resampling would give an interval several times as wide for students that mostly predict alike."""
     random = np.random.default_rng(5)
     labels = random.integers(0, 2, 2000).astype(float)
     control = noisy_logits(MOVIES, labels, 1.0, 1)
@@ -159,26 +159,26 @@ def test_a_control_has_every_other_setting_and_no_further_one(other: dict[str, A
 
 
 class Clock:
-    """Time that passes only when somebody answers."""
+    """Time that passes only when a model runs."""
 
     def __init__(self) -> None:
         self.now = 100.0
         self.calls: list[tuple[str, int]] = []
 
-    def answer(self, name: str, cost: Callable[[int], float]) -> Predict:
-        def answer(batch: Batch) -> None:
+    def predict(self, name: str, cost: Callable[[int], float]) -> Predict:
+        def predict(batch: Batch) -> None:
             rows = len(batch["input_ids"])
             self.calls.append((name, rows))
             self.now += cost(rows)
 
-        return answer
+        return predict
 
 
 def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    slow_start = clock.answer("teacher", lambda rows: 9.0 if len(clock.calls) < 20 else 0.006 * rows**0.5)
-    found = speeds([slow_start, clock.answer("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS)
+    slow_start = clock.predict("teacher", lambda rows: 9.0 if len(clock.calls) < 20 else 0.006 * rows**0.5)
+    found = speeds([slow_start, clock.predict("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS)
     assert [speed.latency_ms for speed in found] == pytest.approx([6.0, 2.0])
     assert [speed.rows_per_s for speed in found] == pytest.approx([32 / (cost * 32**0.5) for cost in (0.006, 0.002)])
     turns = [name for number, (name, _) in enumerate(clock.calls) if not number or clock.calls[number - 1][0] != name]
