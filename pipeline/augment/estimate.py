@@ -16,7 +16,7 @@ from pipeline.store.store import Store
 UNKNOWN_EPSILON = 0.123456789
 """In place of an epsilon that is not known yet; no shard of the store has it."""
 
-SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 64, 6100
+SCALE_BYTES, ID_BYTES, TYPE_BYTES, LOGIT_BYTES, ROW_BYTES, SHARD_BYTES = 4, 4, 1, 4, 50, 5500
 """Of a token's scale, id and type, a logit, a row's other columns, and a file's metadata."""
 
 
