@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -74,7 +73,7 @@ def make_tokenizer(types: bool = True) -> PreTrainedTokenizerFast:
 
 
 def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
-    """A BERT of 4 layers × 32 with random weights, large enough that its answers differ, in a folder as `teach` writes it."""
+    """A BERT of 4 layers × 32 with random weights, large enough that its logits differ, in a folder as `teach` writes it."""
     set_seed(seed)
     config = BertConfig(
         vocab_size=len(SPECIAL + WORDS),
@@ -272,20 +271,17 @@ class Plain:
     def logits(self, inputs: Inputs) -> Floats:
         assert inputs.token_type_ids is not None
         rows = zip(inputs.input_ids, inputs.token_type_ids, strict=True)
-        answers = [
+        found = [
             self.model(input_ids=torch.tensor(ids)[None].long(), token_type_ids=torch.tensor(types)[None].long()).logits
             for ids, types in rows
         ]
-        return torch.cat(answers).numpy()
-
-    def logits_on(self, inputs: Inputs, row: int, delta: Floats) -> Floats:
-        """Logits [outputs] of one row moved by δ [tokens, width]."""
-        return self.logits_at(inputs, row, self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta))
+        return torch.cat(found).numpy()
 
     @torch.inference_mode()
-    def logits_at(self, inputs: Inputs, row: int, embeddings: Tensor) -> Floats:
-        """Logits [outputs] of one row at embeddings [tokens, width]."""
+    def logits_on(self, inputs: Inputs, row: int, delta: Floats) -> Floats:
+        """Logits [outputs] of one row moved by δ [tokens, width]."""
         assert inputs.token_type_ids is not None
+        embeddings = self.words[torch.tensor(inputs.input_ids[row]).long()] + torch.tensor(delta)
         types = torch.tensor(inputs.token_type_ids[row])[None].long()
         logits: Floats = self.model(inputs_embeds=embeddings[None], token_type_ids=types).logits[0].numpy()
         return logits

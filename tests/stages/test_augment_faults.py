@@ -1,4 +1,6 @@
 import ctypes
+import errno
+import os
 import resource
 import shutil
 import socket
@@ -95,7 +97,8 @@ def test_an_unreachable_or_broken_ray_is_one_sentence(folder: Path, teacher: Pat
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
     stage = Stage(folder, teacher, workers=1)
-    for address, cause in ((nobody, "[Errno 111] Connection refused"), ("nonsense", "Invalid address format: nonsense")):
+    closed_port = f"[Errno {errno.ECONNREFUSED}] {os.strerror(errno.ECONNREFUSED)}"
+    for address, cause in ((nobody, closed_port), ("nonsense", "Invalid address format: nonsense")):
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert stage.run_here() == (1, f"Error: no Ray cluster is reachable at {address}: {cause}")
     monkeypatch.delenv("RAY_ADDRESS")
@@ -126,7 +129,7 @@ def test_two_runs_at_once_on_one_store_both_succeed(folder: Path, teacher: Path,
     ("named", "sentence"),
     [("tinny", "has no task tinny; it has tiny, other"), ("other", "soft_labels holds the soft labels of tiny, not of other")],
 )
-def test_another_task_than_that_of_the_soft_labels_is_refused(folder: Path, teacher: Path, named: str, sentence: str) -> None:
+def test_another_task_than_that_of_the_soft_labels_is_rejected(folder: Path, teacher: Path, named: str, sentence: str) -> None:
     stage = Stage(folder, teacher)
     params = folder / "shards.yaml"
     params.write_text(params.read_text().replace("  tiny: {}", "  tiny: {}\n  other: {}"))

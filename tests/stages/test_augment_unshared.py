@@ -173,7 +173,7 @@ def test_a_piece_lost_with_its_node_gives_the_job_to_another_worker(
     shutil.rmtree(own_folder(lost))
 
 
-def test_a_shard_damaged_on_its_way_is_refused(
+def test_a_shard_damaged_on_its_way_is_rejected(
     remote: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the running Ray

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.models import precision
+from stages import precision
 from tests.parameters import ROOT, changed, check
 from tests.world import make_task, make_tokenizer, rewrite, save_teacher
 
@@ -96,9 +96,7 @@ def test_what_would_run_slowly_in_bfloat16_is_noted_and_no_error(
     assert status == 0, text
 
 
-def test_many_models_with_a_error_each_are_as_many_sentences_in_one_answer(
-    write: Callable[[str, str], Path], tmp_path: Path
-) -> None:
+def test_errors_of_many_models_are_listed_at_once(write: Callable[[str, str], Path], tmp_path: Path) -> None:
     """Foreign and damaged files, odd labels and odd configurations: none hides another, and none ends in a traceback."""
     content = yaml.safe_load(changed({"students": {"half": {"num_hidden_layers": 2}}, "augment.recipes": [["mask"]]}))
     task = content["tasks"].pop("movies")

@@ -90,7 +90,7 @@ def test_a_second_run_writes_the_same_bytes_and_leaves_a_person_s_own_files(tmp_
     assert written(tmp_path / "raw") == first | {"mine.csv": b"text\n"}
 
 
-def test_a_package_without_one_of_the_files_is_refused_and_nothing_is_written(
+def test_a_package_without_one_of_the_files_is_rejected_and_nothing_is_written(
     publish: Callable[[dict[str, bytes]], None], tmp_path: Path
 ) -> None:
     publish({name: content for name, content in MODEL.items() if name != "config.json"})
@@ -116,7 +116,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> download.Package
     return download.Package("tiny-package", "1.0", archive, sha256, "MIT", "a text", ("tiny_package",), ("x.txt",))
 
 
-def test_pip_fetches_a_package_and_refuses_another_hash(package: download.Package, tmp_path: Path) -> None:
+def test_pip_fetches_a_package_and_rejects_another_hash(package: download.Package, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     assert download.take(package, tmp_path / "here") == {"x.txt": b"content"}
     (tmp_path / "here" / package.archive).unlink(missing_ok=True)

@@ -44,11 +44,11 @@ def test_evaluate_writes_predictions_quality_and_speed(arguments: list[str], tmp
     np.testing.assert_allclose(np.array(table.column("student_logits").to_pylist()), wanted, atol=1e-5)
 
     found = read(tmp_path / "out" / "quality.json")
-    answered = np.array(table.column("student_logits").to_pylist()).argmax(1)
+    predicted = np.array(table.column("student_logits").to_pylist()).argmax(1)
     teacher = np.array(table.column("teacher_logits").to_pylist()).argmax(1)
     assert found["rows"] == 30
-    assert found["student"]["value"] == pytest.approx((answered == table.column("label").to_numpy()).mean())
-    assert found["student"]["agreement"] == pytest.approx((answered == teacher).mean())
+    assert found["student"]["value"] == pytest.approx((predicted == table.column("label").to_numpy()).mean())
+    assert found["student"]["agreement"] == pytest.approx((predicted == teacher).mean())
     assert found["teacher"]["agreement"] == found["teacher"]["retained"] == 1.0
     assert found["student"]["parameters"] < found["teacher"]["parameters"]
     assert found["student"]["bytes"] == (tmp_path / "half" / "model.safetensors").stat().st_size
@@ -75,7 +75,7 @@ def test_a_student_of_other_soft_labels_is_not_measured_on_what_it_may_have_lear
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_that_did_not_make_the_soft_labels_is_refused(arguments: list[str], tmp_path: Path) -> None:
+def test_a_teacher_that_did_not_make_the_soft_labels_is_rejected(arguments: list[str], tmp_path: Path) -> None:
     save_teacher(tmp_path / "other", MOVIES, seed=5)
     said = error(arguments, "--teacher", tmp_path / "other")
     assert "the soft labels in" in said

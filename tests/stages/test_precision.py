@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.models import precision
+from stages import precision
 from stages.precision import asking_for, note_slow_precision
 
 PARAMS = """

@@ -69,7 +69,7 @@ def test_list_says_what_it_could_not_read(products: Path, tmp_path: Path) -> Non
     assert f"no manifest.json below {tmp_path / 'clone'}, so it uses nothing" in result.stdout
 
 
-def test_verify_names_what_is_damaged_and_deletes_it_only_when_told(products: Path, store: Store) -> None:
+def test_verify_names_what_is_damaged_and_deletes_it_only_when_asked(products: Path, store: Store) -> None:
     assert on(products, "verify").stdout.splitlines()[-1] == f"{store.folder}: nothing is damaged"
     key, before = add(store, "student", title="distill t half"), held(products)
     (store.folder_of(key) / "model.bin").write_bytes(bytes(999) + b"!")
@@ -86,7 +86,7 @@ def test_verify_names_what_is_damaged_and_deletes_it_only_when_told(products: Pa
     assert on(products, "verify").exit_code == 0
 
 
-def test_gc_says_what_may_go_and_deletes_it_only_when_told(products: Path) -> None:
+def test_gc_says_what_may_go_and_deletes_it_only_when_asked(products: Path) -> None:
     before = held(products)
     young = on(products, "gc", "--delete", "--min-age-hours", 72)
     assert "kept although unused: 5, younger than --min-age-hours 72 or being written" in young.stdout

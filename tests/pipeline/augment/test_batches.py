@@ -11,13 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.augment.batches import Batches, Inputs, Partner, out_of_memory
+from pipeline.augment.batches import Batches, Inputs, out_of_memory
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.augment.variants import LabelledRows, Made, VariantSpec, make_variant
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Recipe
-from pipeline.corpus.encoding import EVEN_ROWS, PARTNER_IDS, Integers
-from pipeline.perturbation.inputs import OWN_WEIGHT
+from pipeline.corpus.encoding import EVEN_ROWS, Integers
 from tests.world import augment_settings, make_inputs
 
 ERRORS = [
@@ -168,7 +167,7 @@ def made_with(folder: Path, room: int, recipe: Recipe, rows: int) -> tuple[Made,
     return make_variant(models, labelled, None, VariantSpec(1, settings, 0.3, None)), sizes
 
 
-@pytest.mark.parametrize("recipe", [["mask", "perturb"], ["delete"], ["mix"]], ids=" ".join)
+@pytest.mark.parametrize("recipe", [["mask", "perturb"], ["delete"]], ids=" ".join)
 @pytest.mark.parametrize(("rows", "room"), [(59, 8), (23, 16)])
 def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, recipe: Recipe, rows: int, room: int) -> None:
     undisturbed, whole = made_with(teacher, 10**6, recipe, rows)
@@ -179,17 +178,16 @@ def test_a_variant_made_with_less_memory_is_the_same_to_the_bit(teacher: Path, r
         np.testing.assert_array_equal(one, other)
 
 
-PARTNERS = [Partner(f"example {(row + 1) % 5}", np.array([2, 3, 7], np.int32), 0.25 * row) for row in range(5)]
-FULL = dataclasses.replace(make_inputs(5), partners=PARTNERS)
-BARE = dataclasses.replace(FULL, token_type_ids=None, partners=None)
+TYPED = make_inputs(5)
+UNTYPED = dataclasses.replace(TYPED, token_type_ids=None)
 
 
 def plain(inputs: Inputs) -> list[Any]:
-    """Each row as text, with types and partner."""
+    """Each row as text."""
     return [repr(dataclasses.astuple(inputs.take(np.array([row])))) for row in range(len(inputs))]
 
 
-@pytest.mark.parametrize("inputs", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("inputs", [TYPED, UNTYPED], ids=["token types", "no token types"])
 @pytest.mark.parametrize("positions", [[2, 0], [0, 0, 2], []])
 def test_rows_that_are_taken_and_pickled_are_unchanged(inputs: Inputs, positions: list[int]) -> None:
     found = pickle.loads(pickle.dumps(inputs.take(np.array(positions, dtype=np.int64)), 5))
@@ -197,14 +195,11 @@ def test_rows_that_are_taken_and_pickled_are_unchanged(inputs: Inputs, positions
     assert plain(found) == [plain(inputs)[row] for row in positions]
 
 
-def test_partners_are_padded_like_their_rows_and_leave_the_other_inputs_alone() -> None:
+def test_rows_are_padded_on_the_right() -> None:
     ids = [np.array([2, 9, 3], np.int32), np.array([2, 3], np.int32)]
     types = [np.array([0, 0, 1], np.int8), np.array([0, 1], np.int8)]
-    partners = [Partner("b", np.array([2, 3, 0], np.int32), 0.75), Partner("a", np.array([2, 9], np.int32), 0.25)]
-    assert {name: value.tolist() for name, value in Inputs(["a", "b"], ids, types, partners).padded(5, 4).items()} == {
+    assert {name: value.tolist() for name, value in Inputs(["a", "b"], ids, types).padded(5, 4).items()} == {
         "input_ids": [[2, 9, 3, 5], [2, 3, 5, 5]],
         "attention_mask": [[1, 1, 1, 0], [1, 1, 0, 0]],
         "token_type_ids": [[0, 0, 1, 0], [0, 1, 0, 0]],
-        PARTNER_IDS: [[2, 3, 0, 5], [2, 9, 5, 5]],
-        OWN_WEIGHT: [0.75, 0.25],
     }

@@ -124,12 +124,12 @@ class Plain:
         if len(places) > 1:
             table = self.model.get_input_embeddings().weight
             mean = table[row["input_ids"][0, places]].mean(dim=0)
-            scores = torch.cosine_similarity(mean[None], table, dim=1)
+            similarities = torch.cosine_similarity(mean[None], table, dim=1)
         else:
             masked = row["input_ids"].clone()
             masked[0, places] = self.tokenizer.mask_token_id
-            scores = self.model(**{**row, "input_ids": masked}).logits[0, places[0]]
-        return sorted(self.whole, key=lambda number: -float(scores[number]))[:K]
+            similarities = self.model(**{**row, "input_ids": masked}).logits[0, places[0]]
+        return sorted(self.whole, key=lambda number: -float(similarities[number]))[:K]
 
 
 BERT_WHOLE = [*WORDS[::2], *SYLLABLES, *MARKS]

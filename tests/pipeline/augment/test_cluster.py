@@ -157,7 +157,7 @@ def test_workers_that_cannot_start_are_an_error_with_its_cause(tmp_path: Path) -
         assert promise_of(remote).call_count == 3
 
 
-def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, tmp_path: Path) -> None:
+def test_a_worker_with_other_sources_or_libraries_is_rejected(teacher: Path, tmp_path: Path) -> None:
     build = Build({**BUILD.sources, "pipeline.corpus.task": "changed"}, {**BUILD.libraries, "torch": "2.0.0"})
     visibility = Worker(ModelFolders(teacher), "float32", Store(tmp_path)).look({}, str(tmp_path), build)
     sentence = r"^a worker uses other sources or libraries than this process: pipeline\.corpus\.task.*torch"

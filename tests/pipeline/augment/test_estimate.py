@@ -2,10 +2,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pipeline.augment.estimate import Estimate, augment_estimate, mixed_tokens, soft_label_estimate
+from pipeline.augment.estimate import Estimate, augment_estimate, soft_label_estimate
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.workers import ThisProcess
@@ -108,7 +107,7 @@ def bytes_written(soft_labels: Path, teacher: Path, folder: Path, settings: Augm
     return sum(entry.receipt.bytes for entry in manifest.shards)
 
 
-@pytest.mark.parametrize(("corpus", "recipe"), [("soft_labels", "perturb"), ("many", "mask"), ("many", "mix")])
+@pytest.mark.parametrize(("corpus", "recipe"), [("soft_labels", "perturb"), ("many", "mask")])
 def test_bytes_of_small_shards_and_other_recipes_are_close_too(
     teacher: Path, tmp_path: Path, corpus: str, recipe: str, request: pytest.FixtureRequest
 ) -> None:
@@ -118,20 +117,14 @@ def test_bytes_of_small_shards_and_other_recipes_are_close_too(
 
 
 def test_word_candidates_are_counted_once_and_never_too_low(many: Path, teacher: Path, tmp_path: Path) -> None:
-    words, proposing = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 15}
-    settings = augment_settings(variants=2, recipes=[["masked_lm"]], masked_lm=proposing)
+    words, replacement = save_masked_lm(tmp_path / "words"), {"replace": 0.4, "candidates": 15}
+    settings = augment_settings(variants=2, recipes=[["masked_lm"]], masked_lm=replacement)
     estimate = planned(many, teacher, tmp_path, settings, words).bytes["int8"]
     augment(Augmentation.of(many, teacher, settings, masked_lm=words), runtime_at(tmp_path), tmp_path / "shards")
     added = sum(file.stat().st_size for file in shards_in(tmp_path / "store"))
     assert added <= estimate < 1.3 * added
     more = settings.model_copy(update={"variants": 3})
     assert planned(many, teacher, tmp_path, more, words).bytes["int8"] < estimate / 3, "the candidates are in the store"
-
-
-def test_mixed_rows_are_as_long_as_the_longer_of_two_drawn_at_random() -> None:
-    lengths = np.random.default_rng(0).integers(3, 60, size=200)
-    drawn = np.random.default_rng(1).choice(lengths, (2, 200_000)).max(axis=0).mean()
-    assert mixed_tokens(lengths) == pytest.approx(drawn * len(lengths), rel=0.01)
 
 
 def test_an_estimate_of_soft_labels_counts_the_rows_of_every_split(prepared: Path, teacher: Path, tmp_path: Path) -> None:
@@ -143,7 +136,7 @@ def test_an_estimate_of_soft_labels_counts_the_rows_of_every_split(prepared: Pat
     assert (after.rows, after.missing, after.missing_rows) == (100, 0, 0)
 
 
-def test_more_than_max_bytes_is_refused_before_anything_is_computed(
+def test_more_than_max_bytes_is_rejected_before_anything_is_computed(
     soft_labels: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []

@@ -265,10 +265,10 @@ def test_pairs_and_regressions_go_through_both_passes(tmp_path: Path, world: Wor
     world.prepared = save_prepared(tmp_path / "prepared", task, {"train": 20, "dev": 5, "test": 5})
     world.teacher = save_teacher(tmp_path / "teacher", task)
     world.soft_label()
-    world.augment(augment_settings(variants=3, recipes=[["perturb"], ["swap", "mask"], ["mix"]]))
+    world.augment(augment_settings(variants=2, recipes=[["perturb"], ["swap", "mask"]]))
     soft_labels, shards = Shards(world.soft_labels).rows("train", 0), Shards(world.shards)
     labels = pq.read_table(world.prepared / "train.parquet")["label"].to_pylist()
-    for variant in (1, 2, 3):
+    for variant in (1, 2):
         rows = shards.rows("train", variant)
         assert soft_labels.column("label").to_pylist() == rows.column("label").to_pylist() == labels
         assert min(rows.column("divergence").to_pylist()) >= -1e-6

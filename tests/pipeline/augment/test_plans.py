@@ -23,7 +23,7 @@ from tests.world import INFERENCE, augment_settings, make_task, runtime_at, save
 
 FROM_SURROGATE = augment_settings({"gradient_from": "surrogate"})
 EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5}
-PROPOSING = {"replace": 0.4, "candidates": 5}
+REPLACEMENT = {"replace": 0.4, "candidates": 5}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def recomputed(manifest: Manifest, before: Manifest) -> set[int]:
     return new
 
 
-def test_another_teacher_is_refused_by_the_fields_that_differ(soft_labels: Path, prepared: Path, tmp_path: Path) -> None:
+def test_another_teacher_is_rejected_by_the_fields_that_differ(soft_labels: Path, prepared: Path, tmp_path: Path) -> None:
     other = save_teacher(tmp_path / "other", make_task(), seed=1)
     sentence = rf"^the soft labels in {soft_labels} do not fit: teacher: [^;]*Make them again with this teacher: dvc repro$"
     with pytest.raises(ShardMismatch, match=sentence):
@@ -85,7 +85,7 @@ def test_a_missing_model_is_named_with_its_option(soft_labels: Path, teacher: Pa
         ({"tokenizer": None}, r"tokenizer: [0-9a-f]{12}… wanted, null found"),
     ],
 )
-def test_a_surrogate_of_something_else_is_refused_by_the_name_of_the_field(
+def test_a_surrogate_of_something_else_is_rejected_by_the_name_of_the_field(
     soft_labels: Path, teacher: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
 ) -> None:
     surrogate = surrogate_of(tmp_path / "surrogate", teacher, changed, 1)
@@ -122,12 +122,12 @@ def run_in(folder: Path, soft_labels: Path, teacher: Path, settings: AugmentSett
 def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
     soft_labels: Path, teacher: Path, tmp_path: Path, passes: list[int]
 ) -> None:
-    usual: dict[str, Any] = {"variants": 4, "recipes": [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]}
+    usual: dict[str, Any] = {"variants": 4, "recipes": [["perturb"], ["mask"], ["swap", "perturb"], ["delete"]]}
     first = run_in(tmp_path, soft_labels, teacher, augment_settings(**usual))
     changes: list[tuple[dict[str, Any], set[int], int]] = [
         ({"text_edits": EDITS | {"swap": 0.5}}, {3}, 2 * 60),
-        ({"text_edits": EDITS | {"delete": 0.5}}, set(), 0),
-        ({"mix_alpha": 1.0}, {4}, 60),
+        ({"text_edits": EDITS | {"delete": 0.5}}, {4}, 60),
+        ({"text_edits": EDITS | {"span": 0.4}}, set(), 0),
         ({"codec": "sign"}, {1, 3}, 4 * 60 + 2 * 8),
         ({"calibration_rows": 9}, set(), 2 * 9),
     ]
@@ -155,7 +155,7 @@ def test_candidates_are_computed_once_for_all_variants_and_again_only_with_other
     for changed, rows in (({}, 60), ({"replace": 0.9}, 0), ({"candidates": 3}, 60)):
         recipes = [["masked_lm"], ["masked_lm", "perturb"], ["perturb"]]
         asked.clear()
-        settings = augment_settings(variants=3, recipes=recipes, masked_lm=PROPOSING | changed)
+        settings = augment_settings(variants=3, recipes=recipes, masked_lm=REPLACEMENT | changed)
         found.append(run_in(tmp_path, soft_labels, teacher, settings, model))
         assert sum(asked) == rows, changed
     assert [recomputed(later, found[0]) for later in found[1:]] == [{1, 2}, {1, 2}]
@@ -165,7 +165,7 @@ def test_candidates_are_computed_once_for_all_variants_and_again_only_with_other
 
 def test_candidates_of_texts_of_another_max_length_are_not_used(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     words = save_masked_lm(tmp_path / "words")
-    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=PROPOSING | {"replace": 1.0})
+    settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=REPLACEMENT | {"replace": 1.0})
     keys = []
     for length in (8, 24):
         shorter = Path(shutil.copytree(teacher, tmp_path / f"teacher {length}"))

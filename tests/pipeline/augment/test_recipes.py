@@ -23,8 +23,7 @@ def one(*recipe: Step, **changed: Any) -> AugmentSettings:
 
 
 ERRORS: list[tuple[list[str], str]] = [
-    (["mix", "perturb"], "combines mix or copy with another step"),
-    (["mask", "copy"], "combines mix or copy with another step"),
+    (["mask", "copy"], "combines copy with another step"),
     (["perturb", "mask"], "edits the text after the perturbation"),
     (["delete", "mask", "delete"], "contains a step twice"),
     (["delete", "masked_lm"], "replaces words after another edit"),
@@ -52,7 +51,7 @@ def test_settings_without_a_result_are_rejected(changed: dict[str, Any], sentenc
 
 
 def test_recipes_are_used_in_turn() -> None:
-    recipes: list[list[Step]] = [["perturb"], ["mask"], ["mix"]]
+    recipes: list[list[Step]] = [["perturb"], ["mask"], ["swap"]]
     settings = augment_settings(recipes=recipes)
     assert [settings.recipe(variant) for variant in range(1, 8)] == [*recipes, *recipes, ["perturb"]]
 
@@ -68,7 +67,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "step_size": {"perturbation": {"step_size": 0.5}},
     "init": {"perturbation": {"init": 0.25}},
     "wanted epsilon": {"perturbation": {"epsilon": {"divergence": 0.1}}},
-    "mix_alpha": {"mix_alpha": 1.0},
     "replace": {"masked_lm": {"replace": 0.1, "candidates": 5}},
     "mask": {"text_edits": {"mask": 0.1, "delete": 0.2, "swap": 0.2, "span": 0.5}},
     "delete": {"text_edits": {"mask": 0.2, "delete": 0.1, "swap": 0.2, "span": 0.5}},
@@ -86,7 +84,6 @@ PERTURBED = {"codec", "gradient_from", "norm", "num_steps", "step_size", "init"}
         (["mask"], {"mask"}),
         (["delete", "mask"], {"delete", "mask"}),
         (["masked_lm"], {"replace"}),
-        (["mix"], {"mix_alpha"}),
         (["copy"], set()),
         (["masked_lm", "delete", "perturb"], {"replace", "delete"} | PERTURBED),
     ],
@@ -121,7 +118,7 @@ def test_a_regression_has_no_flips_but_a_divergence() -> None:
     assert kind_errors(augment_settings({"epsilon": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
 
 
-@pytest.mark.parametrize("recipe", [["mask"], ["delete", "perturb"], ["perturb"], ["mix"]])
+@pytest.mark.parametrize("recipe", [["mask"], ["delete", "perturb"], ["perturb"]])
 def test_edits_that_the_tokenizer_does_not_allow_are_rejected(recipe: list[str]) -> None:
     apart, joined, maskless = make_tokenizer(), make_tokenizer(), make_tokenizer()
     joined.backend_tokenizer.post_processor = TemplateProcessing(

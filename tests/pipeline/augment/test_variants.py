@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
 
 from pipeline.augment.batches import Batches, Inputs
 from pipeline.augment.candidates import RowCandidates
@@ -164,35 +163,3 @@ def test_an_edited_row_is_perturbed_at_its_words_and_not_at_its_masks(models: Mo
     for row, (ids, label) in enumerate(zip(edited.input_ids, found.labels, strict=True)):
         np.testing.assert_allclose(label.logits, plain.logits_on(edited, row, decoded(label)), atol=1e-5)
         assert ((np.abs(decoded(label)).sum(axis=1) > 0) == (ids >= len(SPECIAL))).all()
-
-
-@pytest.mark.parametrize("rows", [20, 2, 1])
-def test_a_mixed_row_has_the_label_that_transformers_gives_the_mixture(models: ModelSet, plain: Plain, rows: int) -> None:
-    inputs = make_inputs().take(np.arange(rows))
-    found, padding = made(models, inputs, "mix"), np.zeros(24, dtype=np.int64)
-    assert found.inputs.partners is not None
-    others = dict(zip(inputs.example_ids, inputs.input_ids, strict=True))
-    for row, (partner, label) in enumerate(zip(found.inputs.partners, found.labels, strict=True)):
-        length = max(len(inputs.input_ids[row]), len(others[partner.example_id]))
-        own, other = (
-            plain.words[np.append(ids, padding)[:length]] for ids in (inputs.input_ids[row], others[partner.example_id])
-        )
-        mixture = partner.own_weight * own + (1 - partner.own_weight) * other
-        np.testing.assert_allclose(label.logits, plain.logits_at(found.inputs, row, mixture), atol=1e-5)
-        assert len(found.inputs.input_ids[row]) == len(partner.input_ids) == length
-        assert label.delta is None
-    names = [partner.example_id for partner in found.inputs.partners]
-    assert sorted(names) == sorted(inputs.example_ids), "each row is the partner of one"
-    assert all(one != other for one, other in zip(names, inputs.example_ids, strict=True)) == (rows > 1)
-
-
-def test_weights_of_a_mixture_follow_the_beta_distribution_and_partners_change_with_the_variant(models: ModelSet) -> None:
-    inputs = make_inputs(150)
-    partners = made(models, inputs, "mix", mix_alpha=8.0).inputs.partners or []
-    weights = [partner.own_weight for partner in partners]
-    assert 0 < min(weights) < max(weights) < 1
-    assert kstest(weights, "beta", args=(8, 8)).pvalue > 0.01
-    assert np.array(weights, dtype=np.float32).tolist() == weights, "as it is stored"
-    others = made(models, inputs, "mix", mix_alpha=8.0, variant=2).inputs.partners or []
-    assert np.mean([one.example_id == two.example_id for one, two in zip(partners, others, strict=True)]) < 0.1
-    assert not {one.own_weight for one in partners} & {two.own_weight for two in others}

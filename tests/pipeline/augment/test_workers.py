@@ -15,7 +15,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.store.store import Store
 from tests.world import INFERENCE, augment_settings, runtime_at
 
-RECIPES = [["perturb"], ["mask", "perturb"], ["mix"]]
+RECIPES = [["perturb"], ["mask", "perturb"], ["delete"]]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def errors(path: Path, model: type[Settings] = Needs, **places: Any) -> list[str
     "content",
     [b"a: b: c", b"\xff\xfe", b"a: 1\n---\nb: 1", b"a: *b", b"a: !!int x", b"? - -", b"a: !!python/object/apply:os.getcwd []"],
 )
-def test_what_is_no_yaml_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_yaml_is_rejected_with_the_files_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(PipelineError, match=r"params\.yaml is not readable YAML: "):
         read_params(tmp_path / "params.yaml")
@@ -55,7 +55,7 @@ def test_a_file_that_is_no_mapping_holds_no_settings(write: Write, content: str)
         read_params(write("params.yaml", content))
 
 
-def test_all_errors_are_told_at_once_each_with_its_place_and_value(write: Write) -> None:
+def test_all_errors_are_listed_at_once_each_with_its_place_and_value(write: Write) -> None:
     path = write("params.yaml", "fit: {epochs: 0, norm: l3, pace: 7}\nrun: {out: 3}\n")
     assert sorted(errors(path)) == [
         "fit.epochs: input should be greater than or equal to 1, not 0",

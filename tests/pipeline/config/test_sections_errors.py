@@ -14,7 +14,7 @@ from tests.parameters import MOVIES, WITH_SURROGATE, changed, check
         (WITH_SURROGATE | {"surrogate.training": {"num_train_epochs": 0}}, "surrogate"),
     ],
 )
-def test_the_settings_of_a_student_and_the_surrogate_override_those_of_distill_and_one_error_is_told_once(
+def test_the_settings_of_a_student_and_the_surrogate_override_those_of_distill_and_one_error_is_listed_once(
     write: Callable[[str, str], Path], changes: dict[str, Any], place: str
 ) -> None:
     status, text = check(write("params.yaml", changed(changes)))

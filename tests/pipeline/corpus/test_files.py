@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_read_is_one_error_with_the_cause(
     assert line.endswith(cause)
 
 
-def test_a_missing_file_and_folders_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_folders_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").mkdir()
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
     assert errors_of(tmp_path / "y.csv") == ["y.csv: the file does not exist"]

@@ -124,7 +124,7 @@ def test_what_save_to_disk_wrote_is_read(tmp_path: Path, save: Callable[[Any, Pa
 
 
 def test_csv_of_the_hub_is_fetched_and_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = written(tmp_path / "snapshot/train.csv", "text,label\nN/A,None\n")
+    fetched = written(tmp_path / "downloaded/train.csv", "text,label\nN/A,None\n")
     config = datasets.load_dataset_builder("csv", data_files=str(fetched)).config
     config.data_files = {"train": ["hf://datasets/org/set@main/train.csv"]}
     builder = SimpleNamespace(name="csv", config=config, info=SimpleNamespace(features=None))

@@ -20,9 +20,9 @@ def task(metric: Metric, labels: int = 2) -> Task:
     return Task(name="t", kind=kind, metric=metric, labels=names, pair=False)
 
 
-def one_hot(answers: Floats, outputs: int) -> Floats:
-    """Logits whose highest is that of the answer."""
-    logits: Floats = np.eye(outputs)[answers.astype(int)] * 3 - 1
+def one_hot(predictions: Floats, outputs: int) -> Floats:
+    """Logits whose highest is that of the prediction."""
+    logits: Floats = np.eye(outputs)[predictions.astype(int)] * 3 - 1
     return logits
 
 
@@ -30,13 +30,13 @@ def one_hot(answers: Floats, outputs: int) -> Floats:
 @settings(max_examples=8)
 def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Generator, count: int) -> None:
     labels, logits = generator.integers(0, count, 40), generator.normal(size=(40, count)).astype(np.float32)
-    answers = logits.argmax(axis=1)
+    predictions = logits.argmax(axis=1)
     wanted = {
-        "accuracy": sklearn.metrics.accuracy_score(labels, answers),
-        "macro_f1": sklearn.metrics.f1_score(labels, answers, average="macro"),
-        "mcc": sklearn.metrics.matthews_corrcoef(labels, answers),
+        "accuracy": sklearn.metrics.accuracy_score(labels, predictions),
+        "macro_f1": sklearn.metrics.f1_score(labels, predictions, average="macro"),
+        "mcc": sklearn.metrics.matthews_corrcoef(labels, predictions),
     }
-    wanted |= {"f1": sklearn.metrics.f1_score(labels, answers)} if count == 2 else {}
+    wanted |= {"f1": sklearn.metrics.f1_score(labels, predictions)} if count == 2 else {}
     assert {metric: measure(task(metric, count), labels, logits) for metric in wanted} == pytest.approx(wanted)  # type: ignore[arg-type]
     assert {*wanted, "f1"} == {*fitting_metrics("classification")}
 
@@ -49,20 +49,16 @@ def test_regression_is_measured_as_scipy_does(generator: np.random.Generator) ->
     assert measure(task("spearman"), labels, logits) == pytest.approx(scipy.stats.spearmanr(labels, logits[:, 0])[0])
 
 
-LABELS, ANSWERS = np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])
-"""F1 is 4/5 for the second label and 2/3 for the first."""
-
-
 @pytest.mark.parametrize("metric", fitting_metrics("regression"))
 @pytest.mark.filterwarnings("error")
-def test_a_correlation_with_equal_answers_or_equal_labels_is_zero_and_no_warning(metric: Metric) -> None:
+def test_a_correlation_with_equal_predictions_or_equal_labels_is_zero_and_no_warning(metric: Metric) -> None:
     varied, equal = np.array([1.0, 2.0, 4.0]), np.full(3, 0.3)
-    for labels, answers in ((varied, equal), (equal, varied), (equal, equal), (equal[:1], varied[:1])):
-        assert measure(task(metric), labels, answers[:, None]) == 0
+    for labels, predictions in ((varied, equal), (equal, varied), (equal, equal), (equal[:1], varied[:1])):
+        assert measure(task(metric), labels, predictions[:, None]) == 0
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "macro_f1", "mcc"])
-def test_one_answer_to_all_is_the_one_that_is_worth_most(metric: Metric) -> None:
+def test_the_constant_prediction_is_the_one_that_is_worth_most(metric: Metric) -> None:
     """Of F1 that is the second label, however rare it is."""
     labels = np.array([0.0] * 6 + [1.0] * 4)
     found = constant_prediction(task(metric), labels)
@@ -78,6 +74,6 @@ def test_a_folder_that_no_stage_made_is_an_error_with_the_way_out(tmp_path: Path
         Task.read(tmp_path)
 
 
-def test_an_answer_that_no_row_has_costs_macro_f1_one_error_and_not_a_whole_label() -> None:
-    answers = np.array([0, 2, 1, 1])
-    assert measure(task("macro_f1", 3), np.array([0, 0, 1, 1]), one_hot(answers, 3)) == pytest.approx((2 / 3 + 1) / 2)
+def test_a_prediction_that_no_row_has_as_label_costs_macro_f1_one_error_and_not_a_whole_label() -> None:
+    predictions = np.array([0, 2, 1, 1])
+    assert measure(task("macro_f1", 3), np.array([0, 0, 1, 1]), one_hot(predictions, 3)) == pytest.approx((2 / 3 + 1) / 2)

@@ -28,7 +28,7 @@ class SmallModel:
     def __init__(self, seed: int = 0, outputs: int = OUTPUTS, rows: int = ROWS) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.words, self.noise = torch.randn(2, rows, TOKENS, WIDTH, generator=generator)
-        self.mixing = torch.randn(TOKENS, TOKENS, generator=generator) / TOKENS**0.5
+        self.attention = torch.randn(TOKENS, TOKENS, generator=generator) / TOKENS**0.5
         self.hidden = torch.randn(WIDTH, 16, generator=generator)
         self.out = torch.randn(16, outputs, generator=generator)
         self.free = torch.arange(TOKENS) < torch.randint(1, TOKENS + 1, (rows, 1), generator=generator)
@@ -40,8 +40,8 @@ class SmallModel:
         return self.of_rows(delta, slice(None))
 
     def of_rows(self, delta: Tensor, rows: slice) -> Tensor:
-        mixed = torch.einsum("st,rtw->rsw", self.mixing, self.words[rows] + delta)
-        return (mixed @ self.hidden).tanh().mean(dim=1) @ self.out
+        attended = torch.einsum("st,rtw->rsw", self.attention, self.words[rows] + delta)
+        return (attended @ self.hidden).tanh().mean(dim=1) @ self.out
 
     @property
     def clean(self) -> Tensor:

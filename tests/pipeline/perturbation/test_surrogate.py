@@ -44,7 +44,7 @@ def test_perturbed_variants_follow_the_checkpoints_in_turn(checkpoints: int, wan
     assert checkpoints_followed([True, False, True, True, False, True], checkpoints) == wanted
 
 
-@pytest.mark.parametrize("linear", [LINEAR, LINEAR.T, None], ids=["map", "view", "shared space"])
+@pytest.mark.parametrize("linear", [LINEAR, LINEAR.T, None], ids=["map", "not contiguous", "shared space"])
 def test_a_saved_surrogate_is_read_back(surrogate: SurrogateFolder, linear: torch.Tensor | None) -> None:
     (surrogate.folder / MAP_FILE).unlink()
     surrogate.save(facts(1), linear)
@@ -93,3 +93,10 @@ def test_the_hash_of_a_checkpoint_covers_weights_and_map_and_not_its_place(surro
     assert one not in surrogate.hashes()
     (surrogate.folder / MAP_FILE).unlink()
     assert one not in surrogate.hashes()
+
+
+def test_the_map_commutes_with_adding_delta_and_a_shared_space_needs_none() -> None:
+    generator = torch.Generator().manual_seed(1)
+    words, delta, linear = (torch.randn(shape, generator=generator) for shape in ((5, 16), (3, 5, 16), (16, 4)))
+    assert module.mapped(delta, None) is delta
+    torch.testing.assert_close(words @ linear + module.mapped(delta, linear), (words + delta) @ linear)

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.settings import CodecName
-from pipeline.corpus.encoding import PARTNER_IDS, Batch, collate
+from pipeline.corpus.encoding import Batch, collate
 from pipeline.corpus.task import Task
-from pipeline.perturbation.inputs import OWN_WEIGHT
 from pipeline.shards import writer
 from pipeline.shards.batches import CODES, SCALES, inputs_at, matrix_at, variant_at
 from pipeline.shards.codec import CODECS
@@ -25,25 +24,23 @@ from pipeline.store.keys import Key
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("a", "b", "c"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
 PAD = 7
-"""Not 0, which fills everything else, and itself a token of some partners."""
+"""Not 0, which fills everything else, and itself a token of some rows."""
 WIDTH = 11
 """Its sign bits do not fill whole bytes."""
 SIZES = (10, 1, 13, 4)
 """Rows of the shards; not multiples of the record batch."""
 COUNT = sum(SIZES)
 
-Recipe = tuple[bool, bool]
-"""Whether a row is mixed, and whether it is perturbed."""
-EDITED, PERTURBED, MIXED, BOTH = (False, False), (False, True), (True, False), (True, True)
-RECIPES: list[Recipe] = [PERTURBED, EDITED, MIXED, BOTH, EDITED, PERTURBED, MIXED]
+PERTURBED = [True, False, False, True, False, True, False]
+"""Whether a row is perturbed, in turn."""
 
 Positioned = tuple[Rows, Manifest]
 positions_of = st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=24).map(lambda found: np.array(found, dtype=np.int64))
 
 
-def row(number: int, codec: CodecName, types: bool, recipe: Recipe) -> dict[str, Any]:
+def row(number: int, codec: CodecName, types: bool, perturbed: bool) -> dict[str, Any]:
     """A random row of 1 to 9 tokens."""
-    generator, (mixed, moved) = np.random.default_rng(number), recipe
+    generator = np.random.default_rng(number)
     length = generator.integers(1, 10)
     codes = generator.integers(-127, 128, (length, WIDTH))
     codes = np.where(codes < 0, -1, 1) if codec == "sign" else codes
@@ -53,11 +50,8 @@ def row(number: int, codec: CodecName, types: bool, recipe: Recipe) -> dict[str,
         "input_ids": generator.integers(0, 99, length),
         "label": None,
         "teacher_logits": generator.normal(size=3).astype(np.float32),
-        "partner_id": "another" if mixed else None,
-        "partner_ids": generator.choice([PAD, 0, 50], length) if mixed else None,
-        "own_weight": number % 4 / 4 if mixed else None,
-        "delta": CODECS[codec].pack(codes.astype(CODECS[codec].dtype)) if moved else None,
-        "delta_scale": generator.random(length, dtype=np.float32) if moved else None,
+        "delta": CODECS[codec].pack(codes.astype(CODECS[codec].dtype)) if perturbed else None,
+        "delta_scale": generator.random(length, dtype=np.float32) if perturbed else None,
         "perturbed_logits": generator.normal(size=3).astype(np.float32),
         "divergence": 0.1,
         "flipped": False,
@@ -65,13 +59,13 @@ def row(number: int, codec: CodecName, types: bool, recipe: Recipe) -> dict[str,
     }
 
 
-def write(folder: Path, codec: CodecName = "int8", types: bool = True, recipes: Sequence[Recipe] = RECIPES) -> Positioned:
+def write(folder: Path, codec: CodecName = "int8", types: bool = True, perturbed: Sequence[bool] = PERTURBED) -> Positioned:
     """Shards of several record batches."""
     schema, entries = shard_schema("variants", "classification", types), []
     for number, rows in enumerate(SIZES):
         key = KEY | {"examples": str(number)}
         first = sum(SIZES[:number])
-        held = [row(place, codec, types, recipes[place % len(recipes)]) for place in range(first, first + rows)]
+        held = [row(place, codec, types, perturbed[place % len(perturbed)]) for place in range(first, first + rows)]
         by_column = {name: [one[name] for one in held] for name in held[0]}
         receipt = write_shard(folder / f"{number}.arrow", schema, by_column, key, {}, {})
         entries.append(ShardEntry(file=f"{number}.arrow", split="train", variant=1, partition=number, receipt=receipt))
@@ -100,7 +94,7 @@ def small_batches() -> Any:
 
 @pytest.fixture(scope="module", params=[("float16", True), ("int8", False), ("sign", True)], ids=lambda found: found[0])
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small_batches: None) -> Any:
-    """Rows of all recipes, in every codec, with token types and without."""
+    """Perturbed and edited rows, in every codec, with token types and without."""
     return write(tmp_path_factory.mktemp("stored"), *request.param)
 
 
@@ -117,10 +111,6 @@ def by_hand(rows: Sequence[Row], manifest: Manifest) -> Batch:
     assert manifest.coding is not None
     codec = manifest.coding.codec
     batch = collate([row.input_ids for row in rows], types_of(rows), PAD)
-    if any(row.partner_ids is not None for row in rows):
-        partners = [row.input_ids if row.partner_ids is None else row.partner_ids for row in rows]
-        batch[PARTNER_IDS] = collate(partners, None, PAD)["input_ids"]
-        batch[OWN_WEIGHT] = torch.tensor([1.0 if row.own_weight is None else row.own_weight for row in rows])
     if any(row.delta is not None for row in rows):
         codes = torch.zeros((*batch["input_ids"].shape, WIDTH), dtype=torch.from_numpy(np.zeros(1, CODECS[codec].dtype)).dtype)
         scales = torch.zeros(batch["input_ids"].shape)
@@ -146,7 +136,7 @@ def test_inputs_equal_the_collated_rows(stored: Positioned, positions: Positions
 
 
 @given(positions=positions_of)
-def test_variants_equal_the_rows_mixed_and_decoded_one_by_one(stored: Positioned, positions: Positions) -> None:
+def test_variants_equal_the_rows_decoded_one_by_one(stored: Positioned, positions: Positions) -> None:
     rows, manifest = stored
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
 
@@ -158,9 +148,9 @@ def test_a_matrix_stacks_the_lists_of_the_rows(stored: Positioned, positions: Po
     np.testing.assert_array_equal(found.numpy(), np.stack([row.perturbed_logits for row in rows_at(stored[0], positions)]))
 
 
-@pytest.mark.parametrize("recipe", [EDITED, PERTURBED, MIXED])
-def test_shards_of_a_single_recipe_have_columns_of_nulls(recipe: Recipe, tmp_path: Path, small_batches: None) -> None:
-    rows, manifest = write(tmp_path, recipes=[recipe])
+@pytest.mark.parametrize("perturbed", [True, False])
+def test_shards_of_a_single_recipe_are_read_as_well(perturbed: bool, tmp_path: Path, small_batches: None) -> None:
+    rows, manifest = write(tmp_path, perturbed=[perturbed])
     positions = np.array([20, 3, 3, 27, 0, 11])
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
 

@@ -101,7 +101,7 @@ def test_a_folder_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("found", [FORMAT_VERSION + 1, None, str(FORMAT_VERSION)])
-def test_another_format_version_is_refused_before_its_fields_are_validated(tmp_path: Path, found: object) -> None:
+def test_another_format_version_is_rejected_before_its_fields_are_validated(tmp_path: Path, found: object) -> None:
     (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": found, "of": "the future"}), encoding="utf-8")
     with pytest.raises(ShardMismatch, match=rf"format_version is {found}, this version reads {FORMAT_VERSION}; .* dvc repro$"):
         Manifest.read(tmp_path)
@@ -141,7 +141,7 @@ def test_the_lineage_depends_on_the_teacher_and_not_on_its_folder(teacher: Path,
 @pytest.mark.parametrize(
     ("recipes", "variants", "used", "perturbed"),
     [
-        ([["mask", "perturb"], ["mix"]], 5, [["mask", "perturb"], ["mix"]], True),
+        ([["mask", "perturb"], ["swap"]], 5, [["mask", "perturb"], ["swap"]], True),
         ([["mask"], ["perturb"]], 1, [["mask"]], False),
         ([["perturb"]], 0, [], False),
     ],

@@ -27,7 +27,7 @@ KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
 WIDTH = 3
 
 
-EDITED, MIXED = 3, 4  # variants without δ; the others are perturbed
+EDITED = 3  # the variant without δ; the others are perturbed
 
 
 def columns(ids: Sequence[str], variant: int, task: Task, types: bool) -> dict[str, Any]:
@@ -45,14 +45,10 @@ def columns(ids: Sequence[str], variant: int, task: Task, types: bool) -> dict[s
         shared["token_type_ids"] = [[0, *[1] * (n % 5 + 1)] for n in numbers]
     if variant == 0:
         return shared
-    coded, mixed = variant not in (EDITED, MIXED), variant == MIXED
     deltas = [np.full((n % 5 + 2, WIDTH), n % 100, np.int8) for n in numbers]
     return shared | {
-        "partner_id": [f"row-{n + 1}" if mixed else None for n in numbers],
-        "partner_ids": [[n + 1, *range(10, n % 5 + 11)] if mixed else None for n in numbers],
-        "own_weight": [n / 8 if mixed else None for n in numbers],
-        "delta": [delta.tobytes() if coded else None for delta in deltas],
-        "delta_scale": [[variant / 4] * len(delta) if coded else None for delta in deltas],
+        "delta": [None if variant == EDITED else delta.tobytes() for delta in deltas],
+        "delta_scale": [None if variant == EDITED else [variant / 4] * len(delta) for delta in deltas],
         "perturbed_logits": [[n + variant, n - variant][: task.outputs] for n in numbers],
         "divergence": [0.1] * len(ids),
         "flipped": [False] * len(ids),
@@ -129,9 +125,9 @@ def test_regression_has_one_logit_and_fractional_labels(tmp_path: Path) -> None:
 
 @pytest.fixture
 def variants(tmp_path: Path, small_batches: None) -> Rows:
-    """Perturbed, edited and mixed rows of nine examples in shards of several record batches: 27 rows."""
-    write(tmp_path / "variants", {("train", number): [names(5), names(4, 5)] for number in (2, EDITED, MIXED)})
-    return Shards(tmp_path / "variants").rows("train", 2, EDITED, MIXED)
+    """Perturbed and edited rows of nine examples in shards of several record batches: 18 rows."""
+    write(tmp_path / "variants", {("train", number): [names(5), names(4, 5)] for number in (2, EDITED)})
+    return Shards(tmp_path / "variants").rows("train", 2, EDITED)
 
 
 NOTHING = np.zeros(0)
@@ -140,14 +136,13 @@ LISTS: dict[str, Any] = {
     "input_ids": lambda row: row.input_ids,
     "token_type_ids": lambda row: row.token_type_ids,
     "teacher_logits": lambda row: row.teacher_logits,
-    "partner_ids": lambda row: NOTHING if row.partner_ids is None else row.partner_ids,
     "delta": lambda row: NOTHING if row.delta is None else np.frombuffer(row.delta, dtype=np.uint8),
     "delta_scale": lambda row: NOTHING if row.delta_scale is None else row.delta_scale,
     "perturbed_logits": lambda row: row.perturbed_logits,
 }
 """Columns of lists or bytes, and their value in a row."""
 
-any_positions = st.lists(st.integers(0, 26), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
+any_positions = st.lists(st.integers(0, 17), max_size=40).map(lambda found: np.array(found, dtype=np.int64))
 repeatedly = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -159,17 +154,13 @@ def test_columns_at_any_positions_are_those_of_the_rows_one_by_one(variants: Row
         wanted, found = [of_row(row) for row in rows], variants.lists_at(name, positions)
         assert found.lengths.tolist() == [len(one) for one in wanted], name
         assert found.values.tolist() == [value for one in wanted for value in one.tolist()], name
-    weights = np.array([np.nan if row.own_weight is None else row.own_weight for row in rows], np.float32)
-    np.testing.assert_array_equal(variants.numbers_at("own_weight", positions), weights, strict=True)
 
 
 def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) -> None:
-    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight"}
-    for read, name in columns.items():
-        for positions in ([0, 27], [-2], [-1, 3]):
-            with pytest.raises(IndexError, match="27 rows have no positions"):
-                read(name, np.array(positions))
-    for position in (27, -1):
+    for positions in ([0, 18], [-2], [-1, 3]):
+        with pytest.raises(IndexError, match="18 rows have no positions"):
+            variants.lists_at("input_ids", np.array(positions))
+    for position in (18, -1):
         with pytest.raises(IndexError):
             variants[position]
 
@@ -177,7 +168,7 @@ def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) ->
 def test_lists_keep_the_type_of_their_column_however_few_rows_are_asked_for(variants: Rows) -> None:
     kinds: dict[str, Any] = {"input_ids": np.int32, "token_type_ids": np.int8, "delta_scale": np.float32, "delta": np.uint8}
     for name, kind in kinds.items():
-        for positions in (np.zeros(0, dtype=np.int64), np.array([20]), np.arange(27)):
+        for positions in (np.zeros(0, dtype=np.int64), np.array([12]), np.arange(18)):
             found = variants.lists_at(name, positions)
             assert found.values.dtype == kind, (name, positions)
             assert found.lengths.dtype == np.int64
@@ -205,21 +196,17 @@ def test_lists_are_padded_on_the_right(lists: list[list[int]], longer: int, fill
     assert inside.tolist() == [[True] * len(one) + [False] * (longest - len(one)) for one in lists]
 
 
-@pytest.mark.parametrize("variant", [2, EDITED, MIXED])
+@pytest.mark.parametrize("variant", [2, EDITED])
 def test_a_row_has_only_the_columns_of_its_recipe(variants: Rows, variant: int) -> None:
     rows = [row for row in variants if row.variant == variant]
     assert len(rows) == 9
     for number, row in enumerate(rows):
         assert (row.delta is not None, row.delta_scale is not None) == (variant == 2,) * 2
-        assert (row.partner_ids is not None, row.own_weight is not None) == (variant == MIXED,) * 2
         np.testing.assert_array_equal(row.perturbed_logits, [number + variant, number - variant])
         if row.delta is not None:
             codes = CODECS["int8"].unpack(row.delta, WIDTH)
             np.testing.assert_array_equal(codes, np.full((len(row.input_ids), WIDTH), number))
             np.testing.assert_array_equal(row.delta_scale, [0.5] * len(row.input_ids))
-        if row.partner_ids is not None:
-            np.testing.assert_array_equal(row.partner_ids, [number + 1, *range(10, number % 5 + 11)])
-            assert row.own_weight == number / 8, "0 is a share, not the lack of one"
 
 
 def test_a_split_a_variant_and_a_shard_have_their_own_rows(tmp_path: Path) -> None:
@@ -255,7 +242,7 @@ def test_join_finds_the_variant_of_every_example_in_any_order(
         (["row-1", "row-1"], names(2, 1), "0 of 2 examples have no variant, and there are 2 rows of variants"),
     ],
 )
-def test_join_refuses_missing_and_surplus_rows(tmp_path: Path, examples: list[str], variants: list[str], sentence: str) -> None:
+def test_join_rejects_missing_and_surplus_rows(tmp_path: Path, examples: list[str], variants: list[str], sentence: str) -> None:
     write(tmp_path / "soft_labels", {("train", 0): [examples]})
     write(tmp_path / "shards", {("train", 1): [variants]})
     of_soft_labels, of_shards = Shards(tmp_path / "soft_labels").rows("train", 0), Shards(tmp_path / "shards").rows("train", 1)
@@ -294,7 +281,7 @@ def other_teacher(content: dict[str, Any]) -> None:
         (lambda content: content.update(token_types=False), "other columns than format version"),
     ],
 )
-def test_a_shard_of_another_key_or_schema_is_refused(tmp_path: Path, change: Any, said: str) -> None:
+def test_a_shard_of_another_key_or_schema_is_rejected(tmp_path: Path, change: Any, said: str) -> None:
     write(tmp_path, {("train", 1): [names(3)]})
     content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
     change(content)

@@ -5,7 +5,6 @@ from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 from pipeline.shards.schema import Content, description_of, shard_schema, with_metadata
 
-MIXED, PERTURBED = {"partner_id", "partner_ids", "own_weight"}, {"delta", "delta_scale"}
 CONTENTS: tuple[Content, ...] = ("soft_labels", "variants")
 KINDS: tuple[Kind, ...] = ("classification", "regression")
 
@@ -13,7 +12,7 @@ KINDS: tuple[Kind, ...] = ("classification", "regression")
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_labels_and_the_columns_of_other_recipes_may_be_null(kind: Kind) -> None:
     nullable = {c: {field.name for field in shard_schema(c, kind, True) if field.nullable} for c in CONTENTS}
-    assert nullable == {"soft_labels": {"label"}, "variants": {"label"} | MIXED | PERTURBED}
+    assert nullable == {"soft_labels": {"label"}, "variants": {"label", "delta", "delta_scale"}}
 
 
 def test_a_description_is_read_back() -> None:

@@ -19,7 +19,7 @@ WIDTH = 4
 
 
 def columns(rows: int) -> dict[str, Any]:
-    """Of three rows the first is perturbed, the second mixed with itself, and the third only edited."""
+    """Of three rows the first is perturbed, the others are only edited."""
     random = np.random.default_rng(rows)
     ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 12, rows)]
     return {
@@ -29,9 +29,6 @@ def columns(rows: int) -> dict[str, Any]:
         "token_type_ids": [np.zeros(len(row), dtype=np.int8) for row in ids],
         "label": [None if number % 5 == 4 else number % 2 for number in range(rows)],
         "teacher_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
-        "partner_id": [f"train-{number}" if number % 3 == 1 else None for number in range(rows)],
-        "partner_ids": [row if number % 3 == 1 else None for number, row in enumerate(ids)],
-        "own_weight": [0.75 if number % 3 == 1 else None for number in range(rows)],
         "delta": [random.bytes(len(row) * WIDTH) if number % 3 == 0 else None for number, row in enumerate(ids)],
         "delta_scale": [random.random(len(row), np.float32) if number % 3 == 0 else None for number, row in enumerate(ids)],
         "perturbed_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
@@ -89,7 +86,7 @@ def test_same_rows_and_key_give_the_same_bytes_in_whatever_form(tmp_path: Path) 
         {"comment": ["a", "b", "c"]},
     ],
 )
-def test_columns_that_do_not_fit_the_schema_are_refused_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_columns_of_another_schema_are_rejected_and_nothing_is_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     given = {name: values for name, values in (columns(3) | changes).items() if values is not ...}
     with pytest.raises((TypeError, ValueError, KeyError)):
         write(tmp_path / "x.arrow", given)
