@@ -1,4 +1,4 @@
-"""check: validates all of params.yaml, its entries against each other and against the models that they name (no stage)."""
+"""check: validates params.yaml, its entries against each other and against the models that they name (not a DVC stage)."""
 
 from pathlib import Path
 

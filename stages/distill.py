@@ -1,4 +1,4 @@
-"""Trains one student from the shards, or all students at once."""
+"""distill: one student trained from the shards, or all students at once."""
 
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ class Sections(Settings):
 
 @stage
 @click.option("--student", help="Name of the student in params.yaml.")
-@folder_option("--soft-labels", "Shards with the clean inputs and the teacher's logits.", required=False)
-@folder_option("--shards", "Shards with the variants.", required=False)
-@folder_option("--teacher", "The teacher: its tokenizer and first weights are copied; it never runs.", required=False)
+@folder_option("--soft-labels", "Output of `soft_label`.", required=False)
+@folder_option("--shards", "Output of `augment`.", required=False)
+@folder_option("--teacher", "Output of `teach`: tokenizer and initial weights; the teacher never runs.", required=False)
 @params_option
 @out_option("Folder for the student in Hugging Face's format; replaced as a whole.", LINEAGE_FILE, required=False)
 @click.option("--cost", type=click.Path(path_type=Path), help="File for the time and steps of the training.")

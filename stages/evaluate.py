@@ -1,4 +1,4 @@
-"""Evaluates one student: data/soft_labels, teacher, student → data/evaluation/<task>/<student>."""
+"""evaluate: one student measured on the test split: metric, agreement with the teacher, size and speed."""
 
 from functools import partial
 from pathlib import Path
@@ -35,9 +35,9 @@ class Needs(Settings):
 
 
 @stage
-@folder_option("--soft-labels", "Shards with the clean inputs and the teacher's logits.")
-@folder_option("--teacher", "The fine-tuned teacher; only its speed is measured here.")
-@folder_option("--student", "The student to evaluate.")
+@folder_option("--soft-labels", "Output of `soft_label`.")
+@folder_option("--teacher", "Output of `teach`; only its speed is measured here.")
+@folder_option("--student", "Output of `distill`.")
 @out_option("Folder for predictions, quality and speed; replaced as a whole.", QUALITY_FILE)
 @params_option
 def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Path) -> None:

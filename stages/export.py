@@ -1,4 +1,4 @@
-"""Exports a student to ONNX: data/soft_labels, student → a folder for onnxruntime (a command, not a DVC stage)."""
+"""export: a student as a folder for onnxruntime (not a DVC stage)."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ class Needs(Settings):
 
 
 @stage
-@folder_option("--soft-labels", "Shards with the clean inputs; the file is checked on their test split.")
-@folder_option("--student", "The student to export.")
+@folder_option("--soft-labels", "Output of `soft_label`; the file is checked on its test split.")
+@folder_option("--student", "Output of `distill`.")
 @out_option("Folder for the ONNX file, tokenizer and configuration; an earlier export is replaced.", FACTS_FILE)
 @click.option("--int8", is_flag=True, help="Also write a file with int8 weights: smaller and faster, slightly less accurate.")
 @params_option

@@ -35,7 +35,7 @@ class Needs(config.Settings):
 def main(task: str, params: Path, out: Path) -> None:
     """Read, check and split the raw data of one task.
 
-    tasks.<task>.corpus names files (csv, tsv, jsonl, parquet) or a set of the hub. All errors are listed with file and
+    tasks.<task>.corpus names files (csv, tsv, jsonl, parquet) or a Hub dataset. All errors are listed with file and
     row before anything is written, including those in the teacher's tokens if it can be loaded. Missing splits are taken
     from the train rows by a hash of the text: equal texts stay together, and rows added later move no other row.
     """

@@ -1,4 +1,4 @@
-"""Writes the report: products of all stages for the tasks and students of params.yaml → data/reports."""
+"""report: the results of all tasks and students as tables, plots and an HTML page."""
 
 from pathlib import Path
 from typing import Any

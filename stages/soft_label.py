@@ -28,8 +28,8 @@ class Needs(Settings):
 def main(prepared: Path, teacher: Path, params: Path, out: Path, plan: bool) -> None:
     """Run the frozen teacher over the clean inputs of every split.
 
-    Workers write one shard per partition to the store. Shards in the store are not computed again. Later stages neither read
-    the texts nor run the teacher on clean inputs.
+    Workers write one shard per partition to the store. Shards in the store are not computed again. The stages
+    surrogate, augment and distill neither read the texts nor run the teacher on clean inputs.
     """
     needs = config.load(params, Needs, inference="inference", runtime="runtime")
     note_slow_precision(params)

@@ -1,4 +1,4 @@
-"""store: lists, verifies and cleans the store of results (no stage)."""
+"""store: lists, verifies and cleans the store of results (not a DVC stage)."""
 
 import time
 from collections.abc import Iterable
@@ -99,11 +99,11 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
 @click.option("--everything", is_flag=True, help="Continue although a --data folder has no manifest: nothing there is in use.")
 @click.option("--delete", is_flag=True, help="Delete; without it nothing is deleted.")
 def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: float, everything: bool, delete: bool) -> None:
-    """List the entries that no product uses, and delete them with --delete.
+    """List the entries that no output uses, and delete them with --delete.
 
-    Only finished stages have a manifest: finish or repeat an interrupted stage before, else its results count as unused once
-    they are old enough. Abandoned partial folders and checkpoints of unfinished trainings are included if older than an hour;
-    a training that runs on this machine is never deleted.
+    Only finished stages have a manifest: finish or repeat an interrupted stage first; otherwise its results count as unused
+    once they are old enough. Abandoned partial folders and checkpoints of unfinished trainings are included if older than an
+    hour; a training that runs on this machine is never deleted.
     """
     store = _store(named, params)
     uses = collect.uses_of(data, store)

@@ -1,4 +1,4 @@
-"""surrogate: a small student of the soft labels whose checkpoints give the gradient of perturbations."""
+"""surrogate: a small student trained on the soft labels only, whose checkpoints give the gradient of perturbations."""
 
 from pathlib import Path
 
@@ -28,14 +28,15 @@ class Needs(Settings):
 @stage
 @click.option("--task", required=True, help="Name of the task in params.yaml.")
 @folder_option("--soft-labels", "Output of `soft_label`.")
-@folder_option("--teacher", "Output of `teach`: tokenizer, configuration and first weights; the teacher never runs.")
+@folder_option("--teacher", "Output of `teach`: tokenizer, configuration and initial weights; the teacher never runs.")
 @params_option
 @out_option("Folder for the checkpoints, or the note that none are needed; replaced as a whole.", SURROGATE_FILE)
 def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -> None:
     """Train the surrogate of one task, if its variants follow the gradient of one.
 
-    A perturbation that moves the teacher need not move a student. With `gradient_from: surrogate` variant i is searched by the
-    gradient of checkpoint i and labelled by the teacher. A finished training is fetched from the store; a killed one resumes.
+    A perturbation that moves the teacher need not move a student. With `gradient_from: surrogate` the perturbed variants
+    follow the gradients of its checkpoints in turn, and the teacher labels them. A finished training is fetched from the
+    store; a killed one resumes.
     """
     config.task_in(params, task)
     check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)

@@ -1,4 +1,4 @@
-"""Student surgery: a model of any depth and width whose first weights are cut from the teacher or another model."""
+"""Student surgery: a model of any depth and width whose initial weights are cut from the teacher or another model."""
 
 import copy
 import re
@@ -76,7 +76,7 @@ def make_student(teacher_folder: ModelFolder, size: SizeSettings, seed: int) -> 
 
 
 def _source(checkpoint: ModelFolder, teacher: ModelFolder) -> PreTrainedModel:
-    """A checkpoint that the first weights are cut from, with a head for the teacher's labels."""
+    """A checkpoint that the initial weights are cut from, with a head for the teacher's labels."""
     check_start(checkpoint, teacher, teacher.tokenizer.model_max_length)
     return load_classifier(checkpoint, teacher.task)
 

@@ -1,4 +1,4 @@
-"""The surrogate: a small student of the soft labels alone, with checkpoints along its training."""
+"""The surrogate: a small student trained on the soft labels only, with checkpoints along its training."""
 
 import shutil
 from dataclasses import replace

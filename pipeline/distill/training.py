@@ -26,10 +26,10 @@ from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine
 AGAIN = "Make them again for this teacher: dvc repro"
 
 Outcome = dict[str, Any]
-"""Result of a training: dev metrics of student and teacher, the best epoch, and facts on the first weights."""
+"""Result of a training: dev metrics of student and teacher, the best epoch, and facts on the initial weights."""
 
 FRESH_SHARE_NOTED = 0.05
-"""Share of random first weights above which a line is printed; a new head has less."""
+"""Share of random initial weights above which a line is printed; a new head has less."""
 
 
 @dataclass(frozen=True)
