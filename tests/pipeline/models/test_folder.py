@@ -124,7 +124,7 @@ def test_errors_name_a_cached_hub_model_by_its_id(hub: Path) -> None:
 
 
 def swap_roles(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The special ids stay the same, but edits mask with one and mixtures pad with another."""
+    """The special ids stay the same, but edits mask with one and batches are padded with another."""
     tokenizer.pad_token, tokenizer.mask_token = tokenizer.mask_token, tokenizer.pad_token
 
 
