@@ -98,7 +98,7 @@ def stored(kin: Folders, recipes: list[list[str]], use: Any = "rotate") -> tuple
 
 
 @pytest.mark.parametrize("recipes", RECIPES)
-def test_a_student_that_is_the_teacher_answers_every_variant_as_it_was_labelled(
+def test_a_student_that_is_the_teacher_has_the_stored_logits_on_every_variant(
     kin: Folders, recipes: list[list[str]], seen: Seen
 ) -> None:
     """Were one of ids, types, δ or mask another than the teacher saw, a logit would differ."""

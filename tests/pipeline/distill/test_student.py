@@ -30,7 +30,7 @@ IDS = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
-def test_a_whole_student_of_every_type_answers_as_its_teacher(kind: str, tmp_path: Path) -> None:
+def test_a_whole_student_of_every_type_has_the_logits_of_its_teacher(kind: str, tmp_path: Path) -> None:
     teacher, batch = of_type(kind), rows_of(kind)
     teacher.save_pretrained(tmp_path)
     student = make_student(ModelFolder(tmp_path), of_size(), seed=0)

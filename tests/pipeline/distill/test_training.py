@@ -46,7 +46,7 @@ def distill(name: str, soft_labels: Path, shards: Path, teacher: Path, settings:
     return obtain(job, runtime_at(out.parent / f"of-{out.name}"), out, out.with_suffix(".json"))
 
 
-def test_a_student_comes_to_answer_as_its_teacher(made: Folders, teacher: Path, tmp_path: Path) -> None:
+def test_a_student_comes_to_predict_as_its_teacher(made: Folders, teacher: Path, tmp_path: Path) -> None:
     distill("half", *made, teacher, student_settings({"num_train_epochs": 12}), tmp_path / "half")
     losses = [float(line.split(",")[2]) for line in (tmp_path / "half" / "history.csv").read_text().splitlines()[1:]]
     assert min(losses) < losses[0] / 2

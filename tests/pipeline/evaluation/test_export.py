@@ -396,7 +396,7 @@ def test_what_onnxruntime_cannot_run_is_a_sentence(
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_int8_keeps_every_matrix_in_a_byte_with_a_scale_a_column_and_answers_almost_alike(
+def test_int8_keeps_every_matrix_in_a_byte_with_a_scale_a_column_and_has_almost_the_same_logits(
     kind: str, graph_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     model, path = tried(kind), tmp_path / "model.int8.onnx"
