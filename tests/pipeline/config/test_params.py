@@ -8,11 +8,10 @@ import yaml
 from dvc.utils.serialize import dumps_yaml, modify_yaml, parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.errors import Faults, PipelineError
-from pipeline.config.params import Settings, load, lookup, naming_faults, read_params
-from pipeline.perturbation.search import Effect
+from pipeline.config.params import Settings, load, naming_faults, read_params
 from tests.parameters import ROOT
 
 Write = Callable[[str, str], Path]
@@ -40,51 +39,14 @@ def faults(path: Path, model: type[Settings] = Needs, **places: Any) -> list[str
     return list(refusal.value.faults)
 
 
-def test_sections_are_read_from_where_they_lie(write: Write) -> None:
-    needs = load(write("params.yaml", WHOLE), Needs, fit="fit", out="run.out")
-    assert needs == Needs(fit=Fit(epochs=3, rate=0.5), out="here")
-
-
-def test_sections_that_a_stage_does_not_need_may_hold_anything(write: Write) -> None:
-    path = write("params.yaml", WHOLE + "report: [1, {a: .nan}]\n")
-    assert load(path, Needs, fit="fit", out="run.out").out == "here"
-
-
-def test_a_missing_file_is_a_sentence_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"params\.yaml does not exist; .* --params$"):
-        read_params(tmp_path / "params.yaml")
-
-
 @pytest.mark.parametrize(
     "content",
-    [
-        b"a: [1",
-        b"a: b: c",
-        b"\xff\xfe\xfa",
-        b"\t- x: [",
-        b"a: 1\n---\nb: 1",
-        b"a: *b",
-        b"\x00",
-        b"a: !!int x",
-        b"a: !!bool x",
-        b"? - -",
-    ],
+    [b"a: b: c", b"\xff\xfe", b"a: 1\n---\nb: 1", b"a: *b", b"a: !!int x", b"? - -", b"a: !!python/object/apply:os.getcwd []"],
 )
 def test_what_is_no_yaml_is_refused_with_the_files_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(PipelineError, match=r"params\.yaml is not readable YAML: "):
         read_params(tmp_path / "params.yaml")
-
-
-def test_a_fault_of_the_syntax_is_told_with_file_line_and_column(write: Write) -> None:
-    path = write("params.yaml", "a: 1\nb: c: d\n")
-    with pytest.raises(PipelineError, match=rf'mapping values are not allowed here\n +in "{path}", line 2, column 5'):
-        read_params(path)
-
-
-def test_yaml_that_makes_objects_is_refused(write: Write) -> None:
-    with pytest.raises(PipelineError, match="not readable YAML"):
-        read_params(write("params.yaml", "a: !!python/object/apply:os.getcwd []"))
 
 
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text", "3"])
@@ -104,17 +66,9 @@ def test_all_faults_are_told_at_once_each_with_its_place_and_value(write: Write)
     ]
 
 
-def test_the_heading_counts_the_faults_and_says_that_nothing_was_written(write: Write) -> None:
-    for content, count in (("fit: {epochs: 0, rate: 0}\nrun: {out: x}", "2 faults"), ("fit: {}\n", "3 faults")):
-        path = write("params.yaml", content)
-        with pytest.raises(Faults, match=rf"^{path}: {count}, nothing was written\n"):
-            load(path, Needs, fit="fit", out="run.out")
-    assert str(Faults("x", ["only"])) == "x: 1 fault, nothing was written\n  - only"
-
-
 @pytest.mark.parametrize(
-    ("text", "field"),
-    [("'3'", "epochs"), ("3.0", "epochs"), ("true", "epochs"), ("'0.5'", "rate"), ("yes", "rate"), ("[l2]", "norm")],
+    ("field", "text"),
+    [("epochs", "'3'"), ("epochs", "3.0"), ("epochs", "true"), ("rate", "'0.5'"), ("rate", ".nan"), ("norm", "[l2]")],
 )
 def test_no_value_is_converted_silently(write: Write, text: str, field: str) -> None:
     section = {"epochs": "3", "rate": "0.5"} | {field: text}
@@ -123,29 +77,10 @@ def test_no_value_is_converted_silently(write: Write, text: str, field: str) -> 
     assert fault.startswith(f"fit.{field}: input should be ")
 
 
-@pytest.mark.parametrize("text", [".nan", ".inf", "-.inf"])
-def test_what_is_no_finite_number_is_refused(write: Write, text: str) -> None:
-    (fault,) = faults(write("params.yaml", f"fit: {{epochs: 1, rate: {text}}}\nrun: {{out: x}}"))
-    assert fault.startswith("fit.rate: input should be ")
-
-
-def test_settings_do_not_change_after_reading(write: Write) -> None:
-    needs = load(write("params.yaml", WHOLE), Needs, fit="fit", out="run.out")
-    with pytest.raises(ValidationError, match="frozen"):
-        needs.fit.epochs = 4  # type: ignore[misc]
-
-
-def after(fault: str, start: str) -> str:
-    return fault.split(start)[1].split(")")[0]
-
-
-class Forms(Settings):
-    """Settings that may be written in several ways."""
-
-    radius: float | Fit
-
-
 def test_of_a_setting_with_several_forms_what_each_wants_is_told_and_what_was_given(write: Write) -> None:
+    class Forms(Settings):
+        radius: float | Fit
+
     class Several(Settings):
         search: Forms
 
@@ -162,7 +97,7 @@ def test_a_section_without_settings_is_empty_and_not_missing(write: Write) -> No
 
 
 @given(number=st.floats(1e-300, 1e300), digits=st.integers(0, 16), dot=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
 def test_every_spelling_of_a_number_is_that_number(write: Write, number: float, digits: int, dot: bool) -> None:
     text = f"{number:.{digits}e}"
     text = text if dot else text.replace("e+", "e").replace(".", "")
@@ -174,15 +109,8 @@ def test_every_spelling_of_a_number_is_that_number(write: Write, number: float, 
 @pytest.mark.parametrize("text", ["1e3", "2E1", "20.0", "'2e1'"])
 def test_a_whole_number_with_point_or_exponent_comes_with_a_spelling_that_works(write: Write, text: str) -> None:
     (fault,) = faults(write("params.yaml", f"fit: {{epochs: {text}, rate: 0.5}}\nrun: {{out: x}}"))
-    path = write("params.yaml", f"fit: {{epochs: {after(fault, 'write ')}, rate: 0.5}}\nrun: {{out: x}}")
+    path = write("params.yaml", f"fit: {{epochs: {fault.split('write ')[1].split(')')[0]}, rate: 0.5}}\nrun: {{out: x}}")
     assert load(path, Needs, fit="fit", out="run.out").fit.epochs == int(float(text.strip("'")))
-
-
-@pytest.mark.parametrize("text", ["3", "1_000"])
-def test_a_quoted_number_is_to_be_written_without_quotes(write: Write, text: str) -> None:
-    (fault,) = faults(write("params.yaml", f"fit: {{epochs: '{text}', rate: 0.5}}\nrun: {{out: x}}"))
-    assert fault == f"fit.epochs: input should be a valid integer, not '{text}' (write it without quotes)"
-    assert read_params(write("params.yaml", f"epochs: {text}")) == {"epochs": int(text)}
 
 
 @pytest.mark.parametrize("text", ["7e12345", "123", "1.5", "true"])
@@ -218,10 +146,6 @@ def test_values_are_read_as_dvc_reads_them_but_for_dates_which_are_texts(write: 
         assert parse_yaml(f"a: {text}", "params.yaml") == {"a": value}
 
 
-def test_a_date_can_name_a_section_and_a_label(write: Write) -> None:
-    assert read_params(write("params.yaml", "2020-01-01: [2020-01-01]")) == {"2020-01-01": ["2020-01-01"]}
-
-
 texts = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=12)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | texts
@@ -232,7 +156,7 @@ values = st.recursive(
 
 
 @given(content=st.dictionaries(texts, values, min_size=1, max_size=4))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 def test_what_dvc_writes_is_read_as_what_it_was_given(write: Write, content: dict[str, Any]) -> None:
     assert read_params(write("params.yaml", dumps_yaml(content))) == content
 
@@ -260,12 +184,13 @@ def test_the_projects_own_file_says_the_same_to_readers_of_yaml_1_1() -> None:
     assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == read_params(ROOT / "params.yaml")
 
 
-def test_what_was_read_can_be_changed_without_changing_what_is_read_next(write: Write) -> None:
-    path = write("params.yaml", WHOLE)
-    read_params(path)["fit"]["epochs"] = 4
-    assert read_params(path)["fit"]["epochs"] == 3
-    write("params.yaml", WHOLE.replace("3", "5"))
-    assert read_params(path)["fit"]["epochs"] == 5
+def test_a_missing_file_and_a_value_in_place_of_a_section_are_sentences(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"absent\.yaml does not exist; .* --params$"):
+        read_params(tmp_path / "absent.yaml")
+    (fault,) = faults(write("params.yaml", "fit: 5\nrun: {out: x}\n"))
+    assert fault == "fit: must be a mapping of names to settings, not 5"
+    (fault,) = faults(write("params.yaml", "tasks: 3\nrun: {out: x}\n"), fit="tasks.movies.fit")
+    assert fault.startswith("tasks.movies.fit is missing")
 
 
 def test_a_section_that_is_not_there_is_named_with_those_that_are(write: Write) -> None:
@@ -276,18 +201,6 @@ def test_a_section_that_is_not_there_is_named_with_those_that_are(write: Write) 
     assert fault == "jobs.movies.fit is missing: there is no jobs, only tasks, run"
     (fault,) = faults(path, fit="tasks.news.fit")
     assert fault == "tasks.news.fit is missing"
-
-
-def test_a_name_below_a_value_that_is_no_section_is_missing_and_no_traceback(write: Write) -> None:
-    (fault,) = faults(write("params.yaml", "tasks: 3\nrun: {out: x}\n"), fit="tasks.movies.fit")
-    assert fault.startswith("tasks.movies.fit is missing")
-
-
-@pytest.mark.parametrize("section", ["5", "[1]", "text"])
-def test_a_section_that_is_a_plain_value_is_named(write: Write, section: str) -> None:
-    (fault,) = faults(write("params.yaml", f"fit: {section}\nrun: {{out: x}}\n"))
-    assert fault.startswith("fit: ")
-    assert "mapping" in fault or "dictionary" in fault
 
 
 MERGED = """
@@ -319,11 +232,6 @@ def test_a_fault_in_merged_places_is_put_where_a_person_would_mend_it(write: Wri
     ]
 
 
-def test_a_yaml_merge_key_is_no_repeated_name(write: Write) -> None:
-    path = write("params.yaml", "below: &below {epochs: 3, rate: 0.5}\nfit: {<<: *below, epochs: 9}\nrun: {out: x}\n")
-    assert load(path, Needs, fit="fit", out="run.out").fit == Fit(epochs=9, rate=0.5)
-
-
 def test_what_was_merged_is_no_repeated_name_where_it_is_merged_again(write: Write) -> None:
     deep = "a: &a {x: 1, y: 1}\nb: {c: {d: &d {<<: *a, x: 2}}}\ne: {<<: *d, y: 3}\nf: {<<: [*d, *a]}\n"
     content = read_params(write("params.yaml", deep))
@@ -344,32 +252,6 @@ def test_a_name_that_is_given_twice_is_named_with_its_line(write: Write, content
     path = write("params.yaml", content)
     with pytest.raises(PipelineError, match=rf'given twice: {names}\n +in "{path}", line {line}, column '):
         read_params(path)
-
-
-def test_what_merged_settings_came_to_is_shown_where_no_form_of_them_fits(write: Write) -> None:
-    class Search(Settings):
-        radius: float | Effect
-
-    class Searches(Settings):
-        search: Search
-
-    path = write("params.yaml", "below: {radius: {divergence: 0.1}}\nabove: {radius: {flips: 0.2}}\n")
-    with pytest.raises(Faults) as refusal:
-        load(path, Searches, search=("below", "above"))
-    (fault,) = refusal.value.faults
-    assert "state one effect, flips or divergence; null takes out one that a section below has" in fault
-    assert fault.endswith(", not {'divergence': 0.1, 'flips': 0.2}")
-
-
-def test_merging_changes_neither_place(write: Write) -> None:
-    path = write("params.yaml", MERGED)
-    assert load(path, Needs, fit=("distill", "students.half"), out="run.out").fit.epochs == 9
-    assert load(path, Needs, fit="distill", out="run.out").fit.epochs == 3
-
-
-def test_a_place_that_is_asked_for_and_not_there_is_never_passed_over(write: Write) -> None:
-    (fault,) = faults(write("params.yaml", MERGED), fit=("distill", "students.hlaf"))
-    assert "students.hlaf" in fault
 
 
 def test_a_rule_over_several_settings_is_told_in_its_own_words(write: Write) -> None:
@@ -393,27 +275,9 @@ def test_a_rule_over_several_settings_is_told_in_its_own_words(write: Write) -> 
     assert fault.startswith("bounds: low must not lie above high, not ")
 
 
-@pytest.mark.parametrize(
-    ("content", "faults"),
-    [
-        ({"students": {"half": None, "tiny": {}}}, []),
-        ({"students": {}}, ["students must map at least one name to its settings"]),
-        ({"students": ["half"]}, ["students must map at least one name to its settings"]),
-        ({}, ["students must map at least one name to its settings"]),
-        (
-            {"students": {"half": {}, 1: {}}},
-            [
-                "students.1: YAML reads this name as no text; write it in quotes",
-            ],
-        ),
-    ],
-)
-def test_a_section_of_names_is_read_only_where_it_names_something_in_words(content: Any, faults: list[str]) -> None:
-    assert naming_faults(content, "students") == faults
-
-
-def test_lookup_finds_what_lies_at_a_dotted_place_and_nothing_elsewhere() -> None:
-    params = {"a": {"b": {"c": 0}, "d": None}}
-    assert lookup(params, "a.b.c") == 0
-    assert lookup(params, "a.b") == {"c": 0}
-    assert [lookup(params, place) for place in ("a.x", "x", "a.b.c.d", "a.d.e", "a.d")] == [None] * 5
+@pytest.mark.parametrize("content", [{"students": {}}, {"students": ["half"]}, {}])
+def test_a_section_of_names_is_read_only_where_it_names_something_in_words(content: Any) -> None:
+    assert naming_faults(content, "students") == ["students must map at least one name to its settings"]
+    assert naming_faults({"students": {"half": None, "tiny": {}}}, "students") == []
+    (fault,) = naming_faults({"students": {"half": {}, 1: {}}}, "students")
+    assert fault == "students.1: YAML reads this name as no text; write it in quotes"

@@ -88,12 +88,6 @@ def test_a_set_that_cannot_be_loaded_is_one_error_with_a_way_out(hub: Path, tmp_
     assert line.startswith("x.csv: the path is a file, ")
 
 
-def test_a_file_of_a_folder_is_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path / "ds/data/train.csv", "text\na\n")
-    assert read(Path("ds"), "text")["train"].name == "ds/data/train.csv"
-
-
 def test_a_split_of_several_files_is_a_table_for_each(tmp_path: Path) -> None:
     for part in (0, 1):
         written(tmp_path / f"ds/data/train-0000{part}-of-00002.csv", f'label,text\nNA,text {part}\n\n007," last"\n')
@@ -113,19 +107,6 @@ def test_class_names_that_a_readme_declares_name_the_indices_of_a_csv(tmp_path: 
     written(tmp_path / "ds/README.md", f"---\ndataset_info:\n  features:\n{feature}---\n")
     table = read(tmp_path / "ds", "label")["train"]
     assert (table.columns["label"], table.class_names) == (values, {"label": ("neg", "pos")})
-
-
-def configured(folder: Path, options: str) -> None:
-    written(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {options}\n---\n")
-
-
-def test_a_separator_in_a_readme_is_followed_and_other_options_are_errors(tmp_path: Path) -> None:
-    written(tmp_path / "ds/train.csv", 'text;label\n"a; b";NA\n')
-    configured(tmp_path / "ds", 'sep: ";"')
-    assert read(tmp_path / "ds", "text", "label")["train"].columns == {"text": ["a; b"], "label": ["NA"]}
-    configured(tmp_path / "ds", "skiprows: 1")
-    (line,) = errors_of(tmp_path / "ds", "text")
-    assert line.startswith("ds: its README.md sets csv options that are not supported (skiprows); ")
 
 
 def test_a_json_array_arrow_and_text_are_loaded_by_datasets(tmp_path: Path) -> None:

@@ -88,31 +88,6 @@ def test_one_table_is_split_by_text(tmp_path: Path) -> None:
     assert len(set(ids)) == 2 * len(TRAIN)
 
 
-def test_a_missing_split_is_carved_and_the_others_stay(tmp_path: Path) -> None:
-    result = prepared(files=tables(tmp_path, {"train": TRAIN, "test": TEST}), dev=0.3)
-    assert result.tables["test"].num_rows == len(TEST)
-    assert result.tables["train"].num_rows + result.tables["dev"].num_rows == len(TRAIN)
-    assert 0 < result.tables["dev"].num_rows < len(TRAIN) / 2
-
-
-def test_pairs_have_two_texts(tmp_path: Path) -> None:
-    rows = [(f"a {number}", f"b {number}", number % 2) for number in range(40)]
-    path = tsv(tmp_path / "pairs.tsv", rows, ("one", "two", "same"))
-    result = prepared(metric="f1", files=path, text=["one", "two"], label="same", **SHARES)
-    assert result.task.pair
-    assert result.task.labels == ("0", "1")
-    found = [row for table in result.tables.values() for row in table.to_pylist()]
-    assert sorted((row["text_a"], row["text_b"], row["label"]) for row in found) == sorted(rows)
-
-
-def test_regression_labels_are_float32_and_have_no_names(tmp_path: Path) -> None:
-    result = prepared("regression", "pearson", files=tsv(tmp_path / "x.tsv", NUMBERS), **SHARES)
-    assert (result.task.labels, result.task.outputs) == ((), 1)
-    assert str(result.tables["train"].schema.field("label").type) == "float"
-    values = [value for table in result.tables.values() for value in table["label"].to_pylist()]
-    assert sorted(values) == pytest.approx([value for _, value in NUMBERS])
-
-
 @pytest.mark.parametrize("labelled", [None, 5])
 def test_train_may_lack_labels(tmp_path: Path, labelled: int | None) -> None:
     train = (
@@ -121,15 +96,6 @@ def test_train_may_lack_labels(tmp_path: Path, labelled: int | None) -> None:
     result = prepared(files=tables(tmp_path, SPLITS | {"train": train}))
     assert result.tables["train"]["label"].null_count == len(TRAIN) - (labelled or 0)
     assert result.task.labels == ("bad", "good")
-
-
-def test_rows_without_a_label_become_train_rows_and_none_is_lost(tmp_path: Path) -> None:
-    rows = [(text, label if number % 4 < 2 else "") for number, (text, label) in enumerate(TRAIN)]
-    result = prepared(files=tsv(tmp_path / "all.tsv", rows), dev=0.3, test=0.3)
-    assert result.tables["train"]["label"].null_count == sum(not label for _, label in rows)
-    assert result.tables["dev"]["label"].null_count == result.tables["test"]["label"].null_count == 0
-    assert sum(table.num_rows for table in result.tables.values()) == len(rows)
-    assert result.notes == {}
 
 
 def test_an_unlabelled_copy_of_a_carved_text_is_left_out(tmp_path: Path) -> None:
@@ -176,33 +142,6 @@ def test_one_mistake_is_one_error_with_its_place(
 ) -> None:
     files = tables(tmp_path, {split: rows for split, rows in (SPLITS | splits).items() if rows is not None})
     assert_lines(errors_of(files=files, **keys), wanted)
-
-
-def test_all_errors_of_all_files_come_in_one_list(tmp_path: Path) -> None:
-    train = [("a", "good"), ("", "good"), ("dev text 1", "good"), ("one field",)]
-    files = tables(tmp_path, {"train": train, "dev": [*DEV, ("c", ""), ("d", "godo")], "test": []})
-    found = errors_of(metric="pearson", name="My-Task", files=files, labels=["bad", "good"])
-    wanted = [
-        ("task name 'My-Task': ", "only a-z, 0-9 and _"),
-        ("metric pearson: ", "does not fit classification; choose from accuracy, f1, macro_f1, mcc"),
-        ("train.tsv, row 5 (1 field here): ", "the header has 2 fields"),
-        ("train.tsv, row 3: ", "column 'text' is empty"),
-        ("dev.tsv, row 4: ", "the label is empty"),
-        ("test.tsv: ", "the table has no rows"),
-        ("dev.tsv, row 5 ('godo'): ", "the label must be one of: bad, good"),
-        ("train.tsv, row 4 (dev.tsv, row 2): ", "this train text also occurs in the dev split; duplicates: drop"),
-        ("train split: ", "all 2 labels are 'good'"),
-    ]
-    assert_lines(found, wanted)
-    files |= {"train": str(tmp_path / "gone.csv"), "test": tsv(tmp_path / "test.tsv", TEST, ("sentence", "label"))}
-    assert sorted(line[:9] for line in errors_of(files=files)) == ["dev.tsv, ", "gone.csv:", "test.tsv:"]
-
-
-def test_labels_may_have_other_names_than_in_the_table(tmp_path: Path) -> None:
-    named = prepared(files=tsv(tmp_path / "x.tsv", CODES), **SHARES, labels={1: "billing", 0: "other", 2: "other"})
-    assert named.task.labels == ("billing", "other")
-    found = {row["text_a"]: row["label"] for table in named.tables.values() for row in table.to_pylist()}
-    assert found == {text: int(code != 1) for text, code in CODES}
 
 
 CSV_QUOTING = [('"He said ""so"" twice"', "good"), ('"This film"', "bad"), ('a ""b"" c', "bad")]
@@ -253,29 +192,6 @@ def test_dropped_duplicates_and_capped_rows_are_counted(tmp_path: Path) -> None:
     assert set(result.tables["train"]["id"].to_pylist()) < set(more.tables["train"]["id"].to_pylist())
 
 
-def test_two_unicode_forms_of_a_label_are_one_label(tmp_path: Path) -> None:
-    forms = ("caf\u00e9", "cafe\u0301", "th\u00e9", "the\u0301")
-    path = tsv(tmp_path / "x.tsv", [(f"text {number}", forms[number % 4]) for number in range(60)])
-    assert prepared(files=path, **SHARES).task.labels == ("caf\u00e9", "th\u00e9")
-    assert prepared(files=path, **SHARES, labels=["the\u0301", "caf\u00e9"]).task.labels == ("th\u00e9", "caf\u00e9")
-
-
-def test_truth_values_and_their_texts_are_two_classes(tmp_path: Path) -> None:
-    values = (True, "True", False, "FALSE")
-    save(tmp_path / "x.jsonl", [(f"text {number}", values[number % 4]) for number in range(60)])
-    assert prepared(files=str(tmp_path / "x.jsonl"), **SHARES).task.labels == ("false", "true")
-
-
-@pytest.mark.parametrize(
-    ("content", "lines"),
-    [("text;label\nfine;1\n", ["it has: text;label; "] * 2), ('text;label\nfine;1\n"some; text";0\n', [""])],
-)
-def test_a_table_with_another_separator_is_recognised(tmp_path: Path, content: str, lines: list[str]) -> None:
-    (tmp_path / "x.csv").write_text(content)
-    separated = "the columns are separated by ';'; use commas in csv and tabs in tsv"
-    assert_lines(errors_of(files=str(tmp_path / "x.csv"), **SHARES), [("x.csv: ", line + separated) for line in lines])
-
-
 def save(path: Path, rows: list[tuple[str, Any]]) -> None:
     """Write a table in the format of the ending; without one as save_to_disk does, with a byte-order mark for "bom"."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -304,21 +220,22 @@ NAMES = ["None", "NA", "N/A", "nan", "null", "007", "True", "true", "caf\u00e9",
 TEXTS = ["007", "N/A", "NA", "nan", "1e5", "2020-01-01", "True", " leading", '"quoted"', "a, b"]
 
 
+FORMS = [
+    *(["X.CSV"], ["bom.csv"], ["x.tsv"], ["x.jsonl"], ["x.parquet"], ["hub"], ["hub/train-bom.csv"]),
+    *(["hub/train-0.csv", "hub/train-1.csv"], ["hub/data/train.jsonl"], ["hub/data/train-00000-of-00001.parquet"]),
+]
+SOME: list[Any] = [None if number % 13 == 0 else NAMES[number % 10] for number in range(400)]
+INDICES: list[Any] = [number % 3 for number in range(400)]
+VALUES: list[Any] = [None if number % 13 == 0 else number / 4 for number in range(400)]
+
+
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
-    "files",
+    ("files", "kind", "labels"),
     [
-        *(["X.CSV"], ["bom.csv"], ["x.tsv"], ["x.jsonl"], ["x.parquet"]),
-        *(["hub"], ["hub/train.csv"], ["hub/train-bom.csv"], ["hub/train-0.csv", "hub/train-1.csv"]),
-        *(["hub/data/train.jsonl"], ["hub/data/train-00000-of-00001.parquet"]),
-    ],
-)
-@pytest.mark.parametrize(
-    ("kind", "labels"),
-    [
-        ("classification", [None if number % 13 == 0 else NAMES[number % 10] for number in range(400)]),
-        ("classification", [number % 3 for number in range(400)]),
-        ("regression", [None if number % 13 == 0 else number / 4 for number in range(400)]),
+        *((files, "classification", SOME) for files in FORMS),
+        *((files, "classification", INDICES) for files in (["x.tsv"], ["x.parquet"], ["hub"])),
+        *((files, "regression", VALUES) for files in (["x.tsv"], ["x.jsonl"], ["hub/data/train.jsonl"])),
     ],
 )
 def test_a_table_means_the_same_in_every_form(tmp_path: Path, files: list[str], kind: Kind, labels: list[Any]) -> None:
@@ -336,21 +253,6 @@ def test_a_table_means_the_same_in_every_form(tmp_path: Path, files: list[str], 
     assert {text for table in first.tables.values() for text in table["text_a"].to_pylist()} == {text for text, _ in rows}
     if labels[1] == "NA":
         assert first.task.labels == ("007", "N/A", "NA", "None", "True", "caf\u00e9", "nan", "null", "true")
-
-
-@pytest.mark.usefixtures("cache")
-def test_unused_splits_of_a_hub_set_are_not_read(tmp_path: Path) -> None:
-    save(tmp_path / "ds/train.csv", TRAIN)
-    (tmp_path / "ds/test.csv").write_text("text,label\none field\n", encoding="utf-8")
-    assert prepared(hub=str(tmp_path / "ds"), **SHARES, splits={"train": "train"}).notes == {}
-    assert errors_of(hub=str(tmp_path / "ds"), dev=0.2)[0].endswith("test.csv, row 2 (1 field here): the header has 2 fields")
-
-
-@pytest.mark.usefixtures("cache")
-def test_the_files_of_a_split_need_the_same_columns(tmp_path: Path) -> None:
-    save(tmp_path / "ds/train-0.csv", TRAIN)
-    tsv(tmp_path / "ds/train-1.csv", [("only text",)])
-    assert_lines(errors_of(hub=str(tmp_path / "ds"), **SHARES), [("train-1.csv: ", "no column 'label'; it has: text")])
 
 
 @pytest.fixture
@@ -373,7 +275,19 @@ def test_a_hub_set_brings_splits_and_label_names(glue: dict[str, Any]) -> None:
     assert result.tables["train"].num_rows + result.tables["test"].num_rows == 40
 
 
-def test_hidden_labels_and_missing_splits_of_a_hub_set_are_errors_with_a_way_out(glue: dict[str, Any]) -> None:
-    assert_lines(errors_of(**glue), [("test-0.parquet: no row has a label", "set test to a share of train")])
-    (line,) = errors_of(**glue, test=0.2, splits={"train": "train", "dev": "validation_matched"})
-    assert "no split 'validation_matched'; it has: train, validation, test; map them with corpus.splits" in line
+def test_all_errors_of_all_files_come_in_one_list(tmp_path: Path) -> None:
+    train = [("a", "good"), ("", "good"), ("dev text 1", "good"), ("one field",)]
+    files = tables(tmp_path, {"train": train, "dev": [*DEV, ("c", ""), ("d", "godo")], "test": []})
+    found = errors_of(metric="pearson", name="My-Task", files=files, labels=["bad", "good"])
+    wanted = [
+        ("task name 'My-Task': ", "only a-z, 0-9 and _"),
+        ("metric pearson: ", "does not fit classification; choose from accuracy, f1, macro_f1, mcc"),
+        ("train.tsv, row 5 (1 field here): ", "the header has 2 fields"),
+        ("train.tsv, row 3: ", "column 'text' is empty"),
+        ("dev.tsv, row 4: ", "the label is empty"),
+        ("test.tsv: ", "the table has no rows"),
+        ("dev.tsv, row 5 ('godo'): ", "the label must be one of: bad, good"),
+        ("train.tsv, row 4 (dev.tsv, row 2): ", "this train text also occurs in the dev split; duplicates: drop"),
+        ("train split: ", "all 2 labels are 'good'"),
+    ]
+    assert_lines(found, wanted)

@@ -29,15 +29,6 @@ def test_adding_rows_never_moves_a_row_to_another_split(few: list[str], more: li
         assert after[split][: len(kept)] == kept
 
 
-def test_two_unicode_forms_of_a_text_are_one_text() -> None:
-    composed, decomposed = rows("caf\u00e9", "cafe\u0301")
-    assert [len(part) for part in carve([composed, decomposed], {"dev": 0.5}).values()] in ([2, 0], [0, 2])
-    parts: Parts = {"train": [composed], "dev": [decomposed], "test": []}
-    errors = ErrorList()
-    assert {split: len(part) for split, part in without_repeated(parts, errors).items()} == {"train": 0, "dev": 1, "test": 0}
-    assert len(errors.lines()) == 1
-
-
 @given(texts)
 def test_equal_texts_never_straddle_splits_and_no_row_is_lost(found: list[str]) -> None:
     doubled = rows(*found, *(f" {text}\n" for text in found))
@@ -51,11 +42,6 @@ def test_shares_are_met_and_another_dev_share_moves_no_test_row() -> None:
     parts = carve(many(10_000), SHARES)
     assert [len(parts[split]) for split in ("train", "dev", "test")] == pytest.approx([5000, 2000, 3000], rel=0.05)
     assert carve(many(10_000), {"dev": 0.4, "test": 0.3})["test"] == parts["test"]
-
-
-def test_both_texts_of_a_pair_decide_its_split() -> None:
-    pairs = [Row(("same", f"other {number}"), "a", "x", number) for number in range(100)]
-    assert all(carve(pairs, SHARES).values())
 
 
 @given(texts, texts)
@@ -106,14 +92,17 @@ def test_a_higher_cap_only_adds_examples_and_keeps_ids_and_order(found: list[str
     assert list(few) == [name for name in everything if name in few]
 
 
-def test_a_cap_chooses_by_text_and_not_by_place() -> None:
-    forwards, backwards = with_ids(many(100)), with_ids(many(100)[::-1])
-    assert set(capped(forwards, 10)) == set(capped(backwards, 10)) != set(list(forwards)[:10])
-    assert capped(forwards, None) == forwards
-
-
 def test_a_cap_keeps_labels_before_texts_without_one() -> None:
     """Else a large pool of them would leave a teacher little to be fine-tuned on."""
     pool = with_ids(rows(*(f"pool {number}" for number in range(90)), label=None) + many(10))
     assert [row.label for row in capped(pool, 10).values()] == ["a"] * 10
     assert sum(row.label is None for row in capped(pool, 30).values()) == 20
+
+
+def test_two_unicode_forms_of_a_text_are_one_text() -> None:
+    composed, decomposed = rows("caf\u00e9", "cafe\u0301")
+    assert [len(part) for part in carve([composed, decomposed], {"dev": 0.5}).values()] in ([2, 0], [0, 2])
+    parts: Parts = {"train": [composed], "dev": [decomposed], "test": []}
+    errors = ErrorList()
+    assert {split: len(part) for split, part in without_repeated(parts, errors).items()} == {"train": 0, "dev": 1, "test": 0}
+    assert len(errors.lines()) == 1

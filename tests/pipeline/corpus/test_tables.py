@@ -1,6 +1,3 @@
-import pytest
-
-from pipeline.config.errors import Faults
 from pipeline.corpus.tables import ErrorList
 
 
@@ -16,14 +13,3 @@ def test_rows_with_the_same_error_are_one_line_that_names_five_and_counts_the_re
         "y.csv, rows 0, 1, 2, 3, 4: bad",
         "z.csv, row 7 ('posit'): bad",
     ]
-
-
-def test_all_errors_are_raised_at_once_in_the_order_found() -> None:
-    errors = ErrorList()
-    errors.raise_if_any("task movies")
-    errors.add("x.csv", "no such file")
-    errors.add("y.csv", "bad", 3)
-    with pytest.raises(Faults) as caught:
-        errors.raise_if_any("task movies")
-    assert str(caught.value).split("\n")[1:] == ["  - x.csv: no such file", "  - y.csv, row 3: bad"]
-    assert (errors.mentions("y.csv"), errors.mentions("z.csv")) == (True, False)

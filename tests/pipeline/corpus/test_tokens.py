@@ -4,7 +4,6 @@ import pytest
 from tokenizers.normalizers import Replace
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from pipeline.config.errors import PipelineError
 from pipeline.corpus import tokens
 from pipeline.corpus.rows import Row
 from pipeline.corpus.tables import ErrorList
@@ -63,10 +62,6 @@ def test_rows_of_special_tokens_and_many_unknown_tokens_are_noted(
     assert checked(*texts) == ([], notes)
 
 
-def test_a_pair_with_one_empty_text_has_tokens() -> None:
-    assert checked(("\u200b", "word1"), ("word2", "word3"), tokenizer=bare()) == ([], {})
-
-
 def test_texts_of_unknown_tokens_are_an_error_unless_the_unknown_token_has_another_role() -> None:
     (line,), notes = checked("ภาษา ไทย", "strange")
     assert line.startswith("the tokenizer of my/teacher: all tokens of the texts are unknown")
@@ -85,10 +80,3 @@ def test_tokens_without_an_embedding_are_named_with_their_rows() -> None:
     assert notes == {}
     assert checked("word1 <a>", tokenizer=tokenizer, vocabulary=VOCABULARY + 4) == ([], {})
     assert checked("word1", tokenizer=tokenizer) == ([], {})
-
-
-@pytest.mark.parametrize(("texts", "least"), [(["word1"], 3), ([("word1", "word2")], 5)])
-def test_a_length_that_fits_no_text_is_an_error(texts: Sequence[str | tuple[str, str]], least: int) -> None:
-    with pytest.raises(PipelineError, match=f"set it to at least {least}$"):
-        checked(*texts, most=least - 1)
-    assert checked(*texts, most=least) == ([], {})

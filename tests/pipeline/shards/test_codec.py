@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
@@ -22,7 +22,7 @@ elements = st.one_of(exactly_zero, small_or_large, st.floats(-1, 1)).map(
 """Nothing so small that float32 has no digits left for its square."""
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 21))
 deltas = arrays.arrays(np.float32, shapes, elements=elements).map(torch.from_numpy)
-without_torch_deadline = settings(deadline=None, max_examples=60)
+without_torch_deadline = settings(deadline=None, max_examples=30)
 
 
 def decoded(codec: Codec, delta: Tensor) -> Tensor:
@@ -71,16 +71,6 @@ def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float
     assert (l2(after - delta) <= l2(stretched - delta) * (1 + 1e-6) + 1e-12).all()
 
 
-@given(
-    signs=arrays.arrays(np.bool_, shapes),
-    magnitude=st.floats(2**-20, 100, width=32),
-)
-@without_torch_deadline
-def test_sign_is_exact_where_every_element_has_the_same_magnitude(signs: npt.NDArray[np.bool_], magnitude: float) -> None:
-    delta = torch.from_numpy(np.where(signs, magnitude, -magnitude).astype(np.float32))
-    np.testing.assert_allclose(decoded(CODECS["sign"], delta).numpy(), delta.numpy(), rtol=3e-7, atol=0)
-
-
 @every_codec
 @given(delta=deltas, data=st.data())
 @without_torch_deadline
@@ -112,7 +102,7 @@ def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: 
 
 
 @every_codec
-@pytest.mark.parametrize("width", [1, 7, 8, 9, 30, 384])
+@pytest.mark.parametrize("width", [1, 8, 30])
 def test_a_token_takes_as_many_bytes_as_its_codec_says(codec: Codec, width: int) -> None:
     codes, scales = codec.quantise(torch.randn(3, width))
     assert len(codec.pack(codes.numpy())) == 3 * -(-codec.bits * width // 8)
@@ -146,25 +136,3 @@ def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -
         alone = codec.quantise(row)
         assert torch.equal(codes[number], alone[0])
         assert torch.equal(scales[number], alone[1])
-
-
-@every_codec
-def test_coarser_codecs_do_not_bend_a_perturbation_out_of_its_direction(codec: Codec) -> None:
-    delta = torch.randn(50, 384, generator=torch.Generator().manual_seed(0))
-    cosine = torch.cosine_similarity(decoded(codec, delta), delta, dim=-1)
-    assert (cosine > {"float16": 0.999999, "int8": 0.9998, "sign": 0.75}[codec.name]).all()
-
-
-@every_codec
-@given(delta=deltas, factor=st.integers(-6, 6))
-@without_torch_deadline
-def test_the_size_of_a_perturbation_does_not_change_its_codes(codec: Codec, delta: Tensor, factor: int) -> None:
-    assume((linf(delta) > 1e-6).all())
-    codes, scales = codec.quantise(delta)
-    doubled, doubled_scales = codec.quantise(delta * 2.0**factor)
-    assert torch.equal(codes, doubled)
-    torch.testing.assert_close(doubled_scales, scales * 2.0**factor)
-
-
-def test_every_codec_is_found_under_its_own_name() -> None:
-    assert {name: codec.name for name, codec in CODECS.items()} == {name: name for name in NAMES}

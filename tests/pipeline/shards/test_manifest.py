@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.corpus.task import Split, Task
@@ -22,12 +21,9 @@ from pipeline.shards.manifest import (
     training_hash,
 )
 from pipeline.shards.schema import FORMAT_VERSION
-from tests.world import make_task, save_teacher
+from tests.world import make_task, rewrite, save_teacher
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
-numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans()
-values = numbers | st.text(max_size=3) | st.lists(st.integers(), max_size=3)
-keys = st.dictionaries(st.text(max_size=5), values, max_size=5)
 
 
 def entry(split: Split = "train", variant: int = 1, partition: int = 0, sha256: str = "cd" * 32) -> ShardEntry:
@@ -67,11 +63,6 @@ def test_the_recipes_are_those_that_some_variant_has(
     told = manifest(variants=variants, details={"recipes": recipes})
     assert (told.recipes, told.perturbed) == (used, perturbed)
     assert manifest(content="scores", variants=0, details={}).recipes == []
-
-
-def rewrite(folder: Path, **changes: Any) -> None:
-    path = folder / MANIFEST_FILE
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.mark.parametrize("saved", [manifest(), manifest(content="scores", coding=None, variants=0, details={}, shards=())])
@@ -134,48 +125,17 @@ def test_a_folder_without_a_manifest_is_not_complete(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("found", [FORMAT_VERSION + 1, 0, None, str(FORMAT_VERSION)])
-def test_another_format_version_is_refused_with_both_numbers(tmp_path: Path, found: object) -> None:
-    manifest().save(tmp_path)
-    rewrite(tmp_path, format_version=found)
+@pytest.mark.parametrize("found", [FORMAT_VERSION + 1, None, str(FORMAT_VERSION)])
+def test_another_format_version_is_refused_before_its_other_fields_are_judged(tmp_path: Path, found: object) -> None:
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps({"format_version": found, "of": "the future"}), encoding="utf-8")
     with pytest.raises(ShardMismatch, match=rf"format_version is {found}, this version reads {FORMAT_VERSION}; .* dvc repro$"):
         Manifest.read(tmp_path)
 
 
-def test_another_format_version_is_refused_before_its_other_fields_are_judged(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_text('{"format_version": 99, "of": "the future"}', encoding="utf-8")
-    with pytest.raises(ShardMismatch, match="format_version is 99"):
-        Manifest.read(tmp_path)
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 0.9, 0.999])
-def test_a_manifest_cut_short_is_damaged(tmp_path: Path, share: float) -> None:
-    manifest().save(tmp_path)
-    whole = (tmp_path / MANIFEST_FILE).read_bytes().rstrip()
-    (tmp_path / MANIFEST_FILE).write_bytes(whole[: int(len(whole) * share)])
+@pytest.mark.parametrize("content", [manifest().model_dump_json()[:-9].encode(), b"", b'{"format_version": "\xff\xfe"}'])
+def test_a_manifest_cut_short_or_of_other_bytes_is_damaged(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST_FILE).write_bytes(content)
     with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged \(.*\); delete the folder .* dvc repro$"):
-        Manifest.read(tmp_path)
-
-
-def test_a_manifest_that_is_not_text_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_bytes(b'{"format_version": "\xff\xfe"}')
-    with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged"):
-        Manifest.read(tmp_path)
-
-
-def test_a_manifest_that_is_a_list_is_refused(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST_FILE).write_text("[]", encoding="utf-8")
-    with pytest.raises(ShardMismatch, match="format_version is None"):
-        Manifest.read(tmp_path)
-
-
-@pytest.mark.parametrize("field", [name for name in Manifest.model_fields if name not in ("format_version", "stored_as")])
-def test_a_field_that_is_not_there_is_named(tmp_path: Path, field: str) -> None:
-    manifest().save(tmp_path)
-    content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
-    del content[field]
-    (tmp_path / MANIFEST_FILE).write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ShardMismatch, match=rf"damaged: .*{field}.* dvc repro$"):
         Manifest.read(tmp_path)
 
 
@@ -184,7 +144,7 @@ def test_a_field_that_is_not_there_is_named(tmp_path: Path, field: str) -> None:
 )
 def test_a_field_of_another_kind_is_named_and_not_converted(tmp_path: Path, field: str, value: object) -> None:
     manifest().save(tmp_path)
-    rewrite(tmp_path, **{field: value})
+    rewrite(tmp_path / MANIFEST_FILE, **{field: value})
     with pytest.raises(ShardMismatch, match=f"damaged: .*{field}"):
         Manifest.read(tmp_path)
 
@@ -208,16 +168,11 @@ def test_the_shards_of_a_split_come_variant_by_variant_in_partition_order_howeve
     assert manifest(shards=listed).of_split("test") == ()
 
 
-def test_agreement_is_asked_of_the_names_wanted_and_of_no_other() -> None:
+def test_disagreement_names_subject_wanted_fields_values_and_the_way_out() -> None:
     check_agreement("these", {"a": 1}, {"a": 1, "variant": 3}, "Make them again.")
-
-
-def test_disagreement_names_subject_fields_values_and_the_way_out() -> None:
-    with pytest.raises(ShardMismatch) as refusal:
-        check_agreement("scores and shards", {"a": 1, "b": [2], "c": 3}, {"a": 1, "b": [5]}, "Make them again.")
-    assert str(refusal.value) == (
-        "scores and shards do not fit: b: [2] wanted, [5] found; c: 3 wanted, null found. Make them again."
-    )
+    sentence = r"scores and shards do not fit: b: \[2\] wanted, \[5\] found; c: 3 wanted, null found\. Make them again\."
+    with pytest.raises(ShardMismatch, match=f"^{sentence}$"):
+        check_agreement("scores and shards", {"a": 1, "b": [2], "c": 3}, {"a": 1, "b": [5], "d": 4}, "Make them again.")
 
 
 def test_a_lineage_says_what_decides_every_shard_and_nothing_of_the_folder(teacher: Path, tmp_path: Path) -> None:

