@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline.corpus.task import Task
 from tests.world import make_shards, make_task, save_on_hub, save_prepared, save_teacher
 
 torch.set_num_threads(1)
+settings.register_profile("suite", max_examples=30, deadline=None)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

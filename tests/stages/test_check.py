@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from pipeline.config import runtime
+from pipeline.models import precision
 from tests.parameters import ROOT, changed, check
 from tests.world import make_task, make_tokenizer, rewrite, save_teacher
 
@@ -60,7 +60,7 @@ def test_every_fault_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that is 18 times slower in bfloat16, and no GPU."""
-    monkeypatch.setattr(runtime, "bfloat16_slowdown", lambda: 18.0)
+    monkeypatch.setattr(precision, "bfloat16_slowdown", lambda: 18.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

@@ -8,18 +8,19 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner, Result
 from safetensors import SafetensorError
 
-from pipeline.config import runtime
 from pipeline.config.errors import Faults
+from pipeline.models import precision
 from pipeline.store.files import write_json
 from stages import augment, distill, evaluate, export, prepare, score, scout, teach, words
 from stages.command import stage
 from tests.fake_run import params
 from tests.parameters import changed
-from tests.world import RUNTIME
+from tests.world import OPTIMISER, RUNTIME
 
 VARIABLES = ("HF_HUB_DISABLE_PROGRESS_BARS", "TOKENIZERS_PARALLELISM", "TRANSFORMERS_VERBOSITY")
 
@@ -62,6 +63,8 @@ def test_what_the_machine_refuses_is_a_sentence_too(error: Exception) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert isinstance(result.exception, SystemExit)
     assert result.stderr == f"Error: {str(error) or 'OSError'}\n"
+    said = invoke(failing(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))).stderr
+    assert said == "Error: CUDA out of memory. Tried to allocate 2 GiB; smaller batches need less memory\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyError("x")])
@@ -128,7 +131,7 @@ def test_a_stage_that_would_run_slowly_in_bfloat16_says_so_once_at_its_start(
     content = yaml.safe_load(changed(changes))
     content["tasks"] = {"tiny": content["tasks"]["movies"] | models | {"words": {"model": str(teacher), "fit": True}}}
     params = write("params.yaml", yaml.safe_dump(content))
-    monkeypatch.setattr(runtime, "bfloat16_slowdown", lambda: 18.0)
+    monkeypatch.setattr(precision, "bfloat16_slowdown", lambda: 18.0)
     monkeypatch.setattr(stage, work, lambda *arguments, **named: given)
     values = {"task": "tiny", "student": "half", "prepared": prepared, "scores": scores, "teacher": teacher, "aim": teacher}
     chosen = [word for name in options for word in (f"--{name}", str(values.get(name, params.parent / name)))]
@@ -159,17 +162,8 @@ def test_a_model_that_settings_name_is_not_written_over(
     """The only copy of a classifier may lie where its teacher is to be written."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(teacher, "mine")
-    fit = {
-        "num_train_epochs": 1,
-        "batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "linear",
-        "warmup_ratio": 0.0,
-    }
-    section = fit | {"weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32", "seed": 1}
     named = {"model": "mine", "fine_tune": True, "max_length": 16}
-    settings = {"tasks": {"tiny": {"teacher": named}}, "teach": section, "runtime": RUNTIME}
+    settings = {"tasks": {"tiny": {"teacher": named}}, "teach": OPTIMISER, "runtime": RUNTIME}
     Path("params.yaml").write_text(yaml.safe_dump(settings))
     found = CliRunner().invoke(teach.main, ["--task", "tiny", "--prepared", str(prepared), "--out", "mine"])
     assert found.stderr == "Error: --out mine would replace the model that it begins with, mine; name another folder\n"
