@@ -27,8 +27,6 @@ ROOMS = [
 ]
 """A room imports only from itself and from those that stand above it."""
 
-RAY_MAY_BE_IMPORTED_BY = {"pipeline.training.ray_session", "pipeline.augment.cluster", "pipeline.distill.launch"}
-
 
 def modules(folder: str) -> list[str]:
     """Dotted names of all modules below a folder."""
@@ -76,45 +74,29 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_room_has_its_place_in_the_order() -> None:
+def test_a_room_imports_only_what_stands_above_it() -> None:
     assert sorted(ROOMS) == sorted({room_of(module) for module in modules("pipeline")})
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_stands_above_it(room: str) -> None:
-    allowed = set(ROOMS[: ROOMS.index(room) + 1])
-    for module in modules(f"pipeline/{room}"):
+    for module in modules("pipeline"):
+        allowed = ROOMS[: ROOMS.index(room_of(module)) + 1]
         astray = {name for name in own(imports(module)) if room_of(name) not in allowed}
         assert not astray, f"{module} imports {sorted(astray)}, which stand below it"
-
-
-@pytest.mark.parametrize("module", ["pipeline.augment.passes", "pipeline.distill.launch"])
-def test_ray_is_loaded_only_by_a_run_that_uses_it(module: str) -> None:
-    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
-    loaded = {name for node in tree.body for name in _names(node)}
-    assert not loaded & {"ray", "pipeline.augment.cluster", "pipeline.training.ray_session"}
-
-
-@pytest.mark.parametrize(("half", "other"), [("augment", "distill"), ("distill", "augment")])
-def test_the_two_halves_meet_only_in_the_shards(half: str, other: str) -> None:
-    for module in modules(f"pipeline/{half}"):
-        touched = {name for name in needed_by(module) if name.startswith(f"pipeline.{other}.")}
-        assert not touched, f"{module} reaches {touched}"
-
-
-def test_ray_is_imported_where_processes_are_started_and_nowhere_else() -> None:
-    users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
-    assert users == RAY_MAY_BE_IMPORTED_BY
-
-
-def test_init_files_are_empty() -> None:
-    for path in [*(ROOT / "pipeline").rglob("__init__.py"), *(ROOT / "stages").rglob("__init__.py")]:
-        assert path.read_text(encoding="utf-8") == "", path
-
-
-def test_pipeline_never_imports_stages_or_click() -> None:
-    for module in modules("pipeline"):
         assert not {name for name in imports(module) if name.split(".")[0] in ("stages", "click")}, module
+
+
+def test_the_two_halves_meet_only_in_the_shards() -> None:
+    for half, other in (("augment", "distill"), ("distill", "augment")):
+        for module in modules(f"pipeline/{half}"):
+            touched = {name for name in needed_by(module) if name.startswith(f"pipeline.{other}.")}
+            assert not touched, f"{module} reaches {touched}"
+
+
+def test_ray_is_imported_where_processes_are_started_and_only_by_a_run_that_uses_it() -> None:
+    users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
+    assert users == {"pipeline.training.ray_session", "pipeline.augment.cluster", "pipeline.distill.launch"}
+    for module in ("pipeline.augment.passes", "pipeline.distill.launch"):
+        tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+        loaded = {name for node in tree.body for name in _names(node)}
+        assert not loaded & {"ray", "pipeline.augment.cluster", "pipeline.training.ray_session"}
 
 
 def dvc_stages() -> dict[str, dict[str, object]]:

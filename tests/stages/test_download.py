@@ -113,13 +113,6 @@ def test_a_member_with_another_hash_is_refused_and_nothing_is_written(index: Ind
     assert not (tmp_path / "raw").exists()
 
 
-def test_an_archive_with_another_hash_is_not_even_opened(index: Index, tmp_path: Path) -> None:
-    (index.folder / download.CORPUS.archive).write_bytes(b"not a zip file")
-    sha256 = hashlib.sha256(b"not a zip file").hexdigest()
-    result = run(tmp_path / "raw")
-    assert result.output.startswith(f"Error: vaderSentiment-0.5.zip of vaderSentiment 0.5 has sha256 {sha256} instead of ")
-
-
 def wheel(folder: Path) -> download.Package:
     """A package that pip can really download, from a folder instead of an index."""
     info = "tiny_package-1.0.dist-info"

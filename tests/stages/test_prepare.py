@@ -57,16 +57,6 @@ def test_the_splits_and_the_task_are_written_and_counted(folder: Path) -> None:
     )
 
 
-def test_what_dvc_does_not_see_is_noted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    table(elsewhere / "x.csv", ROWS)
-    table(folder / RAW / "x.csv", ROWS)
-    (folder / RAW / "linked").symlink_to(elsewhere)
-    noted = f"note: {elsewhere / 'x.csv'} lies outside data/raw; DVC does not see when it changes\n"
-    assert run(folder, files=str(elsewhere / "x.csv")).output.endswith(noted)
-    assert "lies outside" not in run(folder, files=f"{RAW}/linked/x.csv").output
-
-
 def test_the_masked_language_model_depends_on_texts_and_not_on_labels(folder: Path) -> None:
     found = []
     files = {split: f"{RAW}/{split}.csv" for split in ("train", "dev", "test")}

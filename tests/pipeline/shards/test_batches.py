@@ -119,8 +119,7 @@ def rows_at(rows: Rows, positions: Positions) -> list[Row]:
 
 
 def types_of(rows: Sequence[Row]) -> list[npt.NDArray[np.int8]] | None:
-    found = [row.token_type_ids for row in rows if row.token_type_ids is not None]
-    return found or None
+    return [row.token_type_ids for row in rows if row.token_type_ids is not None] or None
 
 
 def by_hand(rows: Sequence[Row], manifest: Manifest) -> Batch:
@@ -176,14 +175,6 @@ def test_shards_of_one_recipe_alone_whose_other_columns_are_null_throughout_are_
     rows, manifest = write(tmp_path, recipes=[recipe])
     positions = np.array([20, 3, 3, 27, 0, 11])
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
-
-
-def test_no_positions_are_a_batch_of_no_rows(stored: Positioned) -> None:
-    rows, manifest = stored
-    nowhere = np.zeros(0, dtype=np.int64)
-    for batch in (inputs_at(rows, nowhere, PAD), variant_at(rows, nowhere, manifest)):
-        assert {name: tuple(value.shape) for name, value in batch.items()} == dict.fromkeys(batch, (0, 0))
-        assert {"input_ids", "attention_mask"} <= batch.keys() <= {"input_ids", "attention_mask", "token_type_ids"}
 
 
 def test_tensors_are_copies_that_may_be_written_and_leave_the_shard_as_it_was(stored: Positioned) -> None:

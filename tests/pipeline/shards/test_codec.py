@@ -48,18 +48,12 @@ def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, de
 
 @given(delta=deltas)
 @without_torch_deadline
-def test_int8_is_never_further_off_than_half_a_level(delta: Tensor) -> None:
-    width = delta.shape[-1]
-    error = l2(decoded(CODECS["int8"], delta) - delta)
-    assert (error <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
-
-
-@given(delta=deltas)
-@without_torch_deadline
-def test_float16_is_never_further_off_than_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
-    width = delta.shape[-1]
-    error = l2(decoded(CODECS["float16"], delta) - delta)
-    assert (error <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
+def test_int8_is_off_by_half_a_level_at_most_and_float16_by_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
+    width, found = delta.shape[-1], {name: decoded(CODECS[name], delta) for name in ("int8", "float16")}
+    assert (l2(found["int8"] - delta) <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
+    assert (l2(found["float16"] - delta) <= l2(delta) * 2**-11 + np.sqrt(width) * linf(delta) * 2**-24).all()
+    for after in found.values():
+        assert (after[delta == 0] == 0).all()
 
 
 @given(delta=deltas, other=st.floats(0, 2))
@@ -82,13 +76,6 @@ def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Te
     assert (after[torch.from_numpy(spared)] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
-@given(delta=deltas)
-@without_torch_deadline
-def test_an_element_that_is_zero_stays_exactly_zero(name: CodecName, delta: Tensor) -> None:
-    assert (decoded(CODECS[name], delta)[delta == 0] == 0).all()
-
-
 @every_codec
 @given(delta=deltas)
 @without_torch_deadline
@@ -108,14 +95,6 @@ def test_a_token_takes_as_many_bytes_as_its_codec_says(codec: Codec, width: int)
     assert len(codec.pack(codes.numpy())) == 3 * -(-codec.bits * width // 8)
     assert scales.dtype == torch.float32
     assert scales.shape == (3,)
-
-
-@every_codec
-def test_no_token_is_no_bytes(codec: Codec) -> None:
-    codes, scales = codec.quantise(torch.zeros(0, 12))
-    assert codec.pack(codes.numpy()) == b""
-    assert codec.unpack(b"", 12).shape == (0, 12)
-    assert dequantise(codes, scales).shape == (0, 12)
 
 
 def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:

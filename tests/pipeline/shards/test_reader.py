@@ -14,7 +14,7 @@ from pipeline.corpus.task import Split, Task
 from pipeline.shards import writer
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import MANIFEST_FILE, Coding, Manifest, ShardEntry, ShardMismatch
-from pipeline.shards.reader import Lists, Positions, Row, Rows, Shards, join
+from pipeline.shards.reader import Lists, Positions, Rows, Shards, join
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
@@ -101,37 +101,29 @@ def scores(tmp_path: Path, small_batches: None) -> Rows:
     return Shards(tmp_path).rows("train", 0)
 
 
-def check_is(row: Row, number: int) -> None:
-    assert row.example_id == f"row-{number}"
-    assert row.variant == 0
-    assert row.input_ids.tolist() == [number, *range(number % 5 + 1)]
-    assert row.token_type_ids is not None
-    assert row.token_type_ids.tolist() == [0, *[1] * (number % 5 + 1)]
-    assert row.label == (None if number % 4 == 3 else number % 2)
-    assert row.teacher_logits.tolist() == [number, -number]
-    assert (row.partner_ids, row.own_weight, row.delta, row.delta_scale, row.perturbed_logits) == (None,) * 5
-
-
-def test_rows_of_several_shards_and_record_batches_are_one_sequence(scores: Rows) -> None:
-    assert len(scores) == 23
-    for number in [*range(23), 22, 0, 10, 9, 11]:
-        check_is(scores[number], number)
-    assert [row.example_id for row in scores] == names(23)
-
-
-@pytest.mark.parametrize("position", [23, 1000, -1])
-def test_a_position_outside_is_an_error_and_never_another_row(scores: Rows, position: int) -> None:
-    with pytest.raises(IndexError):
-        scores[position]
-
-
-def test_columns_over_all_rows_are_what_the_rows_say(scores: Rows) -> None:
-    rows = list(scores)
+def test_rows_and_columns_of_several_shards_and_record_batches_are_one_sequence(scores: Rows, tmp_path: Path) -> None:
+    rows = [scores[number] for number in range(len(scores))]
+    assert [row.example_id for row in rows] == [row.example_id for row in scores] == names(23)
+    for number, row in enumerate(rows):
+        assert (row.variant, row.label) == (0, None if number % 4 == 3 else number % 2)
+        assert row.input_ids.tolist() == [number, *range(number % 5 + 1)]
+        assert row.token_type_ids is not None
+        assert row.token_type_ids.tolist() == [0, *[1] * (number % 5 + 1)]
+        assert row.teacher_logits.tolist() == [number, -number]
+        assert (row.partner_ids, row.own_weight, row.delta, row.delta_scale, row.perturbed_logits) == (None,) * 5
     np.testing.assert_array_equal(scores.lengths(), [len(row.input_ids) for row in rows])
     np.testing.assert_array_equal(scores.matrix("teacher_logits"), np.stack([row.teacher_logits for row in rows]))
     np.testing.assert_array_equal(scores.labels(), [np.nan if row.label is None else row.label for row in rows])
-    assert scores.column("example_id").to_pylist() == [row.example_id for row in rows]
-    assert (scores.lengths().dtype, scores.matrix("teacher_logits").dtype) == (np.int64, np.float32)
+    nothing = Shards(tmp_path).rows("test", 0)
+    assert len(nothing) == len(list(nothing)) == len(nothing.column("example_id")) == len(nothing.labels()) == 0
+    assert len(nothing.matrix("teacher_logits")) == 0
+
+
+def test_regression_has_one_logit_and_fractional_labels(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 0): [names(3)]}, VALUES, types=False)
+    rows = Shards(tmp_path).rows("train", 0)
+    np.testing.assert_array_equal(rows.matrix("teacher_logits"), [[0], [1], [2]])
+    assert [(row.label, row.token_type_ids) for row in rows] == [(0.0, None), (0.5, None), (1.0, None)]
 
 
 @pytest.fixture
@@ -159,14 +151,28 @@ repeatedly = settings(deadline=None, max_examples=25, suppress_health_check=[Hea
 """The rows of a fixture are only read."""
 
 
-@pytest.mark.parametrize("name", LISTS)
 @given(positions=any_positions)
 @repeatedly
-def test_lists_at_any_positions_are_those_of_the_rows_one_by_one(variants: Rows, name: str, positions: Positions) -> None:
-    wanted = [LISTS[name](variants[int(position)]) for position in positions]
-    found = variants.lists_at(name, positions)
-    assert found.lengths.tolist() == [len(one) for one in wanted]
-    assert found.values.tolist() == [value for one in wanted for value in one.tolist()]
+def test_columns_at_any_positions_are_those_of_the_rows_one_by_one(variants: Rows, positions: Positions) -> None:
+    rows = [variants[int(position)] for position in positions]
+    for name, of_row in LISTS.items():
+        wanted, found = [of_row(row) for row in rows], variants.lists_at(name, positions)
+        assert found.lengths.tolist() == [len(one) for one in wanted], name
+        assert found.values.tolist() == [value for one in wanted for value in one.tolist()], name
+    weights = np.array([np.nan if row.own_weight is None else row.own_weight for row in rows], np.float32)
+    np.testing.assert_array_equal(variants.numbers_at("own_weight", positions), weights, strict=True)
+    assert variants.texts_at("example_id", positions) == [row.example_id for row in rows]
+
+
+def test_a_position_outside_is_an_error_and_never_another_row(variants: Rows) -> None:
+    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight", variants.texts_at: "example_id"}
+    for read, name in columns.items():
+        for positions in ([0, 27], [-2], [-1, 3]):
+            with pytest.raises(IndexError, match="27 rows have no positions"):
+                read(name, np.array(positions))
+    for position in (27, -1):
+        with pytest.raises(IndexError):
+            variants[position]
 
 
 def test_lists_keep_the_type_of_their_column_however_few_rows_are_asked_for(variants: Rows) -> None:
@@ -186,25 +192,6 @@ def test_rows_of_a_part_of_a_table_are_those_of_that_part(tmp_path: Path) -> Non
         found = part.lists_at(name, np.arange(5))
         assert found.values.tolist() == [value for row in part for value in of_row(row).tolist()], name
     assert [row.example_id for row in part] == [f"row-{number}" for number in (2, 3, 4, 7, 8)]
-
-
-@given(positions=any_positions)
-@repeatedly
-def test_numbers_and_texts_at_any_positions_are_those_of_the_rows_and_nan_where_there_is_none(
-    variants: Rows, positions: Positions
-) -> None:
-    rows = [variants[int(position)] for position in positions]
-    wanted = np.array([np.nan if row.own_weight is None else row.own_weight for row in rows], np.float32)
-    np.testing.assert_array_equal(variants.numbers_at("own_weight", positions), wanted, strict=True)
-    assert variants.texts_at("example_id", positions) == [row.example_id for row in rows]
-
-
-def test_a_position_behind_the_last_row_is_an_error_when_many_are_asked_for(variants: Rows) -> None:
-    columns = {variants.lists_at: "input_ids", variants.numbers_at: "own_weight", variants.texts_at: "example_id"}
-    for read, name in columns.items():
-        for positions in ([0, 27], [-2], [-1, 3]):
-            with pytest.raises(IndexError, match="27 rows have no positions"):
-                read(name, np.array(positions))
 
 
 @given(lists=st.lists(st.lists(st.integers(1, 99), max_size=6), max_size=8), longer=st.integers(0, 3), fill=st.integers(-5, 0))
@@ -242,28 +229,6 @@ def test_a_split_a_variant_and_a_shard_have_their_own_rows(tmp_path: Path) -> No
     for entry in manifest.of_split("train"):
         wanted = names(4, 3) if entry.partition else names(3)
         assert [(row.example_id, row.variant) for row in shards.rows_of(entry)] == [(name, entry.variant) for name in wanted]
-
-
-def test_a_split_or_variant_without_rows_has_empty_columns(scores: Rows, tmp_path: Path) -> None:
-    for rows in (Shards(tmp_path).rows("test", 0), Shards(tmp_path).rows("train", 3)):
-        assert len(rows) == len(list(rows)) == len(rows.column("example_id")) == 0
-        assert rows.lengths().shape == rows.labels().shape == (0,)
-        assert len(rows.matrix("teacher_logits")) == 0
-
-
-def test_regression_has_one_logit_and_fractional_labels(tmp_path: Path) -> None:
-    write(tmp_path, {("train", 0): [names(3)]}, VALUES, types=False)
-    rows = Shards(tmp_path).rows("train", 0)
-    np.testing.assert_array_equal(rows.matrix("teacher_logits"), [[0], [1], [2]])
-    np.testing.assert_array_equal(rows.labels(), [0, 0.5, 1])
-    assert [(row.label, row.token_type_ids) for row in rows] == [(0.0, None), (0.5, None), (1.0, None)]
-
-
-def test_arrays_are_views_of_the_file_and_cannot_be_written(scores: Rows) -> None:
-    ids = scores[5].input_ids
-    assert not ids.flags.owndata
-    with pytest.raises(ValueError, match="read-only"):
-        ids[0] = 1
 
 
 @given(order=st.permutations(range(9)), cut=st.integers(0, 9))

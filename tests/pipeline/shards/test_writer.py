@@ -3,8 +3,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,8 @@ SAID = {"codec": "int8", "width": 4}
 WIDTH = 4
 
 
-def mixing_and_perturbation(ids: list[Any], random: np.random.Generator) -> dict[str, Any]:
-    """Of three rows the first is perturbed, the second mixed with itself, and the third only edited."""
-    codes = [random.integers(0, 256, len(row) * WIDTH).astype(np.uint8).tobytes() for row in ids]
-    scales = [random.random(len(row)).astype(np.float32) for row in ids]
-    return {
-        "partner_id": [f"train-{number}" if number % 3 == 1 else None for number in range(len(ids))],
-        "partner_ids": [row if number % 3 == 1 else None for number, row in enumerate(ids)],
-        "own_weight": [0.75 if number % 3 == 1 else None for number in range(len(ids))],
-        "delta": [held if number % 3 == 0 else None for number, held in enumerate(codes)],
-        "delta_scale": [held if number % 3 == 0 else None for number, held in enumerate(scales)],
-    }
-
-
 def columns(rows: int) -> dict[str, Any]:
+    """Of three rows the first is perturbed, the second mixed with itself, and the third only edited."""
     random = np.random.default_rng(rows)
     ids = [random.integers(5, 50, length).astype(np.int32) for length in random.integers(3, 12, rows)]
     return {
@@ -45,7 +31,11 @@ def columns(rows: int) -> dict[str, Any]:
         "token_type_ids": [np.zeros(len(row), dtype=np.int8) for row in ids],
         "label": [None if number % 5 == 4 else number % 2 for number in range(rows)],
         "teacher_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
-        **mixing_and_perturbation(ids, random),
+        "partner_id": [f"train-{number}" if number % 3 == 1 else None for number in range(rows)],
+        "partner_ids": [row if number % 3 == 1 else None for number, row in enumerate(ids)],
+        "own_weight": [0.75 if number % 3 == 1 else None for number in range(rows)],
+        "delta": [random.bytes(len(row) * WIDTH) if number % 3 == 0 else None for number, row in enumerate(ids)],
+        "delta_scale": [random.random(len(row), np.float32) if number % 3 == 0 else None for number, row in enumerate(ids)],
         "perturbed_logits": list(random.normal(size=(rows, 2)).astype(np.float32)),
         "divergence": random.random(rows).astype(np.float32),
         "flipped": [bool(number % 3) for number in range(rows)],
@@ -58,21 +48,15 @@ def write(path: Path, given: dict[str, Any], key: Key = KEY) -> Any:
 
 def test_what_was_written_is_what_pyarrow_reads(tmp_path: Path) -> None:
     given = columns(7)
-    write(tmp_path / "x.arrow", given)
+    receipt = write(tmp_path / "x.arrow", given)
     table = pa.ipc.open_file(tmp_path / "x.arrow").read_all()
     assert table.schema.equals(SCHEMA)
     for name, values in given.items():
         assert table.column(name).to_pylist() == [v.tolist() if hasattr(v, "tolist") else v for v in values]
     assert description_of(table.schema, "x") == {"key": KEY, **SAID}
-
-
-def test_the_receipt_counts_what_is_in_the_file(tmp_path: Path) -> None:
-    given = columns(7)
-    receipt = write(tmp_path / "x.arrow", given)
     assert (receipt.key, receipt.rows, receipt.statistics) == (KEY, 7, {"mean": 0.5})
     assert receipt.tokens == sum(len(row) for row in given["input_ids"])
-    assert receipt.bytes == len((tmp_path / "x.arrow").read_bytes())
-    assert receipt.sha256 == sha256_of(tmp_path / "x.arrow")
+    assert (receipt.bytes, receipt.sha256) == ((tmp_path / "x.arrow").stat().st_size, sha256_of(tmp_path / "x.arrow"))
 
 
 def test_same_rows_and_key_are_the_same_bytes_whoever_writes_them_and_in_whatever_form(tmp_path: Path) -> None:
@@ -116,22 +100,15 @@ def test_a_column_of_another_type_or_length_missing_or_spare_is_refused_and_noth
     assert list(tmp_path.iterdir()) == []
 
 
-@contextmanager
-def disk_full_after(size: int) -> Iterator[None]:
-    """Every file that grows beyond ``size`` bytes fails to be written, as on a full disk."""
+def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
+    before, given = write(tmp_path / "x.arrow", columns(3)), columns(2000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
     try:
-        yield
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path / "x.arrow", given)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_half_way_leaves_the_shard_that_was_there(tmp_path: Path) -> None:
-    before = write(tmp_path / "x.arrow", columns(3))
-    given = columns(2000)
-    with pytest.raises(OSError, match="File too large"), disk_full_after(40_000):
-        write(tmp_path / "x.arrow", given)
     assert [path.name for path in tmp_path.iterdir()] == ["x.arrow"]
     assert sha256_of(tmp_path / "x.arrow") == before.sha256
 

@@ -29,6 +29,8 @@ def test_what_some_folder_lists_is_in_use_whatever_its_kind(store: Store, data: 
     publish(data / "scores" / "t", store, keys[:2])
     publish(data / "student" / "t" / "half", store, [keys[1]], "lineage.json")
     publish(data / "teacher" / "t", store, [keys[2]], "stored_as.json")
+    (data / "teacher" / "t" / "stored_as.json").write_text(f'{{"stored_as": "{key_hash(keys[2])}"}}')
+    (data / "teacher" / "again").symlink_to(data)
     age(store.folder, 2 * DAY)
     assert [items(store, data)[key_hash(key)].used_by for key in keys] == [
         (data / "scores" / "t",),
@@ -37,12 +39,7 @@ def test_what_some_folder_lists_is_in_use_whatever_its_kind(store: Store, data: 
         (),
     ]
     assert doomed(store, data) == {key_hash(keys[3])}
-
-
-def test_a_single_name_is_a_list_of_one(store: Store, data: Path) -> None:
-    key = add(store)
-    data.joinpath("lineage.json").write_text(f'{{"stored_as": "{key_hash(key)}"}}')
-    assert uses_of([data], store).folders == {key_hash(key): (data,)}
+    assert [items(store, data)[key_hash(key)].shared for key in keys] == [1000, 1000, 1000, 0], "by hard links"
 
 
 def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(store: Store, data: Path) -> None:
@@ -78,12 +75,6 @@ def test_a_folder_that_is_missing_or_empty_must_be_meant(store: Store, data: Pat
         with pytest.raises(PipelineError, match=rf"no manifest\.json below {other}, so everything would count as unused"):
             check_known(uses, everything=False)
         check_known(uses, everything=True)
-
-
-def test_a_folder_that_links_to_itself_is_looked_into_once(store: Store, data: Path) -> None:
-    publish(data / "scores", store, [add(store)])
-    (data / "scores" / "again").symlink_to(data)
-    assert list(uses_of([data], store).folders.values()) == [(data / "scores",)]
 
 
 def test_what_somebody_has_just_asked_for_is_young(store: Store, data: Path) -> None:
@@ -154,15 +145,6 @@ def test_what_a_run_takes_up_between_plan_and_deletion_stays(
     take_up(store, key)
     assert not collect.delete(store, item)
     assert store.get(key) is not None
-
-
-def test_bytes_that_another_folder_shares_are_told_apart(store: Store, data: Path) -> None:
-    key = add(store)
-    alone = items(store, data)[key_hash(key)]
-    publish(data / "scores", store, [key])
-    linked = items(store, data)[key_hash(key)]
-    assert (alone.shared, linked.shared, linked.bytes) == (0, 1000, alone.bytes)
-    assert linked.bytes == 1000 + (store.folder_of(key) / RECEIPT).stat().st_size
 
 
 @pytest.mark.parametrize(

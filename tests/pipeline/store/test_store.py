@@ -79,13 +79,10 @@ def test_a_damaged_entry_is_not_there_and_is_replaced_by_the_next_one(store: Sto
     assert store.get(KEY) is None
     if harm != "flipped":
         assert store.peek(KEY) is None, "sizes and the receipt tell"
-    assert put(store).path("shard.arrow").read_bytes() == b"rows"
+    entry = put(store)
+    assert entry.path("shard.arrow").read_bytes() == b"rows"
     assert [path.name for path in store.folder.iterdir()] == [key_hash(KEY)]
-
-
-def test_of_an_intact_entry_the_first_stays(store: Store) -> None:
-    inode = put(store).path("shard.arrow").stat().st_ino
-    assert put(store).path("shard.arrow").stat().st_ino == inode
+    assert put(store).path("shard.arrow").stat().st_ino == entry.path("shard.arrow").stat().st_ino, "one that is intact stays"
 
 
 def test_many_that_put_one_entry_at_once_leave_one_and_none_of_them_fails(store: Store) -> None:
@@ -128,15 +125,6 @@ def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: boo
     shutil.rmtree(store.folder)
     found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"out/shard.arrow": b"rows", "out/deep/more.bin": b"more", "one/renamed.arrow": b"rows"}
-
-
-def test_placing_what_is_gone_fails_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
-    entry = put(store)
-    store.remove(entry.name)
-    assert list(store.folder.iterdir()) == []
-    with pytest.raises(FileNotFoundError):
-        store.place(entry, tmp_path, {"shard.arrow": "shard.arrow"})
-    assert not (tmp_path / "shard.arrow").exists()
 
 
 def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
