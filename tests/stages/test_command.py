@@ -50,7 +50,7 @@ def failing(error: BaseException) -> Callable[[], None]:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(28, "No space left", "data/x"), OSError(), SafetensorError("I/O error"), Faults("params.yaml", ["a", "b"])],
+    [OSError(28, "No space left", "x"), OSError(), SafetensorError("I/O error"), Faults("params.yaml", ["a", "b"])],
 )
 def test_a_fault_of_the_input_or_the_machine_is_a_sentence_without_traceback(error: Exception) -> None:
     result = invoke(failing(error))

@@ -109,16 +109,6 @@ def test_class_names_that_a_readme_declares_name_the_indices_of_a_csv(tmp_path: 
     assert (table.columns["label"], table.class_names) == (values, {"label": ("neg", "pos")})
 
 
-def test_a_json_array_arrow_and_text_are_loaded_by_datasets(tmp_path: Path) -> None:
-    written(tmp_path / "array/train.json", '[{"text": "a"}, {"text": "b"}]')
-    assert read(tmp_path / "array", "text")["train"].columns == {"text": ["a", "b"]}
-    written(tmp_path / "lines/train.json", '{"text": "2020-01-01T00:00:00"}\n')
-    assert read(tmp_path / "lines", "text")["train"].columns == {"text": ["2020-01-01T00:00:00"]}
-    written(tmp_path / "text/train.txt", "a\nb\n")
-    table = read(tmp_path / "text", "text", "label")["train"]
-    assert (table.columns, table.name) == ({"text": ["a", "b"]}, f"{tmp_path / 'text'} (train)")
-
-
 @pytest.mark.parametrize(
     ("save", "splits"),
     [

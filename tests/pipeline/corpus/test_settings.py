@@ -36,41 +36,24 @@ def test_settings_read_lists_and_one_or_many_files() -> None:
     assert settings(files={"train": "x.csv", "dev": "y.csv"}).files == {"train": "x.csv", "dev": "y.csv"}
 
 
-SPLIT_LESS = "one path, or one for each split: {train: …, dev: …, test: …}"
-TRUTH = "YAML reads an unquoted true or false as a truth value"
-
-
 @pytest.mark.parametrize(
     ("changes", "place", "cause"),
     [
         ({"files": ...}, "hub", "name your table as files, or a hub set as hub"),
         ({"hub": "imdb"}, "hub", "exactly one of files and hub"),
-        ({"files": ["a.csv", "b.csv"]}, "files", SPLIT_LESS),
-        ({"files": {"dev": "x.csv"}}, "files", "a train split must be named"),
+        ({"files": ["a.csv", "b.csv"]}, "files", "one path, or one for each split: {train: …"),
         ({"files": {"train": "x", "validation": "y"}}, "files.validation", "should be 'train', 'dev' or 'test'"),
-        ({"config": "sst2"}, "config", "belongs to hub"),
-        ({"revision": "main"}, "revision", "belongs to hub"),
         ({"splits": {"train": "t"}}, "splits", "belongs to hub"),
-        ({"dev": 1.0}, "dev", "less than 1, not 1.0"),
-        ({"test": 0}, "test", "greater than 0, not 0"),
         ({"dev": 0.5, "test": 0.5}, "test", "dev (0.5) and test together must be less than 1"),
         ({"text": 5}, "text", "a list of two, not 5"),
-        ({"text": []}, "text", "one text column or two different ones"),
         ({"text": ["a", "a"]}, "text", "one text column or two different ones"),
-        ({"text": ["a", "b", "c"]}, "text", "one text column or two different ones"),
         ({"text": ["label", "b"]}, "label", "must not be one of the text columns"),
         ({"labels": "a,b"}, "labels", "a list of names in the order of the logits, or a mapping"),
         ({"labels": {"0:bad": None}}, "labels", "put a space after the colon; YAML reads 0:bad as one word"),
-        ({"labels": ["a"]}, "labels", "at least two different"),
         ({"labels": {"a": "x", "b": "x"}}, "labels", "at least two different"),
         ({"labels": ["a", "a", "b"]}, "labels", "listed once"),
-        ({"labels": {True: "x"}}, "labels", TRUTH),
-        ({"labels": [False, True]}, "labels", TRUTH),
+        ({"labels": [False, True]}, "labels", "YAML reads an unquoted true or false as a truth value"),
         ({"labels": [{0: "bad"}, {1: "good"}]}, "labels", "written without dashes, {0: bad, 1: good}"),
-        ({"rows": {"train": 0}}, "rows.train", "greater than 0"),
-        ({"duplicates": ...}, "duplicates", "is missing"),
-        ({"duplicates": "keep"}, "duplicates", "should be 'error' or 'drop', not 'keep'"),
-        ({"lable": "label"}, "lable", "is not a setting known here"),
     ],
 )
 def test_an_error_of_the_settings_names_its_place_and_cause(

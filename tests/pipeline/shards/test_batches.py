@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.encoding import Batch, collate
@@ -38,7 +38,6 @@ RECIPES: list[Recipe] = [PERTURBED, EDITED, MIXED, BOTH, EDITED, PERTURBED, MIXE
 
 Positioned = tuple[Rows, Manifest]
 positions_of = st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=24).map(lambda found: np.array(found, dtype=np.int64))
-often = settings(deadline=None, max_examples=30)
 
 
 def columns(first: int, rows: int, codec: CodecName, types: bool, recipes: Sequence[Recipe]) -> dict[str, Any]:
@@ -147,21 +146,18 @@ def check_equal(found: Batch, wanted: Batch) -> None:
 
 
 @given(positions=positions_of)
-@often
 def test_inputs_are_what_collating_the_rows_one_by_one_gives(stored: Positioned, positions: Positions) -> None:
     rows = rows_at(stored[0], positions)
     check_equal(inputs_at(stored[0], positions, PAD), collate([row.input_ids for row in rows], types_of(rows), PAD))
 
 
 @given(positions=positions_of)
-@often
 def test_variants_are_what_mixing_and_decoding_the_rows_one_by_one_gives(stored: Positioned, positions: Positions) -> None:
     rows, manifest = stored
     check_equal(variant_at(rows, positions, manifest), by_hand(rows_at(rows, positions), manifest))
 
 
 @given(positions=positions_of)
-@often
 def test_a_matrix_has_the_lists_of_the_rows_under_each_other(stored: Positioned, positions: Positions) -> None:
     found = matrix_at(stored[0], "perturbed_logits", positions)
     assert found.dtype == torch.float32

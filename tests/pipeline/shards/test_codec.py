@@ -2,7 +2,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
@@ -22,7 +22,6 @@ elements = st.one_of(exactly_zero, small_or_large, st.floats(-1, 1)).map(
 """Nothing so small that float32 has no digits left for its square."""
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 21))
 deltas = arrays.arrays(np.float32, shapes, elements=elements).map(torch.from_numpy)
-without_torch_deadline = settings(deadline=None, max_examples=30)
 
 
 def decoded(codec: Codec, delta: Tensor) -> Tensor:
@@ -39,7 +38,6 @@ def linf(delta: Tensor) -> Array:
 
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, delta: Tensor) -> None:
     after = decoded(codec, delta)
     assert (l2(after) <= l2(delta) * (1 + 1e-6)).all()
@@ -47,7 +45,6 @@ def test_no_token_leaves_the_ball_its_perturbation_was_found_in(codec: Codec, de
 
 
 @given(delta=deltas)
-@without_torch_deadline
 def test_int8_is_off_by_half_a_level_at_most_and_float16_by_half_a_unit_in_the_last_of_its_eleven_bits(delta: Tensor) -> None:
     width, found = delta.shape[-1], {name: decoded(CODECS[name], delta) for name in ("int8", "float16")}
     assert (l2(found["int8"] - delta) <= np.sqrt(width) * linf(delta) / 254 * (1 + 1e-4)).all()
@@ -57,7 +54,6 @@ def test_int8_is_off_by_half_a_level_at_most_and_float16_by_half_a_unit_in_the_l
 
 
 @given(delta=deltas, other=st.floats(0, 2))
-@without_torch_deadline
 def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float) -> None:
     after = decoded(CODECS["sign"], delta).double()
     assert torch.equal(torch.sign(after)[delta != 0], torch.sign(delta.double())[delta != 0])
@@ -67,7 +63,6 @@ def test_sign_is_the_nearest_vector_of_one_magnitude(delta: Tensor, other: float
 
 @every_codec
 @given(delta=deltas, data=st.data())
-@without_torch_deadline
 def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Tensor, data: st.DataObject) -> None:
     spared = data.draw(arrays.arrays(np.bool_, delta.shape[0]))
     delta = torch.where(torch.from_numpy(spared)[:, None], 0.0, delta)
@@ -78,7 +73,6 @@ def test_a_token_that_was_not_perturbed_stays_exactly_so(codec: Codec, delta: Te
 
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_codes_and_scales_survive_being_bytes_at_any_width(codec: Codec, delta: Tensor) -> None:
     codes, _ = codec.quantise(delta)
     held = codec.pack(codes.numpy())
@@ -107,7 +101,6 @@ def test_bytes_are_row_by_row_and_little_endian_on_every_machine() -> None:
 
 @every_codec
 @given(delta=deltas)
-@without_torch_deadline
 def test_a_batch_codes_every_row_as_the_row_alone(codec: Codec, delta: Tensor) -> None:
     batch = torch.stack([delta, delta.flip(0) * 3, torch.zeros_like(delta)])
     codes, scales = codec.quantise(batch)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
@@ -36,7 +36,6 @@ def turned(value: Any) -> Any:
 
 
 @given(plain)
-@settings(max_examples=30, deadline=None)
 def test_canonical_json_is_json_and_one_for_equal_values(value: Any) -> None:
     text = canonical_json(value)
     assert json.loads(text) == value

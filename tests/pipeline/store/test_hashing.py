@@ -1,7 +1,7 @@
 import json
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.store.hashing import differences, key_hash
@@ -10,7 +10,6 @@ keys = st.dictionaries(st.text(max_size=5), st.integers() | st.floats(0, 1) | st
 
 
 @given(keys, keys)
-@settings(max_examples=40, deadline=None)
 def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], other: dict[str, Any]) -> None:
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
     assert (key_hash(one) == key_hash(other)) == same
@@ -19,7 +18,6 @@ def test_two_keys_have_one_name_only_if_nothing_differs(one: dict[str, Any], oth
 
 
 @given(keys, keys)
-@settings(max_examples=40, deadline=None)
 def test_differences_name_each_field_that_differs_and_no_other(wanted: dict[str, Any], found: dict[str, Any]) -> None:
     lines = differences(wanted, found)
     names = [name for name in sorted(wanted.keys() | found.keys()) if wanted.get(name) != found.get(name)]
