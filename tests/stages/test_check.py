@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 
@@ -76,6 +75,7 @@ WITH_WORDS = {"augment.recipes": [["masked_lm"]], "tasks.movies.words": {"model"
             {f"{place}.precision": BFLOAT16 for place in ("teach", "score", "augment", "distill.optimiser")},
             "score.precision, teach.precision, augment.precision, distill.optimiser.precision",
         ),
+        ({"teach.precision": "float16"}, ""),
         (WITH_WORDS | {"words.precision": BFLOAT16}, "words.precision"),
         ({"teach.precision": BFLOAT16} | ADOPTED, ""),
         ({"tasks.movies.augment": {"precision": BFLOAT16}}, "tasks.movies.augment.precision"),
@@ -91,17 +91,10 @@ def test_what_would_run_slowly_in_bfloat16_is_noted_and_no_fault(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where the default model is still to come, so that nothing is asked of it
     status, text = check(write("params.yaml", changed(changes)))
-    notes = [line for line in text.splitlines() if "precision" in line]
+    notes = [line for line in text.splitlines() if "precision" in line and "float16 needs a GPU" not in line]
     wanted = f"note: {asking}: on this processor a product in bfloat16 takes 18.0 times as long as in float32"
     assert notes == ([wanted] if asking else [])
     assert status == 0, text
-
-
-@pytest.mark.usefixtures("slow")
-def test_what_only_a_gpu_can_is_noted_where_there_is_none(write: Callable[[str, str], Path]) -> None:
-    status, text = check(write("params.yaml", changed({"teach.precision": "float16"})))
-    assert "note: teach.precision: float16 needs a GPU, and this machine has none; bfloat16 and float32 need none\n" in text
-    assert status == 0
 
 
 def test_many_models_with_a_fault_each_are_as_many_sentences_in_one_answer(
@@ -131,31 +124,9 @@ def with_added_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def needs_a_package(folder: Path) -> None:
-    (folder / "tokenizer.json").unlink()
-    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword")
-    rewrite(folder / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer", word_tokenizer_type="mecab")
-
-
-def one_token_type(folder: Path) -> None:
-    weights, name = safetensors.torch.load_file(folder / "model.safetensors"), "bert.embeddings.token_type_embeddings.weight"
-    weights[name] = weights[name][:1].clone()
-    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    rewrite(folder / "config.json", type_vocab_size=1)
-
-
-FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "layers": (
-        lambda folder: rewrite(folder / "config.json", num_hidden_layers=3),
-        "that transformers does not load (bert.encoder.layer.3.",
-    ),
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "layers": (lambda folder: rewrite(folder / "config.json", num_hidden_layers=3), "does not load (bert.encoder.layer.3."),
     "tokens": (with_added_tokens, "that have none (<url>)"),
-    "types": (one_token_type, "has type_vocab_size: 1, but its tokenizer gives a pair the token type 1"),
-    "package": (needs_a_package, "You need to install fugashi"),
-    "numbers": (
-        lambda folder: rewrite(folder / "config.json", id2label={"0": 0, "1": 1}, label2id={}),
-        "does not name its labels: id2label in its config.json is",
-    ),
     "contradicting": (
         lambda folder: rewrite(folder / "config.json", label2id={"bad": 1, "good": 0}),
         "contradicts itself in its config.json",

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
-from dvc.utils.serialize import dumps_yaml, modify_yaml, parse_yaml
+from dvc.utils.serialize import dumps_yaml, parse_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline.config.errors import Faults, PipelineError
 from pipeline.config.params import Settings, load, naming_faults, read_params
@@ -161,25 +161,6 @@ def test_what_dvc_writes_is_read_as_what_it_was_given(write: Write, content: dic
     assert read_params(write("params.yaml", dumps_yaml(content))) == content
 
 
-KEPT = """
-rates: [2e-05, 1e-4, 1E3, .5, 100_000, 2.0e-5]
-labels: {"yes": "no", 'on': "off", y: n}
-texts: ["007", '1e5', "null", "~", "true", '2020-01-01', 2020-01-01, "1_000", "", ' a']
-nothing: [null, ~]
-"""
-
-
-def test_a_file_means_the_same_after_dvc_has_changed_another_value_of_it(write: Write) -> None:
-    path = write("params.yaml", KEPT + "teach: {rate: 1.0}\n")
-    before = read_params(path)
-    with modify_yaml(str(path)) as content:
-        content["teach"]["rate"] = 2e-5
-    assert path.read_text() != KEPT
-    assert read_params(path) == before | {"teach": {"rate": 2e-5}}
-    assert before["labels"] == {"yes": "no", "on": "off", "y": "n"}
-    assert before["texts"][:5] == ["007", "1e5", "null", "~", "true"]
-
-
 def test_the_projects_own_file_says_the_same_to_readers_of_yaml_1_1() -> None:
     assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) == read_params(ROOT / "params.yaml")
 
@@ -252,27 +233,6 @@ def test_a_name_that_is_given_twice_is_named_with_its_line(write: Write, content
     path = write("params.yaml", content)
     with pytest.raises(PipelineError, match=rf'given twice: {names}\n +in "{path}", line {line}, column '):
         read_params(path)
-
-
-def test_a_rule_over_several_settings_is_told_in_its_own_words(write: Write) -> None:
-    class Range(Settings):
-        low: int
-        high: int
-
-        @model_validator(mode="after")
-        def _ordered(self) -> "Range":
-            if self.low > self.high:
-                raise ValueError("Low must not lie above high")
-            return self
-
-    class Ranges(Settings):
-        bounds: Range
-
-    path = write("params.yaml", "bounds: {low: 3, high: 1}")
-    with pytest.raises(Faults) as refusal:
-        load(path, Ranges, bounds="bounds")
-    (fault,) = refusal.value.faults
-    assert fault.startswith("bounds: low must not lie above high, not ")
 
 
 @pytest.mark.parametrize("content", [{"students": {}}, {"students": ["half"]}, {}])

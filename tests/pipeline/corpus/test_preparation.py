@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.errors import Faults
-from pipeline.corpus.preparation import ROWS_A_GROUP, Prepared, prepare
+from pipeline.corpus import preparation
+from pipeline.corpus.preparation import Prepared, prepare
 from pipeline.corpus.settings import CorpusSettings
 from pipeline.corpus.task import Kind, Metric, Task
 
@@ -69,11 +70,11 @@ def test_given_splits_are_kept_in_order_with_labels_as_indices(tmp_path: Path) -
     assert listed.tables["dev"]["label"].to_pylist() == [0, 1]
 
 
-def test_tables_are_saved_in_row_groups(tmp_path: Path) -> None:
-    many = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(2 * ROWS_A_GROUP + 1)]
+def test_tables_are_saved_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "ROWS_A_GROUP", 16)
+    many = [(f"train text {number}", ("bad", "good")[number % 2]) for number in range(33)]
     result = prepared(files=tables(tmp_path, SPLITS | {"train": many}))
     result.save(tmp_path)
-    assert ROWS_A_GROUP <= 4096
     assert pq.ParquetFile(tmp_path / "train.parquet").metadata.num_row_groups == 3
     assert {split: pq.read_table(tmp_path / f"{split}.parquet") for split in result.tables} == result.tables
     assert Task.read(tmp_path) == result.task

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.errors import PipelineError
@@ -26,6 +26,7 @@ def one_hot(answers: Floats, outputs: int) -> Floats:
 
 
 @given(generator=rows, count=st.integers(2, 4))
+@settings(max_examples=8)
 def test_classification_is_measured_as_scikit_learn_does(generator: np.random.Generator, count: int) -> None:
     labels, logits = generator.integers(0, count, 40), generator.normal(size=(40, count)).astype(np.float32)
     answers = logits.argmax(axis=1)

@@ -77,17 +77,6 @@ def test_a_folder_that_is_missing_or_empty_must_be_meant(store: Store, data: Pat
         check_known(uses, everything=True)
 
 
-def test_what_somebody_has_just_asked_for_is_young(store: Store, data: Path) -> None:
-    key = add(store)
-    age(store.folder, 2 * DAY)
-    assert doomed(store, data) == {key_hash(key)}
-    store.peek(key)
-    assert doomed(store, data) == {key_hash(key)}
-    store.get(key)
-    assert doomed(store, data) == set()
-    assert collect.garbage(items(store, data).values(), DAY)[1] == 1
-
-
 def test_what_is_not_finished_stays_an_hour_however_small_the_least_age(store: Store, data: Path) -> None:
     begun, written = begin(store, {"content": "student"}), store.folder / f"{PARTIAL}0123456789ab-{key_hash({})}"
     written.mkdir()
