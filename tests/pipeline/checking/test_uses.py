@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoTokenizer
 
 from tests.parameters import MOVIES, SCOUTED, changed, check
 from tests.world import make_tokenizer, rewrite, save_on_hub
@@ -190,17 +189,3 @@ def test_a_checkpoint_that_is_not_whole_or_has_another_tokenizer_is_told_of_stud
     make_tokenizer(types=False).save_pretrained(model)
     _, text = check(write("params.yaml", changed(at)))
     assert f"  - students.half, cut from {model}: {model} has another tokenizer (" in text, text
-
-
-def test_each_model_is_opened_once(write: Write, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, original = list[str](), AutoTokenizer.from_pretrained
-
-    def note(pretrained_model_name_or_path: Path, **more: Any) -> Any:
-        read.append(str(pretrained_model_name_or_path))
-        return original(pretrained_model_name_or_path, **more)
-
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", note)
-    students = {"half": {"layers": 2}, "other": {"layers": 1, "start": {"checkpoint": str(teacher)}}}
-    at = about(teacher) | RECIPE_OF_WORDS | {f"{MOVIES}.words": {"model": str(teacher), "fit": True}, "students": students}
-    status, text = check(write("params.yaml", changed(at)))
-    assert (status, read) == (0, [str(teacher)]), text

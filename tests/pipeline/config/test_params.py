@@ -77,20 +77,6 @@ def test_no_value_is_converted_silently(write: Write, text: str, field: str) -> 
     assert fault.startswith(f"fit.{field}: input should be ")
 
 
-def test_of_a_setting_with_several_forms_what_each_wants_is_told_and_what_was_given(write: Write) -> None:
-    class Forms(Settings):
-        radius: float | Fit
-
-    class Several(Settings):
-        search: Forms
-
-    path = write("params.yaml", "search: {radius: {epochs: 1, rate: 0.5, flip: 1}}")
-    assert faults(path, Several, search="search") == [
-        "search.radius: input should be a valid number; or flip is not a setting known here, "
-        "not {'epochs': 1, 'rate': 0.5, 'flip': 1}"
-    ]
-
-
 def test_a_section_without_settings_is_empty_and_not_missing(write: Write) -> None:
     path = write("params.yaml", "fit:\nrun: {out: x}")
     assert faults(path) == ["fit is empty; write its settings, or {} for none of its own"]

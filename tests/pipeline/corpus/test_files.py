@@ -103,17 +103,6 @@ def test_a_missing_file_and_folders_are_told_apart(tmp_path: Path) -> None:
         assert line.endswith("use hub for folders")
 
 
-def test_columns_that_nobody_reads_may_repeat(tmp_path: Path) -> None:
-    assert read(written(tmp_path / "x.csv", "text,text,label,,\na,b,c,,\n"), "label").columns == {"label": ["c"]}
-    assert read(written(tmp_path / "x.jsonl", '{"text": {"x": 1, "x": 2}, "y": 1, "y": 2}'), "text").columns["text"] == [
-        {"x": 2}
-    ]
-    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["b"])]
-    pa.parquet.write_table(pa.table(columns, names=["text", "label", "label"]), tmp_path / "x.parquet")
-    assert read(tmp_path / "x.parquet", "text").columns == {"text": ["a"]}
-    assert errors_of(tmp_path / "x.parquet", "text", "label") == ["x.parquet: column 'label' occurs more than once"]
-
-
 def test_parquet_reads_the_wanted_columns_and_lists_all(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     text, label = pa.array(["NA", None], pa.large_string()), pa.array(["b", "a"]).dictionary_encode()

@@ -46,16 +46,11 @@ def errors_of(place: Path, *wanted: str, config: str | None = None) -> list[str]
 def hub(tmp_path: Path) -> Path:
     """A folder in hub layout: two configurations, one of them with declared label names."""
     folder = tmp_path / "hub"
-    features = datasets.Features(
-        {
-            "premise": datasets.Value("string"),
-            "hypothesis": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["entailment", "neutral"]),
-        }
-    )
+    label = datasets.ClassLabel(names=["entailment", "neutral"])
+    features = datasets.Features({"premise": datasets.Value("string"), "label": label})
+    (folder / "mnli").mkdir(parents=True)
     for split, labels in {"train": [0, 1], "validation_matched": [1, 0], "test": [-1, -1]}.items():
-        rows = {"premise": ["p 1", "p 2"], "hypothesis": ["h 1", "h 2"], "label": labels}
-        (folder / "mnli").mkdir(parents=True, exist_ok=True)
+        rows = {"premise": ["p 1", "p 2"], "label": labels}
         datasets.Dataset.from_dict(rows, features).to_parquet(folder / "mnli" / f"{split}-0.parquet")
     written(folder / "plain.csv", "text,label\nfine,1\n")
     splits = "".join(
@@ -67,7 +62,7 @@ def hub(tmp_path: Path) -> Path:
 
 
 def test_a_hub_set_gives_its_splits_with_label_names_and_secret_labels_as_none(hub: Path) -> None:
-    tables = read(hub, "premise", "hypothesis", "label", config="mnli")
+    tables = read(hub, "premise", "label", config="mnli")
     assert {split: table.columns["label"] for split, table in tables.items()} == {
         "train": ["entailment", "neutral"],
         "validation_matched": ["neutral", "entailment"],

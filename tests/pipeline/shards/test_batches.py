@@ -40,39 +40,28 @@ Positioned = tuple[Rows, Manifest]
 positions_of = st.lists(st.integers(0, COUNT - 1), min_size=1, max_size=24).map(lambda found: np.array(found, dtype=np.int64))
 
 
-def columns(first: int, rows: int, codec: CodecName, types: bool, recipes: Sequence[Recipe]) -> dict[str, Any]:
-    """Random rows of 1 to 9 tokens; recipes take turns."""
-    numbers = range(first, first + rows)
-    generator = np.random.default_rng(first)
-    lengths = generator.integers(1, 10, rows)
-    kinds = [recipes[number % len(recipes)] for number in numbers]
-    dtype = CODECS[codec].dtype
-    codes = [(generator.integers(0, 2, (length, WIDTH)) * 2 - 1).astype(dtype) for length in lengths]
-    if codec != "sign":
-        codes = [generator.integers(-127, 128, (length, WIDTH)).astype(dtype) for length in lengths]
-    shared: dict[str, Any] = {
-        "example_id": [f"row-{number}" for number in numbers],
-        "variant": [1] * rows,
-        "input_ids": [generator.integers(0, 99, length) for length in lengths],
-        "label": [None] * rows,
-        "teacher_logits": list(generator.normal(size=(rows, 3)).astype(np.float32)),
-        "partner_id": ["another" if mixed else None for mixed, _ in kinds],
-        "partner_ids": [
-            generator.choice([PAD, 0, 50], length) if mixed else None for length, (mixed, _) in zip(lengths, kinds, strict=True)
-        ],
-        "own_weight": [number % 4 / 4 if mixed else None for number, (mixed, _) in zip(numbers, kinds, strict=True)],
-        "delta": [CODECS[codec].pack(code) if moved else None for code, (_, moved) in zip(codes, kinds, strict=True)],
-        "delta_scale": [
-            generator.random(length, dtype=np.float32) if moved else None
-            for length, (_, moved) in zip(lengths, kinds, strict=True)
-        ],
-        "perturbed_logits": list(generator.normal(size=(rows, 3)).astype(np.float32)),
-        "divergence": [0.1] * rows,
-        "flipped": [False] * rows,
+def row(number: int, codec: CodecName, types: bool, recipe: Recipe) -> dict[str, Any]:
+    """A random row of 1 to 9 tokens."""
+    generator, (mixed, moved) = np.random.default_rng(number), recipe
+    length = generator.integers(1, 10)
+    codes = generator.integers(-127, 128, (length, WIDTH))
+    codes = np.where(codes < 0, -1, 1) if codec == "sign" else codes
+    return {
+        "example_id": f"row-{number}",
+        "variant": 1,
+        "input_ids": generator.integers(0, 99, length),
+        "label": None,
+        "teacher_logits": generator.normal(size=3).astype(np.float32),
+        "partner_id": "another" if mixed else None,
+        "partner_ids": generator.choice([PAD, 0, 50], length) if mixed else None,
+        "own_weight": number % 4 / 4 if mixed else None,
+        "delta": CODECS[codec].pack(codes.astype(CODECS[codec].dtype)) if moved else None,
+        "delta_scale": generator.random(length, dtype=np.float32) if moved else None,
+        "perturbed_logits": generator.normal(size=3).astype(np.float32),
+        "divergence": 0.1,
+        "flipped": False,
+        **({"token_type_ids": generator.integers(0, 3, length).astype(np.int8)} if types else {}),
     }
-    if types:
-        shared["token_type_ids"] = [generator.integers(0, 3, length).astype(np.int8) for length in lengths]
-    return shared
 
 
 def write(folder: Path, codec: CodecName = "int8", types: bool = True, recipes: Sequence[Recipe] = RECIPES) -> Positioned:
@@ -80,8 +69,10 @@ def write(folder: Path, codec: CodecName = "int8", types: bool = True, recipes: 
     schema, entries = shard_schema("perturbations", "classification", types), []
     for number, rows in enumerate(SIZES):
         key = KEY | {"examples": str(number)}
-        held = columns(sum(SIZES[:number]), rows, codec, types, recipes)
-        receipt = write_shard(folder / f"{number}.arrow", schema, held, key, {}, {})
+        first = sum(SIZES[:number])
+        held = [row(place, codec, types, recipes[place % len(recipes)]) for place in range(first, first + rows)]
+        by_column = {name: [one[name] for one in held] for name in held[0]}
+        receipt = write_shard(folder / f"{number}.arrow", schema, by_column, key, {}, {})
         entries.append(ShardEntry(file=f"{number}.arrow", split="train", variant=1, partition=number, receipt=receipt))
     manifest = Manifest(
         format_version=FORMAT_VERSION,
