@@ -89,6 +89,16 @@ def test_one_table_is_split_by_text(tmp_path: Path) -> None:
     assert len(set(ids)) == 2 * len(TRAIN)
 
 
+def test_pairs_have_two_texts_and_labels_may_have_other_names_than_in_the_table(tmp_path: Path) -> None:
+    rows = [(f"a {number}", f"b {number}", number % 3) for number in range(60)]
+    path = tsv(tmp_path / "pairs.tsv", rows, ("one", "two", "code"))
+    names = {1: "billing", 0: "other", 2: "other"}
+    result = prepared(metric="f1", files=path, text=["one", "two"], label="code", **SHARES, labels=names)
+    assert (result.task.pair, result.task.labels) == (True, ("billing", "other"))
+    found = [(row["text_a"], row["text_b"], row["label"]) for table in result.tables.values() for row in table.to_pylist()]
+    assert sorted(found) == sorted((one, two, int(code != 1)) for one, two, code in rows)
+
+
 @pytest.mark.parametrize("labelled", [None, 5])
 def test_train_may_lack_labels(tmp_path: Path, labelled: int | None) -> None:
     train = (
@@ -252,6 +262,7 @@ def test_a_table_means_the_same_in_every_form(tmp_path: Path, files: list[str], 
     first = prepared(kind, metric, files=str(tmp_path / "reference.csv"), **SHARES)
     second = prepared(kind, metric, **{"hub" if place == "hub" else "files": str(tmp_path / place)}, **SHARES)
     assert second.tables == first.tables
+    assert str(first.tables["train"].schema.field("label").type) == ("float" if kind == "regression" else "int32")
     assert (second.task, second.notes) == (first.task, first.notes)
     assert {text for table in first.tables.values() for text in table["text_a"].to_pylist()} == {text for text, _ in rows}
     if labels[1] == "NA":

@@ -139,10 +139,12 @@ def variants_in(batch: Batch) -> list[Met]:
 
 
 any_sharing = {"processes": st.integers(1, 3), "turns": st.integers(1, 2), "epoch": st.integers(0, EPOCHS - 1)}
+often = settings(deadline=None, max_examples=25)
 
 
 @pytest.mark.parametrize("use", USES)
 @given(**any_sharing)
+@often
 def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that_are_chosen(
     sets: tuple[Shards, Shards], use: str, processes: int, turns: int, epoch: int
 ) -> None:
@@ -160,6 +162,7 @@ def test_in_an_epoch_every_example_meets_exactly_its_own_variants_and_those_that
 
 @pytest.mark.parametrize("use", USES)
 @given(**any_sharing)
+@often
 def test_variants_of_one_example_meet_in_a_step_only_where_all_or_several_are_asked_for(
     sets: tuple[Shards, Shards], use: str, processes: int, turns: int, epoch: int
 ) -> None:
@@ -206,6 +209,7 @@ def test_what_comes_with_the_untouched_inputs_is_that_of_the_row(sets: tuple[Sha
 
 @pytest.mark.parametrize("use", USES)
 @given(seed=st.integers(0, 2**63), epochs=st.lists(st.integers(0, EPOCHS - 1), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=5)
 def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_came_before(
     sets: tuple[Shards, Shards], use: str, seed: int, epochs: list[int]
 ) -> None:

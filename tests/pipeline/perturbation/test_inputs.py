@@ -17,6 +17,7 @@ def words(ids: Tensor) -> Tensor:
 
 
 @given(rows=rows_of_ids, tokens=st.integers(0, 20))
+@settings(deadline=None)
 def test_without_a_partner_in_the_batch_the_embeddings_are_the_words_and_no_partner_is_looked_up(
     rows: list[list[int]], tokens: int
 ) -> None:
@@ -40,6 +41,7 @@ def test_without_a_partner_in_the_batch_the_embeddings_are_the_words_and_no_part
     ),
     tokens=st.integers(0, 12),
 )
+@settings(deadline=None)
 def test_rows_with_a_partner_are_mixed_token_by_token_and_rows_without_are_exactly_their_own_words(
     rows: list[tuple[list[int], float | None]], tokens: int
 ) -> None:

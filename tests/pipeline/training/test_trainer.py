@@ -60,6 +60,7 @@ def as_labels(values: list[int | None]) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @given(values=labels)
+@settings(deadline=None)
 def test_the_loss_of_a_row_is_torchs_or_nothing_where_there_is_no_label(kind: Kind, values: list[int | None]) -> None:
     known = [number for number, value in enumerate(values) if value is not None]
     logits = some_logits(len(values), 3 if kind == "classification" else 1)
