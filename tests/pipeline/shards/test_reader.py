@@ -232,6 +232,7 @@ def test_a_split_a_variant_and_a_shard_have_their_own_rows(tmp_path: Path) -> No
 
 
 @given(order=st.permutations(range(9)), cut=st.integers(0, 9))
+@settings(max_examples=8)
 def test_join_finds_every_example_wherever_its_row_lies(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], cut: int
 ) -> None:
