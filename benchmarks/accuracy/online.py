@@ -104,6 +104,12 @@ def train_online(
 
     fit = fine_tune(f"online {task.name}", student.model, TrainDev(rows, dev), Objective(loss, worth), settings.optimiser)
     outcome = write_student(out, sources, student, fit.history)
-    made_from = {"task": task.name, "student": "online", "scores": manifest_hash(scores), "shards": None}
+    made_from = {
+        "task": task.name,
+        "student": "online",
+        "teacher": sources.scores.manifest.key["teacher"],
+        "scores": manifest_hash(scores),
+        "shards": None,
+    }
     write_json(out / LINEAGE_FILE, made_from | {"settings": settings.model_dump(mode="json", exclude_none=True)} | outcome)
     write_json(cost, {"seconds": round(fit.seconds, 1), "steps": fit.history[-1]["step"]})
