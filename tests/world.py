@@ -34,6 +34,7 @@ from pipeline.corpus.task import Split, Task
 from pipeline.distill.settings import StudentSettings
 from pipeline.models.architectures import head_settings
 from pipeline.perturbation.surrogate import ScoutFacts, ScoutFolder
+from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
 from pipeline.store.files import write_json
 from pipeline.store.hashing import Key
 from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
@@ -88,6 +89,14 @@ def save_teacher(folder: Path, task: Task, seed: int = 0) -> Path:
     BertForSequenceClassification(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     task.save(folder)
+    return folder
+
+
+def save_student(folder: Path, task: Task, scores: Path) -> Path:
+    """One layer of another teacher in a folder as `distill` writes it, for these scores."""
+    save_teacher(folder, task, seed=7)
+    AutoModelForSequenceClassification.from_pretrained(folder, num_hidden_layers=1).save_pretrained(folder)
+    write_json(folder / LINEAGE_FILE, {"scores": manifest_hash(scores)})
     return folder
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.runtime import RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.distill import jobs
 from pipeline.distill.jobs import StudentJob, train_into
@@ -40,71 +41,82 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_finished_student_is_taken_from_the_store(
-    job: StudentJob, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.fixture(scope="module")
+def finished(made: Folders, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the published student of ``job``, its cost and the store that has it; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    obtain(StudentJob("half", *made, teacher, student_settings()), runtime_at(folder), folder / "half", folder / "half.json")
+    return folder
+
+
+@pytest.fixture
+def runtime(finished: Path, tmp_path: Path) -> RuntimeSettings:
+    """A store of the test's own in which the student is finished."""
+    shutil.copytree(finished / "store", tmp_path / "store")
+    return runtime_at(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def longer_test(task: Task, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """Scores and variants of a corpus with ten more test rows."""
+    folder = tmp_path_factory.mktemp("longer")
+    return make_shards(folder, save_prepared(folder / "prepared", task, {"train": 60, "dev": 20, "test": 30}), teacher)
+
+
+def test_a_finished_student_is_taken_from_the_store_without_a_lock(
+    job: StudentJob,
+    finished: Path,
+    runtime: RuntimeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runtime = runtime_at(tmp_path)
-    facts = [obtain(job, runtime, tmp_path / name, tmp_path / f"{name}.json") for name in ("one", "two")]
-    assert facts[0] == facts[1]
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert trained == ["distill tiny half"]
+    monkeypatch.setattr(Store, "lock", lambda *_: pytest.fail("the lock may be another user's"))
+    monkeypatch.setattr(jobs, "train", lambda *_: pytest.fail("it was trained before"))
+    facts = obtain(job, runtime, tmp_path / "again", tmp_path / "again.json")
+    assert facts == json.loads((finished / "half" / "lineage.json").read_text())
+    assert files_of(tmp_path / "again") == files_of(finished / "half")
     assert "distill tiny half: finished before, taken from" in capsys.readouterr().out
-    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
-    cost = json.loads((tmp_path / "one.json").read_text())
+    assert (tmp_path / "again.json").read_bytes() == (finished / "half.json").read_bytes()
+    cost = json.loads((finished / "half.json").read_text())
     assert cost["steps"] == 16
     assert cost["seconds"] >= 0
     assert not list(runtime.store_folder.glob(".*")), "checkpoints go when the student is finished"
 
 
 def test_other_test_rows_and_another_name_cost_no_training(
-    job: StudentJob, task: Task, teacher: Path, tmp_path: Path, trained: list[str]
+    job: StudentJob, longer_test: Folders, finished: Path, runtime: RuntimeSettings, tmp_path: Path, trained: list[str]
 ) -> None:
-    prepared = save_prepared(tmp_path / "prepared", task, {"train": 60, "dev": 20, "test": 30})
-    scores, shards = make_shards(tmp_path / "again", prepared, teacher)
+    scores, shards = longer_test
     again = dataclasses.replace(job, name="renamed", scores=scores, shards=shards)
-    runtime = runtime_at(tmp_path)
-    old, new = (obtain(one, runtime, tmp_path / one.name, tmp_path / f"{one.name}.json") for one in (job, again))
-    assert trained == ["distill tiny half"]
+    old = json.loads((finished / "half" / "lineage.json").read_text())
+    new = obtain(again, runtime, tmp_path / "renamed", tmp_path / "renamed.json")
+    assert not trained
     assert (new["student"], new["scores"], new["shards"]) == ("renamed", manifest_hash(scores), manifest_hash(shards))
-    assert new["scores"] != old["scores"]
     assert {name for name in old if old[name] != new[name]} == {"student", "scores", "shards"}
-    assert "# renamed: a distilled" in (tmp_path / "renamed" / "README.md").read_text()
-    assert manifest_hash(scores) in (tmp_path / "renamed" / "README.md").read_text()
+    card = (tmp_path / "renamed" / "README.md").read_text()
+    assert "# renamed: a distilled" in card
+    assert manifest_hash(scores) in card
 
 
 def test_a_student_in_the_store_is_not_taken_for_variants_of_other_scores(
-    job: StudentJob, task: Task, teacher: Path, tmp_path: Path
+    job: StudentJob, longer_test: Folders, runtime: RuntimeSettings, tmp_path: Path
 ) -> None:
-    runtime = runtime_at(tmp_path)
-    obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
-    prepared = save_prepared(tmp_path / "prepared", task, {"train": 60, "dev": 20, "test": 30})
-    scores, _ = make_shards(tmp_path / "again", prepared, teacher)
-    mixed = dataclasses.replace(job, scores=scores)
+    mixed = dataclasses.replace(job, scores=longer_test[0])
     assert mixed.key() == job.key(), "they differ in test rows alone"
     with pytest.raises(ShardMismatch, match=r"the perturbations in .* do not fit: scores"):
         obtain(mixed, runtime, tmp_path / "two", tmp_path / "two.json")
     assert not (tmp_path / "two").exists()
 
 
-def test_a_student_that_another_user_has_trained_is_fetched_without_a_lock(
-    job: StudentJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_damaged_student_is_trained_again(
+    job: StudentJob, finished: Path, runtime: RuntimeSettings, tmp_path: Path, trained: list[str]
 ) -> None:
-    runtime = runtime_at(tmp_path)
-    obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
-    monkeypatch.setattr(Store, "lock", lambda *_: pytest.fail("the lock is the other user's"))
-    obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-
-
-def test_a_damaged_student_is_trained_again(job: StudentJob, tmp_path: Path, trained: list[str]) -> None:
-    runtime = runtime_at(tmp_path)
-    obtain(job, runtime, tmp_path / "one", tmp_path / "one.json")
-    before = files_of(tmp_path / "one")
     weights = Store(runtime.store_folder).folder_of(job.key()) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
-    assert len(trained) == 2
-    assert files_of(tmp_path / "two") == before
+    assert trained == ["distill tiny half"]
+    assert files_of(tmp_path / "two") == files_of(finished / "half")
 
 
 def test_the_key_names_what_decides_a_student_and_nothing_else(
@@ -140,17 +152,15 @@ def test_settings_that_mean_nothing_for_a_student_are_not_in_its_key(job: Studen
     assert key(variants="all") != key()
 
 
-def test_the_key_does_not_ask_how_it_is_run(job: StudentJob, tmp_path: Path, trained: list[str]) -> None:
-    for number, changed in enumerate([{"dataloader_num_workers": 0}, {"dataloader_num_workers": 1}, {"save_steps": 1}]):
-        obtain(job, runtime_at(tmp_path).model_copy(update=changed), tmp_path / str(number), tmp_path / f"{number}.json")
-    assert len(trained) == 1
-
-
-def test_reading_ahead_in_other_processes_changes_no_byte(job: StudentJob, tmp_path: Path) -> None:
-    for name, readers in {"none": 0, "two": 2}.items():
-        runtime = runtime_at(tmp_path / name).model_copy(update={"dataloader_num_workers": readers})
-        obtain(job, runtime, tmp_path / f"{name}-out", tmp_path / f"{name}.json")
-    assert files_of(tmp_path / "none-out") == files_of(tmp_path / "two-out")
+def test_how_it_is_run_changes_neither_the_key_nor_a_byte(
+    job: StudentJob, finished: Path, runtime: RuntimeSettings, tmp_path: Path, trained: list[str]
+) -> None:
+    changed = {"dataloader_num_workers": 2, "save_steps": 1}
+    obtain(job, runtime.model_copy(update=changed), tmp_path / "one", tmp_path / "one.json")
+    assert not trained
+    obtain(job, runtime_at(tmp_path / "own").model_copy(update=changed), tmp_path / "two", tmp_path / "two.json")
+    assert trained
+    assert files_of(tmp_path / "two") == files_of(finished / "half")
 
 
 def test_what_fails_leaves_no_student_and_its_states(job: StudentJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,16 +50,19 @@ def test_two_processes_make_the_student_of_one(still: tuple[Path, Path, Path], t
 
 
 @pytest.mark.timeout(600)
-def test_all_students_are_trained_at_once_and_then_only_fetched(
+def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_named(
     made: Folders, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = runtime_at(tmp_path, workers=2)
     sizes = {"a": 1, "b": 2, "b again": 2}
     students = [StudentJob(name, *made, teacher, student_settings(layers=layers)) for name, layers in sizes.items()]
+    bad = StudentJob("bad", *made, teacher, student_settings(variants={"worst_of": 5}))
     obtain(students[0], runtime, tmp_path / "a", tmp_path / "a.json")
     capsys.readouterr()
-    train_all(students, runtime)
-    assert "distill: 3 students, 1 in the store, 1 to train, 1 the same as another\n" in capsys.readouterr().out
+    with pytest.raises(PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(scores\): .*hold 2 variants"):
+        train_all([bad, *students], runtime)
+    assert "distill: 4 students, 1 in the store, 2 to train, 1 the same as another\n" in capsys.readouterr().out
+    assert not Store(runtime.store_folder).get(bad.key())
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
         obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
@@ -95,22 +98,6 @@ def test_a_process_with_other_libraries_trains_no_student(
     with pytest.raises(PipelineError, match=r"half \(scores\): .*a worker computes with other sources or libraries .*: torch "):
         train_all([job], runtime_at(tmp_path, workers=1))
     assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
-
-
-@pytest.mark.timeout(600)
-def test_a_student_that_cannot_be_trained_is_named_and_the_others_are_finished(
-    made: Folders, teacher: Path, tmp_path: Path
-) -> None:
-    runtime = runtime_at(tmp_path, workers=2)
-    good = StudentJob("good", *made, teacher, student_settings(layers=1))
-    bad = StudentJob("bad", *made, teacher, student_settings(variants={"worst_of": 5}))
-    with pytest.raises(
-        PipelineError, match=r"1 of 2 students were not trained:\n  - bad \(scores\): .*the shards hold 2 variants"
-    ):
-        train_all([bad, good], runtime)
-    store = Store(runtime.store_folder)
-    assert store.get(good.key())
-    assert not store.get(bad.key())
 
 
 def test_what_does_not_belong_together_is_refused_before_ray_is_started(

@@ -2,7 +2,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +13,14 @@ from pipeline.config.errors import PipelineError
 from pipeline.distill.narrowing import NARROWABLE
 from pipeline.distill.student import Checkpoint, SizeSettings, chosen_layers, make_student, principal_map
 from pipeline.models.architectures import FIRST_LAYER_APART, SUPPORTED
-from pipeline.models.forward import logits_from_embeddings, logits_from_ids, word_embeddings
+from pipeline.models.forward import logits_from_ids, word_embeddings
 from pipeline.models.loading import load_classifier
 from pipeline.perturbation.inputs import carried
 from tests.architectures import CONFIGURATIONS, of_type, rows_of
-from tests.world import make_task, make_tokenizer, save_teacher
+from tests.world import make_tokenizer
 
 WHOLE = SizeSettings(start="teacher")
 IDS = {"input_ids": torch.tensor([[2, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
-
-
-def test_a_student_of_the_teachers_size_is_the_teacher(teacher: Path) -> None:
-    student = make_student(teacher, WHOLE, seed=0)
-    expected = load_classifier(teacher)(**IDS).logits
-    assert torch.equal(student.model.eval()(**IDS).logits, expected)
-    assert student.map is None
-    assert student.facts["parameters_fresh"] == 0
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
@@ -72,19 +64,12 @@ def test_a_layer_that_would_lose_a_norm_in_the_first_ones_place_is_refused(tmp_p
     assert make_student(tmp_path, SizeSettings(start="scratch", layers=[1]), seed=0).model.config.num_hidden_layers == 1
 
 
-@pytest.mark.parametrize("start", ["teacher", "scratch"])
 @pytest.mark.parametrize("kind", sorted({*SUPPORTED} - {*NARROWABLE}))
-def test_a_type_whose_widths_cannot_be_cut_is_refused_by_name(
-    kind: str, start: Literal["teacher", "scratch"], tmp_path: Path
-) -> None:
+def test_a_type_whose_widths_cannot_be_cut_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     of_type(kind).save_pretrained(tmp_path)
-    for width in ({"hidden": 8}, {"heads": 1}, {"intermediate": 16}):
-        with pytest.raises(PipelineError) as refusal:
-            make_student(tmp_path, SizeSettings(start=start, **width), seed=0)  # type: ignore[arg-type]
-        assert str(refusal.value) == (
-            f"a {kind!r} student cannot be narrower than its teacher, only shallower: "
-            "leave out hidden, heads and intermediate, and give layers"
-        )
+    for size in ({"start": "teacher", "hidden": 8}, {"start": "teacher", "heads": 1}, {"start": "scratch", "intermediate": 16}):
+        with pytest.raises(PipelineError, match=f"a '{kind}' student cannot be narrower than its teacher, only shallower"):
+            make_student(tmp_path, SizeSettings.model_validate(size), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +77,7 @@ def test_a_type_whose_widths_cannot_be_cut_is_refused_by_name(
     [
         (None, 3, [0, 1, 2]),
         (3, 6, [0, 2, 4]),
-        (2, 6, [0, 3]),
         (4, 6, [0, 1, 3, 4]),
-        (6, 6, [0, 1, 2, 3, 4, 5]),
         ([1, 5], 6, [1, 5]),
     ],
 )
@@ -106,15 +89,6 @@ def test_layers_are_spread_evenly_or_taken_by_number(wanted: int | list[int] | N
 def test_layers_the_teacher_does_not_have_are_refused(wanted: int | list[int]) -> None:
     with pytest.raises(PipelineError, match=r"cannot be taken from a teacher of 6 layers, numbered 0 to 5"):
         chosen_layers(wanted, 6)
-
-
-def test_chosen_layers_carry_the_teachers_weights(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start="teacher", layers=[1, 3]), seed=0)
-    own, source = student.model.state_dict(), load_classifier(teacher).state_dict()
-    for at, theirs in enumerate([1, 3]):
-        name = "bert.encoder.layer.{}.intermediate.dense.weight"
-        assert torch.equal(own[name.format(at)], source[name.format(theirs)])
-    assert student.facts["layers"] == [1, 3]
 
 
 def test_the_map_carries_table_and_perturbation_alike(teacher: Path) -> None:
@@ -151,6 +125,9 @@ def test_from_scratch_nothing_is_the_teachers(teacher: Path) -> None:
     assert student.map is None
     assert student.facts == {"start": "scratch"}
     assert word_embeddings(student.model).shape[1] == 8
+    assert (
+        make_student(teacher, SizeSettings(start="scratch", hidden=16, heads=4), seed=0).model.config.num_attention_heads == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +139,6 @@ def test_from_scratch_nothing_is_the_teachers(teacher: Path) -> None:
             {"hidden": 16, "heads": 4},
             "hidden: 16 and heads: 4 make heads of 4; .* are 8 wide .*, so give hidden: 32",
         ),
-        ({"heads": 2}, "hidden: 32 and heads: 2 make heads of 16; .* so give hidden: 16, heads: 2"),
         ({"hidden": 20}, "hidden: 20 and heads: 2 make heads of 10; .* so give hidden: 16, heads: 2"),
         ({"layers": 9}, "cannot be taken from a teacher of 4 layers"),
     ],
@@ -176,25 +152,6 @@ def test_of_a_width_alone_the_heads_follow_and_nothing_begins_at_random(teacher:
     student = make_student(teacher, SizeSettings(start="teacher", hidden=16), seed=0)
     assert student.model.config.num_attention_heads == 2
     assert student.facts["parameters_fresh"] == 0
-
-
-def test_a_student_from_scratch_may_have_other_heads_than_its_teacher(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start="scratch", hidden=16, heads=4), seed=0)
-    assert student.model.config.num_attention_heads == 4
-
-
-def test_a_narrow_student_takes_perturbed_embeddings(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start="teacher", hidden=16, heads=2, layers=2), seed=0)
-    model = student.model.eval()
-    words = word_embeddings(model)[IDS["input_ids"]]
-    assert torch.allclose(logits_from_embeddings(model, IDS, words), model(**IDS).logits, atol=1e-5)
-
-
-def test_the_head_fits_the_task(tmp_path: Path) -> None:
-    three = save_teacher(tmp_path / "three", make_task(labels=("a", "b", "c")))
-    student = make_student(three, SizeSettings(start="teacher", layers=1), seed=0)
-    assert student.model.config.id2label == {0: "a", 1: "b", 2: "c"}
-    assert student.model(**IDS).logits.shape == (1, 3)
 
 
 def kin_of(teacher: Path, folder: Path, **changed: Any) -> Path:
@@ -231,13 +188,6 @@ def test_the_map_to_another_checkpoint_is_the_least_squares_one(teacher: Path, t
     lost = np.square(table @ expected - own).sum() / np.square(own).sum()
     assert student.facts["embedding_error"] == pytest.approx(lost, abs=1e-4)
     assert 0.1 < lost < 1.0
-
-
-def test_the_teacher_itself_as_a_checkpoint_is_mapped_to_by_the_identity(teacher: Path) -> None:
-    student = make_student(teacher, SizeSettings(start=Checkpoint(checkpoint=str(teacher))), seed=0)
-    assert student.map is not None
-    np.testing.assert_allclose(student.map.numpy(), np.eye(32), atol=1e-4)
-    assert student.facts["embedding_error"] < 1e-6
 
 
 def test_a_checkpoint_without_a_head_gets_one_by_the_seed(teacher: Path, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
-from pipeline.distill.settings import StudentSettings
 from pipeline.models.outputs import Scale
 from tests.world import STUDENT, make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
@@ -37,36 +36,41 @@ def answers(student: Path) -> torch.Tensor:
         return model(torch.tensor([[2, 9, 10, 3], [2, 20, 30, 3], [2, 11, 12, 3], [2, 25, 6, 3]])).logits[:, 0]
 
 
-def learnt(folder: Path, teacher: Path, prepared: Path, settings: StudentSettings) -> Path:
-    """The student of a teacher."""
-    job = StudentJob("student", *make_shards(folder, prepared, teacher), teacher, settings)
-    obtain(job, runtime_at(folder), folder / "student", folder / "student.json")
-    return folder / "student"
+UNITS = {"plain": Scale(0.0, 1.0), "large": Scale(500.0, 200.0), "small": Scale(0.0, 1e-3)}
 
 
-LEARNS_ALL = {"objective": STUDENT["objective"] | {"hard": 0.5}}
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path, Path]]:
+    """Scores, shards and teacher in each unit."""
+    folder, task = tmp_path_factory.mktemp("units"), make_task("regression")
+    teacher = save_teacher(folder / "teacher", task)
+    prepared = save_prepared(folder / "prepared", task, {"train": 40, "dev": 10, "test": 10})
+    found = {}
+    for name, scale in UNITS.items():
+        taught, copied = in_other_units(teacher, prepared, scale, folder / name)
+        found[name] = (*make_shards(folder / name, copied, taught), taught)
+    return found
 
 
-@pytest.mark.parametrize("scale", [Scale(500.0, 200.0), Scale(0.0, 1e-3)])
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "unit"),
     [
-        LEARNS_ALL,
-        {"start": "scratch", "variants": "none"},
-        {"hidden": 16, "heads": 2, "intermediate": 32},
-        {"variants": {"worst_of": 2}},
+        ({"objective": STUDENT["objective"] | {"hard": 0.5}}, "large"),
+        ({"objective": STUDENT["objective"] | {"hard": 0.5}}, "small"),
+        ({"start": "scratch", "variants": "none"}, "large"),
+        ({"hidden": 16, "heads": 2, "intermediate": 32}, "large"),
+        ({"variants": {"worst_of": 2}}, "small"),
     ],
-    ids=["all parts", "scratch", "narrow", "worst"],
+    ids=["all parts", "all parts, small", "scratch", "narrow", "worst"],
 )
 def test_what_a_student_of_a_regression_learns_does_not_depend_on_the_unit(
-    changed: dict[str, Any], scale: Scale, tmp_path: Path
+    changed: dict[str, Any], unit: str, sources: dict[str, tuple[Path, Path, Path]], tmp_path: Path
 ) -> None:
-    task = make_task("regression")
-    plain = (
-        save_teacher(tmp_path / "plain", task),
-        save_prepared(tmp_path / "prepared", task, {"train": 40, "dev": 10, "test": 10}),
-    )
-    one = answers(learnt(tmp_path / "one", *plain, student_settings(**changed)))
-    other = answers(learnt(tmp_path / "other", *in_other_units(*plain, scale, tmp_path), student_settings(**changed)))
-    torch.testing.assert_close((other - scale.mean) / scale.deviation, one, rtol=1e-2, atol=2e-3)
-    assert one.std() > 0.02
+    found = {}
+    for name in ("plain", unit):
+        job = StudentJob("student", *sources[name], student_settings(**changed))
+        obtain(job, runtime_at(tmp_path), tmp_path / name, tmp_path / f"{name}.json")
+        found[name] = answers(tmp_path / name)
+    scale = UNITS[unit]
+    torch.testing.assert_close((found[unit] - scale.mean) / scale.deviation, found["plain"], rtol=1e-2, atol=2e-3)
+    assert found["plain"].std() > 0.02
