@@ -33,7 +33,7 @@ from tests.world import (
 )
 
 Folders = tuple[Path, Path]
-COUNTS: dict[Split, int] = {"train": 40, "dev": 10, "test": 10}
+COUNTS: dict[Split, int] = {"train": 16, "dev": 8, "test": 4}
 
 
 def distill(name: str, scores: Path, shards: Path, teacher: Path, settings: StudentSettings, out: Path) -> dict[str, Any]:
