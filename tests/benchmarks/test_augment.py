@@ -4,21 +4,14 @@ import pytest
 
 from benchmarks import augment
 from benchmarks.augment import World
-from benchmarks.timing import Figure
 from pipeline.augment.teacher import FrozenTeacher
+from tests.benchmarks.figures import by_key
+from tests.stored import shards_in
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, prepared: Path, teacher: Path) -> World:
     return World(tmp_path_factory.mktemp("benchmark") / "world", prepared, teacher, rows=96, shard_rows=32)
-
-
-def by_key(figures: list[Figure]) -> dict[str, float]:
-    return {figure.key: figure.value for figure in figures}
-
-
-def test_the_world_has_as_many_rows_as_asked_for_though_the_corpus_is_smaller(world: World) -> None:
-    assert sum(len(part.inputs) for part in world.scored()) == 96
 
 
 def test_the_loop_and_its_arithmetic_do_the_passes_that_are_compared(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,9 +35,9 @@ def test_the_loop_and_its_arithmetic_do_the_passes_that_are_compared(world: Worl
 def test_the_stage_is_timed_on_shards_that_it_really_computes(world: World) -> None:
     augment.fresh(world, 0)
     assert augment.stage_seconds(world, 0) > 0
-    assert len(list((world.folder / "store-0").glob("*.arrow"))) == len(world.scored())
+    assert len(shards_in(world.folder / "store-0")) == len(world.scored())
     augment.fresh(world, 0)
-    assert not list((world.folder / "store-0").iterdir())
+    assert not shards_in(world.folder / "store-0")
 
 
 def test_figures_of_codecs_padding_and_precision_are_what_their_keys_say(world: World, prepared: Path) -> None:
@@ -54,8 +47,3 @@ def test_figures_of_codecs_padding_and_precision_are_what_their_keys_say(world: 
     assert codecs["int8_kept"] == pytest.approx(1, abs=0.05)
     assert 1 <= padding["padding"] < 1.6
     assert 0.9 < by_key(augment.bf16_figures(world, 1))["bf16_agreement"] <= 1
-
-
-def test_edits_cost_less_each_the_more_there_are(world: World) -> None:
-    found = by_key(augment.text_edit_figures(world, 1))
-    assert found["text_edit_ratio"] < found["text_edit_ratio_3"] < found["text_edit_ratio_1"]

@@ -1,8 +1,6 @@
-import time
-
 import pytest
 
-from benchmarks.timing import Figure, medians, print_table, timed
+from benchmarks.timing import Figure, print_table
 
 
 @pytest.mark.parametrize(
@@ -18,19 +16,6 @@ from benchmarks.timing import Figure, medians, print_table, timed
 )
 def test_a_bar_is_met_or_missed_by_the_printed_number(value: float, bar: object, met: bool | None) -> None:
     assert Figure("key", value, "what", bar).met is met  # type: ignore[arg-type]
-
-
-def test_work_is_timed_in_turns_after_one_run_that_does_not_count() -> None:
-    done: list[str] = []
-    found = medians({"a": lambda: done.append("a"), "b": lambda: done.append("b")}, 3)
-    assert done == ["a", "b"] * 4
-    assert found.keys() == {"a", "b"}
-
-
-def test_the_median_is_of_the_time_that_the_work_takes() -> None:
-    naps = iter([0.3, 0.02, 0.02, 0.2])  # the first run does not count, and one of three is slow
-    assert medians({"nap": lambda: time.sleep(next(naps))}, 3)["nap"] == pytest.approx(0.02, abs=0.015)
-    assert timed(lambda: time.sleep(0.05)) == pytest.approx(0.05, abs=0.03)
 
 
 def test_the_table_says_of_every_figure_whether_its_bar_is_met(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.worlds import first_rows, settings_of, small_teacher
-from pipeline.augment.teacher import FrozenTeacher
+from benchmarks.worlds import first_rows
 from pipeline.corpus.task import Task
 
 
@@ -17,16 +16,3 @@ def test_a_corpus_is_cut_or_repeated_to_the_rows_asked_for_each_with_a_name_of_i
     assert table["text_a"].to_pylist() == (texts * 3)[:rows]
     assert len(set(table["id"].to_pylist())) == rows
     assert Task.read(tmp_path / "cut") == Task.read(prepared)
-
-
-def test_a_small_teacher_has_the_tokenizer_and_the_labels_of_a_real_one(teacher: Path, tmp_path: Path) -> None:
-    small = FrozenTeacher(small_teacher(tmp_path, teacher, Task.read(teacher)))
-    real = FrozenTeacher(teacher)
-    assert small.task == real.task
-    assert small.tokenizer.get_vocab() == real.tokenizer.get_vocab()
-    assert small.width == 64
-
-
-def test_settings_may_change_below_the_perturbation_too() -> None:
-    changed = settings_of(codec="sign", perturbation={"norm": "linf"})
-    assert (changed.codec, changed.perturbation.norm, changed.perturbation.steps) == ("sign", "linf", 1)

@@ -6,23 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForSequenceClassification
 
 from pipeline.corpus.task import Task
-from pipeline.shards.manifest import LINEAGE_FILE, manifest_hash
-from pipeline.store.files import write_json
 from tests.fake_run import params
-from tests.world import save_teacher
+from tests.world import save_student
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, made: tuple[Path, Path], task: Task) -> list[str]:
-    half = save_teacher(tmp_path / "half", task, seed=7)
-    AutoModelForSequenceClassification.from_pretrained(half, num_hidden_layers=1).save_pretrained(half)
-    write_json(half / LINEAGE_FILE, {"scores": manifest_hash(made[0])})
+def arguments(tmp_path: Path, scores: Path, task: Task) -> list[str]:
+    half = save_student(tmp_path / "half", task, scores)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params("tiny")))
     out, settings = tmp_path / "out" / "half", tmp_path / "params.yaml"
-    places = {"scores": made[0], "student": half, "out": out, "params": settings}
+    places = {"scores": scores, "student": half, "out": out, "params": settings}
     return [text for flag, place in places.items() for text in (f"--{flag}", str(place))]
 
 

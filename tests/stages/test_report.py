@@ -75,10 +75,3 @@ def test_a_student_that_was_never_made_is_named_and_nothing_is_written(tmp_path:
     assert result.exit_code == 1
     assert "student/movies/huge/lineage.json does not exist; make it with dvc repro" in result.output
     assert not (tmp_path / "data" / "reports").exists()
-
-
-def test_a_file_without_tasks_or_students_is_refused(folder: Path) -> None:
-    result = report(folder, {"tasks": {}, "evaluate": params()["evaluate"]})
-    assert result.exit_code == 1
-    assert "students is missing" in result.output
-    assert "tasks: " in result.output

@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.accuracy import corpora
-from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut, data_hash
-from pipeline.config.errors import PipelineError
+from benchmarks.accuracy.corpora import CORPORA, Case, corpus_settings, cut
 from pipeline.corpus.settings import CorpusSettings
 from tests.benchmarks.accuracy.sets import save_set
 
@@ -50,11 +49,6 @@ def test_all_rows_leave_the_official_test_split_as_it_is(tmp_path: Path) -> None
     assert sorted(texts(tmp_path / "out", "test")) == sorted(f'test "{row} word{row % 60}' for row in range(20))
 
 
-def test_a_set_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"there is no .*trec/train\.tsv; name the folder of labelled sets with --data"):
-        cut(tmp_path, Case("trec", 10, 1), tmp_path / "out")
-
-
 def test_the_pipeline_reads_what_was_cut_by_the_labels_of_the_whole_set(tmp_path: Path) -> None:
     for task, corpus in CORPORA.items():
         (tmp_path / task).mkdir()
@@ -64,10 +58,3 @@ def test_the_pipeline_reads_what_was_cut_by_the_labels_of_the_whole_set(tmp_path
         )
         found = CorpusSettings.model_validate(corpus_settings(tmp_path, Case(task, 1, 1), tmp_path))
         assert (found.labels and tuple(found.labels)) == (None if corpus.kind == "regression" else ("1", "2", "3"))
-
-
-def test_a_set_is_known_by_its_tables(tmp_path: Path) -> None:
-    one, other = (save_set(tmp_path / name, "trec", rows, 5, 5) for name, rows in (("one", 10), ("other", 11)))
-    assert (
-        data_hash(one, "trec") == data_hash(save_set(tmp_path / "again", "trec", 10, 5, 5), "trec") != data_hash(other, "trec")
-    )

@@ -3,21 +3,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import masked_lm
-from benchmarks.accuracy.masked_lm import texts_of, train_masked_lm
+from benchmarks.accuracy.masked_lm import train_masked_lm
 from pipeline.augment.candidates import MaskedLM, MaskedLMSettings
 from pipeline.models.folder import load_tokenizer
-from tests.benchmarks.accuracy.sets import save_set
 from tests.world import MAX_LENGTH, make_task, save_teacher
-
-
-def test_texts_are_those_of_the_named_sets_and_one_split_once(tmp_path: Path) -> None:
-    save_set(tmp_path, "trec", 6, 3, 2)
-    save_set(tmp_path, "cr", 9, 3, 2)
-    (tmp_path / "mrpc").mkdir()
-    (tmp_path / "mrpc" / "train.tsv").write_text("label\ttext_a\ttext_b\n1\tone\ttwo\n")
-    assert sorted(texts_of(tmp_path, ["trec", "mrpc", "rte"], "train")) == sorted(
-        ["one", "two", *(f'train "{row} word{row}' for row in range(6))]
-    )
 
 
 def test_it_learns_which_word_was_masked_and_serves_the_text_edits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +5,8 @@ import pytest
 import torch
 
 from benchmarks.accuracy.adversary import OwnGradient
-from benchmarks.accuracy.online import Aim, OnlineLoss, train_online
-from pipeline.augment.passes import score
+from benchmarks.accuracy.online import Aim, OnlineLoss
 from pipeline.augment.teacher import FrozenTeacher
-from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch, model_inputs, ordinary_tokens
 from pipeline.distill.dataset import Examples
 from pipeline.distill.student import Student, make_student
@@ -19,7 +16,7 @@ from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import radius_of
 from pipeline.shards.reader import Shards
 from pipeline.training.order import MicroBatch
-from tests.world import AUGMENT_SETTINGS, SCORE_SETTINGS, make_task, runtime_at, save_prepared, save_teacher, student_settings
+from tests.world import AUGMENT_SETTINGS, student_settings
 
 
 @pytest.fixture
@@ -61,38 +58,3 @@ def test_the_teacher_labels_the_perturbed_input(teacher: Path, batch: Batch, aim
     found = loss_of(teacher, aim, student)(student.model.eval(), batch)
     assert found.shape == (12,)
     torch.testing.assert_close(found, torch.zeros(12), atol=1e-5, rtol=0.0)
-
-
-def test_both_gradients_move_the_input(teacher: Path, batch: Batch) -> None:
-    student = make_student(teacher, student_settings(layers=2), seed=0)
-    model = student.model.eval()
-    plain = divergence(
-        batch["teacher_logits"],
-        logits_from_embeddings(model, model_inputs(batch), embed(model, batch["input_ids"])),
-        "classification",
-    )
-    by_student, by_teacher = (loss_of(teacher, aim, student, soft=0.0)(model, batch) for aim in ("student", "teacher"))
-    assert not torch.allclose(by_student, plain, atol=1e-3)
-    assert not torch.allclose(by_teacher, plain, atol=1e-3)
-    assert not torch.allclose(by_student, by_teacher, atol=1e-3)
-
-
-def test_no_gradient_reaches_the_teacher(teacher: Path, batch: Batch) -> None:
-    student = make_student(teacher, student_settings(layers=2), seed=0)
-    loss = loss_of(teacher, "teacher", student)
-    before = json.dumps(loss.teacher.table.tolist())
-    loss(student.model, batch).mean().backward()
-    assert not loss.teacher.table.requires_grad
-    assert json.dumps(loss.teacher.table.tolist()) == before
-
-
-def test_a_regression_is_refused(tmp_path: Path) -> None:
-    task, settings = make_task("regression"), student_settings()
-    teacher, scores = save_teacher(tmp_path / "teacher", task), tmp_path / "scores"
-    prepared = save_prepared(tmp_path / "prepared", task, {"train": 8, "dev": 4, "test": 4})
-    score(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path), scores)
-    with pytest.raises(PipelineError, match="arms with the teacher in the loop are for classifications"):
-        train_online(
-            "student", teacher, scores, settings, AUGMENT_SETTINGS.perturbation, tmp_path / "out", tmp_path / "cost.json"
-        )
-    assert not (tmp_path / "out").exists()

@@ -3,19 +3,9 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from benchmarks.accuracy.__main__ import main
-from benchmarks.accuracy.page import PLACE, filled_in
+from benchmarks.accuracy.page import PLACE
 
 ROOT = Path(__file__).parents[3]
-
-
-def test_each_place_has_what_is_told_of_its_study_and_the_rest_stays() -> None:
-    page = "one\n<!-- show a kd -->\nold\ntable\n<!-- end of a -->\ntwo\n<!-- show b own -->\n<!-- end of b -->\nthree\n"
-    filled = filled_in(page, lambda study, best: f"{study} by {best}")
-    assert filled.split("\n") == [
-        "one", "<!-- show a kd -->", "", "a by kd", "", "<!-- end of a -->",
-        "two", "<!-- show b own -->", "", "b by own", "", "<!-- end of b -->", "three", "",
-    ]  # fmt: skip
-    assert filled_in(filled, lambda study, best: f"{study} by {best}") == filled
 
 
 def test_the_tables_of_the_results_are_what_the_finished_runs_say(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import pytest
 
 from benchmarks.accuracy.results import (
     CURVE_COLUMNS,
-    IDENTITY,
     Result,
     add_result,
     curves_beside,
@@ -30,18 +29,6 @@ def result(**changed: Any) -> Result:
 
 
 CURVE = [{"epoch": 1, "step": 16, "loss": 0.5, "dev": 0.7}, {"epoch": 2, "step": 32, "loss": 0.2, "dev": 0.8}]
-
-
-def test_a_run_is_found_again_by_what_identifies_it(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "accuracy.csv"
-    assert finished(path) == set()
-    add_result(path, result(), CURVE)
-    add_result(path, result(arm="edits", value=0.9), CURVE)
-    rows = read_results(path)
-    assert rows["value"].tolist() == [0.87, 0.9]
-    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{}}') in finished(path)
-    assert ("trec", 500, 1, "half", "kd", 18, '{"student":{"layers":2}}') not in finished(path)
-    assert len(IDENTITY) == 7
 
 
 def test_what_the_epochs_came_to_stands_beside_and_is_found_by_its_run(tmp_path: Path) -> None:

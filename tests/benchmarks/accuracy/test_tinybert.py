@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -74,32 +73,29 @@ def test_copies_are_all_variants_of_all_rows(made: tuple[Path, Path]) -> None:
     assert batch["labels"].tolist() == rows.labels()[:3].tolist()
 
 
-def taught(teacher: Path, made: tuple[Path, Path], folder: Path, **changes: Any) -> Path:
-    settings = student_settings(layers=2)
-    optimiser = settings.optimiser.model_copy(update={"num_train_epochs": 3, "learning_rate": 1e-3} | changes)
-    sources = Sources.open(teacher, *made)
+@pytest.fixture(scope="module")
+def taught(teacher: Path, made: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student after its first phase; read only."""
+    folder, settings = tmp_path_factory.mktemp("taught"), student_settings({"num_train_epochs": 3}, layers=2)
+    optimiser, sources = settings.optimiser, Sources.open(teacher, *made)
     cost = train_layers(sources, settings, optimiser, folder / "states", folder / "out")
     assert cost["steps"] == 3 * -(-len(Copies(Shards(made[1]))) // optimiser.batch_size)
     return folder / "out"
 
 
-def test_layers_come_nearer_to_the_teachers(teacher: Path, made: tuple[Path, Path], batch: Batch, tmp_path: Path) -> None:
-    student = load_classifier(taught(teacher, made, tmp_path)).eval()
+def test_layers_come_nearer_to_the_teachers(teacher: Path, taught: Path, batch: Batch) -> None:
+    student = load_classifier(taught).eval()
     begun = make_student(teacher, student_settings(layers=2), seed=0).model.eval()
     loss = LayersLoss(freeze(load_classifier(teacher)))
     with torch.no_grad():
         assert loss(student, batch).mean() < 0.9 * loss(begun, batch).mean()
 
 
-def test_the_second_phase_starts_from_what_the_first_has_written(
-    teacher: Path, made: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out = taught(teacher, made, tmp_path)
-    settings = student_settings(start={"checkpoint": str(out)})
-    begun = make_student(teacher, settings, seed=7).model.state_dict()
-    for name, value in AutoModelForSequenceClassification.from_pretrained(out).state_dict().items():
+def test_the_second_phase_starts_from_what_the_first_has_written(teacher: Path, taught: Path) -> None:
+    begun = make_student(teacher, student_settings(start={"checkpoint": str(taught)}), seed=7).model.state_dict()
+    for name, value in AutoModelForSequenceClassification.from_pretrained(taught).state_dict().items():
         torch.testing.assert_close(begun[name], value)
-    assert load_tokenizer(out).get_vocab() == load_tokenizer(teacher).get_vocab()
+    assert load_tokenizer(taught).get_vocab() == load_tokenizer(teacher).get_vocab()
 
 
 def test_only_a_bert_teaches_layers_and_only_one_as_wide_as_itself(

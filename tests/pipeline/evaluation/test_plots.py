@@ -1,13 +1,12 @@
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.evaluation.facts import TaskReport, gather
-from pipeline.evaluation.plots import SERIES, divergence, quality_latency, training
+from pipeline.evaluation.plots import divergence, quality_latency, training
 from tests.fake_run import STUDENTS, write_run
 
 
@@ -44,15 +43,6 @@ def test_the_dotted_line_joins_the_models_of_the_pareto_line(movies: TaskReport)
         np.testing.assert_allclose((drawn - drawn[0]) / np.ptp(drawn), (wanted - wanted[0]) / np.ptp(wanted), atol=1e-3)
 
 
-def test_names_of_equal_models_do_not_overlap(movies: TaskReport) -> None:
-    twins = [replace(movies.students[0], model=f"twin {number}") for number in range(SERIES + 1)]
-    svg = quality_latency(replace(movies, students=tuple(twins))).svg
-    places = re.findall(r"<text([^>]*)>twin \d</text>", svg)
-    heights = sorted(float(re.findall(r'y="([\d.]+)"', place)[0]) for place in places)
-    assert len(heights) == SERIES + 1
-    assert min(np.diff(heights)) > 10
-
-
 def test_the_histogram_names_every_recipe_once_with_its_share_of_flips(tmp_path: Path) -> None:
     write_run(tmp_path, variants=5, recipes=[["mask"], ["delete", "swap"]], students=["half"])
     report = gather(tmp_path, "movies", ["half"], 200)
@@ -60,14 +50,6 @@ def test_the_histogram_names_every_recipe_once_with_its_share_of_flips(tmp_path:
     for name, share in zip(report.flips["variants"], report.flips["flipped"], strict=True):
         assert drawn.count(name) == 1
         assert f"{share:.1%}" in drawn
-
-
-def test_a_teacher_that_was_not_fine_tuned_has_no_curve(tmp_path: Path) -> None:
-    write_run(tmp_path, students=["half"])
-    (tmp_path / "teacher" / "movies" / "history.csv").write_text("epoch,step,loss,dev\n")
-    dev, _ = training(gather(tmp_path, "movies", ["half"], 200))
-    assert "stroke: var(--ink)" not in dev.svg
-    assert "stroke: var(--series-0)" in dev.svg
 
 
 @pytest.mark.parametrize("task", ["movies", "movie_scores"])

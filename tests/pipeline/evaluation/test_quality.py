@@ -13,8 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import Batch
-from pipeline.corpus.task import Floats, Task
-from pipeline.evaluation import quality as evaluation
+from pipeline.corpus.task import Floats
 from pipeline.evaluation.quality import (
     Answer,
     agreement,
@@ -31,7 +30,7 @@ from pipeline.models.forward import logits_from_ids
 from pipeline.shards.reader import Rows, Shards
 from pipeline.shards.schema import shard_schema
 from tests.architectures import of_type
-from tests.fake_run import MOVIES, SCORES, STUDENTS, answers, labels_of, score_columns, write_shards
+from tests.fake_run import MOVIES, SCORES, answers, labels_of, score_columns, write_shards
 
 ROWS = 37
 
@@ -63,7 +62,7 @@ def one_by_one(model: PreTrainedModel, rows: Rows) -> Floats:
         return np.concatenate([model(input_ids=one).logits.numpy() for one in ids])
 
 
-@pytest.mark.parametrize("batch_rows", [1, 8, 100])
+@pytest.mark.parametrize("batch_rows", [8, 100])
 def test_logits_are_in_row_order_whatever_the_batches(model: PreTrainedModel, rows: Rows, batch_rows: int) -> None:
     wanted = one_by_one(model, rows)
     assert np.ptp(wanted[:, 0]) > 1e-3, "rows must differ, or their order would not be seen"
@@ -100,32 +99,10 @@ def test_quality_by_hand(model: PreTrainedModel, tmp_path: Path) -> None:
     assert found.parameters == sum(weight.numel() for weight in model.state_dict().values())
 
 
-def test_nothing_is_retained_of_a_teacher_worth_nothing(model: PreTrainedModel, tmp_path: Path) -> None:
-    labels = np.array([1.0, 2.0, 3.0])
-    teacher = np.array([[3.0], [2.0], [1.0]])
-    found = quality(model, tmp_path, SCORES, labels, teacher * -1, teacher)
-    assert (found.value, found.retained, found.agreement) == (pytest.approx(1), None, pytest.approx(-1))
-
-
 def test_agreement_of_a_regression_is_pearson_even_where_the_metric_is_spearman() -> None:
     ranked = SCORES.model_copy(update={"metric": "spearman"})
     student, teacher = np.array([[1.0], [2.0], [10.0]]), np.array([[1.0], [2.0], [3.0]])
     assert agreement(ranked, student, teacher) == pytest.approx(np.corrcoef(student[:, 0], teacher[:, 0])[0, 1])
-
-
-@pytest.mark.parametrize("task", [MOVIES, SCORES])
-def test_models_that_answer_alike_differ_by_exactly_nothing(task: Task) -> None:
-    labels = labels_of(task, 50)
-    logits = answers(task, labels, 1.0, 3)
-    assert difference_interval(task, labels, logits, logits.copy(), 100, ["a"]) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize("task", [MOVIES, SCORES])
-def test_a_clearly_better_student_lies_above_nothing_and_a_clearly_worse_one_below(task: Task) -> None:
-    labels = labels_of(task, 200)
-    good, bad = answers(task, labels, 0.3, 1), answers(task, labels, 3.0, 2)
-    assert difference_interval(task, labels, good, bad, 200, ["a"])[0] > 0
-    assert difference_interval(task, labels, bad, good, 200, ["a"])[1] < 0
 
 
 def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> None:
@@ -143,7 +120,7 @@ def test_the_interval_is_paired_and_agrees_with_the_normal_approximation() -> No
     assert high == pytest.approx(gain.mean() + half, abs=0.2 * half)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(5, 40))
 def test_swapping_student_and_control_mirrors_the_interval(seed: int, count: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 2, count).astype(float)
@@ -168,34 +145,20 @@ def test_of_a_single_row_the_interval_is_its_value_or_difference() -> None:
     assert difference_interval(MOVIES, np.array([1]), right, wrong, 100, ["a"]) == (1.0, 1.0)
 
 
-def test_the_control_differs_in_its_variants_alone() -> None:
-    assert control_of("half", STUDENTS) == "half-plain"
-    assert control_of("half-plain", STUDENTS) is None
-    assert control_of("narrow", STUDENTS) is None
-
-
 @pytest.mark.parametrize(
     ("other", "control"),
     [
         ({"variants": "none", "layers": 3}, "b"),
+        ({"variants": "none", "layers": 3, "objective": {"perturbed": 0.5}}, "b"),
         ({"variants": "rotate", "layers": 3}, None),
         ({"variants": "none"}, None),
         ({"variants": "none", "layers": 3, "seed": 2}, None),
     ],
 )
 def test_a_control_has_every_other_setting_and_no_further_one(other: dict[str, Any], control: str | None) -> None:
-    assert control_of("a", {"a": {"variants": {"worst_of": 2}, "layers": 3}, "b": other}) == control
-
-
-def test_a_second_student_without_variants_is_not_its_own_control() -> None:
-    assert control_of("a", {name: {"variants": "none", "layers": 3} for name in "ab"}) is None
-
-
-def test_the_weight_of_variants_makes_no_other_control() -> None:
-    weights = {"soft": 1.0, "perturbed": 0.5}
-    used, plain = {"variants": "all", "objective": weights}, {"variants": "none", "objective": weights | {"perturbed": 1.0}}
-    assert control_of("a", {"a": used, "b": plain}) == "b"
-    assert control_of("a", {"a": used, "b": plain | {"objective": weights | {"soft": 0.5}}}) is None
+    own = {"variants": {"worst_of": 2}, "layers": 3} | ({"objective": {"perturbed": 1.0}} if "objective" in other else {})
+    assert control_of("a", {"a": own, "b": other}) == control
+    assert control_of("b", {"a": own, "b": other}) is None
 
 
 class Clock:
@@ -221,9 +184,6 @@ def test_speed_is_the_median_of_turns_without_the_warm_up(rows: Rows, monkeypatc
     found = speeds([slow_start, clock.answer("student", lambda rows: 0.002 * rows**0.5)], rows, 0, ROWS, 3)
     assert [speed.latency_ms for speed in found] == pytest.approx([6.0, 2.0])
     assert [speed.rows_per_s for speed in found] == pytest.approx([32 / (cost * 32**0.5) for cost in (0.006, 0.002)])
-    warm_up, turn = [1] * 32 + [32], [1] * ROWS + [32]
-    assert [size for name, size in clock.calls if name == "student"] == warm_up + turn * 3
-    assert {size for _, size in clock.calls} == {evaluation.LATENCY_ROWS, evaluation.THROUGHPUT_ROWS}
     turns = [name for number, (name, _) in enumerate(clock.calls) if not number or clock.calls[number - 1][0] != name]
     assert turns == ["teacher", "student"] * 4, "a warm-up and three rounds"
 
