@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from click.testing import CliRunner
 
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Shards
-from stages import augment
 from tests.running import Stage, scored, undisturbed
-from tests.world import AUGMENT, runtime_at
 
 TOGETHER = """
 import os, time
@@ -131,12 +127,10 @@ def test_two_runs_at_once_on_one_store_both_end_well(folder: Path, teacher: Path
     [("tinny", "has no task tinny; it has other, tiny"), ("other", "scores holds the scores of tiny, not of other")],
 )
 def test_a_task_that_is_not_that_of_the_scores_is_refused(folder: Path, teacher: Path, named: str, sentence: str) -> None:
-    tasks = {"tasks": {"tiny": {}, "other": {}}, "augment": AUGMENT, "runtime": runtime_at(folder).model_dump()}
-    (folder / "params.yaml").write_text(yaml.safe_dump(tasks), encoding="utf-8")
-    options = {"task": named, "scores": folder / "scores", "teacher": teacher, "aim": teacher}
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    result = CliRunner().invoke(
-        augment.main, [*arguments, "--params", str(folder / "params.yaml"), "--out", str(folder / "out")]
-    )
-    assert (result.exit_code, sentence in result.output) == (1, True), result.output
-    assert not (folder / "out").exists()
+    stage = Stage(folder, teacher)
+    params = folder / "shards.yaml"
+    params.write_text(params.read_text().replace("  tiny: {}", "  tiny: {}\n  other: {}"))
+    stage.arguments[stage.arguments.index("tiny")] = named
+    code, said = stage.run_here()
+    assert (code, sentence in said) == (1, True), said
+    assert not stage.out.exists()

@@ -25,18 +25,14 @@ from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
-class Itself:
-    """A job that is its own work."""
-
-    def work(self) -> Any:
-        return self
-
-
 @dataclass(frozen=True)
-class Looking(Itself):
+class Looking:
     """Tells which files its worker computes with, and what it is told to."""
 
     name: str = "looking"
+
+    def work(self) -> Any:
+        return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
@@ -44,7 +40,7 @@ class Looking(Itself):
 
 
 @dataclass(frozen=True)
-class Writing(Itself):
+class Writing:
     """Makes a shard of so many bytes; the next that its worker does sees what was left in the worker's folder."""
 
     number: int
@@ -54,6 +50,9 @@ class Writing(Itself):
     @property
     def name(self) -> str:
         return f"writing {self.number}"
+
+    def work(self) -> Any:
+        return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
@@ -141,18 +140,18 @@ def test_shards_travel_in_pieces_and_leave_nothing_behind(
         assert found(store, written.result.key) == written.result
 
 
-def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster) -> None:
+def assert_models_were_sent_byte_for_byte(guest: Cluster) -> None:
     here = guest._folders.teacher
     ((_, done),) = guest.run([Looking()])
     used, hashes, width = done.result
     assert used != here
-    assert hashes == {path.name: sha256_of(path) for path in here.iterdir()}
-    assert width == 32
+    assert (hashes, width) == ({path.name: sha256_of(path) for path in here.iterdir()}, 32)
 
 
 def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert_models_were_sent_byte_for_byte(guest)
     ((_, lost),) = guest.run([Looking()])
     losses = iter([ObjectLostError("00", b"", "")])
     get = ray.get
@@ -169,7 +168,7 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
     assert found(store, done.result.key) == done.result
     monkeypatch.undo()
-    test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest)
+    assert_models_were_sent_byte_for_byte(guest)
     shutil.rmtree(own_folder(lost))
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from pipeline.augment import cluster
 from pipeline.augment.cluster import Cluster, Worker
@@ -133,38 +134,10 @@ def test_a_job_that_kills_every_worker_is_the_cause(running: Cluster, tmp_path: 
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.fixture
-def beside(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A further Cluster uses the Ray that runs."""
-    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-
-
-class Strange(Store):
-    """Cannot be unpacked on a node that lacks the package; leaves a mark."""
-
-    def __reduce__(self) -> Any:
-        return lacking, (self.folder,)
-
-
-def lacking(folder: Path) -> None:
-    (folder / f"try {os.getpid()}").touch()
-    raise ModuleNotFoundError("No module named 'pipeline'")
-
-
-@pytest.mark.usefixtures("beside")
-def test_workers_that_cannot_start_are_given_up(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "DEATHS_ALLOWED", 1)
-    started = Cluster(ModelFolders(teacher), "float32", Strange(tmp_path), runtime(1))
-    with started as none, pytest.raises(PipelineError, match=r"^1 workers could not be started: .*No module named 'pipeline'"):
-        list(none.run([Failing()]))
-    assert len(list(tmp_path.glob("try *"))) == 1
-
-
 @contextmanager
 def without_ray(promised: list[Any], kept: Any = None, resources: dict[str, float] | None = None) -> Iterator[Mock]:
     """What creates the actors; the promises that are waited for, and what each gives."""
-    waited = {"wait": lambda *_, **__: (promised, []), "get": lambda promise: kept}
+    waited = {"wait": lambda *_, **__: (promised, []), "get": Mock(side_effect=[kept] * 9)}
     with (
         patch.multiple(cluster.ray, shutdown=DEFAULT, cluster_resources=lambda: resources or {}, **waited),
         patch.object(cluster, "join_ray"),
@@ -173,13 +146,27 @@ def without_ray(promised: list[Any], kept: Any = None, resources: dict[str, floa
         yield remote
 
 
+def promise_of(remote: Mock) -> Any:
+    """What each worker promises when it is asked what it sees."""
+    return remote.return_value.options.return_value.remote.return_value.look.remote
+
+
+def test_workers_that_cannot_start_are_given_up_with_the_cause(tmp_path: Path) -> None:
+    promise = object()
+    with without_ray([promise], WorkerCrashedError()) as remote, cluster_at(tmp_path / "teacher", runtime(1)) as started:
+        promise_of(remote).return_value = promise
+        with pytest.raises(PipelineError, match=r"^3 workers could not be started: .*crashed"):
+            list(started.run([Failing()]))
+        assert promise_of(remote).call_count == 3
+
+
 def test_a_worker_with_other_sources_or_libraries_is_refused(teacher: Path, tmp_path: Path) -> None:
     build = Build({**BUILD.sources, "pipeline.corpus.task": "changed"}, {**BUILD.libraries, "torch": "2.0.0"})
     sight = Worker(ModelFolders(teacher), "float32", Store(tmp_path)).look({}, str(tmp_path), build)
     sentence = r"^a worker computes with other sources or libraries than this process: pipeline\.corpus\.task.*torch"
     promise = object()
     with without_ray([promise], sight) as remote, cluster_at(tmp_path / "teacher", runtime(1)) as started:
-        remote.return_value.options.return_value.remote.return_value.look.remote.return_value = promise
+        promise_of(remote).return_value = promise
         with pytest.raises(PipelineError, match=sentence):
             list(started.run([Failing()]))
 

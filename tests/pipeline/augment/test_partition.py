@@ -58,17 +58,13 @@ def test_a_change_costs_two_runs_of_fifty_on_average() -> None:
 USUAL: dict[str, Any] = {"example_ids": ["a", "b"], "first": ["one", "two"], "second": ["three", "four"], "labels": [0, None]}
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"example_ids": ["a", "c"]},
-        {"first": ["two", "one"]},
-        {"second": ["three", "five"]},
-        {"second": None},
-        {"labels": [0, 0]},
-        {"first": ["three", "four"], "second": ["one", "two"]},
-    ],
-)
+CHANGES: list[dict[str, Any]] = [
+    {"example_ids": ["a", "c"]}, {"first": ["two", "one"]}, {"second": ["three", "five"]}, {"second": None}, {"labels": [0, 0]},
+    {"first": ["three", "four"], "second": ["one", "two"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", CHANGES)
 def test_whatever_is_given_of_an_example_is_in_the_name_of_its_partition(changed: dict[str, Any]) -> None:
     assert Partition(**(USUAL | changed)).examples_hash() != Partition(**USUAL).examples_hash()
 

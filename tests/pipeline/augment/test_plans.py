@@ -16,8 +16,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.distill.dataset import aims_in
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
-from pipeline.store.files import write_json
-from pipeline.training.masked_lm import WORDS_FILE, WordsFacts
+from pipeline.store.store import Store
 from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, save_masked_lm, save_scout, save_teacher
 
 EDITS = {"mask": 0.2, "delete": 0.2, "swap": 0.2, "span": 0.5}
@@ -83,19 +82,6 @@ def test_a_scout_of_something_else_is_refused_by_the_name_of_the_field(
         Augmentation.of(scores, teacher, scout, augment_settings())
 
 
-def test_a_note_that_there_is_no_masked_language_model_is_none(scores: Path, teacher: Path, tmp_path: Path) -> None:
-    none = save_masked_lm(tmp_path / "none")
-    write_json(none / WORDS_FILE, WordsFacts(model=None).model_dump())
-    settings = augment_settings(recipes=[["masked_lm"]], masked_lm=PROPOSING)
-    with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm, but the task's words is null"):
-        Augmentation.of(scores, teacher, None, settings, none)
-    with pytest.raises(PipelineError, match=r"^a recipe asks for masked_lm: give the folder that the stage words wrote"):
-        Augmentation.of(scores, teacher, None, settings)
-    with pytest.raises(PipelineError, match=r"has no words\.json; the stage words writes it"):
-        Augmentation.of(scores, teacher, None, settings, teacher)
-    assert Augmentation.of(scores, teacher, None, augment_settings(), none).masked_lm is None
-
-
 def test_a_changed_snapshot_computes_what_is_aimed_at_it(
     scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
 ) -> None:
@@ -123,24 +109,22 @@ def run_in(folder: Path, scores: Path, teacher: Path, settings: AugmentSettings,
     return augment(scores, teacher, None, settings, runtime_at(folder), folder / "shards", words)
 
 
-@pytest.mark.parametrize(
-    ("changed", "variants", "rows"),
-    [
+def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
+    scores: Path, teacher: Path, tmp_path: Path, passes: list[int]
+) -> None:
+    usual: dict[str, Any] = {"variants": 4, "recipes": [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]}
+    first = run_in(tmp_path, scores, teacher, augment_settings(**usual))
+    changes: list[tuple[dict[str, Any], set[int], int]] = [
         ({"text_edits": EDITS | {"swap": 0.5}}, {3}, 2 * 60),
         ({"text_edits": EDITS | {"delete": 0.5}}, set(), 0),
         ({"mixing": {"alpha": 1.0}}, {4}, 60),
         ({"codec": "sign"}, {1, 3}, 4 * 60 + 2 * 8),
         ({"calibration_rows": 9}, set(), 2 * 9),
-    ],
-)
-def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
-    scores: Path, teacher: Path, tmp_path: Path, passes: list[int], changed: dict[str, Any], variants: set[int], rows: int
-) -> None:
-    usual: dict[str, Any] = {"variants": 4, "recipes": [["perturb"], ["mask"], ["swap", "perturb"], ["mix"]]}
-    first = run_in(tmp_path, scores, teacher, augment_settings(**usual))
-    passes.clear()
-    assert recomputed(run_in(tmp_path, scores, teacher, augment_settings(**usual | changed)), first) == variants
-    assert sum(passes) == rows
+    ]
+    for changed, variants, rows in changes:
+        passes.clear()
+        assert recomputed(run_in(tmp_path, scores, teacher, augment_settings(**usual | changed)), first) == variants
+        assert sum(passes) == rows, changed
     passes.clear()
     assert run_in(tmp_path, scores, teacher, augment_settings(**usual)).shards == first.shards
     assert passes == []
@@ -167,15 +151,12 @@ def test_words_are_looked_up_once_for_all_variants_and_again_only_for_other_cand
 def test_words_found_for_texts_cut_elsewhere_are_not_taken_for_these(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     words = save_masked_lm(tmp_path / "words")
     settings = augment_settings(variants=1, recipes=[["masked_lm"]], masked_lm=PROPOSING | {"replace": 1.0})
-    found = {}
+    keys = []
     for length in (8, 24):
         shorter = Path(shutil.copytree(teacher, tmp_path / f"teacher {length}"))
         tokenizer = json.loads((shorter / "tokenizer_config.json").read_text())
         (shorter / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": length}))
-        for store in ("shared", f"own {length}"):
-            out = tmp_path / store / str(length)
-            runtime = runtime_at(tmp_path / store)
-            score(prepared, shorter, SCORE_SETTINGS, runtime, out / "scores")
-            augment(out / "scores", shorter, None, settings, runtime, out / "shards", words)
-            found[store, length] = Shards(out / "shards").rows("train", 1).column("input_ids").to_pylist()
-        assert found["shared", length] == found[f"own {length}", length]
+        score(prepared, shorter, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+        plan = Augmentation.of(tmp_path / "scores", shorter, None, settings, words)
+        keys.append([job.key for job in plan.candidates(plan.jobs(0.0, Store(tmp_path / "store")))])
+    assert not [key for key in keys[0] if key in keys[1]]
