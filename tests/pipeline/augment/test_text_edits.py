@@ -111,14 +111,6 @@ def test_span_changes_the_order_within_one_span_of_its_share(text: Text, share: 
     assert not changed or changed[-1] - changed[0] < max(2, round(share * len(text)))
 
 
-def test_every_token_can_be_masked_left_out_and_moved() -> None:
-    text = list(range(10, 15))
-    assert {tuple(masked) for masked in each("mask", text)} == {(*text[:i], MASK, *text[i + 1 :]) for i in range(5)}
-    assert {tuple(left) for left in each("delete", text)} == {(*text[:i], *text[i + 1 :]) for i in range(5)}
-    pairs = {tuple(t for t, new in zip(text, swapped, strict=True) if t != new) for swapped in each("swap", text)}
-    assert pairs == {(a, b) for a in text for b in text if a < b}
-
-
 def test_every_span_of_the_length_is_drawn_and_can_be_disordered_in_every_way() -> None:
     found = {tuple(text) for text in each("span", [10, 11, 12, 13], span=0.75)}
     first = {(11, 10, 12, 13), (10, 12, 11, 13), (12, 11, 10, 13), (11, 12, 10, 13), (12, 10, 11, 13)}

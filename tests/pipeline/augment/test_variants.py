@@ -55,7 +55,7 @@ def plain(teacher: Path) -> Plain:
 def test_the_stored_delta_keeps_within_the_radius_and_gives_the_stored_logits_to_transformers(
     models: ModelSet, plain: Plain, codec: CodecName, norm: str, special_tokens: bool
 ) -> None:
-    inputs = make_inputs()
+    inputs = make_inputs(10)
     clean, length = torch.tensor(plain.logits(inputs)), RADIUS * float(plain.words.norm(dim=1).mean())
     for number, row in enumerate(perturbed(models, inputs, codec, norm=norm, special_tokens=special_tokens)):
         delta = decoded(row, codec)

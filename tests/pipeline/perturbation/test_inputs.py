@@ -8,24 +8,10 @@ from pipeline.perturbation.inputs import OWN_WEIGHT, PARTNER_IDS, carried, mixin
 
 PAD, WIDTH = 0, 16
 TABLE = torch.randn(65, WIDTH, generator=torch.Generator().manual_seed(0))
-rows_of_ids = st.lists(st.lists(st.integers(1, 64), min_size=1, max_size=12), min_size=1, max_size=6)
 
 
 def words(ids: Tensor) -> Tensor:
     return TABLE[ids]
-
-
-@given(rows=rows_of_ids, tokens=st.integers(0, 20))
-@settings(deadline=None)
-def test_without_a_partner_the_embeddings_are_the_words_and_none_is_looked_up(rows: list[list[int]], tokens: int) -> None:
-    ids = [np.array(row, dtype=np.int32) for row in rows]
-    batch = mixing_batch(ids, None, [None] * len(rows), [None] * len(rows), PAD, tokens)
-    assert set(batch) == {"input_ids", "attention_mask"}
-    assert batch["input_ids"].shape == (len(rows), max(tokens, *map(len, rows)))
-    asked: list[Tensor] = []
-    view = view_embeddings(lambda found: asked.append(found) or words(found), batch)  # type: ignore[func-returns-value]
-    assert torch.equal(view, TABLE[batch["input_ids"]])
-    assert len(asked) == 1
 
 
 @given(

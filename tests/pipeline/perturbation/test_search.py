@@ -115,17 +115,6 @@ def test_gradients_of_any_size_give_unit_directions(norm: Norm, size: float) -> 
     assert torch.equal(steepest(gradient * 0, norm), gradient * 0), "no gradient, no direction"
 
 
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 12), st.integers(0, 5))
-@settings(deadline=None, max_examples=40)
-def test_the_random_start_of_a_row_depends_on_its_names_alone(lengths: list[int], width: int, first: int) -> None:
-    names: list[tuple[str | int, ...]] = [(first, f"example {number}", 1) for number in range(len(lengths))]
-    together = random_start(names, lengths, width, max(lengths))
-    assert torch.equal(together, random_start(names[::-1], lengths[::-1], width, max(lengths)).flip(0))
-    for row, length in enumerate(lengths):
-        assert torch.equal(together[row, :length], random_start([names[row]], [length], width, length + 3)[0, :length])
-        assert together[row, length:].eq(0).all()
-
-
 def test_the_random_start_is_of_signs_both_equally_likely_at_every_place() -> None:
     values = random_start([(1, "a"), (1, "b")], [4000, 4000], 12, 4000)
     assert values.dtype == torch.float32
