@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.augment.batches import Batches, Inputs, Partner, out_of_memory
@@ -58,7 +58,6 @@ def of_lengths(lengths: list[int] | npt.NDArray[np.int64]) -> Inputs:
 
 
 @given(lengths=st.lists(st.integers(1, 30), max_size=70), batch_rows=st.integers(1, 40), room=st.integers(1, 40))
-@settings(deadline=None)
 def test_every_row_gets_its_own_result_in_its_own_place_whatever_fits(lengths: list[int], batch_rows: int, room: int) -> None:
     found = Batches().run(of_lengths(lengths), batch_rows, up_to(room))
     assert found == [f"example {row} at {row}" for row in range(len(lengths))]
@@ -95,7 +94,6 @@ def test_batches_after_a_halved_one_are_as_large_as_fit(
 
 
 @given(rows=st.integers(EVEN_ROWS, 60), room=st.integers(EVEN_ROWS, 60))
-@settings(deadline=None)
 def test_no_piece_of_a_batch_is_shorter_than_eight_rows_while_eight_fit(rows: int, room: int) -> None:
     device = up_to(room)
     Batches().run(of_lengths([5] * rows), 60, device)

@@ -19,7 +19,7 @@ ROWS = 96
 
 
 @given(st.floats(math.log(SMALLEST), math.log(LARGEST)), st.sampled_from([0.5, 1.0, 2.0]))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_radius_of_a_known_effect_is_found_anywhere_in_the_range(place: float, power: float) -> None:
     radius = math.exp(place)
     found = find_radius(lambda tried: 3 * tried**power, 3 * radius**power)

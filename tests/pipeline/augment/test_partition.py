@@ -25,7 +25,7 @@ def recomputed(before: list[str], after: list[str], rows: int = ROWS) -> list[li
 
 
 @given(st.lists(st.integers(0, 999).map(str), max_size=200), st.integers(1, 30))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_every_row_lies_in_one_run_in_order_and_runs_are_about_as_long_as_asked(ids: list[str], rows: int) -> None:
     runs = list(cut(ids, rows))
     assert [position for run in runs for position in run] == list(range(len(ids)))
@@ -34,14 +34,14 @@ def test_every_row_lies_in_one_run_in_order_and_runs_are_about_as_long_as_asked(
 
 
 @given(st.integers(1, 1999))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_appended_rows_change_no_run_but_the_last(known: int) -> None:
     before, after = runs_of(IDS[:known], ROWS), runs_of(IDS, ROWS)
     assert after[: len(before) - 1] == before[:-1]
 
 
 @given(st.integers(0, 1999), st.sampled_from(["removed", "inserted", "replaced"]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_a_change_in_the_middle_changes_runs_nearby_only(position: int, change: str) -> None:
     new = {"removed": [], "inserted": ["new", IDS[position]], "replaced": ["new"]}[change]
     assert len(recomputed(IDS, [*IDS[:position], *new, *IDS[position + 1 :]])) <= 8
@@ -93,7 +93,7 @@ def save(folder: Path, whole: Partition, group_rows: int) -> Path:
 @given(
     count=st.integers(0, 150), rows=st.integers(1, 40), read=st.integers(1, 60), group=st.integers(1, 60), pair=st.booleans()
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_places_are_the_cuts_of_the_whole_list_however_the_table_is_written_and_read(
     tmp_path_factory: pytest.TempPathFactory, count: int, rows: int, read: int, group: int, pair: bool
 ) -> None:

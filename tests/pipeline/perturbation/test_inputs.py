@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,6 @@ def words(ids: Tensor) -> Tensor:
     ),
     tokens=st.integers(0, 12),
 )
-@settings(deadline=None)
 def test_rows_with_a_partner_are_mixed_and_others_keep_their_words(
     rows: list[tuple[list[int], float | None]], tokens: int
 ) -> None:

@@ -76,7 +76,7 @@ def test_a_radius_is_a_fraction_of_the_mean_length_of_a_word_and_a_corner_reache
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS), st.sampled_from([0.01, 1.0, 5.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_projection_gives_the_nearest_point_of_the_ball(seed: int, norm: Norm, radius: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     delta = 2 * torch.randn(5, 3, WIDTH, generator=generator)
@@ -92,7 +92,7 @@ def test_projection_gives_the_nearest_point_of_the_ball(seed: int, norm: Norm, r
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_direction_in_the_unit_ball_rises_faster_than_the_steepest(seed: int, norm: Norm) -> None:
     generator = torch.Generator().manual_seed(seed)
     gradient = torch.randn(4, WIDTH, generator=generator)
@@ -178,7 +178,7 @@ SEARCHES = st.fixed_dictionaries(
 
 
 @given(st.integers(0, 1000), SEARCHES, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_delta_lies_within_the_radius_and_only_on_free_tokens(seed: int, search: Any, radius: float, share: float) -> None:
     model = SmallModel(seed)
     model.free = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(seed)) < share
