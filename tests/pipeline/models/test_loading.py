@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.architectures import labels_of
 from pipeline.models.folder import ModelFolder, load_tokenizer
-from pipeline.models.forward import logits_from_ids, word_embeddings
+from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import check_classifier, load_classifier, load_masked_lm, load_pretrained
 from tests.architectures import CONFIGURATIONS, LENGTHS, of_type, rows_of
 from tests.world import make_task, make_tokenizer, rewrite, save_masked_lm, save_on_hub, save_teacher
@@ -72,16 +71,6 @@ def test_a_classifier_comes_in_float32_for_evaluation_with_the_weights_of_the_fi
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     for name, weight in half.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.float()), name
-
-
-def test_a_task_gives_the_head_its_labels_and_keeps_the_body(teacher: Path) -> None:
-    model, regression = (
-        load_classifier(teacher, task) for task in (make_task(labels=("a", "b", "c")), make_task("regression"))
-    )
-    assert (model.num_labels, labels_of(model)) == (3, ("a", "b", "c"))
-    assert (model.config.problem_type, regression.config.problem_type) == ("single_label_classification", "regression")
-    assert regression.num_labels == 1
-    assert torch.equal(word_embeddings(model), word_embeddings(load_classifier(teacher)))
 
 
 def test_a_new_head_has_no_activation_behind_it(tmp_path: Path) -> None:
