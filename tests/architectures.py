@@ -4,30 +4,7 @@ import copy
 from typing import Any
 
 import torch
-from transformers import (
-    AlbertConfig,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    DebertaV2Config,
-    DistilBertConfig,
-    ElectraConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    LlamaConfig,
-    MobileBertConfig,
-    ModernBertConfig,
-    MPNetConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen3Config,
-    RobertaConfig,
-    XLMRobertaConfig,
-    XLNetConfig,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
 
 from pipeline.corpus.encoding import Batch, collate
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, logits_from_ids
@@ -52,39 +29,33 @@ RELATIVE: dict[str, Any] = SIZES | {
     "relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0,
 }  # fmt: skip
 VERSION_3: dict[str, Any] = RELATIVE | {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 4}
+SPECIALS = {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+COMMON: dict[str, Any] = {name: SIZES[name] for name in ("vocab_size", "pad_token_id", "initializer_range", "num_labels")}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "albert": SIZES | {"embedding_size": NARROW_WORDS},
+    "bert": SIZES,
+    "deberta-v2": RELATIVE,
+    "deberta-v2, version 3": VERSION_3,
+    "deberta-v2, version 3 with convolution": VERSION_3 | {"conv_kernel_size": 3},
+    "distilbert": COMMON | {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 20},
+    "electra": SIZES | {"embedding_size": NARROW_WORDS},
+    "gemma": GROUPED,
+    "gemma2": SLIDING,
+    "gemma3_text": SLIDING,
+    "gpt2": COMMON | {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20},
+    "llama": GROUPED,
+    "mobilebert": SIZES | {"embedding_size": NARROW_WORDS, "intra_bottleneck_size": 8},
+    "modernbert": SIZES | SPECIALS | {"global_attn_every_n_layers": 2, "local_attention": 4},
+    "mpnet": SIZES,
+    "qwen2": GROUPED,
+    "qwen3": SLIDING | {"use_sliding_window": True},
+    "roberta": SIZES,
+    "xlm-roberta": SIZES,
+    "xlnet": COMMON | {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+}
 CONFIGURATIONS: dict[str, PreTrainedConfig] = {
-    "albert": AlbertConfig(**SIZES, embedding_size=NARROW_WORDS),
-    "bert": BertConfig(**SIZES),
-    "deberta-v2": DebertaV2Config(**RELATIVE),
-    "deberta-v2, version 3": DebertaV2Config(**VERSION_3),
-    "deberta-v2, version 3 with convolution": DebertaV2Config(**VERSION_3, conv_kernel_size=3),
-    "distilbert": DistilBertConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, dim=16, n_layers=2, n_heads=2, hidden_dim=32,
-        max_position_embeddings=20, initializer_range=0.3, num_labels=3,
-    ),
-    "electra": ElectraConfig(**SIZES, embedding_size=NARROW_WORDS),
-    "gemma": GemmaConfig(**GROUPED),
-    "gemma2": Gemma2Config(**SLIDING),
-    "gemma3_text": Gemma3TextConfig(**SLIDING),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY, pad_token_id=PAD, n_embd=16, n_layer=2, n_head=2, n_positions=20,
-        initializer_range=0.3, num_labels=3,
-    ),
-    "llama": LlamaConfig(**GROUPED),
-    "mobilebert": MobileBertConfig(**SIZES, embedding_size=NARROW_WORDS, intra_bottleneck_size=8),
-    "modernbert": ModernBertConfig(
-        **SIZES, global_attn_every_n_layers=2, local_attention=4, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
-    ),
-    "mpnet": MPNetConfig(**SIZES),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**SLIDING, use_sliding_window=True),
-    "roberta": RobertaConfig(**SIZES),
-    "xlm-roberta": XLMRobertaConfig(**SIZES),
-    "xlnet": XLNetConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, d_model=16, n_layer=2, n_head=2, d_inner=32,
-        initializer_range=0.3, num_labels=3,
-    ),
-}  # fmt: skip
+    kind: AutoConfig.for_model(kind.partition(",")[0], **settings) for kind, settings in SETTINGS.items()
+}
 """A tiny model of every supported type."""
 WITH_TOKEN_TYPES = ("albert", "bert", "electra", "gpt2", "mobilebert", "xlnet")
 

@@ -1,8 +1,7 @@
 """What is stored, evaluated, saved and served is what transformers computes of each text alone, from its ids.
 
-The reference is transformers alone: a saved folder, its own tokenizer and one text at a time. Every supported architecture is
-tried with tokenizers that put nothing, an end or padding behind a text, with configurations that name a padding token or none,
-on texts that hold padding and other special tokens.
+The reference is transformers alone: a saved folder, its own tokenizer and one text at a time. Texts contain padding and other
+special tokens; tokenizers append nothing, an end or padding; configurations name a padding token or none.
 """
 
 import itertools
@@ -21,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
 from pipeline.augment.passes import augment, score
-from pipeline.corpus.encoding import collate, encode
+from pipeline.corpus.encoding import Integers, collate, encode
 from pipeline.corpus.task import Floats
 from pipeline.distill.jobs import StudentJob
 from pipeline.distill.launch import obtain
@@ -32,12 +31,10 @@ from pipeline.models.architectures import DECODERS, head_settings
 from pipeline.models.folder import load_tokenizer
 from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import load_classifier
-from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.reader import Rows, Shards
 from pipeline.training.teacher import TeacherSettings, teach
-from pipeline.training.trainer import OptimiserSettings
 from tests.architectures import CONFIGURATIONS, VOCABULARY, of_type
-from tests.world import OPTIMISER, SCORE_SETTINGS, augment_settings, make_task, runtime_at, student_settings
+from tests.world import SCORE_SETTINGS, augment_settings, make_task, runtime_at, student_settings
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
 TASK = make_task(labels=("low", "middle", "high"))
@@ -49,19 +46,22 @@ TEXTS = (
     "w26 <mask> w27 w28 w29", "</s> w30 <pad> </s> w31", "w32 w33 </s> <pad>", "<pad>",
     "w34 w35 w36 w37 w38 w39 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16",
 )  # fmt: skip
-"""Of mixed lengths, the last one cut, many with special tokens written out as words, as in markup."""
+"""Of mixed lengths, the last one cut; many contain special tokens as words, as markup does."""
 
 ENDS = {"nothing": "$A", "an end": "$A </s>", "padding": "$A <pad>", "an end that pads": "$A </s>"}
-"""What stands behind a text."""
+"""What follows a text."""
 
 ENCODERS = [kind for kind in CONFIGURATIONS if CONFIGURATIONS[kind].model_type not in DECODERS]
 CASES = [
     # AutoTokenizer gives a Qwen 2 its own rules in place of those of the file, under which these texts have no token
-    *itertools.product([kind for kind in DECODERS if kind != "qwen2"], ENDS, [True, False]),
+    *itertools.product(["gpt2", "qwen3"], ENDS, [True, False]),
+    *itertools.product(sorted({*DECODERS} - {"gpt2", "qwen2", "qwen3"}), ["padding"], [True, False]),
     *itertools.product(ENCODERS, ["an end"], [True]),
-    *[("xlnet", end, named) for end in ("nothing", "padding", "an end that pads") for named in (True, False)],
+    *[("xlnet", end, False) for end in ("nothing", "padding", "an end that pads")],
     *[(kind, "padding", True) for kind in ("bert", "mpnet", "roberta", "xlm-roberta")],
 ]
+EXPORTED = ("gpt2", "roberta")
+"""Types whose student is exported too: a head's place and positions that depend on padding tokens within a text."""
 
 
 def tokenizer_of(kind: str, ends: str) -> PreTrainedTokenizerFast:
@@ -72,10 +72,9 @@ def tokenizer_of(kind: str, ends: str) -> PreTrainedTokenizerFast:
     special = [(token, SPECIAL.index(token)) for token in SPECIAL]
     backend.post_processor = TemplateProcessing(single=before + ENDS[ends], pair=f"{before}$A $B", special_tokens=special)
     given = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
-    padding = {} if ends == "an end that pads" else {"pad_token": "<pad>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, **given, **padding, model_max_length=LENGTH, model_input_names=["input_ids", "attention_mask"]
-    )
+    given |= {} if ends == "an end that pads" else {"pad_token": "<pad>"}
+    names = ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **given, model_max_length=LENGTH, model_input_names=names)
 
 
 def save(folder: Path, kind: str, ends: str, named: bool) -> Path:
@@ -105,14 +104,12 @@ def by_transformers(folder: Path, deltas: list[Tensor] | None = None) -> Tensor:
 def test_texts_in_mixed_batches_have_the_logits_that_transformers_gives_each_alone(
     kind: str, ends: str, named: bool, tmp_path: Path
 ) -> None:
-    folder = save(tmp_path, kind, ends, named)
-    wanted = by_transformers(folder)
-    assert torch.pdist(wanted[: len(TEXTS) - 2]).max() > 1e-2, "answers that are all alike would show nothing"
+    wanted = by_transformers(folder := save(tmp_path, kind, ends, named))
+    assert torch.pdist(wanted).max() > 1e-2, "the comparison is meaningless if all answers are alike"
     tokenizer, model = load_tokenizer(folder), load_classifier(folder)
-    encoded = encode(tokenizer, list(TEXTS), None, LENGTH)
+    batch = collate(encode(tokenizer, list(TEXTS), None, LENGTH).input_ids, None, int(tokenizer.pad_token_id))
     with torch.inference_mode():
-        found = logits_from_ids(model, collate(encoded.input_ids, None, int(tokenizer.pad_token_id)))
-    torch.testing.assert_close(found, wanted, **TOLERANCE)
+        torch.testing.assert_close(logits_from_ids(model, batch), wanted, **TOLERANCE)
     model.save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
     torch.testing.assert_close(by_transformers(tmp_path / "again"), wanted, **TOLERANCE)
@@ -129,32 +126,34 @@ def prepared_in(folder: Path) -> Path:
 
 
 def in_order(rows: Rows, values: Floats) -> Tensor:
-    """Values of rows in the order of TEXTS, which their ids tell."""
-    places = [int(name.lstrip("traindevs")) for name in rows.column("example_id").to_pylist()]
-    return torch.from_numpy(np.asarray(values)[np.argsort(places)])
+    """Values of rows in the order of TEXTS."""
+    return torch.from_numpy(np.asarray(values)[places_of(rows)])
+
+
+def places_of(rows: Rows) -> Integers:
+    """At which row each text is, by the number in its id."""
+    return np.argsort([int(name.lstrip("traindevs")) for name in rows.column("example_id").to_pylist()])
+
+
+def deltas_of(rows: Rows) -> list[Tensor]:
+    """The stored δ [tokens, width] of each text."""
+    codes, scales = rows.column("delta").to_pylist(), rows.lists("delta_scale")
+    stored = [np.frombuffer(code, "<f2").astype(np.float32).reshape(len(scale), -1) * np.array(scale, np.float32)[:, None]
+              for code, scale in zip(codes, scales, strict=True)]  # fmt: skip
+    return [torch.from_numpy(stored[place]) for place in places_of(rows)]
 
 
 @pytest.mark.parametrize(
     ("kind", "ends", "named"),
-    [
-        ("llama", "an end that pads", False),
-        ("qwen3", "padding", True),
-        ("gpt2", "an end", False),
-        ("roberta", "an end", True),
-        ("xlnet", "padding", False),
-    ],
+    [("llama", "an end that pads", False), ("gpt2", "padding", True), ("roberta", "an end", True), ("xlnet", "padding", False)],
 )
 def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers_computes(
     kind: str, ends: str, named: bool, tmp_path: Path
 ) -> None:
-    folder, prepared, runtime = (
-        save(tmp_path / "model", kind, ends, named),
-        prepared_in(tmp_path / "prepared"),
-        runtime_at(tmp_path),
-    )
-    teacher, out = tmp_path / "teacher", tmp_path / "student"
-    settings = TeacherSettings(model=str(folder), fine_tune=False, max_length=LENGTH)
-    teach(prepared, settings, OptimiserSettings.model_validate(OPTIMISER), teacher)
+    folder, prepared = save(tmp_path / "model", kind, ends, named), prepared_in(tmp_path / "prepared")
+    teacher, out, runtime = tmp_path / "teacher", tmp_path / "student", runtime_at(tmp_path)
+    learnt = student_settings({"num_train_epochs": 1}, layers=1)
+    teach(prepared, TeacherSettings(model=str(folder), fine_tune=False, max_length=LENGTH), learnt.optimiser, teacher)
     wanted = by_transformers(folder)
     torch.testing.assert_close(by_transformers(teacher), wanted, **TOLERANCE, msg="the adopted teacher as it was saved")
 
@@ -170,7 +169,6 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     perturbed = in_order(rows, rows.matrix("perturbed_logits"))
     torch.testing.assert_close(perturbed, by_transformers(teacher, deltas_of(rows)), **TOLERANCE, msg="perturbed logits")
 
-    learnt = student_settings({"num_train_epochs": 1}, layers=1)
     obtain(StudentJob("half", tmp_path / "scores", tmp_path / "shards", teacher, learnt), runtime, out, tmp_path / "cost.json")
     student, test = load_classifier(out), scores.rows("test", 0)
     pad = scores.manifest.pad_token_id
@@ -179,18 +177,8 @@ def test_what_is_stored_evaluated_saved_served_and_exported_is_what_transformers
     served = pipeline("text-classification", str(out), truncation=True)
     assert [answer["label"] for answer in served(list(TEXTS))] == [TASK.labels[best] for best in evaluated.argmax(dim=1)]
 
+    if kind not in EXPORTED:
+        return
     write_graph(student, token_types=False, path=tmp_path / "student.onnx")
     exported = logits_in_mixed_batches(open_graph(tmp_path / "student.onnx"), test, pad, TASK.outputs)
     torch.testing.assert_close(in_order(test, exported), evaluated, **TOLERANCE, msg="the exported student")
-
-
-def deltas_of(rows: Rows) -> list[Tensor]:
-    """δ [tokens, width] of each text, as it is stored."""
-    codes, scales = rows.column("delta").to_pylist(), rows.lists("delta_scale")
-    width = len(codes[0]) // (2 * len(scales[0]))
-    coded = [torch.from_numpy(CODECS["float16"].unpack(code, width).copy()) for code in codes]
-    moved = [
-        dequantise(one[None], torch.from_numpy(np.array(scale))[None])[0] for one, scale in zip(coded, scales, strict=True)
-    ]
-    places = np.argsort([int(name.lstrip("train")) for name in rows.column("example_id").to_pylist()])
-    return [moved[place] for place in places]

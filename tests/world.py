@@ -121,7 +121,7 @@ def save_masked_lm(folder: Path) -> Path:
     return folder
 
 
-def spoil(folder: Path, name: str, row: int, value: float) -> Path:
+def spoil(folder: Path, name: str, row: int | slice, value: float) -> Path:
     """One row of a saved weight has this value."""
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     weights[name][row] = value

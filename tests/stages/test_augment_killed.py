@@ -106,9 +106,7 @@ def pausing(processes: list[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-def test_a_node_that_dies_with_its_workers_takes_no_shard_and_no_byte_with_it(
-    nodes: Nodes, folder: Path, teacher: Path
-) -> None:
+def test_a_node_that_dies_with_its_workers_takes_no_shard_with_it(nodes: Nodes, folder: Path, teacher: Path) -> None:
     stage = Stage(folder, teacher, SLOW, workers=2, out="two nodes", store=folder / "store of two nodes")
     wanted = folder / "undisturbed" / "shards"
     lost = next(iter(nodes.worker_nodes))

@@ -1,6 +1,5 @@
 import hashlib
 import os
-import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,18 +25,14 @@ from tests.stored import found, shards_in
 from tests.world import AUGMENT_SETTINGS, runtime_at
 
 
-class Itself:
-    """A job that is its own work."""
-
-    def work(self) -> Any:
-        return self
-
-
 @dataclass(frozen=True)
-class Looking(Itself):
+class Looking:
     """Tells which files its worker computes with, and what it is told to."""
 
     name: str = "looking"
+
+    def work(self) -> Any:
+        return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
         folder = models._folders.teacher
@@ -45,7 +40,7 @@ class Looking(Itself):
 
 
 @dataclass(frozen=True)
-class Writing(Itself):
+class Writing:
     """Makes a shard of so many bytes; the next that its worker does sees what was left in the worker's folder."""
 
     number: int
@@ -55,6 +50,9 @@ class Writing(Itself):
     @property
     def name(self) -> str:
         return f"writing {self.number}"
+
+    def work(self) -> Any:
+        return self
 
     def run(self, models: ModelSet, store: Store) -> Done:
         left = tuple(sorted(path.name for path in store.folder.iterdir())) if store.folder.exists() else ()
@@ -108,16 +106,7 @@ def store(guest: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> St
     return guest._store
 
 
-@pytest.fixture
-def another(guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A second such worker on the same Ray, for a test after which it is of no use."""
-    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)
-    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
-    with unshared(teacher, tmp_path) as second:
-        yield second
-
-
-def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
+def test_workers_without_store_or_models_give_the_same_shards(
     guest: Cluster, store: Store, made: tuple[Path, Path], teacher: Path
 ) -> None:
     jobs = Augmentation.of(made[0], teacher, None, AUGMENT_SETTINGS).jobs(0.2, store)
@@ -128,7 +117,7 @@ def test_workers_without_the_store_or_the_models_hand_back_the_same_shards(
     assert {path.name for path in store.folder.iterdir()} == receipts.keys()
 
 
-def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker(
+def test_shards_travel_in_pieces_and_leave_nothing_behind(
     guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
@@ -151,18 +140,18 @@ def test_shards_travel_in_pieces_one_at_a_time_and_leave_nothing_with_the_worker
         assert found(store, written.result.key) == written.result
 
 
-def test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest: Cluster) -> None:
+def assert_models_were_sent_byte_for_byte(guest: Cluster) -> None:
     here = guest._folders.teacher
     ((_, done),) = guest.run([Looking()])
     used, hashes, width = done.result
     assert used != here
-    assert hashes == {path.name: sha256_of(path) for path in here.iterdir()}
-    assert width == 32
+    assert (hashes, width) == ({path.name: sha256_of(path) for path in here.iterdir()}, 32)
 
 
 def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     guest: Cluster, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert_models_were_sent_byte_for_byte(guest)
     ((_, lost),) = guest.run([Looking()])
     losses = iter([ObjectLostError("00", b"", "")])
     get = ray.get
@@ -179,33 +168,18 @@ def test_a_piece_lost_with_its_node_makes_another_worker_take_the_job_over(
     assert capsys.readouterr().out.count("a worker died on writing 3; another takes it over") == 1
     assert found(store, done.result.key) == done.result
     monkeypatch.undo()
-    test_models_that_a_worker_does_not_see_are_sent_byte_for_byte(guest)
+    assert_models_were_sent_byte_for_byte(guest)
     shutil.rmtree(own_folder(lost))
 
 
-def test_a_shard_that_does_not_arrive_as_it_was_written_is_refused(another: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"^writing 1 failed: what came from its worker is not what the worker wrote"):
+def test_a_shard_that_arrives_changed_is_refused(
+    guest: Cluster, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "join_ray", lambda settings, cores: None)  # a second worker on the Ray that runs
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: None)
+    with (
+        unshared(teacher, tmp_path) as another,
+        pytest.raises(PipelineError, match=r"^writing 1 failed: what came from its worker is not what the worker wrote"),
+    ):
         list(another.run([Writing(1, 100, wrong_hash=True)]))
     assert not list((tmp_path / "store").iterdir())
-
-
-def test_a_full_disk_here_is_named_with_the_job_whose_shard_it_does_not_take(another: Cluster, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    ((_, done),) = another.run([Writing(1, 100)])
-    with files_of_at_most(10_000), pytest.raises(PipelineError) as error:
-        list(another.run([Writing(2, 20_000)]))
-    assert str(error.value) == f"writing 2 failed: the store {store} does not take it: File too large"
-    assert len(list(store.iterdir())) == 1, "nothing is left of the second"
-    another.__exit__(None, None, None)
-    assert not Path(done.notes[0]).parent.exists(), "also a worker whose job failed tidied up when it left"
-
-
-@contextmanager
-def files_of_at_most(most: int) -> Iterator[None]:
-    """This process, and no worker, may not write more into one file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -20,18 +20,18 @@ ONE_SHARD = SCORE_SETTINGS.model_copy(update={"rows_per_shard": 300, "batch_rows
 
 
 @pytest.fixture(scope="module")
-def scores(made: tuple[Path, Path]) -> Path:
-    """Of 60 training rows; read only."""
-    return made[0]
-
-
-@pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     """Scores of 400 training rows in one or two shards; read only."""
     folder = tmp_path_factory.mktemp("many")
     prepared = save_prepared(folder / "prepared", make_task(), {"train": 400, "dev": 4, "test": 4})
     score(prepared, teacher, ONE_SHARD, runtime_at(folder), folder / "scores")
     return folder / "scores"
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here loses power."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
@@ -42,9 +42,7 @@ def planned(scores: Path, teacher: Path, folder: Path, settings: AugmentSettings
     return augment_estimate(scores, teacher, None, settings, runtime_at(folder), words)
 
 
-def test_a_plan_writes_nothing_not_even_a_time_or_an_empty_store(
-    scores: Path, prepared: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_a_plan_writes_nothing_not_even_a_time(scores: Path, prepared: Path, teacher: Path, tmp_path: Path) -> None:
     settings = augment_settings()
     for already in (False, True):
         if already:
@@ -58,8 +56,8 @@ def test_a_plan_writes_nothing_not_even_a_time_or_an_empty_store(
         assert (tmp_path / "store").exists() == already
 
 
-@pytest.mark.parametrize("search", [{}, {"objective": "none", "radius": {"flips": 0.1}}, {"radius": {"divergence": 0.1}}])
-def test_shards_are_counted_before_half_way_and_after(
+@pytest.mark.parametrize("search", [{"objective": "none", "radius": {"flips": 0.1}}, {"radius": {"divergence": 0.1}}])
+def test_shards_are_counted(
     scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
     settings = augment_settings(search, variants=2)
@@ -84,16 +82,6 @@ def test_shards_are_counted_before_half_way_and_after(
     assert set(after.bytes.values()) == {0}
 
 
-def test_a_damaged_shard_is_missing(scores: Path, teacher: Path, tmp_path: Path) -> None:
-    augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
-    cut, lost = shards_in(tmp_path / "store")[:2]
-    content = cut.read_bytes()
-    for path in (cut, lost):
-        path.unlink()  # the published file is the same one by hard link
-    cut.write_bytes(content[:-1])
-    assert planned(scores, teacher, tmp_path, augment_settings()).missing == 2
-
-
 def test_a_radius_that_is_not_known_means_that_nothing_is_in_the_store(scores: Path, teacher: Path, tmp_path: Path) -> None:
     augment(scores, teacher, None, augment_settings({"radius": 0.3}), runtime_at(tmp_path), tmp_path / "shards")
     found = planned(scores, teacher, tmp_path, augment_settings({"radius": {"flips": 0.1}}))
@@ -107,20 +95,23 @@ def test_a_radius_that_is_not_known_means_that_nothing_is_in_the_store(scores: P
 def test_bytes_are_those_of_the_shards_then_written(many: Path, teacher: Path, tmp_path: Path, codec: CodecName) -> None:
     settings = augment_settings(variants=1, codec=codec, batch_rows=32)
     asked = {other: planned(many, teacher, tmp_path, settings.model_copy(update={"codec": other})) for other in CODECS}
-    manifest = augment(many, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
-    written = sum(entry.receipt.bytes for entry in manifest.shards)
+    written = bytes_written(many, teacher, tmp_path, settings)
     assert [estimate.bytes[codec] for estimate in asked.values()] == [pytest.approx(written, rel=0.1)] * len(CODECS)
     assert asked["sign"].bytes["sign"] < asked["sign"].bytes["int8"] / 1.5 < asked["sign"].bytes["float16"] / 2
 
 
+def bytes_written(scores: Path, teacher: Path, folder: Path, settings: AugmentSettings) -> int:
+    manifest = augment(scores, teacher, None, settings, runtime_at(folder), folder / "shards")
+    return sum(entry.receipt.bytes for entry in manifest.shards)
+
+
+@pytest.mark.parametrize(("corpus", "recipe"), [("scores", "perturb"), ("many", "mask"), ("many", "mix")])
 def test_bytes_of_small_shards_and_of_other_recipes_are_close_too(
-    many: Path, scores: Path, teacher: Path, tmp_path: Path
+    teacher: Path, tmp_path: Path, corpus: str, recipe: str, request: pytest.FixtureRequest
 ) -> None:
-    for folder, recipe in ((scores, "perturb"), (many, "mask"), (many, "mix")):
-        settings = augment_settings(variants=1, recipes=[[recipe]], batch_rows=32)
-        estimate = planned(folder, teacher, tmp_path, settings).bytes["int8"]
-        manifest = augment(folder, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
-        assert estimate == pytest.approx(sum(entry.receipt.bytes for entry in manifest.shards), rel=0.1), recipe
+    scores, settings = request.getfixturevalue(corpus), augment_settings(variants=1, recipes=[[recipe]], batch_rows=32)
+    estimate = planned(scores, teacher, tmp_path, settings).bytes["int8"]
+    assert estimate == pytest.approx(bytes_written(scores, teacher, tmp_path, settings), rel=0.1)
 
 
 def test_words_that_are_looked_up_are_counted_once_and_never_too_low(many: Path, teacher: Path, tmp_path: Path) -> None:
@@ -147,21 +138,9 @@ def test_a_score_plan_counts_every_row_of_every_split_that_is_not_scored(prepare
     assert (before.rows, before.missing, before.missing_rows, before.shards) == (100, shards, 100, shards)
     after = score_estimate(prepared, teacher, SCORE_SETTINGS, runtime_at(tmp_path))
     assert (after.rows, after.missing, after.missing_rows) == (100, 0, 0)
-    assert not any("variants" in line or "bytes" in line for line in after.lines())
 
 
-def test_the_plan_as_the_user_reads_it() -> None:
-    sizes: dict[CodecName, int] = {"float16": 2_500_000_000, "int8": 1_300_000, "sign": 999}
-    assert Estimate("augment movies", 1600, 2, 8, 6, 2400, "int8", sizes).lines() == [
-        "augment movies: nothing is written, this is the plan",
-        "  examples         1,600 in 2 variants",
-        "  shards           8: 2 in the store, 6 to compute",
-        "  rows to compute  2,400",
-        "  bytes to write   float16 2.5 GB, int8 1.3 MB (chosen), sign 999 B",
-    ]
-
-
-def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_exactly_enough_is_not(
+def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_enough_is_not(
     scores: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
@@ -170,24 +149,11 @@ def test_more_than_max_bytes_is_refused_before_anything_is_computed_and_exactly_
     settings = augment_settings({"radius": {"divergence": 0.1}})
     needed = planned(scores, teacher, tmp_path, settings).bytes
     room = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"] - 1})
-    with pytest.raises(PipelineError) as refusal:
-        augment(scores, teacher, None, settings, room, tmp_path / "shards")
     sizes = {codec: f"{size / 1000:.3g} kB" for codec, size in needed.items()}
-    assert str(refusal.value) == (
-        f"augment tiny would write about {sizes['int8']}, runtime.max_bytes allows {sizes['int8']}; nothing was computed. "
-        f"With another codec it would be: float16 {sizes['float16']}, sign {sizes['sign']}"
-    )
-    assert started == []
-    assert not (tmp_path / "store").exists()
-    assert not (tmp_path / "shards").exists()
+    sentence = rf"would write about {sizes['int8']}, .* nothing was computed.* float16 {sizes['float16']}, sign {sizes['sign']}"
+    with pytest.raises(PipelineError, match=sentence):
+        augment(scores, teacher, None, settings, room, tmp_path / "shards")
+    assert (started, list(tmp_path.iterdir())) == ([], [])
     enough = runtime_at(tmp_path).model_copy(update={"max_bytes": needed["int8"]})
     made = augment(scores, teacher, None, settings, enough, tmp_path / "shards").shards
     assert len(made) == len([name for name in started if name.startswith("variant")])
-
-
-def test_what_the_store_has_does_not_count_against_max_bytes(scores: Path, teacher: Path, tmp_path: Path) -> None:
-    augment(scores, teacher, None, augment_settings(), runtime_at(tmp_path), tmp_path / "shards")
-    least = runtime_at(tmp_path).model_copy(update={"max_bytes": 1})
-    assert augment(scores, teacher, None, augment_settings(), least, tmp_path / "shards").shards
-    with pytest.raises(PipelineError, match=r"would write about .* kB, runtime\.max_bytes allows 1 B"):
-        augment(scores, teacher, None, augment_settings(variants=3), least, tmp_path / "shards")

@@ -1,17 +1,14 @@
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import safetensors.torch
 
 from pipeline.augment.candidates import MaskedLMSettings, read_candidates
-from pipeline.augment.jobs import kept
 from pipeline.augment.passes import augment, score
 from pipeline.augment.plans import Augmentation, scoring
 from pipeline.augment.scoring import CandidatesJob, ScoreShard, ScoreWork
@@ -20,16 +17,17 @@ from pipeline.config.errors import PipelineError
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
 from pipeline.store.store import Store
-from tests.stored import shard_path
+from tests.stored import found, shard_path
 from tests.world import (
     SCORE_SETTINGS,
+    SPECIAL,
     WORDS,
     augment_settings,
     make_task,
-    make_tokenizer,
     runtime_at,
     save_masked_lm,
     save_prepared,
+    spoil,
 )
 
 
@@ -42,18 +40,20 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 PROPOSING = MaskedLMSettings(replace=0.4, candidates=5, batch_rows=16)
 
 
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
-    return save_masked_lm(tmp_path / "words")
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_masked_lm(tmp_path_factory.mktemp("words"))
 
 
-def with_weights(teacher: Path, folder: Path, name: str, row: slice, value: float) -> Path:
-    """The teacher with part of one weight replaced."""
-    copied = Path(shutil.copytree(teacher, folder))
-    weights = safetensors.torch.load_file(copied / "model.safetensors")
-    weights[name][row] = value
-    safetensors.torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    return copied
+WORD_TABLE = "bert.embeddings.word_embeddings.weight"
+
+
+def broken(teacher: Path, folder: Path, name: str, value: float, *rows: int) -> Path:
+    """The teacher with rows of one weight replaced."""
+    shutil.copytree(teacher, folder)
+    for row in rows:
+        spoil(folder, name, row, value)
+    return folder
 
 
 def test_every_receipt_counts_what_its_rows_say(made: tuple[Path, Path]) -> None:
@@ -77,9 +77,7 @@ def test_a_score_receipt_counts_the_texts_that_were_cut(prepared: Path, teacher:
     assert (receipt.rows, receipt.tokens) == (len(lengths), sum(min(length, 6) for length in lengths))
 
 
-def test_a_corpus_that_changed_since_its_shards_were_planned_is_scored_under_no_key(
-    prepared: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_a_corpus_that_changed_since_shards_were_planned_is_not_scored(prepared: Path, teacher: Path, tmp_path: Path) -> None:
     corpus = Path(shutil.copytree(prepared, tmp_path / "prepared"))
     _, (job, *_) = scoring(corpus, teacher, SCORE_SETTINGS)
     table = pq.read_table(corpus / "train.parquet")
@@ -90,45 +88,15 @@ def test_a_corpus_that_changed_since_its_shards_were_planned_is_scored_under_no_
 
 
 def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
-    constant = with_weights(teacher, tmp_path / "constant", "classifier.weight", slice(None), 0.0)
+    constant = broken(teacher, tmp_path / "constant", "classifier.weight", 0.0, 0, 1)
     score(prepared, constant, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
     settings = augment_settings(recipes=[["perturb"], ["mask"]])
-    found = augment(tmp_path / "scores", constant, None, settings, runtime_at(tmp_path), tmp_path / "shards")
-    for entry in found.shards:
+    made = augment(tmp_path / "scores", constant, None, settings, runtime_at(tmp_path), tmp_path / "shards")
+    for entry in made.shards:
         assert entry.receipt.statistics["vanished"] == (entry.receipt.rows if entry.variant == 1 else 0)
 
 
-def test_a_row_holds_what_its_recipe_made_and_no_more(scores: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
-    settings = augment_settings(variants=3, recipes=[["perturb"], ["mask"], ["mix"]])
-    augment(scores, teacher, None, settings, runtime_at(tmp_path), tmp_path / "shards")
-    shards = Shards(tmp_path / "shards")
-    present = {}
-    for variant in (1, 2, 3):
-        rows = shards.rows("train", variant)
-        nulls = {
-            name: rows.column(name).null_count for name in ("delta", "delta_scale", "partner_id", "partner_ids", "own_weight")
-        }
-        assert set(nulls.values()) <= {0, len(rows)}
-        present[variant] = {name for name, missing in nulls.items() if not missing}
-    assert present == {1: {"delta", "delta_scale"}, 2: set(), 3: {"partner_id", "partner_ids", "own_weight"}}
-
-
-def test_a_job_is_small_and_its_rows_are_read_when_it_is_taken(
-    prepared: Path, teacher: Path, tmp_path: Path, store: Store
-) -> None:
-    copied = Path(shutil.copytree(prepared, tmp_path / "prepared"))
-    _, jobs = scoring(copied, teacher, SCORE_SETTINGS)
-    held, work = pickle.dumps(jobs), jobs[0].work()
-    assert not any(text.encode() in held for text in work.examples.first)
-    assert work.examples.first[0].encode() in pickle.dumps(work)
-    (copied / "train.parquet").unlink()
-    with pytest.raises(FileNotFoundError):
-        jobs[0].work()
-
-
-def test_work_that_travelled_gives_the_same_bytes(
-    scores: Path, teacher: Path, tmp_path: Path, store: Store, words: Path
-) -> None:
+def test_work_that_is_sent_gives_the_same_bytes(scores: Path, teacher: Path, tmp_path: Path, store: Store, words: Path) -> None:
     settings = augment_settings(variants=3, recipes=[["perturb"], ["mix"], ["masked_lm"]], masked_lm=PROPOSING.model_dump())
     plan = Augmentation.of(scores, teacher, None, settings, words)
     models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
@@ -141,6 +109,23 @@ def test_work_that_travelled_gives_the_same_bytes(
         assert here == there
 
 
+def test_a_teacher_that_answers_nan_is_named_with_shard_and_example(
+    prepared: Path, teacher: Path, tmp_path: Path, store: Store
+) -> None:
+    broken_one = broken(teacher, tmp_path / "head", "classifier.weight", float("nan"), 0)
+    sentence = r"^scores of train, partition 0 failed: .* example train00000 with a value that is not a number \(\d+"
+    with pytest.raises(PipelineError, match=sentence):
+        score(prepared, broken_one, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    assert list(store.folder.iterdir()) == []
+    broken_mask = broken(teacher, tmp_path / "mask", WORD_TABLE, float("nan"), SPECIAL.index("[MASK]"))
+    score(prepared, broken_mask, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
+    masked = augment_settings(variants=1, recipes=[["mask"]])
+    with pytest.raises(PipelineError, match=r"^variant 1, partition 0 failed: .* variant 1 of example train\d{5} with a value"):
+        augment(tmp_path / "scores", broken_mask, None, masked, runtime_at(tmp_path), tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+
+
 def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, store: Store) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 20, "dev": 4, "test": 4})
     table = pq.read_table(prepared / "train.parquet")
@@ -151,66 +136,22 @@ def test_examples_without_a_label_go_through(tmp_path: Path, teacher: Path, stor
     assert Shards(tmp_path / "shards").rows("train", 2).column("label").to_pylist() == labels.to_pylist()
 
 
-def test_a_teacher_with_a_weight_that_is_no_number_is_named_with_shard_and_example_and_nothing_is_published(
-    prepared: Path, teacher: Path, tmp_path: Path, store: Store
-) -> None:
-    broken = with_weights(teacher, tmp_path / "broken", "classifier.weight", slice(0, 1), float("nan"))
-    sentence = (
-        r"^scores of train, partition 0 failed: the teacher answers the untouched input of example train00000 with a value "
-        r"that is not a number \((\d+) such rows\); the teacher is broken, train it again with a smaller learning rate$"
-    )
-    with pytest.raises(PipelineError, match=sentence):
-        score(prepared, broken, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
-    assert not (tmp_path / "scores").exists()
-    assert list(store.folder.iterdir()) == []
-
-
-def test_a_variant_that_the_teacher_does_not_answer_is_named_with_its_example(
-    prepared: Path, teacher: Path, tmp_path: Path, store: Store
-) -> None:
-    mask = slice(make_tokenizer().mask_token_id, make_tokenizer().mask_token_id + 1)
-    broken = with_weights(teacher, tmp_path / "broken", "bert.embeddings.word_embeddings.weight", mask, float("nan"))
-    score(prepared, broken, SCORE_SETTINGS, runtime_at(tmp_path), tmp_path / "scores")
-    masked = augment_settings(variants=1, recipes=[["mask"]])
-    with pytest.raises(
-        PipelineError, match=r"^variant 1, partition 0 failed: the teacher answers variant 1 of example train\d{5} with a value"
-    ):
-        augment(tmp_path / "scores", broken, None, masked, runtime_at(tmp_path), tmp_path / "shards")
-    assert not (tmp_path / "shards").exists()
-
-
-def test_what_the_store_does_not_take_is_a_sentence_but_a_wrong_column_is_not(store: Store) -> None:
-    def fail(error: Exception) -> Any:
-        raise error
-
-    with pytest.raises(PipelineError, match=rf"^the store {store.folder} does not take it: Read-only file system$") as refusal:
-        kept(store, {}, lambda path: fail(OSError(30, "Read-only file system")))
-    assert isinstance(refusal.value.__cause__, OSError)
-    with pytest.raises(PipelineError, match=r"does not take it: said otherwise$"):
-        kept(store, {}, lambda path: fail(OSError("said otherwise")))
-    with pytest.raises(ValueError, match="columns"):
-        kept(store, {}, lambda path: fail(ValueError("columns")))
-    assert list(store.folder.iterdir()) == []
-
-
 def test_candidates_come_back_from_the_store_as_they_were_found(scores: Path, teacher: Path, store: Store, words: Path) -> None:
     shards = Shards(scores)
     job = CandidatesJob(ScoreShard(shards, shards.manifest.of_split("train")[1]), {"content": "candidates"})
     models = ModelSet(ModelFolders(teacher, None, words, PROPOSING), "float32")
     receipt = job.work().run(models, store).result
-    assert store.find(job.key) == receipt
-    inputs = job.scores.read()[0].inputs
-    found, read = models.masked_lm.candidates(inputs), read_candidates(store.shard_path(job.key))
-    assert len(read) == len(found) == receipt.rows
-    for here, there in zip(found, read, strict=True):
+    assert found(store, job.key) == receipt
+    inputs = job.scores.inputs()
+    proposed, read = models.masked_lm.candidates(inputs), read_candidates(shard_path(store, job.key))
+    assert len(read) == receipt.rows
+    for here, there in zip(proposed, read, strict=True):
         for name in ("starts", "stops", "ids"):
             np.testing.assert_array_equal(getattr(here, name), getattr(there, name), strict=True)
     assert pa.ipc.open_file(shard_path(store, job.key)).schema.equals(candidates_schema())
 
 
-def test_a_text_without_words_has_no_candidates_and_goes_through(
-    tmp_path: Path, teacher: Path, store: Store, words: Path
-) -> None:
+def test_a_text_without_words_has_no_candidates(tmp_path: Path, teacher: Path, store: Store, words: Path) -> None:
     prepared = save_prepared(tmp_path / "prepared", make_task(), {"train": 3, "dev": 4, "test": 4})
     table = pq.read_table(prepared / "train.parquet")
     pq.write_table(table.set_column(1, "text_a", pa.array(["", WORDS[3], ""])), prepared / "train.parquet")

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ def recomputed(before: list[str], after: list[str], rows: int = ROWS) -> list[li
     return [run for run in runs_of(after, rows) if tuple(run) not in known]
 
 
-@given(st.lists(st.text(max_size=5), max_size=300), st.integers(1, 60))
-@settings(deadline=None)
+@given(st.lists(st.integers(0, 999).map(str), max_size=200), st.integers(1, 30))
+@settings(max_examples=50)
 def test_every_row_lies_in_one_run_in_order_and_runs_are_about_as_long_as_asked(ids: list[str], rows: int) -> None:
     runs = list(cut(ids, rows))
     assert [position for run in runs for position in run] == list(range(len(ids)))
@@ -34,58 +33,38 @@ def test_every_row_lies_in_one_run_in_order_and_runs_are_about_as_long_as_asked(
     assert all(0 < len(run) <= 2 * rows for run in runs)
 
 
-def test_runs_are_as_long_as_asked_on_average() -> None:
-    assert 0.75 * ROWS < len(IDS) / len(runs_of(IDS, ROWS)) < 1.25 * ROWS
-
-
-def test_equal_corpora_are_cut_alike() -> None:
-    assert runs_of(IDS, ROWS) == runs_of(list(IDS), ROWS)
-
-
 @given(st.integers(1, 1999))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_appended_rows_change_no_run_but_the_last(known: int) -> None:
     before, after = runs_of(IDS[:known], ROWS), runs_of(IDS, ROWS)
     assert after[: len(before) - 1] == before[:-1]
 
 
 @given(st.integers(0, 1999), st.sampled_from(["removed", "inserted", "replaced"]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=25)
 def test_a_change_in_the_middle_changes_runs_nearby_only(position: int, change: str) -> None:
     new = {"removed": [], "inserted": ["new", IDS[position]], "replaced": ["new"]}[change]
-    changed = recomputed(IDS, [*IDS[:position], *new, *IDS[position + 1 :]])
-    assert len(changed) <= 8
-    assert len([run for run in changed if not {"new", *IDS[max(0, position - 1) : position + 2]} & set(run)]) <= 7
+    assert len(recomputed(IDS, [*IDS[:position], *new, *IDS[position + 1 :]])) <= 8
 
 
 def test_a_change_costs_two_runs_of_fifty_on_average() -> None:
-    removed = [len(recomputed(IDS, [*IDS[:position], *IDS[position + 1 :]])) for position in range(0, 2000, 20)]
-    inserted = [len(recomputed(IDS, [*IDS[:position], "new", *IDS[position:]])) for position in range(0, 2000, 20)]
+    assert 0.75 * ROWS < len(IDS) / len(runs_of(IDS, ROWS)) < 1.25 * ROWS
+    removed = [len(recomputed(IDS, [*IDS[:position], *IDS[position + 1 :]])) for position in range(0, 2000, 80)]
+    inserted = [len(recomputed(IDS, [*IDS[:position], "new", *IDS[position:]])) for position in range(0, 2000, 80)]
     assert sum(removed) / len(removed) < 2
     assert sum(inserted) / len(inserted) < 2
 
 
-USUAL: dict[str, Any] = {
-    "example_ids": ["a", "b"],
-    "first": ["one", "two"],
-    "second": ["three", "four"],
-    "labels": [0, None],
-}
+USUAL: dict[str, Any] = {"example_ids": ["a", "b"], "first": ["one", "two"], "second": ["three", "four"], "labels": [0, None]}
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"example_ids": ["a", "c"]},
-        {"first": ["one", "Two"]},
-        {"first": ["two", "one"]},
-        {"second": ["three", "five"]},
-        {"second": None},
-        {"labels": [1, None]},
-        {"labels": [0, 0]},
-        {"first": ["three", "four"], "second": ["one", "two"]},
-    ],
-)
+CHANGES: list[dict[str, Any]] = [
+    {"example_ids": ["a", "c"]}, {"first": ["two", "one"]}, {"second": ["three", "five"]}, {"second": None}, {"labels": [0, 0]},
+    {"first": ["three", "four"], "second": ["one", "two"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", CHANGES)
 def test_whatever_is_given_of_an_example_is_in_the_name_of_its_partition(changed: dict[str, Any]) -> None:
     assert Partition(**(USUAL | changed)).examples_hash() != Partition(**USUAL).examples_hash()
 
@@ -102,19 +81,19 @@ def rows_from(whole: Partition, start: int, stop: int) -> Partition:
     return Partition(whole.example_ids[start:stop], whole.first[start:stop], second, whole.labels[start:stop])
 
 
-def save(folder: Path, whole: Partition, group_rows: int, split: str = "train") -> Path:
+def save(folder: Path, whole: Partition, group_rows: int) -> Path:
     """A table as `prepare` writes it, in row groups of this size."""
     columns = {"id": pa.array(whole.example_ids, pa.string()), "text_a": pa.array(whole.first, pa.string())}
     columns |= {} if whole.second is None else {"text_b": pa.array(whole.second, pa.string())}
     columns["label"] = pa.array(whole.labels, pa.int32())
-    pq.write_table(pa.table(columns), folder / f"{split}.parquet", row_group_size=group_rows)
+    pq.write_table(pa.table(columns), folder / "train.parquet", row_group_size=group_rows)
     return folder
 
 
 @given(
     count=st.integers(0, 150), rows=st.integers(1, 40), read=st.integers(1, 60), group=st.integers(1, 60), pair=st.booleans()
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=25)
 def test_places_are_the_cuts_of_the_whole_list_however_the_table_is_written_and_read(
     tmp_path_factory: pytest.TempPathFactory, count: int, rows: int, read: int, group: int, pair: bool
 ) -> None:
@@ -145,27 +124,3 @@ def test_a_place_reads_only_the_row_groups_that_hold_it(tmp_path: Path, monkeypa
         place.read()
     assert seen == [list(range(place.start // 16, (place.stop - 1) // 16 + 1)) for place in found]
     assert max(map(len, seen)) <= 4, "a table of 19 groups is never read as a whole"
-
-
-def test_the_first_place_is_known_before_the_table_was_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = 0
-    iter_batches = pq.ParquetFile.iter_batches
-
-    def counted(file: pq.ParquetFile, rows: int) -> Iterator[pa.RecordBatch]:
-        nonlocal read
-        for batch in iter_batches(file, rows):
-            read += batch.num_rows
-            yield batch
-
-    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
-    monkeypatch.setattr(partition, "ROWS_A_READ", 50)
-    next(places(save(tmp_path, corpus_of(2000), 100), "train", 20))
-    assert read <= 150
-
-
-def test_neither_place_nor_split_is_in_the_name_of_the_examples(tmp_path: Path) -> None:
-    whole = corpus_of(30)
-    for split in ("train", "dev"):
-        save(tmp_path, whole, 7, split)
-    train, dev = (list(places(tmp_path, split, 8)) for split in ("train", "dev"))  # type: ignore[arg-type]
-    assert [place.examples_hash for place in train] == [place.examples_hash for place in dev]

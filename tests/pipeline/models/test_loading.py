@@ -2,7 +2,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
 
 from pipeline.config.errors import PipelineError
-from pipeline.models.architectures import labels_of
 from pipeline.models.folder import ModelFolder, load_tokenizer
-from pipeline.models.forward import logits_from_ids, word_embeddings
+from pipeline.models.forward import logits_from_ids
 from pipeline.models.loading import check_classifier, load_classifier, load_masked_lm, load_pretrained
 from tests.architectures import CONFIGURATIONS, LENGTHS, of_type, rows_of
 from tests.world import make_task, make_tokenizer, rewrite, save_masked_lm, save_on_hub, save_teacher
@@ -28,12 +26,15 @@ def folder(teacher: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(teacher, tmp_path / "model"))
 
 
-def test_a_revision_of_a_model_is_loaded_where_one_is_named(tmp_path: Path, hub: Path) -> None:
+def test_a_revision_of_a_model_is_loaded_if_one_is_named(hub: Path) -> None:
     save_on_hub(hub, {"main": 0, "v1": 1})
-    for name, seed in (("org/teacher", 0), ("org/teacher@v1", 1), (f"org/teacher@{1:040x}", 1)):
-        wanted, found = load_classifier(save_teacher(tmp_path / str(seed), make_task(), seed)), load_classifier(name)
-        assert torch.equal(found.get_input_embeddings().weight, wanted.get_input_embeddings().weight)
-        assert load_tokenizer(name).get_vocab() == make_tokenizer().get_vocab()
+    main, tag, commit = (
+        load_classifier(name).get_input_embeddings().weight
+        for name in ("org/teacher", "org/teacher@v1", f"org/teacher@{1:040x}")
+    )
+    assert torch.equal(tag, commit)
+    assert not torch.equal(tag, main)
+    assert load_tokenizer("org/teacher@v1").get_vocab() == make_tokenizer().get_vocab()
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
@@ -41,13 +42,11 @@ def test_a_saved_classifier_is_loaded_whole_and_a_bare_body_gets_a_head_for_a_ta
     model, batch = of_type(kind), rows_of(kind)
     model.save_pretrained(tmp_path / "whole")
     assert torch.equal(logits_from_ids(load_classifier(tmp_path / "whole"), batch), logits_from_ids(model, batch))
+    assert ModelFolder(tmp_path / "whole").embedding_width == model.get_input_embeddings().weight.shape[1]
     body = AutoModel.from_config(CONFIGURATIONS[kind])
     body.save_pretrained(tmp_path / "body")
-    for rejecting in (load_classifier, partial(check_classifier, new_head=False)):
-        with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
-            rejecting(tmp_path / "body")
-    check_classifier(tmp_path / "whole", new_head=False)
-    check_classifier(tmp_path / "body", new_head=True)
+    with pytest.raises(PipelineError, match="is not a finished classifier: it lacks weights"):
+        check_classifier(tmp_path / "body", new_head=False)
     headed = load_classifier(tmp_path / "body", make_task())
     assert torch.equal(headed.get_input_embeddings().weight, body.get_input_embeddings().weight)
     assert logits_from_ids(headed, batch).shape == (len(LENGTHS), 2)
@@ -72,16 +71,6 @@ def test_a_classifier_comes_in_float32_for_evaluation_with_the_weights_of_the_fi
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     for name, weight in half.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight.float()), name
-
-
-def test_a_task_gives_the_head_its_size_and_its_names_and_keeps_the_body(teacher: Path) -> None:
-    model = load_classifier(teacher, make_task(labels=("a", "b", "c")))
-    assert model.num_labels == 3
-    assert labels_of(model) == ("a", "b", "c")
-    assert model.config.problem_type == "single_label_classification"
-    assert torch.equal(word_embeddings(model), word_embeddings(load_classifier(teacher)))
-    regression = load_classifier(teacher, make_task("regression"))
-    assert (regression.num_labels, regression.config.problem_type) == (1, "regression")
 
 
 def test_a_new_head_has_no_activation_behind_it(tmp_path: Path) -> None:
@@ -131,29 +120,23 @@ def add_weights(folder: Path, *names: str) -> None:
     safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("new_head", [True, False])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "new_head"),
     [
-        f"{LAYERS}.0.attention.self.distance_embedding.weight",
-        f"{LAYERS}.1.output.adapters.sst.adapter_up.weight",
-        f"{LAYERS}.4.output.dense.weight",
-        "bert.embeddings.extra_embeddings.weight",
+        (f"{LAYERS}.0.attention.self.distance_embedding.weight", True),
+        (f"{LAYERS}.1.output.adapters.sst.adapter_up.weight", False),
+        (f"{LAYERS}.4.output.dense.weight", True),
+        ("bert.embeddings.extra_embeddings.weight", False),
+        ("dense_between.weight", False),
     ],
 )
-def test_weights_of_the_body_that_transformers_ignores_are_an_error_with_their_names(
-    name: str, new_head: bool, folder: Path
-) -> None:
+def test_weights_that_transformers_ignores_are_an_error_with_their_names(name: str, new_head: bool, folder: Path) -> None:
     add_weights(folder, name)
-    for look in (
-        lambda: check_classifier(folder, new_head),
-        lambda: load_classifier(folder, make_task() if new_head else None),
-    ):
-        with pytest.raises(PipelineError, match=rf"holds 1 weight that transformers does not load \({name}\), so its logits"):
-            look()
+    with pytest.raises(PipelineError, match=rf"holds 1 weight that transformers does not load \({name}\), so its logits"):
+        load_classifier(folder, make_task() if new_head else None)
 
 
-def test_a_body_saved_without_a_prefix_is_looked_at_too(folder: Path, tmp_path: Path) -> None:
+def test_ignored_weights_of_a_body_saved_without_a_prefix_are_an_error(folder: Path, tmp_path: Path) -> None:
     load_classifier(folder).base_model.save_pretrained(tmp_path / "body")
     check_classifier(tmp_path / "body", new_head=True)
     add_weights(tmp_path / "body", "encoder.layer.0.attention.self.distance_embedding.weight")
@@ -162,41 +145,28 @@ def test_a_body_saved_without_a_prefix_is_looked_at_too(folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("names", "new_head"),
+    ("kind", "names", "new_head"),
     [
-        (["bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight"], False),
-        (["lm_head.weight", "qa_outputs.weight", "my_own_head.weight", "dense_between.weight"], True),
+        ("bert", ["bert.embeddings.position_ids", "cls.predictions.bias", "cls.seq_relationship.weight"], False),
+        ("bert", ["lm_head.weight", "qa_outputs.weight", "my_own_head.weight", "dense_between.weight"], True),
+        ("roberta", ["roberta.pooler.dense.weight", "roberta.pooler.dense.bias"], False),
     ],
 )
-def test_leftovers_that_change_no_logit_pass(names: list[str], new_head: bool, folder: Path) -> None:
-    add_weights(folder, *names)
-    check_classifier(folder, new_head)
-
-
-def test_a_layer_between_the_body_and_an_adopted_head_is_none_of_them(folder: Path) -> None:
-    add_weights(folder, "dense_between.weight")
-    with pytest.raises(PipelineError, match=r"dense_between\.weight"):
-        check_classifier(folder, new_head=False)
-
-
-def test_a_pooler_that_a_type_does_not_read_passes(tmp_path: Path) -> None:
-    of_type("roberta").save_pretrained(tmp_path)
-    add_weights(tmp_path, "roberta.pooler.dense.weight", "roberta.pooler.dense.bias")
-    check_classifier(tmp_path, new_head=False)
+def test_weights_that_change_no_logit_may_be_ignored(kind: str, names: list[str], new_head: bool, tmp_path: Path) -> None:
+    of_type(kind).save_pretrained(tmp_path)
+    add_weights(tmp_path, *names)
+    check_classifier(tmp_path, new_head)
 
 
 def test_a_classifier_that_lacks_layers_is_not_told_to_name_labels(folder: Path) -> None:
     rewrite(folder / "config.json", num_hidden_layers=5)
-    with pytest.raises(PipelineError, match=r"bert.encoder.layer.4.*; name a checkpoint of this architecture, whose"):
+    with pytest.raises(PipelineError, match=r"bert.encoder.layer.4.*; name a checkpoint of this architecture"):
         load_classifier(folder)
 
 
-@pytest.mark.parametrize(
-    "quantised", [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {"quant_method": "gptq", "bits": 4}]
-)
-def test_a_quantised_checkpoint_is_an_error(quantised: dict[str, Any], folder: Path) -> None:
-    rewrite(folder / "config.json", quantization_config=quantised)
-    with pytest.raises(PipelineError, match=rf"{folder} is quantised \({quantised['quant_method']}\); load it where"):
+def test_a_quantised_checkpoint_is_an_error(folder: Path) -> None:
+    rewrite(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(PipelineError, match=rf"{folder} is quantised \(gptq\)"):
         check_classifier(folder, new_head=False)
 
 
@@ -210,9 +180,3 @@ def test_weights_of_another_shape_are_missing(tmp_path: Path) -> None:
     BertConfig.from_pretrained(tmp_path, intermediate_size=48).save_pretrained(tmp_path)
     with pytest.raises(PipelineError, match=r"in another shape \(bert\.encoder\.layer\.0\.intermediate"):
         load_masked_lm(tmp_path)
-
-
-def test_a_checkpoint_that_holds_a_tied_projection_once_is_finished(tmp_path: Path) -> None:
-    save_masked_lm(tmp_path)
-    assert "cls.predictions.decoder.weight" not in safetensors.torch.load_file(tmp_path / "model.safetensors")
-    assert load_masked_lm(tmp_path)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipeline.models.forward import logits_from_ids
-from pipeline.models.outputs import Scale, divergence, flipped, head_of
-from tests.architectures import CONFIGURATIONS, of_type, rows_of
+from pipeline.models.forward import head_of, logits_from_ids
+from pipeline.models.outputs import Scale, divergence, flipped
+from tests.architectures import CONFIGURATIONS, assert_as_plain, of_type, rows_of
 
 VALUES = np.array([380.0, 510.0, 720.0, 390.0])
 
@@ -20,58 +20,44 @@ def test_divergence_is_the_kl_of_the_perturbed_from_the_clean_output(seed: int, 
     torch.testing.assert_close(divergence(clean, perturbed, "classification"), reference, rtol=1e-4, atol=1e-5)
 
 
-def test_divergence_and_flips_of_a_regression_are_the_squared_error_and_none() -> None:
+def test_divergence_of_a_regression_is_the_squared_error_and_only_classes_flip() -> None:
     clean, after = torch.tensor([[1.0], [-2.0]]), torch.tensor([[3.0], [-2.5]])
     assert divergence(clean, after, "regression").tolist() == [4.0, 0.25]
     assert not flipped(clean, after, "regression").any()
-
-
-def test_a_row_is_flipped_where_its_greatest_logit_is_another() -> None:
     clean, after = torch.tensor([[1.0, 2.0], [3.0, 2.0], [0.0, 5.0]]), torch.tensor([[2.0, 1.0], [9.0, 2.0], [0.0, 0.1]])
     assert flipped(clean, after, "classification").tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
-def test_a_fitted_model_of_every_type_gives_real_values(kind: str) -> None:
-    model = of_type(kind, num_labels=1).eval()
-    scale, batch = Scale.of(VALUES, model), rows_of(kind)
-    before = logits_from_ids(model, batch)
+def test_a_regression_of_every_type_is_run_as_by_transformers_and_gives_real_values(kind: str) -> None:
+    model, batch = of_type(kind, num_labels=1), rows_of(kind)
+    assert_as_plain(model, batch)
+    scale, before = Scale.of(VALUES, model), logits_from_ids(model, batch)
     scale.put_into(model)
     torch.testing.assert_close(logits_from_ids(model, batch), scale.mean + scale.deviation * before)
     scale.take_out_of(model)
     torch.testing.assert_close(logits_from_ids(model, batch), before, rtol=1e-4, atol=1e-4)
 
 
-def test_reduced_values_have_mean_0_and_deviation_1() -> None:
-    reduced = Scale.of(VALUES, of_type("bert", num_labels=1)).reduced(VALUES)
-    assert (reduced.mean(), reduced.std()) == pytest.approx((0, 1))
-
-
-def test_a_head_without_a_bias_holds_no_mean() -> None:
-    model = of_type("gpt2", num_labels=1)
-    assert head_of(model).bias is None
+@pytest.mark.parametrize(("kind", "mean"), [("bert", VALUES.mean()), ("gpt2", 0.0)])
+def test_reduced_values_have_deviation_1_about_a_mean_that_the_head_can_add(kind: str, mean: float) -> None:
+    model = of_type(kind, num_labels=1)
+    assert (head_of(model).bias is None) == (kind == "gpt2")
     scale = Scale.of(VALUES, model)
-    assert scale.mean == 0
-    assert np.sqrt(np.square(scale.reduced(VALUES)).mean()) == pytest.approx(1)
+    assert scale.mean == mean
+    assert np.sqrt(np.square(scale.reduced(VALUES)).mean()) == pytest.approx(1.0)
 
 
-def test_values_that_are_all_the_same_are_told_from_their_mean() -> None:
-    assert Scale.of(np.full(3, 7.0), of_type("bert", num_labels=1)) == Scale(7.0, 1.0)
-
-
-def test_values_that_differ_by_rounding_alone_are_all_the_same() -> None:
-    values = np.nextafter(np.float32(3.1), np.float32([0.0, 9.0, 0.0, 9.0])).astype(np.float64)
-    assert Scale.of(values, of_type("bert", num_labels=1)).deviation == 1.0
+@pytest.mark.parametrize("values", [np.full(4, 7.0), np.nextafter(np.float32(3.1), np.float32([0.0, 9.0, 0.0, 9.0]))])
+def test_values_that_differ_by_rounding_alone_are_only_shifted(values: np.ndarray) -> None:
+    scale = Scale.of(values.astype(np.float64), of_type("bert", num_labels=1))
+    assert (scale.mean, scale.deviation) == (pytest.approx(values.mean()), 1.0)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_large_mean_costs_no_digit_of_the_answer_in_half_precision(kind: str) -> None:
-    model = of_type(kind, num_labels=1).eval()
-    if head_of(model).bias is None:
-        Scale(0.0, 1e5).put_into(model)
-    else:
-        Scale(500.0, 1.0).put_into(model)
-    batch = rows_of(kind, (5, 9, 3, 7, 2, 11))
+    model, batch = of_type(kind, num_labels=1), rows_of(kind, (5, 9, 3, 7, 2, 11))
+    (Scale(0.0, 1e5) if head_of(model).bias is None else Scale(500.0, 1.0)).put_into(model)
     wanted = logits_from_ids(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
         found = logits_from_ids(model, batch)

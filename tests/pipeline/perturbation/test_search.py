@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.corpus.task import Kind
-from pipeline.models.outputs import divergence
 from pipeline.perturbation.search import (
-    Effect,
     Norm,
     PerturbationSettings,
     Perturbed,
@@ -78,7 +76,7 @@ def test_a_radius_is_a_fraction_of_the_mean_length_of_a_word_and_a_corner_reache
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS), st.sampled_from([0.01, 1.0, 5.0]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_projection_gives_the_nearest_point_of_the_ball(seed: int, norm: Norm, radius: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     delta = 2 * torch.randn(5, 3, WIDTH, generator=generator)
@@ -94,7 +92,7 @@ def test_projection_gives_the_nearest_point_of_the_ball(seed: int, norm: Norm, r
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(NORMS))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_direction_in_the_unit_ball_rises_faster_than_the_steepest(seed: int, norm: Norm) -> None:
     generator = torch.Generator().manual_seed(seed)
     gradient = torch.randn(4, WIDTH, generator=generator)
@@ -106,31 +104,15 @@ def test_no_direction_in_the_unit_ball_rises_faster_than_the_steepest(seed: int,
 
 
 @norms
-@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-12, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1e-45, 1e-12, 1e30])
 def test_gradients_of_any_size_give_unit_directions(norm: Norm, size: float) -> None:
     gradient = torch.tensor([[3.0, -4.0, 0.0], [2.0, -1.0, 2.0]]) * size
     units = steepest(gradient, norm)
     torch.testing.assert_close(lengths_of(units, norm), torch.ones(2))
     if norm == "l2":
         torch.testing.assert_close(units, torch.tensor([[0.6, -0.8, 0.0], [2 / 3, -1 / 3, 2 / 3]]))
-
-
-@norms
-def test_a_token_at_zero_is_projected_to_zero_and_one_without_a_gradient_has_no_direction(norm: Norm) -> None:
-    nothing = torch.zeros(2, 3, WIDTH)
-    assert torch.equal(project(nothing, 0.1, norm), nothing)
-    assert torch.equal(steepest(nothing, norm), nothing)
-
-
-@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 12), st.integers(0, 5))
-@settings(deadline=None, max_examples=40)
-def test_the_random_start_of_a_row_depends_on_its_names_alone(lengths: list[int], width: int, first: int) -> None:
-    names: list[tuple[str | int, ...]] = [(first, f"example {number}", 1) for number in range(len(lengths))]
-    together = random_start(names, lengths, width, max(lengths))
-    assert torch.equal(together, random_start(names[::-1], lengths[::-1], width, max(lengths)).flip(0))
-    for row, length in enumerate(lengths):
-        assert torch.equal(together[row, :length], random_start([names[row]], [length], width, length + 3)[0, :length])
-        assert together[row, length:].eq(0).all()
+    assert torch.equal(project(gradient * 0, 0.1, norm), gradient * 0)
+    assert torch.equal(steepest(gradient * 0, norm), gradient * 0), "no gradient, no direction"
 
 
 def test_the_random_start_is_of_signs_both_equally_likely_at_every_place() -> None:
@@ -142,44 +124,12 @@ def test_the_random_start_is_of_signs_both_equally_likely_at_every_place() -> No
     assert (values.flatten(0, 1).T.corrcoef() - torch.eye(12)).abs().max() < 0.06, "places are drawn apart"
 
 
-KINDS: tuple[tuple[Kind, int], ...] = (("classification", OUTPUTS), ("classification", 150), ("regression", 1))
-kinds = pytest.mark.parametrize(("kind", "outputs"), KINDS)
-
-
-@norms
-@kinds
-def test_ascent_raises_the_divergence_of_every_row_and_one_step_more_than_noise_of_the_same_radius(
-    norm: Norm, kind: Kind, outputs: int
-) -> None:
-    model = SmallModel(outputs=outputs)
-
-    def effect(**search: Any) -> Tensor:
-        delta = model.perturbed(kind, norm=norm, **search).delta
-        assert lengths_of(delta, norm).max() <= RADIUS * 1.000001
-        return divergence(model.clean, model(delta), kind)
-
-    stepped, more = effect(), effect(steps=8, step_size=0.5)
-    assert stepped.mean() > 2 * effect(objective="noise").mean().abs()
-    assert more.mean() > stepped.mean()
-    assert (more > 0).all()
-
-
-def test_the_divergence_from_the_teachers_clean_output_is_raised_along_the_gradient_of_another_model() -> None:
-    teacher, scout = SmallModel(0), SmallModel(1)
-
-    def distance(delta: Tensor) -> Tensor:
-        return divergence(teacher.clean, scout(delta), "classification").mean()
-
-    nothing = distance(torch.zeros_like(teacher.noise))
-    followed, own = teacher.perturbed(by=scout).delta, teacher.perturbed().delta
-    assert distance(followed) - nothing > 3 * (distance(own) - nothing).abs()
-
-
 @norms
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_the_search_is_plain_projected_ascent_of_each_row_alone(norm: Norm, kind: Kind) -> None:
     model = SmallModel(outputs=1 if kind == "regression" else OUTPUTS, rows=5)
-    found = model.perturbed(kind, norm=norm, steps=3, step_size=0.4, start=0.7)
+    with torch.no_grad():
+        found = model.perturbed(kind, norm=norm, steps=3, step_size=0.4, start=0.7)
     for row in range(5):
         reference = plain_ascent(model, row, norm, kind)
         np.testing.assert_allclose(found.delta[row].numpy(), reference, atol=2e-4 * RADIUS)
@@ -228,7 +178,7 @@ SEARCHES = st.fixed_dictionaries(
 
 
 @given(st.integers(0, 1000), SEARCHES, st.sampled_from([1e-3, 0.1, 10.0]), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_delta_lies_within_the_radius_and_only_on_free_tokens(seed: int, search: Any, radius: float, share: float) -> None:
     model = SmallModel(seed)
     model.free = torch.rand(ROWS, TOKENS, generator=torch.Generator().manual_seed(seed)) < share
@@ -240,17 +190,10 @@ def test_delta_lies_within_the_radius_and_only_on_free_tokens(seed: int, search:
     assert (lengths_of(first, search["norm"])[model.free] > 0).all()
 
 
-def test_none_gives_zeros_and_does_not_ask_the_model() -> None:
-    model = SmallModel()
-    found = model.perturbed(objective="none")
-    assert torch.equal(found.delta, torch.zeros_like(model.noise))
-    assert not found.vanished.any()
-    assert not model.seen
-
-
 @norms
-def test_noise_lies_on_the_edge_in_its_own_direction_and_does_not_ask_the_model(norm: Norm) -> None:
+def test_none_is_zero_and_noise_on_the_edge_in_its_own_direction_without_asking_the_model(norm: Norm) -> None:
     model = SmallModel()
+    assert torch.equal(model.perturbed(objective="none", norm=norm).delta, torch.zeros_like(model.noise))
     found = model.perturbed(objective="noise", norm=norm, start=0.01)
     torch.testing.assert_close(lengths_of(found.delta, norm), model.free * RADIUS)
     assert torch.equal(found.delta.sign(), model.noise.sign() * model.free.unsqueeze(-1))
@@ -263,14 +206,6 @@ def constant(rows: slice, steps: slice) -> Callable[[Tensor], Tensor]:
     model, calls, keep = SmallModel(), iter(range(100)), torch.ones(ROWS, 1)
     keep[rows] = 0
     return lambda delta: model(delta) * (keep if next(calls) in range(100)[steps] else 1)
-
-
-@norms
-def test_a_constant_model_leaves_the_start_and_every_row_is_counted(norm: Norm) -> None:
-    model = SmallModel()
-    found = model.perturbed(by=constant(slice(None), slice(None)), norm=norm, steps=2)
-    assert found.vanished.all()
-    torch.testing.assert_close(lengths_of(found.delta, norm), model.free * 0.5 * RADIUS)
 
 
 @pytest.mark.parametrize("steps", [slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)])
@@ -286,43 +221,7 @@ def test_one_token_with_a_gradient_is_enough_if_it_may_be_touched(token: int, va
     assert model.perturbed(by=lambda delta: model(delta * only)).vanished.eq(vanished).all()
 
 
-def test_a_confident_models_tiny_gradients_still_lead_uphill() -> None:
-    model, direction = SmallModel(), torch.randn(ROWS, TOKENS, WIDTH, generator=torch.Generator().manual_seed(3))
-
-    def faint(delta: Tensor) -> Tensor:
-        return (delta * direction).sum((1, 2))[:, None] * torch.tensor([-1e-30, 1e-30, 0])
-
-    clean = torch.tensor([9.0, 0.0, 0.0]).expand(ROWS, 3)
-    settings = settings_of(step_size=2.0)
-    found = perturb(faint, clean, model.noise, model.free, Search(settings, RADIUS, "classification"))
-    assert not found.vanished.any()
-    torch.testing.assert_close(lengths_of(found.delta, "l2"), model.free * RADIUS)
-    assert ((found.delta * direction).sum(-1)[model.free] > 0).all()
-
-
 def test_a_row_that_breaks_does_not_break_the_others() -> None:
     model, broken, others = SmallModel(), SmallModel(), torch.arange(ROWS) != 7
     broken.words[7] = float("nan")
     assert torch.equal(model.perturbed(by=broken).delta[others], model.perturbed().delta[others])
-
-
-def test_the_search_works_where_gradients_are_off_and_leaves_none_behind() -> None:
-    with torch.no_grad():
-        found = SmallModel().perturbed(steps=2).delta
-    assert torch.equal(found, SmallModel().perturbed(steps=2).delta)
-    assert not found.requires_grad
-
-
-@pytest.mark.parametrize("effect", [{}, {"flips": 0.1, "divergence": 0.1}])
-def test_an_effect_states_exactly_one_figure(effect: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="state one effect, flips or divergence"):
-        Effect.model_validate(effect)
-
-
-SENSELESS = [{"start": 1.5}, {"radius": 0.0}, {"steps": 0}, {"step_size": 0.0}, {"norm": "l1"}]
-
-
-@pytest.mark.parametrize("changed", [*SENSELESS, {"radius": {"flips": 1.0}}])
-def test_settings_that_make_no_perturbation_are_refused(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(changed))):
-        settings_of(**changed)

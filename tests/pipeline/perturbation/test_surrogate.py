@@ -49,43 +49,26 @@ def test_snapshots_are_taken_evenly_at_different_steps_and_the_last_at_the_end(s
     assert (len(gaps), steps[-1]) == (snapshots, total)
     assert min(gaps) >= 1, "two snapshots of one step, or one before the first step"
     assert max(gaps) - min(gaps) <= 1
-
-
-def test_without_snapshots_there_are_no_steps() -> None:
-    assert list(snapshot_steps(24, 0)) == []
+    assert list(snapshot_steps(total, 0)) == []
 
 
 @pytest.mark.parametrize(
     ("snapshots", "wanted"), [(0, [None] * 6), (1, [1, None, 1, 1, None, 1]), (3, [1, None, 2, 3, None, 1])]
 )
-def test_perturbed_variants_are_aimed_at_the_snapshots_in_turn_and_others_at_none(
-    snapshots: int, wanted: list[int | None]
-) -> None:
+def test_perturbed_variants_are_aimed_at_snapshots_in_turn_others_at_none(snapshots: int, wanted: list[int | None]) -> None:
     assert aims_of([True, False, True, True, False, True], snapshots) == wanted
 
 
-def test_what_is_saved_is_what_is_read(scout: ScoutFolder) -> None:
-    assert scout.facts() == facts()
-    linear = scout.map()
-    assert linear is not None
-    assert torch.equal(linear, LINEAR)
-
-
-def test_a_scout_that_shares_the_teachers_space_has_no_map(scout: ScoutFolder) -> None:
+@pytest.mark.parametrize("linear", [LINEAR, LINEAR.T, None], ids=["map", "view", "shared space"])
+def test_what_is_saved_is_what_is_read(scout: ScoutFolder, linear: torch.Tensor | None) -> None:
     (scout.folder / MAP_FILE).unlink()
-    scout.save(facts(), None)
-    assert scout.map() is None
-    assert not (scout.folder / MAP_FILE).exists()
+    scout.save(facts(1), linear)
+    found = scout.map()
+    assert (scout.facts(), len(scout.hashes())) == (facts(1), 1)
+    assert (None if found is None else found.tolist()) == (None if linear is None else linear.tolist())
 
 
-def test_a_map_may_be_a_view_that_is_not_contiguous(scout: ScoutFolder) -> None:
-    scout.save(facts(), LINEAR.T)
-    assert scout.map().tolist() == LINEAR.T.tolist()  # type: ignore[union-attr]
-
-
-def test_the_facts_are_written_last_since_they_make_the_folder_a_scout(
-    scout: ScoutFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_facts_are_written_last(scout: ScoutFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     (scout.folder / SCOUT_FILE).unlink()
     (scout.folder / MAP_FILE).unlink()
     there: list[str] = []
@@ -101,9 +84,7 @@ def test_the_facts_are_written_last_since_they_make_the_folder_a_scout(
 
 def test_a_folder_without_facts_is_no_scout_and_the_way_out_is_told(scout: ScoutFolder) -> None:
     (scout.folder / SCOUT_FILE).unlink()
-    with pytest.raises(
-        PipelineError, match=r"scout is no scout: it has no scout\.json; give the task aim: scout and run the stage scout$"
-    ):
+    with pytest.raises(PipelineError, match=r"scout is no scout: it has no scout\.json; .* run the stage scout$"):
         scout.hashes()
 
 
@@ -127,8 +108,3 @@ def test_snapshots_are_named_by_weights_and_map_and_not_by_place(scout: ScoutFol
     assert one not in scout.hashes(), "the same weights behind another map move otherwise"
     (scout.folder / MAP_FILE).unlink()
     assert one not in scout.hashes()
-
-
-def test_as_many_snapshots_are_named_as_the_facts_say(scout: ScoutFolder) -> None:
-    scout.save(facts(snapshots=1), LINEAR)
-    assert len(scout.hashes()) == 1
