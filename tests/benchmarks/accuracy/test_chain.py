@@ -71,5 +71,5 @@ def test_what_other_code_made_is_not_built_upon(place: Place, monkeypatch: pytes
     run = Run(CASE, "kd", "half", 1)
     result_of(run, place)
     monkeypatch.setattr(chain, "_code", lambda: "changed")
-    with pytest.raises(PipelineError, match=r"trec-40-3 was made by other code, .*; name another --work"):
+    with pytest.raises(PipelineError, match=r"trec-40-1 was made by other code, .*; name another --work"):
         result_of(run, place)
