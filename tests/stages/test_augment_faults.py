@@ -124,7 +124,7 @@ def test_two_runs_at_once_on_one_store_both_end_well(folder: Path, teacher: Path
 
 @pytest.mark.parametrize(
     ("named", "sentence"),
-    [("tinny", "has no task tinny; it has other, tiny"), ("other", "scores holds the scores of tiny, not of other")],
+    [("tinny", "has no task tinny; it has tiny, other"), ("other", "scores holds the scores of tiny, not of other")],
 )
 def test_a_task_that_is_not_that_of_the_scores_is_refused(folder: Path, teacher: Path, named: str, sentence: str) -> None:
     stage = Stage(folder, teacher)
