@@ -11,6 +11,7 @@ from ray.cluster_utils import Cluster as Nodes
 
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.store.files import PARTIAL
 from tests.running import ROOT, SEARCH, Stage, kill, lives, scored, title, undisturbed
 from tests.world import AUGMENT
 
@@ -66,7 +67,7 @@ def test_a_killed_run_goes_on_where_it_was_and_outlives_a_killed_worker(stage: S
     assert stage.hash() == manifest_hash(wanted)
     assert {file.name for file in stage.out.iterdir()} == {file.name for file in wanted.iterdir()}
     Shards(stage.out)
-    assert stage.unfinished() == []
+    assert all(name.startswith(PARTIAL) for name in stage.unfinished()), "what `stages.store` removes once it is old"
 
 
 @pytest.fixture

@@ -35,13 +35,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("arm", ["words_teacher", "scout", "online_own"])
 def test_an_arm_goes_through_the_stages_and_leaves_a_row(place: Place, arm: str) -> None:
-    run = Run(CASE, arm, "half", 3)
+    run = Run(CASE, arm, "half", 4)  # eight steps: as many as a teacher has snapshots
     result, curve = result_of(run, place)
-    assert (result.task, result.rows, result.seed, result.arm, result.epochs) == ("trec", 40, 1, arm, 3)
+    assert (result.task, result.rows, result.seed, result.arm, result.epochs) == ("trec", 40, 1, arm, 4)
     assert 0 <= result.value <= 1
     assert result.test_rows == 16 + 20
-    assert result.steps == 2 * 3
-    assert [epoch["epoch"] for epoch in curve] == list(range(1, 4))
+    assert result.steps == 2 * 4
+    assert [epoch["epoch"] for epoch in curve] == list(range(1, 5))
     assert not (place.work / CASE.name / run.name).exists(), "a finished run leaves nothing that fills the disk"
 
 

@@ -48,7 +48,8 @@ def here(teacher: Path, store: Store) -> ThisProcess:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_no_ray(
