@@ -106,7 +106,7 @@ def read_sections(path: Path) -> tuple[Sections, list[str]]:
         control = _read(path, ControlSettings, errors, f"students.{name}") if name in controls else None
         if control and control.control_of not in (others := [other for other in names["students"] if other not in controls]):
             errors.append(f"students.{name}.control_of: {control.control_of} is not one of {', '.join(others)}")
-        if student := _read(path, StudentSettings, errors, *student_places(params, name)):
+        elif student := _read(path, StudentSettings, errors, *student_places(params, name)):
             students[name] = student
     masked_lm = _read(path, MaskedLMSettings, errors, *MASKED_LM)
     surrogate = _read(path, SurrogateSettings, errors, *SURROGATE)

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from pipeline.config.errors import PipelineError
 from pipeline.store.files import PARTIAL, complete, partial_name, write_json, written_whole
 from pipeline.store.keys import Key, key_hash, sha256_of
 
@@ -168,14 +169,16 @@ class Store:
 
     @contextmanager
     def lock(self, key: Key, title: str) -> Iterator[None]:
-        """Make other processes of this machine wait if they need the same entry."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Make other processes of this machine wait if they need the same entry; rejects a store that is not writable."""
         lock = FileLock(self.lock_file(key_hash(key)))
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             print(f"{title}: another process trains this; waiting for it", flush=True)
             lock.acquire()
+        except OSError as cause:
+            raise PipelineError(f"runtime.store: {self.folder} cannot be written to: {cause.strerror or cause}") from cause
         try:
             yield
         finally:

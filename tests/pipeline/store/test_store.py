@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config.errors import PipelineError
 from pipeline.store.keys import Key, key_hash
 from pipeline.store.store import RECEIPT, Entry, Store
 from tests.running import ROOT
@@ -170,3 +171,9 @@ def test_who_comes_second_waits_and_says_so_and_a_killed_process_holds_nothing(
             assert first.wait() < 0
     first.stdout.close()
     assert capsys.readouterr().out == "second: another process trains this; waiting for it\n"
+
+
+def test_a_store_that_cannot_be_written_to_is_named_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PipelineError, match=r"runtime\.store: .*/file/store cannot be written to: "):
+        Store(tmp_path / "file" / "store").obtain({"content": "x"}, "x", lambda: pytest.fail("it was made"))
