@@ -93,6 +93,17 @@ class Store:
             return None
         return entry if whole else None
 
+    def fetch(self, key: Key, files: Mapping[str, Mapping[str, Any]]) -> Entry:
+        """These files of an entry, named with ``sha256`` and ``bytes`` as in its receipt, in a local folder and verified.
+
+        Raises:
+            PipelineError: a file is missing or differs.
+        """
+        entry = Entry(self.folder_of(key), key, files)
+        if error := entry.error():
+            raise PipelineError(f"the store {self.folder} cannot be trusted: {error}")
+        return entry
+
     def named(self, name: str) -> Entry | None:
         """The entry of this name if its receipt is readable and has that name; its files are not checked."""
         try:
