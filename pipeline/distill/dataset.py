@@ -52,7 +52,7 @@ def check_policy(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoin
 
 
 def chosen(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoints: int, epoch: int, progress: float) -> list[int]:
-    """The numbers, from 1, of the variants that a step shows of each of its examples.
+    """The numbers, from 1, of the variants that a training step uses of each of its examples.
 
     Args:
         policy: not ``none``.
@@ -87,7 +87,7 @@ class Variants:
         self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
 
     def batch(self, piece: MicroBatch) -> Batch:
-        """The variants that a piece shows: the first one of all rows, then the second one of all rows."""
+        """The variants that a piece uses: the first one of all rows, then the second one of all rows."""
         numbers = chosen(self._policy, self._followed, self._checkpoints, piece.epoch, piece.progress)
         positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
         logits = matrix_at(self._rows, "perturbed_logits", positions)

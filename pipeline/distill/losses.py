@@ -52,7 +52,7 @@ def clean_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor, settings:
 
 @dataclass(frozen=True)
 class StudentLoss:
-    """The whole loss of a batch: ``clean_loss`` + variants · the mean imitation loss on the variants shown."""
+    """The whole loss of a batch: ``clean_loss`` + variants · the mean imitation loss on the variants used."""
 
     map: Tensor | None
     """[teacher's embedding width, student's]: maps δ to the student's word embeddings; None if they share one space."""

@@ -1,4 +1,4 @@
-"""Student surgery: a model of any depth and width whose initial weights are cut from the teacher or another model."""
+"""A student before training: a model of any depth and width, initialised from the teacher or another model."""
 
 import copy
 import re

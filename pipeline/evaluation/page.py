@@ -150,7 +150,9 @@ def printed_table(results: pd.DataFrame) -> str:
             "model": row.model,
             "metric": f"{row.metric} {row.value:.3f}",
             "relative to teacher": "–" if row.retained is None else percent(row.retained),
-            "difference to control, 95 %": f"{signed(row.interval_low)} … {signed(row.interval_high)}" if row.control else "–",
+            "difference from control (95 % CI)": f"{signed(row.interval_low)} … {signed(row.interval_high)}"
+            if row.control
+            else "–",
             "parameters": scaled(row.parameters),
             "latency": f"{row.latency_ms:.1f} ms",
             "training": duration(row.training_s),
