@@ -52,7 +52,7 @@ def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None
     table = Table("entries", "MB", "last used", "state", "content", "used by", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for (state, label, used_by), group in groupby(items, key=lambda item: (item.state, item.label, item.used_by)):
         ones = list(group)
-        age = f"{(time.time() - max(item.touched for item in ones)) / 3600:.1f} h ago"
+        age = f"{(time.time() - max(item.size.touched for item in ones)) / 3600:.1f} h ago"
         users = ", ".join(map(str, used_by)) or ("unknown" if uses.unreadable else "unused")
         table.add_row(str(len(ones)), _megabytes(ones), age, state, label, users)
     Console(width=WIDTH, highlight=False, markup=False).print(table)
@@ -114,9 +114,9 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
     for (state, label), group in groupby(gone, key=lambda item: (item.state, item.label)):
         ones = list(group)
         click.echo(f"  - {len(ones)} {state}, {_megabytes(ones)} MB: {label}")
-    freed = sum(item.bytes - item.shared for item in gone)
+    freed = sum(item.size.bytes - item.size.shared for item in gone)
     click.echo(f"{'freed' if delete else 'would free'} {freed:,} bytes{'' if delete else '; --delete deletes them'}")
-    if shared := sum(item.shared for item in gone):
+    if shared := sum(item.size.shared for item in gone):
         click.echo(f"{shared:,} more bytes are hard links of another folder and are freed with it")
     if young:
         click.echo(f"kept although unused: {young}, younger than --min-age-hours {min_age_hours:g} or being written")
@@ -135,7 +135,7 @@ def _store(named: Path | None, params: Path) -> Store:
 
 
 def _megabytes(items: Iterable[Item]) -> str:
-    return f"{sum(item.bytes for item in items) / 1e6:,.2f}"
+    return f"{sum(item.size.bytes for item in items) / 1e6:,.2f}"
 
 
 main.add_command(list_items, "list")

@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,16 +14,23 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.files import PARTIAL
-from pipeline.store.store import KEY_FILE, RECEIPT, STORED_AS, STORED_AS_FILE, UNFINISHED, Entry, Store
+from pipeline.store.store import (
+    KEY_FILE,
+    NAME,
+    RECEIPT,
+    SECONDS_UNFINISHED,
+    STORED_AS,
+    STORED_AS_FILE,
+    UNFINISHED,
+    Entry,
+    Size,
+    Store,
+)
 
 MANIFEST_FILE = "manifest.json"
 
 LISTS = (MANIFEST_FILE, "lineage.json", STORED_AS_FILE)
 """Files of product folders whose field ``STORED_AS`` names the entries that the folder uses; only a lineage may lack it."""
-
-NAME = re.compile("[0-9a-f]{32}")
-SECONDS_UNFINISHED = 3600.0
-"""Partial and unfinished folders younger than this may belong to a run in progress."""
 
 State = Literal["finished", "damaged", "unfinished", "partial"]
 
@@ -50,11 +57,7 @@ class Item:
     """According to the receipt and the sizes of the files."""
     label: str
     """The title of the entry, or the content that its key names."""
-    bytes: int
-    shared: int
-    """Bytes with a hard link in another folder, which deletion does not free."""
-    touched: float
-    """Seconds since the epoch when it was last written or read."""
+    size: Size
     used_by: tuple[Path, ...]
 
 
@@ -90,8 +93,8 @@ def check_known(uses: Uses, everything: bool) -> None:
 
 def items_of(store: Store, uses: Uses) -> list[Item]:
     """The entries and unfinished entries of the store, by label; hashes nothing."""
-    names = [path.name for path in store.folder.iterdir()] if store.folder.is_dir() else []
-    found = filter(None, (_item(store, name, uses) for name in names))
+    with ThreadPoolExecutor() as threads:  # each receipt of a bucket is a request
+        found = list(filter(None, threads.map(lambda one: _item(store, *one, uses), store.sizes().items())))
     return sorted(found, key=lambda item: (item.state, item.label, item.used_by, item.name))
 
 
@@ -100,7 +103,7 @@ def error_of(store: Store, item: Item) -> str | None:
     if item.state not in ("finished", "damaged"):
         return None
     entry = store.named(item.name)
-    return f"{item.name} has no readable {RECEIPT} of its own" if entry is None else entry.error()
+    return f"{item.name} has no readable {RECEIPT} of its own" if entry is None else store.error_of(entry)
 
 
 def garbage(items: Iterable[Item], least_age: float) -> tuple[list[Item], int]:
@@ -111,7 +114,7 @@ def garbage(items: Iterable[Item], least_age: float) -> tuple[list[Item], int]:
 
     def is_old(item: Item) -> bool:
         least = max(least_age, SECONDS_UNFINISHED) if item.state in ("unfinished", "partial") else least_age
-        return item.touched + least <= now
+        return item.size.touched + least <= now
 
     now, unused = time.time(), [item for item in items if not item.used_by]
     doomed = list(filter(is_old, unused))
@@ -123,7 +126,7 @@ def delete(store: Store, item: Item) -> bool:
     lock = store.lock_file(item.name[-32:])
     try:
         with FileLock(lock, timeout=0) if lock.exists() else nullcontext():
-            if _measured(store.folder / item.name) != (item.bytes, item.shared, item.touched):
+            if store.size(item.name) != item.size:
                 return False
             store.remove(item.name)
     except Timeout:
@@ -131,8 +134,8 @@ def delete(store: Store, item: Item) -> bool:
     return True
 
 
-def _item(store: Store, name: str, uses: Uses) -> Item | None:
-    """The item of this name; None if the name is not the store's or the item is gone."""
+def _item(store: Store, name: str, size: Size, uses: Uses) -> Item | None:
+    """The item of this name; None if the name is not the store's."""
     entry = None
     if name.startswith(PARTIAL):
         state: State = "partial"
@@ -140,12 +143,11 @@ def _item(store: Store, name: str, uses: Uses) -> Item | None:
         state = "unfinished"
     elif NAME.fullmatch(name):
         entry = store.named(name)
-        state = "finished" if entry is not None and store.peek(entry.key) is not None else "damaged"
+        state = "finished" if entry is not None and store.is_whole(entry) else "damaged"
     else:
         return None
-    measured = _measured(store.folder / name)
     used_by = uses.folders.get(name, ()) if state in ("finished", "damaged") else ()
-    return Item(name, state, _label(store.folder / name, entry), *measured, used_by) if measured else None
+    return Item(name, state, _label(store.folder / name, entry), size, used_by)
 
 
 def _label(path: Path, entry: Entry | None) -> str:
@@ -155,18 +157,6 @@ def _label(path: Path, entry: Entry | None) -> str:
         return str(json.loads((path / KEY_FILE).read_text(encoding="utf-8"))["content"])
     except (OSError, ValueError, KeyError, TypeError):
         return "unknown"
-
-
-def _measured(path: Path) -> tuple[int, int, float] | None:
-    """Bytes, shared bytes and the newest time of a file or folder; None if it is gone, and files may vanish meanwhile."""
-    size, shared, touched = 0, 0, 0.0
-    for one in [path, *(path.rglob("*") if path.is_dir() else ())]:
-        with suppress(FileNotFoundError):
-            found = one.stat()
-            touched = max(touched, found.st_mtime)
-            if one.is_file():
-                size, shared = size + found.st_size, shared + (found.st_size if found.st_nlink > 1 else 0)
-    return (size, shared, touched) if touched else None
 
 
 def _lists_below(data: Path, store: Path, errors: list[str]) -> list[Path]:

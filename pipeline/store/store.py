@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -22,6 +23,12 @@ RECEIPT = "receipt.json"
 UNFINISHED = ".unfinished-"
 """Prefix of the folder with the checkpoints of a training; the hash of its key follows."""
 
+NAME = re.compile("[0-9a-f]{32}")
+"""Names of entries."""
+
+SECONDS_UNFINISHED = 3600.0
+"""Partial and unfinished folders younger than this may belong to a run in progress."""
+
 KEY_FILE = "key.json"
 """The key, in the folder of an unfinished training."""
 
@@ -33,6 +40,9 @@ STORED_AS_FILE = "stored_as.json"
 
 Facts = dict[str, Any]
 
+Files = Mapping[str, Mapping[str, Any]]
+"""``sha256`` and ``bytes`` of each file of an entry, by its path in the entry's folder."""
+
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
@@ -42,8 +52,7 @@ class Entry:
 
     folder: Path
     key: Key
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """``sha256`` and ``bytes`` of each file, by its path in the folder."""
+    files: Files = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
     """Plain values that describe the result."""
 
@@ -57,17 +66,33 @@ class Entry:
             try:
                 found = sha256_of(self.folder / name)
             except OSError as cause:
-                return f"{self.name}/{name} cannot be read ({cause.strerror or cause})"
+                return f"{key_hash(self.key)}/{name} cannot be read ({cause.strerror or cause})"
             if found != written["sha256"]:
-                return f"{self.name}/{name} is damaged: its sha256 differs from its receipt's"
+                return f"{key_hash(self.key)}/{name} is damaged: its sha256 differs from its receipt's"
         return None
+
+
+class Size(NamedTuple):
+    """Size and age of an entry, or of the rest of an unfinished one."""
+
+    bytes: int
+    shared: int
+    """Bytes with a hard link in another folder, which deletion does not free."""
+    touched: float
+    """Seconds since the epoch when it was last written or read."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder with one folder per entry, named by the hash of its key."""
+    """A folder with one folder per entry, named by the hash of its key. ``BucketStore`` has the same methods."""
 
     folder: Path
+
+    remote: ClassVar[bool] = False
+    """Whether the files of an entry must be fetched before they can be read."""
+
+    def __str__(self) -> str:
+        return str(self.folder)
 
     def folder_of(self, key: Key) -> Path:
         return self.folder / key_hash(key)
@@ -85,34 +110,43 @@ class Store:
     def peek(self, key: Key) -> Entry | None:
         """The entry of a key if its files have the sizes of its receipt; hashes nothing and changes no time."""
         entry = self.named(key_hash(key))
-        if entry is None:
-            return None
-        try:
-            whole = all((entry.folder / name).stat().st_size == file["bytes"] for name, file in entry.files.items())
-        except ABSENT:
-            return None
-        return entry if whole else None
+        return entry if entry and self.is_whole(entry) else None
 
-    def fetch(self, key: Key, files: Mapping[str, Mapping[str, Any]]) -> Entry:
-        """These files of an entry, named with ``sha256`` and ``bytes`` as in its receipt, in a local folder and verified.
+    def is_whole(self, entry: Entry) -> bool:
+        """Whether the files of an entry have the sizes of its receipt."""
+        try:
+            return all((entry.folder / name).stat().st_size == file["bytes"] for name, file in entry.files.items())
+        except ABSENT:
+            return False
+
+    def find(self, keys: Sequence[Key], verify: bool) -> list[Entry | None]:
+        """The entries of many keys, or None; ``verify`` as ``get`` does, or only ``peek``."""
+        return [self.get(key) if verify else self.peek(key) for key in keys]
+
+    def fetch(self, key: Key, files: Files) -> Entry:
+        """These files of an entry in a local folder, verified.
 
         Raises:
             PipelineError: a file is missing or differs.
         """
         entry = Entry(self.folder_of(key), key, files)
         if error := entry.error():
-            raise PipelineError(f"the store {self.folder} cannot be trusted: {error}")
+            raise PipelineError(f"the store {self} cannot be trusted: {error}")
         return entry
+
+    def check_fits(self, size: int, what: str) -> None:
+        """Nothing to check: what is read is where it is."""
 
     def named(self, name: str) -> Entry | None:
         """The entry of this name if its receipt is readable and has that name; its files are not checked."""
         try:
-            receipt = json.loads((self.folder / name / RECEIPT).read_text(encoding="utf-8"))
-            entry = Entry(self.folder / name, receipt["key"], receipt["files"], receipt["facts"])
-            whole = all({"sha256", "bytes"} <= file.keys() for file in entry.files.values())
-        except (*ABSENT, ValueError, KeyError, TypeError, AttributeError):
+            return entry_of(self.folder / name, (self.folder / name / RECEIPT).read_bytes())
+        except ABSENT:
             return None
-        return entry if whole and key_hash(entry.key) == name else None
+
+    def error_of(self, entry: Entry) -> str | None:
+        """Hash all files of an entry; a sentence about the first one that differs from the receipt."""
+        return entry.error()
 
     def place(self, entry: Entry, folder: Path, names: Mapping[str, str] | None = None) -> None:
         """Link the files of an entry into an existing folder, or copy them if the file system has no hard links.
@@ -135,9 +169,8 @@ class Store:
         The block may still change ``facts``. An intact entry of another process stays. The checkpoints of the training are
         deleted.
         """
-        target = self.folder_of(key)
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = partial_name(target)
+        partial = partial_name(self.folder_of(key))
         partial.mkdir()
         try:
             yield partial
@@ -148,12 +181,16 @@ class Store:
             }
             write_json(partial / RECEIPT, {"key": key, "files": files, "facts": facts or {}})
             complete(partial)
-            while not self._settled(partial, key):
-                with suppress(FileNotFoundError):
-                    self.remove(target.name)
+            self._keep(partial, key, files)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(self._unfinished(key), ignore_errors=True)
+
+    def _keep(self, partial: Path, key: Key, files: Files) -> None:
+        """Make a finished folder the entry of its key, unless an intact one is there."""
+        while not self._settled(partial, key):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(_aside(self.folder_of(key)), ignore_errors=True)
 
     def _settled(self, partial: Path, key: Key) -> bool:
         """Rename a finished folder to its place; False if a damaged entry is there."""
@@ -175,7 +212,7 @@ class Store:
                     made = self.get(key)
                     assert made is not None, "an entry that was just put is there"
                     return made
-        print(f"{title}: finished before, taken from {entry.folder}", flush=True)
+        print(f"{title}: finished before, taken from {self}/{entry.name}", flush=True)
         return entry
 
     @contextmanager
@@ -189,7 +226,7 @@ class Store:
             print(f"{title}: another process trains this; waiting for it", flush=True)
             lock.acquire()
         except OSError as cause:
-            raise PipelineError(f"runtime.store: {self.folder} cannot be written to: {cause.strerror or cause}") from cause
+            raise PipelineError(f"the store's folder {self.folder} cannot be written to: {cause.strerror or cause}") from cause
         try:
             yield
         finally:
@@ -209,15 +246,45 @@ class Store:
     def _unfinished(self, key: Key) -> Path:
         return self.folder / f"{UNFINISHED}{key_hash(key)}"
 
+    def sizes(self) -> dict[str, Size]:
+        """Size and age of everything in the store, by name."""
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return {name: size for name in names if (size := self.size(name))}
+
+    def size(self, name: str) -> Size | None:
+        """Size and age of one file or folder of the store; None if it is gone, and files may vanish meanwhile."""
+        size, shared, touched, path = 0, 0, 0.0, self.folder / name
+        for one in [path, *(path.rglob("*") if path.is_dir() else ())]:
+            with suppress(FileNotFoundError):
+                found = one.stat()
+                touched = max(touched, found.st_mtime)
+                if one.is_file():
+                    size, shared = size + found.st_size, shared + (found.st_size if found.st_nlink > 1 else 0)
+        return Size(size, shared, touched) if touched else None
+
     def remove(self, name: str) -> None:
         """Delete an entry, or any other file or folder of the store; for other processes it disappears at once."""
-        doomed = self.folder / name
-        aside = doomed if name.startswith(PARTIAL) else partial_name(doomed)
-        doomed.rename(aside)
+        aside = self.folder / name if name.startswith(PARTIAL) else _aside(self.folder / name)
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """Rename a file or folder to a temporary name, so that it disappears at once."""
+    return path.rename(partial_name(path))
+
+
+def entry_of(folder: Path, receipt: bytes) -> Entry | None:
+    """The entry of a receipt; None if the receipt is damaged or not that of the folder's name."""
+    try:
+        content = json.loads(receipt)
+        entry = Entry(folder, content["key"], content["files"], content["facts"])
+        whole = all({"sha256", "bytes"} <= file.keys() for file in entry.files.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return entry if whole and key_hash(entry.key) == folder.name else None
 
 
 def stored_as(*keys: Key) -> list[str]:

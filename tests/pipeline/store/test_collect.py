@@ -39,7 +39,7 @@ def test_what_some_folder_lists_is_in_use_whatever_its_kind(store: Store, data: 
         (),
     ]
     assert doomed(store, data) == {key_hash(keys[3])}
-    assert [items(store, data)[key_hash(key)].shared for key in keys] == [1000, 1000, 1000, 0], "by hard links"
+    assert [items(store, data)[key_hash(key)].size.shared for key in keys] == [1000, 1000, 1000, 0], "by hard links"
 
 
 def test_a_student_made_by_hand_uses_nothing_and_the_store_does_not_use_itself(store: Store, data: Path) -> None:

@@ -175,5 +175,5 @@ def test_who_comes_second_waits_and_says_so_and_a_killed_process_holds_nothing(
 
 def test_a_store_that_cannot_be_written_to_is_named_before_anything_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PipelineError, match=r"runtime\.store: .*/file/store cannot be written to: "):
+    with pytest.raises(PipelineError, match=r"the store.s folder .*/file/store cannot be written to: "):
         Store(tmp_path / "file" / "store").obtain({"content": "x"}, "x", lambda: pytest.fail("it was made"))
