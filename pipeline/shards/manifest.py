@@ -142,10 +142,10 @@ class _ManifestFile(Manifest):
     """Those fields, by variant."""
 
     def manifest(self) -> Manifest:
-        """With whole keys."""
-        fields = dict(self)
-        shared: dict[int, Key] = fields.pop("shared_keys")
-        return Manifest(**fields | {"shards": tuple(_with_key(entry, shared[entry.variant]) for entry in self.shards)})
+        """With whole keys; those of this object are completed in place."""
+        for entry in self.shards:
+            entry.receipt.key.update(self.shared_keys[entry.variant])
+        return Manifest(**{name: value for name, value in self if name != "shared_keys"})
 
 
 def _shared_keys(shards: Sequence[ShardEntry]) -> dict[int, Key]:
@@ -163,12 +163,6 @@ def _shortened(entry: ShardEntry, shared: Key) -> dict[str, Any]:
     receipt = entry.receipt
     key = {name: value for name, value in receipt.key.items() if name not in shared}
     return dict(entry) | {"receipt": dict(receipt) | {"key": key}}
-
-
-def _with_key(entry: ShardEntry, shared: Key) -> ShardEntry:
-    """The entry with the shared fields of its key."""
-    receipt = entry.receipt.model_copy(update={"key": shared | entry.receipt.key})
-    return entry.model_copy(update={"receipt": receipt})
 
 
 def manifest_hash(folder: Path) -> str:
