@@ -20,7 +20,7 @@ from pipeline.augment.teacher import ModelSet
 from pipeline.config.corpus import Split
 from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
-from pipeline.corpus.seeding import seed_of
+from pipeline.corpus.seeding import parts_of, seeds_of
 from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
 from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.shards.schema import candidates_schema, shard_schema
@@ -114,16 +114,15 @@ class Place:
 
 def places(prepared: Path, split: Split, rows: int) -> Iterator[Place]:
     """Cut the table of a split into partitions of about ``rows`` examples, with few rows in memory at a time."""
-    with pq.ParquetFile(prepared / f"{split}.parquet") as file:
-        held, start, number = file.schema_arrow.empty_table(), 0, 0
-        for part in chain(file.iter_batches(ROWS_A_READ), [None]):
-            held = held if part is None else pa.concat_tables([held, pa.table(part)])
-            runs = list(cut(held.column("id").to_pylist(), rows))
-            for run in runs if part is None else runs[:-1]:
-                digest = hash_of_examples(held.slice(run.start, len(run)).to_pydict())
-                yield Place(prepared, split, number, start, start + len(run), digest)
-                start, number = start + len(run), number + 1
-            held = held.slice(runs[-1].start if runs else 0).combine_chunks()
+    with pq.ParquetFile(prepared / f"{split}.parquet") as file, pq.ParquetFile(prepared / f"{split}.parquet") as again:
+        ids = chain.from_iterable(part.column(0).to_pylist() for part in file.iter_batches(ROWS_A_READ, columns=["id"]))
+        parts, held = again.iter_batches(ROWS_A_READ), again.schema_arrow.empty_table()
+        for number, run in enumerate(cut(ids, rows)):
+            while held.num_rows < len(run):
+                held = pa.concat_tables([held, pa.table(next(parts))])
+            digest = hash_of_examples(held.slice(0, len(run)).to_pydict())
+            yield Place(prepared, split, number, run.start, run.stop, digest)
+            held = held.slice(len(run)).combine_chunks()
 
 
 def cut(example_ids: Iterable[str], rows: int) -> Iterator[range]:
@@ -133,10 +132,10 @@ def cut(example_ids: Iterable[str], rows: int) -> Iterator[range]:
     examples. An added, changed or removed row alters its own run; later cuts stay, so few shards are computed again.
     """
     start = stop = 0
-    for stop, example_id in enumerate(example_ids, start=1):
+    selected = chain.from_iterable((seeds_of(part) % max(rows // 2, 1) == 0).tolist() for part in parts_of(example_ids))
+    for stop, chosen in enumerate(selected, start=1):
         length = stop - start
-        chosen = length >= rows / 2 and seed_of(example_id) % max(rows // 2, 1) == 0
-        if chosen or length >= 2 * rows:
+        if (chosen and length >= rows / 2) or length >= 2 * rows:
             yield range(start, stop)
             start = stop
     if start < stop:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ def results(jobs: Sequence[Job], workers: Workers, counter: "Counter | None" = N
 
 def take_stock(name: str, jobs: Sequence[ShardJob], store: Store) -> list[Receipt | None]:
     """The receipt of each job's shard, verified by its sha256, or None if it is missing; reports damaged shards."""
-    entries = [store.get(job.key) for job in jobs]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        entries = list(pool.map(store.get, [job.key for job in jobs]))
     pairs = zip(jobs, entries, strict=True)
     if damaged := [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()]:
         print(f"{name}: damaged in the store, computed again: {', '.join(damaged)}", flush=True)

@@ -1,6 +1,7 @@
 """The manifest, which completes a set of shards; receipts of single shards; the lineage, which both halves compare."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pipeline.config.settings import CodecName
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.schema import FORMAT_VERSION, Content
-from pipeline.store.files import write_json
+from pipeline.store.files import written_whole
 from pipeline.store.keys import Key, differences, hash_of, sha256_of
 from pipeline.store.store import Entry
 
@@ -99,8 +100,14 @@ class Manifest(Settings):
         return any("perturb" in recipe for recipe in self.recipes)
 
     def save(self, folder: Path) -> None:
-        """Write the manifest, as the last file of its folder."""
-        write_json(folder / MANIFEST_FILE, self.model_dump())
+        """Write the manifest, as the last file of its folder: one line for each shard, with what only its key has."""
+        shared = _shared_keys(self.shards)
+        head = self.model_dump(exclude={"shards"}) | {"shared_keys": shared}
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+        lines = (encode(_shortened(entry, shared[entry.variant])) for entry in self.shards)
+        text = json.dumps(head, indent=2, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+        with written_whole(folder / MANIFEST_FILE) as partial:
+            partial.write_text(text + ',\n  "shards": [\n' + ",\n".join(lines) + "\n  ]\n}\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -111,12 +118,12 @@ class Manifest(Settings):
             content = json.loads(text)
             found = content.get("format_version") if isinstance(content, dict) else None
             if found == FORMAT_VERSION:
-                return cls.model_validate_json(text)
+                return _ManifestFile.model_validate_json(text).manifest()
         except FileNotFoundError as cause:
             raise ShardMismatch(NOT_COMPLETE.format(path)) from cause
         except ValidationError as cause:
             raise ShardMismatch(f"{path} is damaged: {cause.errors()[0]['loc']}; make it again with dvc repro") from cause
-        except ValueError as cause:
+        except (ValueError, KeyError) as cause:
             raise ShardMismatch(f"{path} is damaged ({cause}); delete the folder and make it again with dvc repro") from cause
         raise ShardMismatch(
             f"{path}: format_version is {found}, this version reads {FORMAT_VERSION}; make the shards again with dvc repro"
@@ -126,6 +133,36 @@ class Manifest(Settings):
         """The entries of one split, variant by variant, in partition order."""
         chosen = [entry for entry in self.shards if entry.split == split]
         return tuple(sorted(chosen, key=lambda entry: (entry.variant, entry.partition)))
+
+
+class _ManifestFile(Manifest):
+    """``manifest.json``: the key of a shard lacks the fields that all shards of its variant share."""
+
+    shared_keys: dict[int, Key]
+    """Those fields, by variant."""
+
+    def manifest(self) -> Manifest:
+        """With whole keys; those of this object are completed in place."""
+        for entry in self.shards:
+            entry.receipt.key.update(self.shared_keys[entry.variant])
+        return Manifest(**{name: value for name, value in self if name != "shared_keys"})
+
+
+def _shared_keys(shards: Sequence[ShardEntry]) -> dict[int, Key]:
+    """The fields that the keys of all shards of a variant share."""
+    shared: dict[int, Key] = {}
+    for entry in shards:
+        key = entry.receipt.key
+        known = shared.setdefault(entry.variant, key)
+        shared[entry.variant] = {name: value for name, value in known.items() if name in key and key[name] == value}
+    return shared
+
+
+def _shortened(entry: ShardEntry, shared: Key) -> dict[str, Any]:
+    """The entry without the shared fields of its key."""
+    receipt = entry.receipt
+    key = {name: value for name, value in receipt.key.items() if name not in shared}
+    return dict(entry) | {"receipt": dict(receipt) | {"key": key}}
 
 
 def manifest_hash(folder: Path) -> str:

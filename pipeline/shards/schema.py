@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.config.corpus import Kind
 from pipeline.config.errors import PipelineError
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 Content = Literal["soft_labels", "variants"]
 """Of a set of shards: clean inputs (variant 0), or their perturbed or edited variants 1..V."""

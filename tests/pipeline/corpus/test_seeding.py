@@ -1,10 +1,12 @@
 from random import Random
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.seeding import sample, seed_of
+from pipeline.corpus import seeding
+from pipeline.corpus.seeding import sample, seed_of, seeds_of
 
 names = st.lists(st.text() | st.integers(), max_size=5)
 
@@ -25,6 +27,19 @@ def test_seeds_fill_63_bits_evenly_and_fit_where_seeds_are_taken() -> None:
     assert seeds.min() >= 0
     shares = ((seeds[:, None] >> np.arange(63)) & 1).mean(axis=0)
     assert np.abs(shares - 0.5).max() < 0.045, "each of 63 bits is set in half of the seeds (5.7 standard errors)"
+
+
+@given(st.lists(st.text()), names)
+def test_seeds_of_many_names_are_those_of_each(many: list[str], first: list[str | int]) -> None:
+    assert seeds_of(many, *first).tolist() == [seed_of(*first, name) for name in many]
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_a_sample_has_the_smallest_seeds_and_of_equal_names_the_first(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seeding, "NAMES_AT_ONCE", at_once)
+    many = [f"name {number % 40}" for number in range(100)]
+    ordered = sorted(range(100), key=lambda position: (seed_of("words", 3, many[position]), position))
+    assert sample(iter(many), 25, "words", 3) == sorted(ordered[:25])
 
 
 @given(st.lists(st.text(max_size=4), unique=True, max_size=30), st.integers(0, 30), st.randoms())

@@ -54,6 +54,38 @@ def test_a_saved_manifest_is_read_back(tmp_path: Path, saved: Manifest) -> None:
     assert Manifest.read(tmp_path) == saved
 
 
+KEYS = [
+    {"variant": 1, "code": {"a": "0"}, "examples": "a"},
+    {"variant": 1, "code": {"a": "0"}, "examples": "b", "more": None},
+    {"variant": 2, "code": {"a": "1"}, "examples": "a"},
+    {"variant": 2, "code": {"a": "1"}, "examples": "b"},
+]
+
+
+def test_the_file_states_once_what_the_shards_of_a_variant_share_and_each_shard_on_a_line(tmp_path: Path) -> None:
+    receipts = [entry().receipt.model_copy(update={"key": key}) for key in KEYS]
+    listed = [entry(variant=r.key["variant"], partition=n).model_copy(update={"receipt": r}) for n, r in enumerate(receipts)]
+    saved = manifest(shards=tuple(listed))
+    saved.save(tmp_path)
+    assert Manifest.read(tmp_path) == saved
+    text = (tmp_path / MANIFEST_FILE).read_text(encoding="utf-8")
+    content = json.loads(text)
+    assert content["shared_keys"] == {"1": {"variant": 1, "code": {"a": "0"}}, "2": {"variant": 2, "code": {"a": "1"}}}
+    own = [{"examples": "a"}, {"examples": "b", "more": None}, {"examples": "a"}, {"examples": "b"}]
+    assert [shard["receipt"]["key"] for shard in content["shards"]] == own
+    lines = [line for line in text.splitlines() if ".arrow" in line]
+    assert [json.loads(line.rstrip(",")) for line in lines] == content["shards"]
+
+
+def test_a_manifest_without_the_shared_fields_of_a_variant_is_damaged(tmp_path: Path) -> None:
+    manifest().save(tmp_path)
+    content = json.loads((tmp_path / MANIFEST_FILE).read_text(encoding="utf-8"))
+    del content["shared_keys"]["2"]
+    (tmp_path / MANIFEST_FILE).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ShardMismatch, match=r"manifest\.json is damaged"):
+        Manifest.read(tmp_path)
+
+
 TRAINED_ON = (entry("train", sha256="aa"), entry("dev", sha256="bb"))
 
 
