@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,6 +70,9 @@ class Store:
 
     folder: Path
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     def folder_of(self, key: Key) -> Path:
         return self.folder / key_hash(key)
 
@@ -93,6 +97,10 @@ class Store:
             return None
         return entry if whole else None
 
+    def has(self, key: Key) -> bool:
+        """Whether there is anything under a key, intact or not."""
+        return self.folder_of(key).exists()
+
     def fetch(self, key: Key, files: Mapping[str, Mapping[str, Any]]) -> Entry:
         """These files of an entry, named with ``sha256`` and ``bytes`` as in its receipt, in a local folder and verified.
 
@@ -101,7 +109,7 @@ class Store:
         """
         entry = Entry(self.folder_of(key), key, files)
         if error := entry.error():
-            raise PipelineError(f"the store {self.folder} cannot be trusted: {error}")
+            raise PipelineError(f"the store {self} cannot be trusted: {error}")
         return entry
 
     def named(self, name: str) -> Entry | None:
@@ -120,13 +128,7 @@ class Store:
         ``names`` maps the files to place to their new names; by default all keep their names.
         """
         for file, name in (names or {file: file for file in entry.files}).items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(entry.folder / file, target)
-            except OSError:
-                with written_whole(target) as partial:
-                    shutil.copyfile(entry.folder / file, partial)
+            _link(entry.folder / file, folder / name)
 
     @contextmanager
     def put(self, key: Key, facts: Facts | None = None) -> Iterator[Path]:
@@ -179,6 +181,33 @@ class Store:
         return entry
 
     @contextmanager
+    def probe(self) -> Iterator[str]:
+        """A token by which another process finds out with ``sees`` whether it has the same store.
+
+        Raises:
+            PipelineError: the store cannot be written to.
+        """
+        file = self.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.probe_file"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"\0" * 4096)
+        except OSError as cause:
+            with suppress(OSError):
+                file.unlink()
+            raise PipelineError(
+                f"the store {self} cannot be written to: {cause.strerror or cause}; "
+                "free some space or correct its permissions, or set runtime.store to another folder"
+            ) from cause
+        try:
+            yield file.name
+        finally:
+            file.unlink(missing_ok=True)
+
+    def sees(self, token: str) -> bool:
+        """Whether the token of ``probe`` comes from this store."""
+        return (self.folder / token).exists()
+
+    @contextmanager
     def lock(self, key: Key, title: str) -> Iterator[None]:
         """Make other processes of this machine wait if they need the same entry; rejects a store that is not writable."""
         lock = FileLock(self.lock_file(key_hash(key)))
@@ -218,6 +247,49 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
         else:
             aside.unlink(missing_ok=True)
+
+
+def key_of_files(content: str, files: Mapping[str, Path]) -> Key:
+    """The key of an entry that holds just these files, by their names in it: their hashes."""
+    return {"content": content, "files": {name: sha256_of(path) for name, path in sorted(files.items())}}
+
+
+@contextmanager
+def writing_to(store: Store) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, such as a full disk, into a ``PipelineError`` that names the store."""
+    try:
+        yield
+    except OSError as cause:
+        raise PipelineError(f"cannot write to the store {store}: {cause.strerror or cause}") from cause
+
+
+def add_files(store: Store, key: Key, files: Mapping[str, Path], facts: Facts | None = None) -> None:
+    """Put existing files, by their names in the entry, unless an intact entry is there; links them where possible.
+
+    Raises:
+        PipelineError: the store cannot be written to.
+    """
+    if store.get(key) is None:
+        with writing_to(store), store.put(key, facts) as folder:
+            for name, source in files.items():
+                _link(source.resolve(), folder / name)
+
+
+def needed(store: Store, key: Key, title: str) -> Entry:
+    """An entry that another process has put; raises ``PipelineError`` with its title if it is not there."""
+    if (entry := store.get(key)) is None:
+        raise PipelineError(f"{title} cannot be read from the store {store}; run the stage again")
+    return entry
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with written_whole(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def stored_as(*keys: Key) -> list[str]:
