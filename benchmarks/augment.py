@@ -32,6 +32,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import divergence
 from pipeline.perturbation.search import scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
+from pipeline.shards.manifest import put_shards
 from pipeline.store.store import Store
 from stages.command import stage
 
@@ -123,8 +124,9 @@ def stage_seconds(world: World, workers: int) -> float:
     """Seconds of a row in the stage, start-up apart: all shards but each worker's first, written and published."""
     settings, runtime = settings_of(), world.runtime(workers)
     plan = Augmentation.of(world.soft_labels, world.teacher, settings)
-    store = Store(Path(runtime.store))
-    jobs = plan.jobs(EPSILON, store)
+    store = Store(Path(runtime.store).resolve())
+    jobs = plan.jobs(EPSILON)
+    put_shards(store, world.soft_labels, plan.entries())
     with open_workers(ModelFolders(world.teacher), "float32", store, runtime) as opened:
         warm, rest = jobs[: max(workers, 1)], jobs[max(workers, 1) :]
         list(opened.run(warm))

@@ -52,7 +52,6 @@ def inference_of(rows_per_shard: int = 256) -> InferenceSettings:
 def runtime_of(store: Path, workers: int = 0) -> RuntimeSettings:
     """How stages are run: so many workers of this machine, or none but this process."""
     return RuntimeSettings(
-        ray_address=None,
         workers=workers,
         store=str(store),
         max_bytes=None,

@@ -119,7 +119,7 @@ class Stage:
         self.family()
 
     def workers(self) -> list[psutil.Process]:
-        return [process for process in self.family() if "ray::Worker" in title(process)]
+        return [process for process in self.family() if "ray::RayWorker" in title(process)]
 
     def end(self) -> int:
         self.family()
@@ -183,6 +183,29 @@ def undisturbed(folder: Path, teacher: Path, settings: Mapping[str, Any] = AUGME
     with unsynced():
         augment(plan, runtime_at(out.parent), out)
     return out
+
+
+NODE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+"""A node of ``nodes``, with a place for one worker."""
+
+
+@contextlib.contextmanager
+def nodes(count: int) -> Iterator[Any]:
+    """A ``ray.cluster_utils.Cluster`` on loopback."""
+    from ray.cluster_utils import Cluster  # here, since most tests need no Ray
+
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", paths)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args=NODE)
+        try:
+            for _ in range(count - 1):
+                made.add_node(**NODE)
+            yield made
+        finally:
+            made.shutdown()
 
 
 @contextlib.contextmanager

@@ -93,9 +93,9 @@ def test_every_module_has_a_test_module() -> None:
 
 def test_ray_is_imported_where_processes_start_and_only_by_a_run_that_uses_it() -> None:
     users = {m for m in modules("pipeline") + modules("stages") if any(n.split(".")[0] == "ray" for n in imports(m))}
-    assert users == {"pipeline.training.ray_session", "pipeline.augment.cluster", "pipeline.distill.launch"}
+    assert users == {"pipeline.training.ray_session", "pipeline.augment.engine", "pipeline.distill.launch"}
     for module in ("pipeline.augment.passes", "pipeline.distill.launch"):
-        assert not names(tree_of(module).body) & {"ray", "pipeline.augment.cluster", "pipeline.training.ray_session"}
+        assert not names(tree_of(module).body) & {"ray", "pipeline.augment.engine", "pipeline.training.ray_session"}
 
 
 def dvc_stages() -> dict[str, dict[str, Any]]:

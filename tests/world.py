@@ -229,7 +229,7 @@ AUGMENT_SETTINGS = augment_settings()
 
 
 RUNTIME: dict[str, Any] = {
-    "ray_address": None, "workers": 0, "store": "store", "max_bytes": None, "world_size": 1, "dataloader_num_workers": 0,
+    "workers": 0, "store": "store", "max_bytes": None, "world_size": 1, "dataloader_num_workers": 0,
     "save_steps": 0, "report_to": [],
 }  # fmt: skip
 

@@ -194,7 +194,8 @@ def _variants(run: Run, folder: Path, common: dict[str, Any]) -> tuple[Path, flo
         shutil.rmtree(made_here, ignore_errors=True)
     keys = [entry.receipt.key for entry in Manifest.read(shards).shards]
     store = Store(folder.parent / STORE)
-    made = {key_hash(key) for key in keys if (store.folder_of(key) / SHARD_FILE).stat().st_mtime >= began}
+    stored = [entry for key in keys if (entry := store.peek(key)) is not None]
+    made = {entry.name for entry in stored if (entry.folder / SHARD_FILE).stat().st_mtime >= began}
     return shards, seconds_of({*map(key_hash, keys)}, made, time.perf_counter() - clock, folder.parent / "seconds.json")
 
 

@@ -104,9 +104,13 @@ class CalibrationJob:
     def name(self) -> str:
         return f"effect of the epsilon {self.spec.epsilon:.3g} on {len(self.labelled.inputs)} rows"
 
+    @property
     def work(self) -> "CalibrationJob":
         """The job itself, which has its rows."""
         return self
+
+    def prepare(self, store: Store) -> None:
+        """Nothing: the job has its rows."""
 
     def __call__(self, models: ModelSet, store: Store) -> Done:
         labels = make_variant(models, self.labelled, None, self.spec).labels

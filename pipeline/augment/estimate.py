@@ -65,7 +65,7 @@ def augment_estimate(plan: Augmentation, runtime: RuntimeSettings) -> Estimate:
     """What ``augment`` would add to the store: all perturbed variants as long as epsilon is unknown."""
     store = Store(Path(runtime.store).resolve())
     known = plan.known_epsilon(store)
-    jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known, store)
+    jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known)
     missing = absent(jobs, store)
     return Estimate(
         name=plan.name,

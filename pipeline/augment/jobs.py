@@ -1,6 +1,6 @@
-"""Jobs, which the driver assigns, and their work, which a worker runs: soft labels and replacement candidates of words.
+"""Jobs, which the driver sends, and their work, which a worker does: soft labels and replacement candidates of words.
 
-A job is small. The driver reads its rows only when a worker takes it, and the work carries them.
+A job is small: what it reads, texts and shards of soft labels, is in the store under keys that the job names.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +22,17 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.encoding import encode
 from pipeline.corpus.seeding import parts_of, seeds_of
 from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
-from pipeline.shards.reader import Positions, Rows, Shards
+from pipeline.shards.reader import Positions, Rows
 from pipeline.shards.schema import candidates_schema, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.keys import Key, hash_of
-from pipeline.store.store import Facts, Store
+from pipeline.store.store import Facts, Store, needed, writing_to
 
 ROWS_A_READ = 4096
 """Rows of a table that are read at once."""
+
+EXAMPLES_FILE = "examples.parquet"
+"""The file of an entry with the examples of a partition."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Done:
 
 
 Work = Callable[[ModelSet, Store], Done]
-"""Work with its rows, which a worker calls; a shard that it makes is written to the store."""
+"""What a worker calls; it reads its rows from the store and writes its shard there."""
 
 
 class Job(Protocol):
@@ -51,8 +54,16 @@ class Job(Protocol):
     def name(self) -> str: ...
 
     @property
-    def work(self) -> Callable[[], Work]:
-        """Reads the rows."""
+    def work(self) -> Work:
+        """Small, since it is sent to a worker."""
+
+    @property
+    def prepare(self) -> Callable[[Store], None]:
+        """Puts what the work reads into the store; called by the driver just before the job is sent."""
+
+
+def nothing_to_prepare(store: Store) -> None:
+    """All that the work reads is in the store."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +76,16 @@ class ShardJob:
     variant: int
     partition: int
     rows: int
-    work: Callable[[], Work]
+    work: Work
+    prepare: Callable[[Store], None] = nothing_to_prepare
 
 
 def kept(store: Store, key: Key, write: Callable[[Path], Receipt]) -> Receipt:
     """Put a shard that ``write`` writes into the store; raises ``PipelineError`` if that fails, and leaves no partial file."""
     facts: Facts = {}
-    try:
-        with store.put(key, facts) as folder:
-            receipt = write(folder / SHARD_FILE)
-            facts |= receipt.facts()
-    except OSError as cause:
-        raise PipelineError(f"cannot write to the store {store.folder}: {cause.strerror or cause}") from cause
+    with writing_to(store), store.put(key, facts) as folder:
+        receipt = write(folder / SHARD_FILE)
+        facts |= receipt.facts()
     return receipt
 
 
@@ -146,20 +155,37 @@ def soft_label_job(place: Place, shared_key: Key, batch_rows: int) -> ShardJob:
     """The teacher's logits on the clean inputs of a partition: variant 0."""
     key = shared_key | {"variant": 0, "examples": place.examples_hash}
     name = f"soft labels of {place.split}, partition {place.number}"
-    work = partial(_soft_label_work, place, key, batch_rows)
-    return ShardJob(name, key, place.split, 0, place.number, place.stop - place.start, work)
+    work, prepare = partial(write_soft_labels, key, batch_rows), partial(put_examples, place)
+    return ShardJob(name, key, place.split, 0, place.number, place.stop - place.start, work, prepare)
 
 
-def _soft_label_work(place: Place, key: Key, batch_rows: int) -> Work:
+def examples_key(examples_hash: str) -> Key:
+    """The key of the entry that holds the examples of a partition while their soft labels are computed."""
+    return {"content": "examples", "examples": examples_hash}
+
+
+def put_examples(place: Place, store: Store) -> None:
+    """Put the examples of a partition into the store; raises ``PipelineError`` if the table changed since it was cut."""
+    key = examples_key(place.examples_hash)
+    if store.get(key) is not None:
+        return
     examples = place.read()
     if hash_of_examples(examples) != place.examples_hash:
         raise PipelineError(f"the tables in {place.prepared} were changed during this run; start it again")
-    return partial(write_soft_labels, examples, key, batch_rows)
+    with writing_to(store), store.put(key) as folder:
+        pq.write_table(pa.table(examples), folder / EXAMPLES_FILE)
 
 
-def write_soft_labels(examples: Examples, key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
+def read_examples(examples_hash: str, store: Store) -> Examples:
+    """The examples that ``put_examples`` put."""
+    entry = needed(store, examples_key(examples_hash), "the texts of its partition")
+    examples: Examples = pq.read_table(entry.folder / EXAMPLES_FILE).to_pydict()
+    return examples
+
+
+def write_soft_labels(key: Key, batch_rows: int, models: ModelSet, store: Store) -> Done:
     """Encode texts, run the teacher and write the shard."""
-    teacher = models.teacher
+    teacher, examples = models.teacher, read_examples(key["examples"], store)
     encoded = encode(teacher.tokenizer, examples["text_a"], examples.get("text_b"), key["max_length"])
     inputs = Inputs(examples["id"], encoded.input_ids, encoded.token_type_ids)
     columns = inputs.columns(0, examples["label"], teacher.logits(inputs, models.batches, batch_rows))
@@ -167,6 +193,13 @@ def write_soft_labels(examples: Examples, key: Key, batch_rows: int, models: Mod
     statistics = {"truncated": float(encoded.truncated)}
     receipt = kept(store, key, lambda path: write_shard(path, schema, columns, key, {}, statistics))
     return Done(receipt, models.batches.notes())
+
+
+def rows_of(receipt: Receipt, store: Store) -> Rows:
+    """The rows of a shard in the store, verified."""
+    entry = store.fetch(receipt.key, receipt.files)
+    table = pa.ipc.open_file(pa.memory_map(str(entry.folder / SHARD_FILE))).read_all()
+    return Rows(table.schema, [table])
 
 
 def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:
@@ -177,19 +210,16 @@ def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:
     return Inputs(rows.column("example_id").take(at).to_pylist(), ids, types)
 
 
-def candidates_job(source: Shards, entry: ShardEntry, shared_key: Key) -> ShardJob:
+def candidates_job(entry: ShardEntry, shared_key: Key) -> ShardJob:
     """The words of a partition's texts that a masked language model proposes as replacements."""
-    key, number = shared_key | {"examples": entry.receipt.key["examples"]}, entry.partition
-    work = partial(_candidates_work, source, entry, key)
-    return ShardJob(f"word candidates, partition {number}", key, "train", 0, number, entry.receipt.rows, work)
+    key, number, receipt = shared_key | {"examples": entry.receipt.key["examples"]}, entry.partition, entry.receipt
+    work = partial(write_candidates, key, receipt)
+    return ShardJob(f"word candidates, partition {number}", key, "train", 0, number, receipt.rows, work)
 
 
-def _candidates_work(source: Shards, entry: ShardEntry, key: Key) -> Work:
-    return partial(write_candidates, read_inputs(source.rows_of(entry)), key)
-
-
-def write_candidates(inputs: Inputs, key: Key, models: ModelSet, store: Store) -> Done:
+def write_candidates(key: Key, soft_labels: Receipt, models: ModelSet, store: Store) -> Done:
     """Run the masked language model and write the candidates, which every variant of these rows uses."""
+    inputs = read_inputs(rows_of(soft_labels, store))
     columns = candidates_columns(inputs, models.masked_lm.candidates(inputs))
     receipt = kept(store, key, lambda path: write_shard(path, candidates_schema(), columns, key, {}, {}))
     return Done(receipt, models.masked_lm.batches.notes())

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Effect, InferenceSettings, Precision, RuntimeSettings
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
-from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash
+from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash, put_shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
 from pipeline.store.keys import Key
-from pipeline.store.store import Entry, Store, stored_as
+from pipeline.store.store import Store, stored_as, writing_to
 from pipeline.training.masked_lm import masked_lm_in
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -48,13 +47,15 @@ def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest
     """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole."""
     settings, store = plan.settings, Store(Path(runtime.store).resolve())
     if plan.known_epsilon(store) is None:
-        check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON, store), store), store, runtime.max_bytes)
+        check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON), store), store, runtime.max_bytes)
     with open_workers(plan.models, settings.inference.precision, store, runtime) as workers:
         found = epsilon_found(plan, store, workers) if settings.uses("perturb") else NO_EPSILON
-        jobs = plan.jobs(found.epsilon, store)
+        jobs = plan.jobs(found.epsilon)
         stock = take_stock(plan.name, jobs, store)
         missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
         check_room(plan, missing, store, runtime.max_bytes)
+        partitions = {job.partition for job in missing}
+        put_shards(store, plan.source.folder, (entry for entry in plan.entries() if entry.partition in partitions))
         if words := plan.candidates(missing):
             title = f"{plan.name}, words"
             finish(title, words, take_stock(title, words, store), workers)
@@ -96,9 +97,9 @@ def open_workers(folders: ModelFolders, precision: Precision, store: Store, runt
     """The workers of the settings; nothing starts before the first job."""
     if runtime.workers == 0:
         return ThisProcess(folders, precision, store)
-    from pipeline.augment.cluster import Cluster  # here, so that everything else runs without Ray
+    from pipeline.augment.engine import RayActors  # here, so that everything else runs without Ray
 
-    return Cluster(folders, precision, store, runtime)
+    return RayActors(folders, precision, store, runtime)
 
 
 def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
@@ -118,11 +119,8 @@ def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
         doing = "searching epsilon" if searched else "measuring the effect of epsilon"
         print(f"{plan.name}: {doing} on {len(calibration.labelled.inputs)} rows of the train split", flush=True)
         result = calibration.find(effects)
-        try:
-            with store.put(key, asdict(result)):
-                pass
-        except OSError as cause:
-            raise PipelineError(f"cannot write epsilon to the store {store.folder}: {cause.strerror or cause}") from cause
+        with writing_to(store), store.put(key, asdict(result)):
+            pass
     print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
     return result
 
@@ -141,10 +139,9 @@ def results(jobs: Sequence[Job], workers: Workers, counter: "Counter | None" = N
 
 def take_stock(name: str, jobs: Sequence[ShardJob], store: Store) -> list[Receipt | None]:
     """The receipt of each job's shard, verified by its sha256, or None if it is missing; reports damaged shards."""
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        entries = list(pool.map(store.get, [job.key for job in jobs]))
+    entries = store.find([job.key for job in jobs])
     pairs = zip(jobs, entries, strict=True)
-    if damaged := [job.name for job, entry in pairs if entry is None and store.folder_of(job.key).exists()]:
+    if damaged := [job.name for job, entry in pairs if entry is None and store.has(job.key)]:
         print(f"{name}: damaged in the store, computed again: {', '.join(damaged)}", flush=True)
     return [None if entry is None else Receipt.of(entry) for entry in entries]
 
@@ -209,7 +206,8 @@ def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
     try:
         with folder_written_whole(out) as folder:
             for entry in manifest.shards:
-                store.place(Entry(store.folder_of(entry.receipt.key), entry.receipt.key), folder, {SHARD_FILE: entry.file})
+                stored = store.fetch(entry.receipt.key, entry.receipt.files)
+                store.place(stored, folder, {SHARD_FILE: entry.file})
             manifest.save(folder)
     except OSError as cause:
         raise PipelineError(f"{out} cannot be written: {cause.strerror or cause}; all shards are kept in the store") from cause

@@ -20,7 +20,7 @@ from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SurrogateFolder
-from pipeline.shards.manifest import SHARD_FILE, ShardEntry, check_agreement, lineage
+from pipeline.shards.manifest import ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.keys import Key, computed_by, hash_of
@@ -122,7 +122,7 @@ class Augmentation:
         alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
         return note, Calibration(labelled, alone, len(self.models.surrogate_hashes))
 
-    def jobs(self, epsilon: float, store: Store) -> list[ShardJob]:
+    def jobs(self, epsilon: float) -> list[ShardJob]:
         """One for each variant and partition, variant by variant."""
         checkpoints, jobs = self.models.surrogate_hashes, []
         for variant, checkpoint in enumerate(followed_by(self.settings, len(checkpoints)), start=1):
@@ -134,16 +134,15 @@ class Augmentation:
             if checkpoint is not None:
                 key["surrogate"] = checkpoints[checkpoint - 1]
             for entry in self.entries():
-                words = candidates_job(self.source, entry, self._candidates_key) if "masked_lm" in spec.recipe else None
-                path = None if words is None else store.folder_of(words.key) / SHARD_FILE
-                jobs.append(variant_job(self.source, entry, spec, key, path))
+                words = candidates_job(entry, self._candidates_key).key if "masked_lm" in spec.recipe else None
+                jobs.append(variant_job(entry, spec, key, words))
         return jobs
 
     def candidates(self, jobs: Sequence[ShardJob]) -> list[ShardJob]:
         """The candidates that these jobs need: one job per partition."""
         needed = {job.partition for job in jobs if "masked_lm" in self.settings.recipe(job.variant)}
         key = self._candidates_key
-        return [candidates_job(self.source, entry, key) for entry in self.entries() if entry.partition in needed]
+        return [candidates_job(entry, key) for entry in self.entries() if entry.partition in needed]
 
     def known_epsilon(self, store: Store) -> float | None:
         """Epsilon if the store has it, 0 if no variant is perturbed; leaves no trace of the look-up."""

@@ -1,7 +1,7 @@
 """The frozen models of a worker, loaded lazily: the teacher, a surrogate's checkpoints, a masked language model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,6 @@ class ModelFolders:
     teacher_hash: str | None = None
     surrogate_hashes: tuple[str, ...] = ()
     masked_lm_hash: str | None = None
-
-    def at(self, moved: Callable[[Path], Path]) -> "ModelFolders":
-        """The same models in other folders."""
-        surrogate, masked_lm = (None if folder is None else moved(folder) for folder in (self.surrogate, self.masked_lm))
-        return replace(self, teacher=moved(self.teacher), surrogate=surrogate, masked_lm=masked_lm)
-
-    def files(self) -> list[Path]:
-        """The files of the models: a folder without its subfolders, and all checkpoints of a surrogate."""
-        flat = [folder for folder in (self.teacher, self.masked_lm) if folder is not None and folder.is_dir()]
-        found = [file for folder in flat for file in folder.iterdir() if file.is_file()]
-        return sorted(found) + sorted(file for file in (self.surrogate.rglob("*") if self.surrogate else ()) if file.is_file())
 
 
 class ModelSet:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pipeline.augment.batches import Columns, Inputs
 from pipeline.augment.candidates import RowCandidates, read_candidates, replace
-from pipeline.augment.jobs import Done, ShardJob, Work, kept, read_inputs
+from pipeline.augment.jobs import Done, ShardJob, kept, read_inputs, rows_of
 from pipeline.augment.recipes import TextEdits, special_ids
 from pipeline.augment.teacher import Arriving, FrozenTeacher, ModelSet, check_finite
 from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Recipe
@@ -22,12 +21,12 @@ from pipeline.corpus.seeding import seed_of
 from pipeline.models.forward import divergence, flipped
 from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
-from pipeline.shards.manifest import ShardEntry
-from pipeline.shards.reader import Positions, Rows, Shards
+from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
+from pipeline.shards.reader import Positions, Rows
 from pipeline.shards.schema import shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.keys import Key
-from pipeline.store.store import Store
+from pipeline.store.store import Store, needed
 
 
 @dataclass(frozen=True)
@@ -196,17 +195,22 @@ def edited(inputs: Inputs, teacher: FrozenTeacher, candidates: Sequence[RowCandi
     return Inputs(inputs.example_ids, [ids for ids, _ in rows], [types for _, types in rows if types is not None] or None)
 
 
-def variant_job(source: Shards, entry: ShardEntry, spec: VariantSpec, shared_key: Key, candidates: Path | None) -> ShardJob:
-    """One variant of a partition of the train split; ``candidates`` is their shard if the recipe replaces words."""
+def variant_job(entry: ShardEntry, spec: VariantSpec, shared_key: Key, candidates: Key | None) -> ShardJob:
+    """One variant of a partition of the train split; ``candidates`` is their key if the recipe replaces words."""
     key = shared_key | {"variant": spec.variant, "examples": entry.receipt.key["examples"]}
     name = f"variant {spec.variant}, partition {entry.partition}"
-    work = partial(_variant_work, source, entry, spec, key, candidates)
+    work = partial(_variant_work, spec, key, entry.receipt, candidates)
     return ShardJob(name, key, "train", spec.variant, entry.partition, entry.receipt.rows, work)
 
 
-def _variant_work(source: Shards, entry: ShardEntry, spec: VariantSpec, key: Key, candidates: Path | None) -> Work:
-    words = None if candidates is None else read_candidates(candidates)
-    return partial(write_variant, spec, key, read_labelled(source.rows_of(entry)), words)
+def _variant_work(
+    spec: VariantSpec, key: Key, soft_labels: Receipt, candidates: Key | None, models: ModelSet, store: Store
+) -> Done:
+    """Read the rows and the candidates of their words, and write the variant."""
+    words = None
+    if candidates is not None:
+        words = read_candidates(needed(store, candidates, "the word candidates of its partition").folder / SHARD_FILE)
+    return write_variant(spec, key, read_labelled(rows_of(soft_labels, store)), words, models, store)
 
 
 def write_variant(

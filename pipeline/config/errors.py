@@ -1,6 +1,7 @@
 """Errors that a user must correct; the commands print them without a traceback."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class PipelineError(Exception):
@@ -25,6 +26,19 @@ def errors_of(*checks: Callable[[], object]) -> list[str]:
         except PipelineError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+@contextmanager
+def naming(originals: Mapping[str, str]) -> Iterator[None]:
+    """In errors that the block raises, name copies by their originals; ``originals`` maps paths of copies to theirs."""
+    try:
+        yield
+    except PipelineError as error:
+        text = str(error)
+        for copy, original in originals.items():
+            text = text.replace(copy, original)
+        error.args = (text,)
+        raise
 
 
 def last_line(error: BaseException) -> str:

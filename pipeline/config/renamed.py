@@ -1,4 +1,4 @@
-"""Setting names of the first edition and their successors: an old params.yaml gets one list of the new names."""
+"""Former names of settings and their successors: an old params.yaml gets one list of the new names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,6 +57,7 @@ RUNTIME = {
     "readers": "dataloader_num_workers",
     "checkpoint_steps": "save_steps",
     "log_to": "report_to",
+    "ray_address": REMOVED + "use RAY_ADDRESS in the environment",
 }
 
 NEW_SECTIONS = {"score": "inference", "words": "masked_lm", "scout": "surrogate"}

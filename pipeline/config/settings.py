@@ -281,9 +281,7 @@ class RuntimeSettings(Settings):
     """Section ``runtime``: affects speed, not results (except dropout if world_size is above 1); no stage tracks it."""
 
     store: Annotated[str, Field(min_length=1)]
-    """Folder of finished shards and models. Nodes that share it write to it; others send their shards back."""
-    ray_address: str | None
-    """Address of a running Ray cluster; null starts Ray on this machine. RAY_ADDRESS in the environment takes precedence."""
+    """Folder of finished shards and models; all nodes of a Ray cluster must see it at the same path."""
     workers: Annotated[int, Field(ge=0)] | None
     """Most worker processes; null is one per GPU, or one per core without GPUs; 0 runs in this process, without Ray."""
     max_bytes: Positive | None

@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import torch
@@ -12,8 +12,12 @@ import torch
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
+from pipeline.distill.stored_job import StoredJob
 from pipeline.store.keys import BUILD, Build, key_hash, rejection
 from pipeline.store.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.training.ray_session import NodeCheck  # imports Ray
 
 RESTARTS = 3
 """Most restarts of processes that train a student after one of them died."""
@@ -41,9 +45,9 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     """
     import ray
 
-    from pipeline.training.ray_session import join_ray
+    from pipeline.training.ray_session import NodeCheck, join_ray, one_place
 
-    store = Store(runtime.store_folder)
+    store = Store(runtime.store_folder.resolve())
     lacking = [(key_hash(key), job) for job in jobs if store.get(key := job.key()) is None]
     missing = list(dict(lacking).values())
     there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)
@@ -51,27 +55,28 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     print(f"distill: {len(jobs)} students, {there} in the store, {len(missing)} to train{note}", flush=True)
     if not missing:
         return
-    errors = []
-    join_ray(runtime, runtime.workers or int(joblib.cpu_count()), log_to_driver=True)
-    try:
-        share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
-        task = ray.remote(_train_one).options(**share, max_retries=RESTARTS)
-        promises = [task.remote(store, job, runtime, Path.cwd(), BUILD) for job in missing]
-        for job, promise in zip(missing, promises, strict=True):
-            try:
-                ray.get(promise)
-            except ray.exceptions.RayError as error:
-                errors.append(f"{job.name} ({job.soft_labels.name}): {last_line(getattr(error, 'cause', None) or error)}")
-    finally:
-        ray.shutdown()
+    errors, stored = [], [StoredJob.put(job, store) for job in missing]
+    with store.probe() as token:
+        join_ray(runtime.workers or int(joblib.cpu_count()), log_to_driver=True)
+        try:
+            task = ray.remote(_train_one).options(**one_place()[0], max_retries=RESTARTS)
+            promises = [task.remote(job, runtime, NodeCheck(store, token, BUILD)) for job in stored]
+            for job, promise in zip(missing, promises, strict=True):
+                try:
+                    ray.get(promise)
+                except ray.exceptions.RayError as error:
+                    errors.append(f"{job.name} ({job.soft_labels.name}): {last_line(getattr(error, 'cause', None) or error)}")
+        finally:
+            ray.shutdown()
     if errors:
         raise PipelineError("\n  - ".join([f"{len(errors)} of {len(missing)} students were not trained:", *errors]))
 
 
-def _train_one(store: Store, job: StudentJob, runtime: RuntimeSettings, home: Path, build: Build) -> None:
-    """Runs in a process of its own."""
-    _settle(home, build)
-    store.obtain(job.key(), job.title, lambda: train_into(store, job, runtime))
+def _train_one(stored: StoredJob, runtime: RuntimeSettings, check: "NodeCheck") -> None:
+    """Runs in a process of its own, on any node."""
+    check()
+    with stored.opened(check.store) as job:
+        check.store.obtain(job.key(), job.title, lambda: train_into(check.store, job, runtime))
 
 
 def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
@@ -84,7 +89,7 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
 
     job.sources()  # an error in them is raised here, not by every process
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise every line appears twice
-    join_ray(runtime, runtime.world_size, log_to_driver=True)
+    join_ray(runtime.world_size, log_to_driver=True)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if gpus and gpus < runtime.world_size:

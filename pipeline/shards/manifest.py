@@ -1,7 +1,7 @@
 """The manifest, which completes a set of shards; receipts of single shards; the lineage, which both halves compare."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.shards.schema import FORMAT_VERSION, Content
 from pipeline.store.files import written_whole
 from pipeline.store.keys import Key, differences, hash_of, sha256_of
-from pipeline.store.store import Entry
+from pipeline.store.store import Entry, Store, add_files
 
 MANIFEST_FILE = "manifest.json"
 
@@ -50,6 +50,11 @@ class Receipt(Settings):
     bytes: int
     sha256: str
     statistics: dict[str, float]
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """The shard's file, as ``Store.fetch`` takes it."""
+        return {SHARD_FILE: {"sha256": self.sha256, "bytes": self.bytes}}
 
     @classmethod
     def of(cls, entry: Entry) -> "Receipt":
@@ -171,6 +176,20 @@ def manifest_hash(folder: Path) -> str:
         return sha256_of(folder / MANIFEST_FILE)
     except FileNotFoundError as cause:
         raise ShardMismatch(NOT_COMPLETE.format(folder / MANIFEST_FILE)) from cause
+
+
+def put_shards(store: Store, folder: Path, shards: Iterable[ShardEntry]) -> None:
+    """Put shards of a published folder into the store if it lacks them, as it does after ``dvc pull``.
+
+    Raises:
+        ShardMismatch: a file differs from its receipt.
+    """
+    for entry in shards:
+        if store.peek(entry.receipt.key) is None:
+            path = folder / entry.file
+            if sha256_of(path) != entry.receipt.sha256:
+                raise ShardMismatch(f"{path} has other bytes than its manifest says; make it again with dvc repro")
+            add_files(store, entry.receipt.key, {SHARD_FILE: path}, entry.receipt.facts())
 
 
 def training_hash(folder: Path) -> str:

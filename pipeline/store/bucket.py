@@ -65,10 +65,14 @@ class BucketStore(Store):
         entry = self.peek(key)
         return entry if entry and self._fetched(entry) is None else None
 
-    def find(self, keys: Sequence[Key], verify: bool) -> list[Entry | None]:
-        """The entries of many keys, or None; their files are verified when they are fetched, whatever ``verify`` says."""
+    def find(self, keys: Sequence[Key]) -> list[Entry | None]:
+        """The entries of many keys, or None; a file is verified when it is fetched."""
         with ThreadPoolExecutor(REQUESTS) as threads:
             return list(threads.map(self.peek, keys))
+
+    def has(self, key: Key) -> bool:
+        """False: an entry without a readable receipt is as good as absent."""
+        return False
 
     def is_whole(self, entry: Entry) -> bool:
         """True, since a receipt follows its objects, and an object is complete or absent."""
@@ -228,7 +232,9 @@ class BucketStore(Store):
         if needed > self.cache_bytes:
             return False
         with FileLock(self.folder / "cache.lock"):
-            held = {name: size for name, size in self._cache.sizes().items() if NAME.fullmatch(name) or name.startswith(PARTIAL)}
+            held = {
+                name: size for name, size in self._cache.sizes().items() if NAME.fullmatch(name) or name.startswith(PARTIAL)
+            }
             room = self.cache_bytes - needed - sum(size.bytes for size in held.values())
             for name, size in sorted(held.items(), key=lambda one: one[1].touched):
                 if room < 0 and (NAME.fullmatch(name) or size.touched < time.time() - SECONDS_UNFINISHED):

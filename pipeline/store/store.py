@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +121,14 @@ class Store:
         except ABSENT:
             return False
 
-    def find(self, keys: Sequence[Key], verify: bool) -> list[Entry | None]:
-        """The entries of many keys, or None; ``verify`` as ``get`` does, or only ``peek``."""
-        return [self.get(key) if verify else self.peek(key) for key in keys]
+    def find(self, keys: Sequence[Key]) -> list[Entry | None]:
+        """``get`` of many keys."""
+        with ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
+            return list(threads.map(self.get, keys))
+
+    def has(self, key: Key) -> bool:
+        """Whether there is anything under a key, intact or not."""
+        return self.folder_of(key).exists()
 
     def fetch(self, key: Key, files: Files) -> Entry:
         """These files of an entry in a local folder, verified.
@@ -154,13 +161,7 @@ class Store:
         ``names`` maps the files to place to their new names; by default all keep their names.
         """
         for file, name in (names or {file: file for file in entry.files}).items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(entry.folder / file, target)
-            except OSError:
-                with written_whole(target) as partial:
-                    shutil.copyfile(entry.folder / file, partial)
+            _link(entry.folder / file, folder / name)
 
     @contextmanager
     def put(self, key: Key, facts: Facts | None = None) -> Iterator[Path]:
@@ -214,6 +215,33 @@ class Store:
                     return made
         print(f"{title}: finished before, taken from {self}/{entry.name}", flush=True)
         return entry
+
+    @contextmanager
+    def probe(self) -> Iterator[str]:
+        """A token by which another process finds out with ``sees`` whether it has the same store.
+
+        Raises:
+            PipelineError: the store cannot be written to.
+        """
+        file = self.folder / f"{PARTIAL}{secrets.token_hex(6)}-{secrets.token_hex(16)}.probe_file"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"\0" * 4096)
+        except OSError as cause:
+            with suppress(OSError):
+                file.unlink()
+            raise PipelineError(
+                f"the store {self} cannot be written to: {cause.strerror or cause}; "
+                "free some space or correct its permissions, or set runtime.store to another folder"
+            ) from cause
+        try:
+            yield file.name
+        finally:
+            file.unlink(missing_ok=True)
+
+    def sees(self, token: str) -> bool:
+        """Whether the token of ``probe`` comes from this store."""
+        return (self.folder / token).exists()
 
     @contextmanager
     def lock(self, key: Key, title: str) -> Iterator[None]:
@@ -285,6 +313,49 @@ def entry_of(folder: Path, receipt: bytes) -> Entry | None:
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return entry if whole and key_hash(entry.key) == folder.name else None
+
+
+def key_of_files(content: str, files: Mapping[str, Path]) -> Key:
+    """The key of an entry that holds just these files, by their names in it: their hashes."""
+    return {"content": content, "files": {name: sha256_of(path) for name, path in sorted(files.items())}}
+
+
+@contextmanager
+def writing_to(store: Store) -> Iterator[None]:
+    """Turn an ``OSError`` of the block, such as a full disk, into a ``PipelineError`` that names the store."""
+    try:
+        yield
+    except OSError as cause:
+        raise PipelineError(f"cannot write to the store {store}: {cause.strerror or cause}") from cause
+
+
+def add_files(store: Store, key: Key, files: Mapping[str, Path], facts: Facts | None = None) -> None:
+    """Put existing files, by their names in the entry, unless an intact entry is there; links them where possible.
+
+    Raises:
+        PipelineError: the store cannot be written to.
+    """
+    if store.find([key])[0] is None:
+        with writing_to(store), store.put(key, facts) as folder:
+            for name, source in files.items():
+                _link(source.resolve(), folder / name)
+
+
+def needed(store: Store, key: Key, title: str) -> Entry:
+    """An entry that another process has put; raises ``PipelineError`` with its title if it is not there."""
+    if (entry := store.get(key)) is None:
+        raise PipelineError(f"{title} cannot be read from the store {store}; run the stage again")
+    return entry
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with written_whole(target) as partial:
+            shutil.copyfile(source, partial)
 
 
 def stored_as(*keys: Key) -> list[str]:

@@ -1,31 +1,33 @@
-"""Ray: joins a cluster if one is named, else starts one on this machine."""
+"""Ray: joins a cluster if RAY_ADDRESS names one, else starts one on this machine; what each node must share with the driver."""
 
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from pipeline.config.errors import PipelineError, last_line
-from pipeline.config.settings import RuntimeSettings
+from pipeline.store.keys import BUILD, Build, rejection
+from pipeline.store.store import Store
 
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
-"""Only the rows of one job per worker and parts of files travel through Ray."""
+"""Only jobs, receipts and the rows of a calibration travel through Ray."""
 
 SECONDS_TO_CONNECT = 10.0
 """Timeout for a cluster's address; Ray itself would try for minutes."""
 
 
-def join_ray(runtime: RuntimeSettings, cores: int, log_to_driver: bool = False) -> None:
-    """Join the cluster that the environment or the settings name, else start Ray on this many cores of this machine.
+def join_ray(cores: int, log_to_driver: bool = False) -> None:
+    """Join the cluster that RAY_ADDRESS names, else start Ray on this many cores of this machine.
 
     With ``log_to_driver`` the output of Ray's processes is printed here.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS") or runtime.ray_address
+    address = os.environ.get("RAY_ADDRESS")
     given: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR, "address": address or "local"}
     if not address:
         given |= {"num_cpus": cores, "object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
@@ -40,3 +42,28 @@ def join_ray(runtime: RuntimeSettings, cores: int, log_to_driver: bool = False) 
         raise PipelineError(
             f"Ray does not start on this machine: {last_line(cause)}; runtime.workers: 0 does the work without it"
         ) from cause
+
+
+def one_place() -> tuple[dict[str, int], str]:
+    """What one worker takes of the cluster, as an option of Ray, and the name of that resource: a GPU, else a core."""
+    return ({"num_gpus": 1}, "GPU") if ray.cluster_resources().get("GPU") else ({"num_cpus": 1}, "CPU")
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """What every node must share with the driver."""
+
+    store: Store
+    token: str
+    """From ``Store.probe`` of the driver."""
+    build: Build
+
+    def __call__(self) -> None:
+        """Reject this node, in one sentence, if its sources or libraries differ or it does not see the store."""
+        if differing := BUILD.differs_from(self.build):
+            raise PipelineError(rejection(differing))
+        if not self.store.sees(self.token):
+            raise PipelineError(
+                f"node {ray.util.get_node_ip_address()} does not see the store {self.store}; set runtime.store to a bucket or "
+                "to a folder that all nodes share at the same path"
+            )

@@ -1,4 +1,3 @@
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +6,13 @@ from typing import Any
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster as Nodes
 
 from pipeline.shards.manifest import manifest_hash
 from pipeline.shards.reader import Shards
 from pipeline.store.collect import delete, garbage, items_of, uses_of
 from pipeline.store.files import PARTIAL
 from pipeline.store.store import Store
-from tests.running import ROOT, SEARCH, Stage, kill, labelled, lives, title, undisturbed
+from tests.running import SEARCH, Stage, kill, labelled, lives, nodes, title, undisturbed
 from tests.stored import HOUR, age
 from tests.world import AUGMENT
 
@@ -65,7 +63,7 @@ def test_a_killed_run_resumes_and_survives_a_killed_worker(stage: Stage, folder:
     assert stage.end() == 0, stage.said()
     said = stage.said()
     assert f"augment tiny: {shards} shards, {finished} in the store, {shards - finished} to compute" in said
-    assert said.count("a worker died on variant ") == 1
+    assert said.count(": its worker was lost and started again") == 1
     assert "searching epsilon" not in said, "epsilon was kept"
     assert "damaged" not in said
     assert stage.left_behind() == []
@@ -86,21 +84,6 @@ def test_a_killed_run_resumes_and_survives_a_killed_worker(stage: Stage, folder:
     Shards(stage.out)
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """A Ray cluster on loopback: two nodes with a place for one worker each."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    each: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-    made = Nodes(initialize_head=True, head_node_args=each)
-    try:
-        made.add_node(**each)
-        yield made
-    finally:
-        made.shutdown()
-
-
 def of_node(node: Any) -> list[psutil.Process]:
     """The raylet of a node and all below it."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
@@ -108,7 +91,7 @@ def of_node(node: Any) -> list[psutil.Process]:
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
-    return [process for process in of_node(node) if "ray::Worker" in title(process)]
+    return [process for process in of_node(node) if "ray::RayWorker" in title(process)]
 
 
 @contextmanager
@@ -123,19 +106,22 @@ def pausing(processes: list[psutil.Process]) -> Iterator[None]:
             process.resume()
 
 
-def test_no_shard_is_lost_with_a_node_and_its_workers(nodes: Nodes, folder: Path, teacher: Path) -> None:
-    stage = Stage(folder, teacher, SLOW, workers=2, out="two nodes", store=folder / "store of two nodes")
-    wanted = folder / "undisturbed" / "shards"
-    lost = next(iter(nodes.worker_nodes))
+def test_no_shard_is_lost_with_a_node_and_its_workers(folder: Path, teacher: Path) -> None:
+    with nodes(2) as cluster:
+        lose_a_node(cluster, Stage(folder, teacher, SLOW, workers=2, out="two nodes", store=folder / "store of two nodes"))
+
+
+def lose_a_node(cluster: Any, stage: Stage) -> None:
+    wanted, lost = stage.out.parent / "undisturbed" / "shards", next(iter(cluster.worker_nodes))
 
     def more_shards_are_finished() -> None:
         until = stage.finished_shards() + 3
         stage.until(lambda: stage.finished_shards() >= until)
 
-    stage.start(environment={"RAY_ADDRESS": nodes.address})
+    stage.start(environment={"RAY_ADDRESS": cluster.address})
     try:
         more_shards_are_finished()
-        with pausing(workers_of(nodes.head_node)):
+        with pausing(workers_of(cluster.head_node)):
             more_shards_are_finished()  # on the node that will die
         with pausing(workers_of(lost)):
             more_shards_are_finished()  # on the other
@@ -144,6 +130,6 @@ def test_no_shard_is_lost_with_a_node_and_its_workers(nodes: Nodes, folder: Path
         assert stage.end() == 0, stage.said()
     finally:
         stage.kill_all()
-    assert stage.said().count("a worker died on variant ") == 1
+    assert stage.said().count(": its worker was lost and started again") == 1
     assert stage.hash() == manifest_hash(wanted)
     assert not list(stage.store.glob("*probe_file*"))

@@ -13,17 +13,27 @@ from hypothesis import strategies as st
 
 from pipeline.augment import jobs as module
 from pipeline.augment.candidates import read_candidates
-from pipeline.augment.jobs import Examples, candidates_job, cut, hash_of_examples, places, read_inputs, write_soft_labels
+from pipeline.augment.jobs import (
+    Examples,
+    candidates_job,
+    cut,
+    hash_of_examples,
+    places,
+    put_examples,
+    read_inputs,
+    write_soft_labels,
+)
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation, soft_label_jobs
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
 from pipeline.models.folder import ModelFolder
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import Manifest, put_shards
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import candidates_schema
+from pipeline.store.keys import key_hash
 from pipeline.store.store import Store
-from tests.stored import found, shard_path
+from tests.stored import found, shard_path, shards_in
 from tests.world import (
     AUGMENT_SETTINGS,
     INFERENCE,
@@ -186,8 +196,10 @@ def test_receipts_sum_up_their_rows(made: tuple[Path, Path]) -> None:
 
 
 def test_a_receipt_of_soft_labels_counts_truncated_texts(prepared: Path, teacher: Path, store: Store) -> None:
-    examples = next(places(prepared, "train", 16)).read()
-    done = write_soft_labels(examples, {"max_length": 6}, 8, ModelSet(ModelFolders(teacher), "float32"), store)
+    place = next(places(prepared, "train", 16))
+    put_examples(place, store)
+    examples, key = place.read(), {"max_length": 6, "examples": place.examples_hash}
+    done = write_soft_labels(key, 8, ModelSet(ModelFolders(teacher), "float32"), store)
     lengths = [len(text.split()) + 2 for text in examples["text_a"]]
     assert done.result.statistics == {"truncated": sum(length > 6 for length in lengths)}
     assert (done.result.rows, done.result.tokens) == (len(lengths), sum(min(length, 6) for length in lengths))
@@ -200,7 +212,7 @@ def test_a_corpus_that_changed_since_it_was_planned_is_rejected(prepared: Path, 
     relabelled = pa.array([1 - label for label in table["label"].to_pylist()], pa.int32())
     pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", relabelled), corpus / "train.parquet")
     with pytest.raises(PipelineError, match=r"the tables in .*prepared were changed during this run; start it again"):
-        job.work()
+        job.prepare(Store(tmp_path / "store"))
 
 
 def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_path: Path, store: Store) -> None:
@@ -210,18 +222,22 @@ def test_rows_without_a_gradient_are_counted(prepared: Path, teacher: Path, tmp_
         assert entry.receipt.statistics["vanished"] == (entry.receipt.rows if entry.variant == 1 else 0)
 
 
-def test_pickled_work_gives_the_same_bytes(
-    soft_labels: Path, teacher: Path, tmp_path: Path, store: Store, masked_lm: Path
+def test_work_is_small_and_gives_the_same_bytes_when_pickled(
+    soft_labels: Path, teacher: Path, store: Store, masked_lm: Path
 ) -> None:
     chosen = augment_settings(variants=3, recipes=[["perturb"], ["delete"], ["masked_lm"]])
     plan = Augmentation.of(soft_labels, teacher, chosen, masked_lm=masked_lm)
     models = ModelSet(plan.models, "float32")
-    jobs = [job for job in plan.jobs(0.2, store) if job.partition == 1]
+    jobs = [job for job in plan.jobs(0.2) if job.partition == 1]
+    put_shards(store, soft_labels, plan.entries())
     for needed in plan.candidates(jobs):
-        needed.work()(models, store)
+        needed.work(models, store)
     for job in jobs:
-        here = job.work()(models, store).result
-        assert here == pickle.loads(pickle.dumps(job.work()))(models, Store(tmp_path / "other")).result
+        sent = pickle.dumps(job.work)
+        assert len(sent) < 10_000, "no rows and no models"
+        here = job.work(models, store).result
+        store.remove(key_hash(job.key))
+        assert here == pickle.loads(sent)(models, store).result
 
 
 def test_logits_that_are_not_finite_are_reported_with_shard_and_example(
@@ -234,7 +250,7 @@ def test_logits_that_are_not_finite_are_reported_with_shard_and_example(
     with pytest.raises(PipelineError, match=sentence):
         soft_label(prepared, broken_one, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
     assert not (tmp_path / "soft_labels").exists()
-    assert list(store.folder.iterdir()) == []
+    assert shards_in(store.folder) == []
     broken_mask = broken(teacher, tmp_path / "mask", WORD_TABLE, float("nan"), SPECIAL.index("[MASK]"))
     soft_label(prepared, broken_mask, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
     with pytest.raises(PipelineError, match=r"^variant 1, partition 0 failed: .* on variant 1 of example train\d{5} are not"):
@@ -255,9 +271,10 @@ def test_examples_without_a_label_get_variants(tmp_path: Path, teacher: Path, st
 def test_candidates_are_read_back_from_the_store(soft_labels: Path, teacher: Path, store: Store, masked_lm: Path) -> None:
     shards = Shards(soft_labels)
     entry = shards.manifest.of_split("train")[1]
-    job = candidates_job(shards, entry, {"content": "candidates"})
+    put_shards(store, soft_labels, [entry])
+    job = candidates_job(entry, {"content": "candidates"})
     models = ModelSet(ModelFolders(teacher, masked_lm=masked_lm, settings=AUGMENT_SETTINGS), "float32")
-    receipt = job.work()(models, store).result
+    receipt = job.work(models, store).result
     assert found(store, job.key) == receipt
     proposed = models.masked_lm.candidates(read_inputs(shards.rows_of(entry)))
     read = read_candidates(shard_path(store, job.key))

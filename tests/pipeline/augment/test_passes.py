@@ -23,7 +23,7 @@ from pipeline.augment.teacher import FrozenModel
 from pipeline.augment.workers import ThisProcess
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, InferenceSettings
-from pipeline.shards.manifest import SHARD_FILE, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards.manifest import SHARD_FILE, Manifest, ShardEntry, ShardMismatch, put_shards
 from pipeline.shards.reader import Shards
 from pipeline.shards.writer import write_shard
 from pipeline.store.keys import key_hash
@@ -339,7 +339,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_the_store_keeps_all(fin
         publish(out, finished.store, finished.manifest())
     assert (finished.folder / "occupied").read_text() == "mine"
     assert left_over(finished.folder) == []
-    jobs = Augmentation.of(finished.soft_labels, finished.teacher, augment_settings()).jobs(0.2, finished.store)
+    jobs = Augmentation.of(finished.soft_labels, finished.teacher, augment_settings()).jobs(0.2)
     assert take_stock("augment tiny", jobs, finished.store) == [entry.receipt for entry in finished.manifest().shards]
 
 
@@ -388,6 +388,8 @@ def test_a_full_store_is_an_error_with_the_shard_and_the_next_run_resumes(
     once: World, world: World, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     shutil.copytree(once.soft_labels, world.soft_labels)
+    put_shards(world.store, world.soft_labels, Manifest.read(world.soft_labels).shards)
+    before = shards_in(world.store.folder)
 
     def full_at_the_end(*arguments: Any) -> Any:
         with monkeypatch.context() as inner:
@@ -402,7 +404,7 @@ def test_a_full_store_is_an_error_with_the_shard_and_the_next_run_resumes(
         sentence = rf"^variant 1, partition 0 failed: cannot write to the store {world.store.folder}: No space left on device$"
         with pytest.raises(PipelineError, match=sentence):
             world.augment()
-    assert (left_over(world.folder), shards_in(world.store.folder)) == ([], [])
+    assert (left_over(world.folder), shards_in(world.store.folder)) == ([], before)
     assert not world.shards.exists()
     assert world.computed() == []
     assert [name_of(entry) for entry in world.augment().shards] == world.computed()

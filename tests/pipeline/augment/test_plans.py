@@ -18,7 +18,6 @@ from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SurrogateFolder
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage
 from pipeline.shards.reader import Shards
-from pipeline.store.store import Store
 from tests.world import INFERENCE, augment_settings, make_task, runtime_at, save_masked_lm, save_surrogate, save_teacher
 
 FROM_SURROGATE = augment_settings({"gradient_from": "surrogate"})
@@ -173,5 +172,5 @@ def test_candidates_of_texts_of_another_max_length_are_not_used(prepared: Path, 
         (shorter / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": length}))
         soft_label(prepared, shorter, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
         plan = Augmentation.of(tmp_path / "soft_labels", shorter, settings, masked_lm=words)
-        keys.append([job.key for job in plan.candidates(plan.jobs(0.0, Store(tmp_path / "store")))])
+        keys.append([job.key for job in plan.candidates(plan.jobs(0.0))])
     assert not [key for key in keys[0] if key in keys[1]]

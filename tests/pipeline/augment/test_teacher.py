@@ -14,7 +14,7 @@ from pipeline.augment.variants import Label, LabelledRows, VariantSpec, make_var
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Precision
 from pipeline.models.folder import ModelFolder
-from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE, SurrogateFolder
+from pipeline.perturbation.surrogate import SurrogateFolder
 from tests.world import (
     AUGMENT_SETTINGS,
     MAX_LENGTH,
@@ -118,16 +118,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> ModelFol
         save_teacher(left / "checkpoint-10", make_task())
     save_surrogate(place / "surrogate", [1, 2], teacher)
     return ModelFolders(place / "teacher", place / "surrogate", place / "masked_lm", AUGMENT_SETTINGS)
-
-
-def test_the_files_of_the_models_do_not_include_checkpoints_of_their_trainings(folders: ModelFolders) -> None:
-    place = folders.teacher.parent
-    found = {str(file.relative_to(place)) for file in folders.files()}
-    assert found >= {"teacher/model.safetensors", "teacher/task.json", "teacher/tokenizer.json", "masked_lm/model.safetensors"}
-    assert found >= {
-        f"surrogate/{name}" for name in (SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/config.json")
-    }
-    assert not [name for name in found if "checkpoint" in name]
 
 
 def test_models_are_loaded_lazily_and_once(folders: ModelFolders) -> None:

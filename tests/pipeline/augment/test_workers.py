@@ -1,19 +1,22 @@
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.augment import cluster
+from pipeline.augment import engine
 from pipeline.augment.jobs import Done
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
-from pipeline.augment.workers import ThisProcess
+from pipeline.augment.workers import StoredModels, ThisProcess
 from pipeline.config.errors import PipelineError
+from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE
 from pipeline.store.store import Store
-from tests.world import INFERENCE, augment_settings, runtime_at
+from tests.stored import shards_in
+from tests.world import INFERENCE, augment_settings, make_task, runtime_at, save_masked_lm, save_surrogate, save_teacher
 
 RECIPES = [["perturb"], ["mask", "perturb"], ["delete"]]
 
@@ -29,8 +32,12 @@ class Small:
     def name(self) -> str:
         return f"small {self.number}"
 
+    @property
     def work(self) -> "Small":
         return self
+
+    def prepare(self, store: Store) -> None:
+        """It reads nothing."""
 
     def __call__(self, models: ModelSet, store: Store) -> Done:
         if self.error is not None:
@@ -70,10 +77,7 @@ def test_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_no_ray(
     assert hashes(none / "shards") == hashes(two / "shards")
     assert hashes(none / "store") == hashes(two / "store"), "receipts too, and no partial file"
 
-    def fail(runtime: object, cores: int) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr(cluster, "join_ray", fail)
+    monkeypatch.setattr(engine, "join_ray", lambda cores: pytest.fail("Ray was started"))
     run(two, two / "soft_labels", 2)
     assert hashes(two / "shards") == hashes(none / "shards")
 
@@ -108,3 +112,61 @@ def test_only_an_unexpected_error_is_printed_with_its_traceback(here: ThisProces
     with pytest.raises(PipelineError, match=r"^small 6 failed: expected$"):
         list(here.run([Small(6, PipelineError("expected"))]))
     assert capsys.readouterr() == ("", "")
+
+
+def test_models_go_into_the_store_without_checkpoints_of_their_trainings_or_bytes_twice(store: Store, tmp_path: Path) -> None:
+    for folder in (save_teacher(tmp_path / "teacher", make_task()), save_masked_lm(tmp_path / "masked_lm")):
+        save_teacher(folder / "checkpoint-10", make_task())
+    save_surrogate(tmp_path / "surrogate", [1, 2], tmp_path / "teacher")
+    folders = ModelFolders(tmp_path / "teacher", tmp_path / "surrogate", tmp_path / "masked_lm", augment_settings())
+    copies = StoredModels.put(folders, store).copies(store)
+    files = {name: {path.relative_to(copy).as_posix() for path in copy.rglob("*")} for name, copy in copies.items()}
+    assert files["teacher"] >= {"model.safetensors", "task.json", "tokenizer.json"}
+    assert "checkpoint-10" not in files["teacher"] | files["masked_lm"]
+    assert files["surrogate"] >= {SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/model.safetensors"}
+    assert (copies["teacher"] / "model.safetensors").samefile(tmp_path / "teacher" / "model.safetensors")
+
+
+def in_place(teacher: Path) -> None:
+    weights = teacher / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\1\1")
+
+
+@pytest.mark.parametrize("change", [in_place, lambda teacher: save_teacher(teacher, make_task(), seed=9)])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_teacher_that_changes_during_a_run_labels_nothing_under_the_old_key(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, change: Callable[[Path], object]
+) -> None:
+    """Before or after it is put into the store, but after the keys were made."""
+    teacher, put = save_teacher(tmp_path / "teacher", make_task()), StoredModels.put
+
+    def changing(folders: ModelFolders, store: Store) -> StoredModels:
+        stored = put(folders, store) if when == "after" else None
+        change(teacher)
+        return stored or put(folders, store)
+
+    soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path / "before"), tmp_path / "before" / "soft_labels")
+    monkeypatch.setattr(StoredModels, "put", changing)
+    if when == "after" and change is not in_place:  # the store keeps the file that was replaced
+        soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
+        assert hashes(tmp_path / "soft_labels") == hashes(tmp_path / "before" / "soft_labels")
+        return
+    with pytest.raises(PipelineError, match=rf"the (teacher in|model of) {teacher} "):
+        soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
+    assert shards_in(tmp_path / "store") == []
+
+
+def test_errors_name_the_folder_of_a_model_and_not_its_copy_in_the_store(prepared: Path, tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path / "teacher", make_task())
+    (teacher / "tokenizer.json").write_text("{}")
+    workers = ThisProcess(ModelFolders(teacher), "float32", Store(tmp_path / "store"))
+    with pytest.raises(PipelineError, match=rf"^small 1 failed: no tokenizer can be loaded from {teacher}: "):
+        list(workers.run([Small(1)]))
+
+
+def test_soft_labels_that_the_store_lacks_are_read_from_their_folder(
+    made: tuple[Path, Path], teacher: Path, tmp_path: Path
+) -> None:
+    """As after ``dvc pull``."""
+    augment(Augmentation.of(made[0], teacher, augment_settings()), runtime_at(tmp_path), tmp_path / "shards")
+    assert hashes(tmp_path / "shards") == hashes(made[1])

@@ -27,7 +27,7 @@ distill: {start: teacher, adversary: shards, objective: {hard: 0.0, soft: 1.0}, 
 students:
   half: {layers: 3}
   tiny: {hidden: 128, heads: 4}
-runtime: {trainers: 1, readers: 0, checkpoint_steps: 500, log_to: []}
+runtime: {trainers: 1, readers: 0, checkpoint_steps: 500, log_to: [], ray_address: null}
 """
 
 
@@ -58,6 +58,7 @@ def params(tmp_path: Path) -> Path:
         ("students.half.layers", "num_hidden_layers"),
         ("students.tiny.heads", "num_attention_heads"),
         ("runtime.log_to", "report_to"),
+        ("runtime.ray_address", "use RAY_ADDRESS"),
     ],
 )
 def test_every_old_name_is_answered_with_the_new_one(params: Path, old: str, new: str) -> None:

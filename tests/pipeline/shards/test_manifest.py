@@ -17,9 +17,12 @@ from pipeline.shards.manifest import (
     ShardMismatch,
     check_agreement,
     lineage,
+    put_shards,
     training_hash,
 )
 from pipeline.shards.schema import FORMAT_VERSION
+from pipeline.store.store import Store
+from tests.stored import found
 from tests.world import make_task, save_teacher
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
@@ -184,3 +187,15 @@ def test_only_recipes_that_a_variant_uses_are_listed(
     made = manifest(variants=variants, details={"recipes": recipes})
     assert (made.recipes, made.perturbed) == (used, perturbed)
     assert manifest(content="soft_labels", variants=0, details={}).recipes == []
+
+
+def test_published_shards_are_put_into_an_empty_store_unless_they_are_damaged(made: tuple[Path, Path], tmp_path: Path) -> None:
+    store, folder = Store(tmp_path / "store"), Path(shutil.copytree(made[1], tmp_path / "shards"))
+    first, *others = Manifest.read(folder).shards
+    content = (folder / first.file).read_bytes()
+    (folder / first.file).write_bytes(content[:-1] + b"!")
+    with pytest.raises(ShardMismatch, match=rf"{first.file} has other bytes than its manifest says"):
+        put_shards(store, folder, [first])
+    assert not store.has(first.receipt.key)
+    put_shards(store, folder, others)
+    assert [found(store, entry.receipt.key) for entry in others] == [entry.receipt for entry in others]

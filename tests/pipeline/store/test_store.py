@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import RECEIPT, Entry, Store
+from pipeline.store.store import RECEIPT, Entry, Store, add_files, key_of_files, needed
 from tests.running import ROOT
 from tests.world import rewrite
 
@@ -116,6 +116,37 @@ def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: boo
     shutil.rmtree(store.folder)
     found = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert found == {"out/shard.arrow": b"rows", "out/deep/more.bin": b"more", "one/renamed.arrow": b"rows"}
+
+
+def test_files_are_added_once_under_a_key_of_their_bytes_and_share_them(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"1")
+    (tmp_path / "linked").symlink_to(tmp_path / "weights")
+    files = {"deep/model": tmp_path / "linked"}
+    key = key_of_files("model", files)
+    with pytest.raises(PipelineError, match=rf"^the model of data cannot be read from the store {store}; run the stage again$"):
+        needed(store, key, "the model of data")
+    assert not store.has(key)
+    for _ in range(2):
+        add_files(store, key, files, {"rows": 1})
+        entry = needed(store, key, "the model of data")
+        assert (entry.folder / "deep" / "model").samefile(tmp_path / "weights"), "no bytes twice"
+        assert entry.facts == {"rows": 1}
+    (tmp_path / "weights").write_bytes(b"2")
+    assert store.get(key) is None, "they were overwritten in place"
+    assert store.has(key)
+    assert key_of_files("model", files) != key
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").write_bytes(b"1")
+    add_files(store, key, files)
+    assert (needed(store, key, "it").folder / "deep" / "model").read_bytes() == b"1"
+
+
+def test_a_probe_is_seen_in_the_same_store_while_it_lasts_and_in_no_other(store: Store, tmp_path: Path) -> None:
+    with store.probe() as token:
+        assert Store(store.folder).sees(token)
+        assert not Store(tmp_path / "another").sees(token)
+    assert not store.sees(token)
+    assert list(store.folder.iterdir()) == []
 
 
 def test_what_is_obtained_is_made_once_and_its_checkpoints_go(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,73 @@
+"""A student as a job for any node that sees the store: models, manifests and shards are read from there."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config.errors import naming
+from pipeline.config.settings import Checkpoint
+from pipeline.distill.jobs import StudentJob
+from pipeline.shards.manifest import MANIFEST_FILE, SHARD_FILE, Manifest, put_shards
+from pipeline.store.keys import Key
+from pipeline.store.store import Store, add_files, key_of_files, needed
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """A job whose folders are entries of the store."""
+
+    job: StudentJob
+    """With the driver's folders, which errors name."""
+    keys: Mapping[str, Key]
+    """The entry of each of these folders: the files of a model, or the manifest of a set of shards."""
+
+    @classmethod
+    def put(cls, job: StudentJob, store: Store) -> "StoredJob":
+        """Put into the store what it lacks of models, manifests and shards."""
+        start, keys = job.settings.initial_weights, {}
+        named = [Path(start.checkpoint)] if isinstance(start, Checkpoint) else []
+        for folder in (job.teacher, *(path for path in named if path.is_dir())):  # another one is on the hub
+            keys[str(folder)] = _put(store, "model", {path.name: path for path in folder.iterdir() if path.is_file()})
+        for folder in filter(None, (job.soft_labels, job.wanted_shards)):
+            put_shards(store, folder, Manifest.read(folder).shards)
+            keys[str(folder)] = _put(store, "manifest", {MANIFEST_FILE: folder / MANIFEST_FILE})
+        return cls(job, keys)
+
+    @contextmanager
+    def opened(self, store: Store) -> Iterator[StudentJob]:
+        """The same job on folders of this node."""
+        with tempfile.TemporaryDirectory(prefix="student-") as place:
+            copies = {}
+            for number, (folder, key) in enumerate(self.keys.items()):
+                entry = needed(store, key, folder)
+                shards = key["content"] == "manifest"
+                copies[folder] = _with_shards(store, entry.folder, Path(place) / str(number)) if shards else entry.folder
+            here = replace(
+                self.job,
+                soft_labels=copies[str(self.job.soft_labels)],
+                shards=copies.get(str(self.job.shards), self.job.shards),
+                teacher=copies[str(self.job.teacher)],
+            )
+            start = here.settings.initial_weights
+            if isinstance(start, Checkpoint) and (copy := copies.get(str(Path(start.checkpoint)))):
+                moved = {"initial_weights": Checkpoint(checkpoint=str(copy))}
+                here = replace(here, settings=here.settings.model_copy(update=moved))
+            with naming({str(copy): folder for folder, copy in copies.items()}):
+                yield here
+
+
+def _put(store: Store, content: str, files: Mapping[str, Path]) -> Key:
+    key = key_of_files(content, files)
+    add_files(store, key, files)
+    return key
+
+
+def _with_shards(store: Store, manifest: Path, folder: Path) -> Path:
+    """A folder with a manifest and links to its shards in the store, like a published one."""
+    folder.mkdir()
+    (folder / MANIFEST_FILE).symlink_to(manifest / MANIFEST_FILE)
+    for entry in Manifest.read(manifest).shards:
+        (folder / entry.file).symlink_to(store.fetch(entry.receipt.key, entry.receipt.files).folder / SHARD_FILE)
+    return folder
