@@ -55,7 +55,7 @@ def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest
         missing = [job for job, receipt in zip(jobs, stock, strict=True) if receipt is None]
         check_room(plan, missing, store, runtime.max_bytes)
         partitions = {job.partition for job in missing}
-        put_shards(store, plan.source.folder, (entry for entry in plan.entries() if entry.partition in partitions))
+        put_shards(store, plan.source.folder, [entry for entry in plan.entries() if entry.partition in partitions])
         if words := plan.candidates(missing):
             title = f"{plan.name}, words"
             finish(title, words, take_stock(title, words, store), workers)

@@ -1,7 +1,7 @@
 """The manifest, which completes a set of shards; receipts of single shards; the lineage, which both halves compare."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,18 +178,18 @@ def manifest_hash(folder: Path) -> str:
         raise ShardMismatch(NOT_COMPLETE.format(folder / MANIFEST_FILE)) from cause
 
 
-def put_shards(store: Store, folder: Path, shards: Iterable[ShardEntry]) -> None:
+def put_shards(store: Store, folder: Path, shards: Sequence[ShardEntry]) -> None:
     """Put shards of a published folder into the store if it lacks them, as it does after ``dvc pull``.
 
     Raises:
         ShardMismatch: a file differs from its receipt.
     """
-    for entry in shards:
-        if store.peek(entry.receipt.key) is None:
-            path = folder / entry.file
-            if sha256_of(path) != entry.receipt.sha256:
-                raise ShardMismatch(f"{path} has other bytes than its manifest says; make it again with dvc repro")
-            add_files(store, entry.receipt.key, {SHARD_FILE: path}, entry.receipt.facts())
+    held = store.find([entry.receipt.key for entry in shards])
+    for entry in (entry for entry, there in zip(shards, held, strict=True) if there is None):
+        path = folder / entry.file
+        if not path.exists() or sha256_of(path) != entry.receipt.sha256:
+            raise ShardMismatch(f"{path} is missing or damaged, and the store {store} lacks it; make it again with dvc repro")
+        add_files(store, entry.receipt.key, {SHARD_FILE: path}, entry.receipt.facts())
 
 
 def training_hash(folder: Path) -> str:
