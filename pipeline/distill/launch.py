@@ -13,7 +13,7 @@ from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.store.keys import BUILD, Build, key_hash, rejection
-from pipeline.store.store import Store
+from pipeline.store.store import Store, open_store
 
 RESTARTS = 3
 """Most restarts of processes that train a student after one of them died."""
@@ -25,7 +25,7 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     Raises:
         PipelineError: it cannot be trained; names what differs, or the cause.
     """
-    store, key = Store(runtime.store_folder), job.key()
+    store, key = open_store(runtime), job.key()
     train = train_into if runtime.world_size == 1 else _train_together
     entry = store.obtain(key, job.title, lambda: train(store, job, runtime))
     if job.key() != key:
@@ -43,7 +43,7 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
 
     from pipeline.training.ray_session import join_ray
 
-    store = Store(runtime.store_folder)
+    store = open_store(runtime)
     lacking = [(key_hash(key), job) for job in jobs if store.get(key := job.key()) is None]
     missing = list(dict(lacking).values())
     there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)

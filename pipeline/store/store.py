@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import RuntimeSettings
 from pipeline.store.files import PARTIAL, complete, partial_name, write_json, written_whole
 from pipeline.store.keys import Key, key_hash, sha256_of
 
@@ -68,6 +69,9 @@ class Store:
     """A folder with one folder per entry, named by the hash of its key."""
 
     folder: Path
+
+    remote: ClassVar[bool] = False
+    """Whether ``fetch`` has to copy files; outputs then hold the manifest only."""
 
     def folder_of(self, key: Key) -> Path:
         return self.folder / key_hash(key)
@@ -228,3 +232,8 @@ def stored_as(*keys: Key) -> list[str]:
 def write_stored_as(folder: Path, entry: Entry) -> None:
     """Write the note of a folder that uses one entry."""
     write_json(folder / STORED_AS_FILE, {STORED_AS: entry.name})
+
+
+def open_store(runtime: RuntimeSettings) -> Store:
+    """The store of the settings."""
+    return Store(Path(runtime.store).resolve())
