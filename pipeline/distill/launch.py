@@ -82,7 +82,7 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
 
     from pipeline.training.ray_session import join_ray
 
-    job.sources()  # an error in them is raised here, not by every process
+    job.sources(store)  # an error in them is raised here, not by every process
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise every line appears twice
     join_ray(runtime, runtime.world_size, log_to_driver=True)
     try:
