@@ -48,7 +48,7 @@ def _write(folder: Path, content: Content, variant: int, held: list[dict[str, An
     task = Task(name="random", kind="classification", metric="accuracy", labels=("no", "yes"), pair=False)
     schema, entries = shard_schema(content, task.kind, token_types=True), []
     for number, columns in enumerate(held):
-        key: Key = {"content": content, "partition": number}
+        key: Key = {"content": content, "examples": f"partition {number}"}
         rows = {"variant": [variant] * len(columns["label"]), **columns}
         chosen = {name: rows[name] for name in schema.names}
         receipt = write_shard(folder / f"{number}.arrow", schema, chosen, key, {}, {})

@@ -55,8 +55,7 @@ def loader_of(
     soft_labels: Shards, shards: Shards, policy: VariantPolicy = "rotate", batch_rows: int = BATCH_ROWS
 ) -> DataLoader[Any]:
     """An epoch of training examples with their variants, through the loader that a training makes for itself."""
-    plain = Examples(soft_labels, "train")
-    rows = Examples(soft_labels, "train", Variants(shards, plain.rows, policy))
+    rows = Examples(soft_labels, "train", Variants(shards, soft_labels, policy))
     order = EpochOrder(rows.lengths(), batch_rows, epochs=1, seed=1, sharding=StepSharding())
     return train_loader(TrainDataset(rows), order, workers=0)
 

@@ -263,7 +263,7 @@ def train_rows(made: StageOne, settings: StudentSettings) -> Examples:
     known = Examples(Shards(made.soft_labels), "train")
     if settings.variant_policy == "none":
         return known
-    return replace(known, variants=Variants(Shards(made.shards), known.rows, settings.variant_policy))
+    return replace(known, variants=Variants(Shards(made.shards), known.shards, settings.variant_policy))
 
 
 def from_shards(world: World, made: StageOne, epochs: int, folder: Path) -> list[float]:

@@ -12,6 +12,7 @@ from pipeline.config.params import Settings
 from pipeline.config.sections import augment_places
 from pipeline.config.settings import AugmentSettings, RuntimeSettings
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest
+from pipeline.store.store import open_store
 from stages.command import check_task, folder_option, out_option, params_option, plan_option, stage
 from stages.precision import note_slow_precision
 
@@ -49,7 +50,7 @@ def main(
     check_task(task, soft_labels, "soft labels", Manifest.read(soft_labels).task.name)
     needs = config.load(params, Needs, augment=augment_places(config.read_params(params), task), runtime="runtime")
     note_slow_precision(params)
-    augmentation = Augmentation.of(soft_labels, teacher, needs.augment, surrogate, masked_lm)
+    augmentation = Augmentation.of(soft_labels, teacher, needs.augment, surrogate, masked_lm, open_store(needs.runtime))
     if plan:
         click.echo("\n".join(augment_estimate(augmentation, needs.runtime).lines()))
     else:

@@ -37,9 +37,9 @@ class Sections(Settings):
 def main(params: Path, data: Path | None, **one: Any) -> None:
     """Train one student from the shards.
 
-    The settings in students.<student> override those in distill. Shards that are incomplete, damaged or made with another
-    teacher, tokenizer, label order or format are rejected before training. A finished student is taken from the store; an
-    interrupted training resumes from its last checkpoint.
+    The settings in students.<student> override those in distill. Shards that are incomplete or made with another teacher,
+    tokenizer, label order or format are rejected before training, a damaged one when it is first read. A finished student
+    is taken from the store; an interrupted training resumes from its last checkpoint.
     """
     flags = {f"--{name.replace('_', '-')}": value for name, value in one.items()}
     if data is None:

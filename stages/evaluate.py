@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config.params import Settings, load
-from pipeline.config.settings import EvaluationSettings
+from pipeline.config.settings import EvaluationSettings, RuntimeSettings
 from pipeline.evaluation.quality import (
     PREDICTIONS_FILE,
     QUALITY_FILE,
@@ -27,11 +27,13 @@ from pipeline.models.loading import load_classifier
 from pipeline.shards.manifest import check_agreement, check_trained_from, lineage
 from pipeline.shards.reader import Shards
 from pipeline.store.files import SKIPPED_FILE, folder_written_whole, write_json
+from pipeline.store.store import open_store
 from stages.command import folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
     evaluate: EvaluationSettings
+    runtime: RuntimeSettings
 
 
 @stage
@@ -47,8 +49,8 @@ def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Pat
             write_json(folder / SKIPPED_FILE, {})
         click.echo(f"{out}: not evaluated, since the student was not trained for this task")
         return
-    settings = load(params, Needs, evaluate="evaluate").evaluate
-    shards = Shards.holding("soft_labels", soft_labels)
+    needs = load(params, Needs, evaluate="evaluate", runtime="runtime")
+    shards = Shards.holding("soft_labels", soft_labels, open_store(needs.runtime))
     opened = {folder: ModelFolder(folder) for folder in (teacher, student)}
     hint = "Name the teacher that made them"
     check_agreement(f"the soft labels in {soft_labels}", lineage(opened[teacher]), shards.manifest.key, hint)
@@ -66,7 +68,8 @@ def main(soft_labels: Path, teacher: Path, student: Path, out: Path, params: Pat
         teacher=quality(models[teacher], teacher, task, labels, wanted, wanted),
         student=quality(models[student], student, task, labels, found, wanted),
     )
-    one, other = speeds([partial(logits_from_ids, model.cpu()) for model in models.values()], rows, pad, settings.timed_rows)
+    predictors = [partial(logits_from_ids, model.cpu()) for model in models.values()]
+    one, other = speeds(predictors, rows, pad, needs.evaluate.timed_rows)
     columns = {"id": rows.column("example_id"), **{name: rows.column(name) for name in ("label", "teacher_logits")}}
     columns["student_logits"] = pa.array(list(found), pa.list_(pa.float32()))
     with folder_written_whole(out) as folder:

@@ -6,14 +6,16 @@ import click
 import pandas as pd
 
 from pipeline.config.params import Settings, load
-from pipeline.config.settings import EvaluationSettings
+from pipeline.config.settings import EvaluationSettings, RuntimeSettings
 from pipeline.evaluation.export import FACTS_FILE, FLOAT_FILE, export
 from pipeline.evaluation.page import scaled
+from pipeline.store.store import open_store
 from stages.command import folder_option, out_option, params_option, stage
 
 
 class Needs(Settings):
     evaluate: EvaluationSettings
+    runtime: RuntimeSettings
 
 
 @stage
@@ -24,8 +26,8 @@ class Needs(Settings):
 @params_option
 def main(soft_labels: Path, student: Path, out: Path, int8: bool, params: Path) -> None:
     """Export a student to ONNX, check its logits against torch and measure its speed on one thread."""
-    settings = load(params, Needs, evaluate="evaluate").evaluate
-    facts, speeds = export(student, soft_labels, out, settings, int8)
+    needs = load(params, Needs, evaluate="evaluate", runtime="runtime")
+    facts, speeds = export(student, soft_labels, out, needs.evaluate, int8, open_store(needs.runtime))
     torch = {"file": f"{student.name} (torch)", "value": facts["value"], "bytes": facts["bytes"]}
     table = pd.DataFrame([torch, *facts["files"]]).join(pd.DataFrame([speed.model_dump() for speed in speeds]))
     table["bytes"] = table["bytes"].map(scaled)

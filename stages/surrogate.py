@@ -14,6 +14,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.perturbation.surrogate import SURROGATE_FILE
 from pipeline.shards.manifest import Manifest
 from pipeline.store.files import folder_written_whole, write_json
+from pipeline.store.store import open_store
 from pipeline.training.resuming import fetch_or_train
 from stages.command import check_apart, check_task, folder_option, out_option, params_option, stage
 from stages.precision import note_slow_precision
@@ -50,13 +51,13 @@ def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -
     note_slow_precision(params)
     if isinstance(start := needs.surrogate.initial_weights, Checkpoint):
         check_apart(out, "the model that it starts from", start.checkpoint)
-    opened = ModelFolder(teacher)
+    opened, store = ModelFolder(teacher), open_store(needs.runtime)
     facts = fetch_or_train(
         surrogate_key(soft_labels, opened, needs.surrogate),
         f"surrogate {task}",
         out,
         needs.runtime,
-        lambda folder, options: train_surrogate(soft_labels, opened, needs.surrogate, folder, options).summary(),
+        lambda folder, options: train_surrogate(soft_labels, opened, needs.surrogate, folder, options, store).summary(),
     )
     click.echo(f"{out}: {facts['checkpoints']} checkpoints, dev {facts['dev']:.4f} at the end")
 

@@ -2,16 +2,18 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.shards.manifest import SHARD_FILE, Receipt
+from pipeline.shards.manifest import SHARD_FILE, Manifest, Receipt
+from pipeline.shards.reader import Shards
 from pipeline.store.files import write_json
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import STORED_AS, Store
+from pipeline.store.store import STORED_AS, Entry, Store
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 
@@ -39,6 +41,45 @@ def found(store: Store, key: Key) -> Receipt | None:
     """The receipt of a shard that the store has and that is intact."""
     entry = store.get(key)
     return None if entry is None else Receipt.of(entry)
+
+
+@dataclass(frozen=True)
+class RemoteStore(Store):
+    """A folder as a store whose files have to be fetched, which no forked process may do."""
+
+    remote = True
+    fetched: list[Key] = field(default_factory=list)
+    wait: Callable[[Key], object] = bool  # before a file is fetched
+    process: int = field(default_factory=os.getpid)
+
+    def fetch(self, key: Key, files: Mapping[str, Mapping[str, Any]]) -> Entry:
+        assert os.getpid() == self.process, "a forked process fetches"
+        self.wait(key)
+        self.fetched.append(key)
+        return super().fetch(key, files)
+
+
+def only_in(store: Store, folder: Path) -> Shards:
+    """The set of a folder, of which the folder keeps the manifest only."""
+    for entry in Manifest.read(folder).shards:
+        shard_path(store, entry.receipt.key).parent.mkdir(parents=True)
+        (folder / entry.file).rename(shard_path(store, entry.receipt.key))
+    return Shards(folder, store)
+
+
+def verified(folder: Path) -> Manifest:
+    """The manifest of a set whose every shard is opened."""
+    shards = Shards(folder)
+    shards.rows_of(*shards.manifest.shards).open()
+    return shards.manifest
+
+
+def flip_byte(path: Path) -> None:
+    """Change one bit in the middle of a file, which may be a hard link."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
 
 
 def shards_in(store: Path) -> list[Path]:

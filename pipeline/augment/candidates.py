@@ -33,7 +33,7 @@ from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
 from pipeline.models.loading import check_tokenizer, load_masked_lm
-from pipeline.shards.reader import Rows
+from pipeline.shards.reader import LazyTable, Rows
 from pipeline.shards.schema import candidates_schema
 
 Booleans = npt.NDArray[np.bool_]
@@ -102,7 +102,8 @@ def candidates_columns(inputs: Inputs, found: Sequence[RowCandidates]) -> Column
 def read_candidates(path: Path) -> Candidates:
     """The candidates in a shard."""
     with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-        rows = Rows(candidates_schema(), [file.read_all()])
+        table = file.read_all()
+    rows = Rows(candidates_schema(), [LazyTable(table.num_rows, lambda: table)])
     columns = ("starts", "stops", "candidates")
     return Candidates.of(Arrays.of(rows.lists_at(name, np.arange(len(rows)))) for name in columns)
 

@@ -11,7 +11,7 @@ from pipeline.config.settings import CodecName, InferenceSettings, RuntimeSettin
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.codec import CODECS
-from pipeline.store.store import Store
+from pipeline.store.store import Store, open_store
 
 UNKNOWN_EPSILON = 0.123456789
 """In place of an epsilon that is not known yet; no shard of the store has it."""
@@ -56,14 +56,14 @@ def absent(jobs: Sequence[ShardJob], store: Store) -> list[ShardJob]:
 def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings) -> Estimate:
     """What ``soft_label`` would add to the store."""
     _, jobs = soft_label_jobs(prepared, ModelFolder(teacher), settings)
-    missing = absent(jobs, Store(Path(runtime.store).resolve()))
+    missing = absent(jobs, open_store(runtime))
     rows, missing_rows = (sum(job.rows for job in some) for some in (jobs, missing))
     return Estimate(f"soft_label {Task.read(prepared).name}", rows, 0, len(jobs), len(missing), missing_rows)
 
 
 def augment_estimate(plan: Augmentation, runtime: RuntimeSettings) -> Estimate:
     """What ``augment`` would add to the store: all perturbed variants as long as epsilon is unknown."""
-    store = Store(Path(runtime.store).resolve())
+    store = open_store(runtime)
     known = plan.known_epsilon(store)
     jobs = plan.jobs(UNKNOWN_EPSILON if known is None else known)
     missing = absent(jobs, store)

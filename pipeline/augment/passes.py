@@ -20,7 +20,7 @@ from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, Shar
 from pipeline.shards.schema import FORMAT_VERSION
 from pipeline.store.files import folder_written_whole
 from pipeline.store.keys import Key
-from pipeline.store.store import Store, stored_as, writing_to
+from pipeline.store.store import Store, open_store, stored_as, writing_to
 from pipeline.training.masked_lm import masked_lm_in
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,7 +28,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Run the teacher over the clean inputs of every split and write shards and manifest to ``out``."""
-    task, store, opened = Task.read(prepared), Store(Path(runtime.store).resolve()), ModelFolder(teacher)
+    task, store, opened = Task.read(prepared), open_store(runtime), ModelFolder(teacher)
     key, jobs = soft_label_jobs(prepared, opened, settings)
     folders = ModelFolders(teacher, teacher_hash=key["teacher"])
     with open_workers(folders, settings.precision, store, runtime) as workers:
@@ -45,7 +45,7 @@ def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runti
 
 def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole."""
-    settings, store = plan.settings, Store(Path(runtime.store).resolve())
+    settings, store = plan.settings, open_store(runtime)
     if plan.known_epsilon(store) is None:
         check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON), store), store, runtime.max_bytes)
     with open_workers(plan.models, settings.inference.precision, store, runtime) as workers:

@@ -65,15 +65,18 @@ class Augmentation:
         settings: AugmentSettings,
         surrogate: Path | None = None,
         masked_lm: Path | None = None,
+        store: Store | None = None,
     ) -> "Augmentation":
         """Check that the outputs of the stages with these names, and the settings, belong together.
+
+        ``store`` has the soft labels if it is remote.
 
         Raises:
             ShardMismatch: soft labels or surrogate were made with another teacher, tokenizer, label order or format.
             PipelineError: the settings contradict the task or the tokenizer, or a model that they need is missing.
         """
         model = ModelFolder(teacher)
-        source, wanted = Shards.holding("soft_labels", soft_labels), lineage(model)
+        source, wanted = Shards.holding("soft_labels", soft_labels, store), lineage(model)
         again = "Make them again with this teacher: dvc repro"
         check_agreement(f"the soft labels in {soft_labels}", wanted, source.manifest.key, again)
         task = source.manifest.task

@@ -1,6 +1,5 @@
 """Every section of params.yaml except ``tasks`` as a strict model: the meaning and the valid values of each setting."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -300,7 +299,3 @@ class RuntimeSettings(Settings):
         if "://" in store:
             raise ValueError("the store is a folder, not an address; mount the bucket and name its folder")
         return store
-
-    @property
-    def store_folder(self) -> Path:
-        return Path(self.store)

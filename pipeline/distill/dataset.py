@@ -16,7 +16,7 @@ from pipeline.models.forward import Scale
 from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
 from pipeline.shards.batches import inputs_at, matrix_at, variant_at
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.reader import Rows, Shards, join
+from pipeline.shards.reader import Positions, Rows, Shards
 from pipeline.training.order import Lengths, MicroBatch
 
 VARIANT = "variant_"
@@ -71,32 +71,54 @@ def chosen(policy: VariantPolicy, followed: CheckpointsFollowed, checkpoints: in
     return [everyone[epoch % len(everyone)]]
 
 
-class Variants:
-    """All variants of the train split, found by the example they belong to."""
+def shown(policy: VariantPolicy, followed: CheckpointsFollowed) -> list[int]:
+    """The numbers of the variants that a training may show, in the order in which it first needs them."""
+    numbers = {number: checkpoint or 0 for number, checkpoint in enumerate(followed, start=1)}
+    if policy == "curriculum" and any(followed):
+        return sorted((number for number in numbers if numbers[number]), key=numbers.__getitem__)
+    return list(numbers)
 
-    def __init__(self, shards: Shards, examples: Rows, policy: VariantPolicy) -> None:
-        """Join the variants to the examples.
+
+class Variants:
+    """The variants of the train split that a training may show, joined to its examples by id."""
+
+    def __init__(self, shards: Shards, soft_labels: Shards, policy: VariantPolicy) -> None:
+        """Join the variants to the examples; no shard of variants is read yet.
 
         Raises:
             ShardMismatch: an example lacks its variant, or a variant its example.
         """
-        self._manifest, self._policy = shards.manifest, policy
+        self._shards, self._policy = shards, policy
         self._followed, self._checkpoints = followed_in(shards.manifest), checkpoints_of(shards.manifest)
-        numbers = range(1, shards.manifest.variants + 1)
-        self._rows = shards.rows("train", *numbers)
-        self._positions = [join(examples, shards.rows("train", number)) + self._before(shards, number) for number in numbers]
+        self._shown = shown(policy, self._followed)
+        self._rows = shards.joined_to(soft_labels, self._shown)
+        self._examples = len(soft_labels.rows("train", 0))
+        self._begun: set[int] = set()
 
     def batch(self, piece: MicroBatch) -> Batch:
-        """The variants that a piece uses: the first one of all rows, then the second one of all rows."""
-        numbers = chosen(self._policy, self._followed, self._checkpoints, piece.epoch, piece.progress)
-        positions = np.concatenate([self._positions[number - 1][piece.rows] for number in numbers])
-        logits = matrix_at(self._rows, "perturbed_logits", positions)
-        return variant_at(self._rows, positions, self._manifest) | {"logits": logits}
+        """The variants that a piece uses: the first one of all rows, then the second one of all rows.
 
-    @staticmethod
-    def _before(shards: Shards, number: int) -> int:
-        """Number of rows of the preceding variants."""
-        return sum(entry.receipt.rows for entry in shards.manifest.of_split("train") if entry.variant < number)
+        Raises:
+            ShardMismatch: a shard that is read for the first time is damaged, or has other ids than the soft labels.
+        """
+        numbers = chosen(self._policy, self._followed, self._checkpoints, piece.epoch, piece.progress)
+        places = [self._shown.index(number) for number in numbers]
+        positions = np.concatenate([piece.rows + place * self._examples for place in places])
+        if not self._begun.issuperset(places):
+            self._fetch_ahead(positions, places)
+        logits = matrix_at(self._rows, "perturbed_logits", positions)
+        return variant_at(self._rows, positions, self._shards.manifest) | {"logits": logits}
+
+    def open_all(self) -> None:
+        """Fetch and verify all shards now, since forked workers can share neither threads nor connections."""
+        self._rows.open()
+
+    def _fetch_ahead(self, positions: Positions, places: list[int]) -> None:
+        """Start to fetch these rows, then the rest of their variants and of those that follow."""
+        self._rows.fetch_ahead(positions)
+        for place in [*places, *((place + 1) % len(self._shown) for place in places)]:
+            self._rows.fetch_ahead(np.arange(self._examples) + place * self._examples)
+        self._begun.update(places)
 
 
 @dataclass(frozen=True)

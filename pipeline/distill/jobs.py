@@ -42,9 +42,9 @@ class StudentJob:
         """The folder of the variants; None if the student sees none."""
         return None if self.settings.variant_policy == "none" else self.shards
 
-    def sources(self) -> Sources:
-        """Its data, verified."""
-        return Sources.open(ModelFolder(self.teacher), self.soft_labels, self.wanted_shards)
+    def sources(self, store: Store) -> Sources:
+        """Its data."""
+        return Sources.open(ModelFolder(self.teacher), self.soft_labels, self.wanted_shards, store)
 
     def key(self) -> Key:
         """Everything that decides the student; its name, test rows, devices and the number of processes do not count."""
@@ -103,7 +103,7 @@ def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSe
 
 def train_into(store: Store, job: StudentJob, runtime: RuntimeSettings) -> None:
     """Train a student and put it into the store; of several processes that train together, rank 0 does so."""
-    sources, key = job.sources(), job.key()
+    sources, key = job.sources(store), job.key()
     made, fit = train(job.title, sources, job.settings, run_options(store, key, runtime))
     if dist.is_initialized() and dist.get_rank():
         return

@@ -14,7 +14,7 @@ from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.stored_job import StoredJob
 from pipeline.store.keys import BUILD, Build, key_hash, rejection
-from pipeline.store.store import Store
+from pipeline.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from pipeline.training.ray_session import NodeCheck  # imports Ray
@@ -29,7 +29,7 @@ def obtain(job: StudentJob, runtime: RuntimeSettings, out: Path, cost: Path) -> 
     Raises:
         PipelineError: it cannot be trained; names what differs, or the cause.
     """
-    store, key = Store(runtime.store_folder), job.key()
+    store, key = open_store(runtime), job.key()
     train = train_into if runtime.world_size == 1 else _train_together
     entry = store.obtain(key, job.title, lambda: train(store, job, runtime))
     if job.key() != key:
@@ -47,7 +47,7 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
 
     from pipeline.training.ray_session import NodeCheck, join_ray, one_place
 
-    store = Store(runtime.store_folder.resolve())
+    store = open_store(runtime)
     lacking = [(key_hash(key), job) for job in jobs if store.get(key := job.key()) is None]
     missing = list(dict(lacking).values())
     there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)
@@ -87,7 +87,7 @@ def _train_together(store: Store, job: StudentJob, runtime: RuntimeSettings) -> 
 
     from pipeline.training.ray_session import join_ray
 
-    job.sources()  # an error in them is raised here, not by every process
+    job.sources(store)  # an error in them is raised here, not by every process
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise every line appears twice
     join_ray(runtime.world_size, log_to_driver=True)
     try:

@@ -12,20 +12,26 @@ from pipeline.models.loading import load_classifier
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
+from pipeline.store.store import Store
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.trainer import write_history
 
 
 def train_surrogate(
-    soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings, out: Path, options: RunOptions = NO_CHECKPOINTS
+    soft_labels: Path,
+    teacher: ModelFolder,
+    settings: SurrogateSettings,
+    out: Path,
+    options: RunOptions = NO_CHECKPOINTS,
+    store: Store | None = None,
 ) -> SurrogateFacts:
-    """Train a surrogate and write its checkpoints to ``out``.
+    """Train a surrogate and write its checkpoints to ``out``; ``store`` has the soft labels if it is remote.
 
     Raises:
         ShardMismatch: the soft labels belong to another teacher.
         PipelineError: the surrogate cannot be built.
     """
-    sources = Sources.open(teacher, soft_labels, None)
+    sources = Sources.open(teacher, soft_labels, None, store)
     with folder_written_whole(out) as folder:
         made, underway = SurrogateFolder(folder), SurrogateFolder(options.checkpoints or folder / "underway")
         numbers = range(1, settings.checkpoints + 1)

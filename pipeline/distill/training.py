@@ -1,4 +1,4 @@
-"""Training of one student: its verified sources, the fit, and the Hugging Face folder."""
+"""Training of one student: its sources, the fit, and the Hugging Face folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import Scale, freeze_unused, head_of
 from pipeline.shards.manifest import Manifest, ShardMismatch, check_agreement, lineage, manifest_hash
 from pipeline.shards.reader import Shards
+from pipeline.store.store import Store
 from pipeline.training.callbacks import RunOptions
 from pipeline.training.order import MicroBatch
 from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine_tune, write_history
@@ -34,7 +35,7 @@ FRESH_SHARE_NOTED = 0.05
 
 @dataclass(frozen=True)
 class Sources:
-    """The data that a student learns from, opened and verified, all of one teacher."""
+    """The data that a student learns from, all of one teacher."""
 
     teacher: ModelFolder
     soft_labels: Shards
@@ -42,17 +43,17 @@ class Sources:
     """None for a student without variants."""
 
     @classmethod
-    def open(cls, teacher: ModelFolder, soft_labels: Path, shards: Path | None) -> "Sources":
-        """Open soft labels and, if given, variants.
+    def open(cls, teacher: ModelFolder, soft_labels: Path, shards: Path | None, store: Store | None = None) -> "Sources":
+        """Open soft labels and, if given, variants; ``store`` has them if it is remote.
 
         Raises:
-            ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing or damaged.
+            ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing.
         """
-        known = Shards.holding("soft_labels", soft_labels)
+        known = Shards.holding("soft_labels", soft_labels, store)
         check_agreement(f"the soft labels in {soft_labels}", lineage(teacher), known.manifest.key, AGAIN)
         if shards is None:
             return cls(teacher, known, None)
-        variants = Shards.holding("variants", shards)
+        variants = Shards.holding("variants", shards, store)
         check_agreement(f"the variants in {shards}", lineage(teacher), variants.manifest.key, AGAIN)
         check_made_from(shards, soft_labels)
         if not variants.manifest.variants:
@@ -81,7 +82,7 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
     """Build a student and train it.
 
     Raises:
-        PipelineError: the student cannot be built, or its policy does not fit the variants.
+        PipelineError: the student cannot be built, its policy does not fit the variants, or a shard is damaged.
     """
     task, student = sources.task, make_student(sources.teacher, settings, settings.training.seed)
     if (share := student.fresh_share()) > FRESH_SHARE_NOTED:
@@ -96,14 +97,20 @@ def train(name: str, sources: Sources, settings: StudentSettings, options: RunOp
     if dist.is_initialized():
         freeze_unused(student.model, dev.batch(MicroBatch(np.zeros(1, dtype=np.int64), 0, 0.0, 1.0)))
     labels = dev.rows.labels()
-    fit = fine_tune(
-        name,
-        student.model,
-        TrainDev(rows, dev),
-        Objective(StudentLoss(student.map, loss, task.kind), lambda logits: measure(task, labels, logits)),
-        settings.training,
-        options,
-    )
+    if rows.variants is not None and options.dataloader_num_workers:
+        rows.variants.open_all()
+    try:
+        fit = fine_tune(
+            name,
+            student.model,
+            TrainDev(rows, dev),
+            Objective(StudentLoss(student.map, loss, task.kind), lambda logits: measure(task, labels, logits)),
+            settings.training,
+            options,
+        )
+    finally:
+        if sources.variants is not None:
+            sources.variants.close()
     if scale is not None:
         scale.put_into(student.model)
     return student, fit
@@ -116,7 +123,8 @@ def _train_rows(sources: Sources, settings: StudentSettings, scale: Scale | None
         return rows
     manifest = sources.variants.manifest
     check_policy(settings.variant_policy, followed_in(manifest), checkpoints_of(manifest))
-    return Examples(sources.soft_labels, "train", Variants(sources.variants, rows.rows, settings.variant_policy), scale)
+    variants = Variants(sources.variants, sources.soft_labels, settings.variant_policy)
+    return Examples(sources.soft_labels, "train", variants, scale)
 
 
 def units_of(sources: Sources, model: PreTrainedModel) -> Scale | None:

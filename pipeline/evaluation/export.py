@@ -31,6 +31,7 @@ from pipeline.shards.batches import inputs_at
 from pipeline.shards.manifest import check_agreement, check_trained_from
 from pipeline.shards.reader import Rows, Shards
 from pipeline.store.files import check_replaceable, folder_written_whole, write_json
+from pipeline.store.store import Store
 
 FLOAT_FILE = "model.onnx"
 INT8_FILE = "model.int8.onnx"
@@ -51,8 +52,12 @@ Facts = dict[str, Any]
 """``export.json``: what was exported and how it was checked; the same bytes on every run."""
 
 
-def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSettings, int8: bool) -> tuple[Facts, list[Speed]]:
+def export(
+    student: Path, soft_labels: Path, out: Path, settings: EvaluationSettings, int8: bool, store: Store | None = None
+) -> tuple[Facts, list[Speed]]:
     """Write the folder ``out``; returns the content of ``export.json`` and the speeds of torch and then each file.
+
+    ``store`` has the soft labels if it is remote.
 
     Raises:
         PipelineError: a package or product is missing or does not fit, torch's exporter does not support the model, or the
@@ -63,7 +68,7 @@ def export(student: Path, soft_labels: Path, out: Path, settings: EvaluationSett
     if not student.is_dir():
         raise PipelineError(f"the student {student} does not exist; make it with dvc repro")
     check_replaceable(out, [FACTS_FILE])
-    shards = Shards.holding("soft_labels", soft_labels)
+    shards = Shards.holding("soft_labels", soft_labels, store)
     manifest, rows, source = shards.manifest, shards.rows("test", 0), ModelFolder(student)
     task, labels, pad = manifest.task, rows.labels(), manifest.pad_token_id
     check_labelled(task, rows)

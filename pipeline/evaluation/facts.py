@@ -23,17 +23,13 @@ from pipeline.evaluation.quality import (
     bootstrap_interval,
     control_of,
 )
-from pipeline.shards.manifest import LINEAGE_FILE, Manifest, manifest_hash
-from pipeline.shards.reader import Shards
+from pipeline.shards.manifest import LINEAGE_FILE, Manifest, Receipt, manifest_hash
 
 TEACHER = "teacher"
 """Name of the teacher among the models of a task."""
 
 PARETO_LINE = "no other model is at least as fast and at least as good, and better in one of the two"
 """When a model is on the Pareto line."""
-
-BINS_A_DECADE, DECADES = 8, 6
-"""The histogram of divergence covers this many decades, up to the power of ten above the largest value."""
 
 
 def metric_name(task: Task) -> str:
@@ -99,10 +95,8 @@ class TaskReport:
     """Hashes of the two manifests, ``soft_labels`` and ``shards``."""
     training: pd.DataFrame
     """Columns task, model, epoch, loss, dev."""
-    divergence: pd.DataFrame
-    """Columns task, variants, low, high, count: a histogram."""
     flips: pd.DataFrame
-    """Columns task, variants, rows, flipped (share), divergence (median)."""
+    """Columns task, variants, rows, flipped (share), divergence (mean)."""
 
     @property
     def results(self) -> tuple[Result, ...]:
@@ -130,9 +124,9 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     Raises:
         PipelineError: a product is missing or damaged, or a student was trained or evaluated on other rows.
     """
-    shards = Shards.holding("variants", data / "shards" / name)
-    soft_labels = Manifest.read(data / "soft_labels" / name)
-    hashes = {"soft_labels": manifest_hash(data / "soft_labels" / name), "shards": manifest_hash(shards.folder)}
+    sets = {content: data / content / name for content in ("soft_labels", "shards")}
+    soft_labels, shards = map(Manifest.read, sets.values())
+    hashes = {content: manifest_hash(folder) for content, folder in sets.items()}
     task, found = soft_labels.task, {student: _read_student(data, name, student, hashes) for student in students}
     teacher = _teacher_result(task, list(found.values()), resamples)
     results = [teacher, *(_student_result(task, student, found, teacher, resamples) for student in students)]
@@ -147,7 +141,6 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
     folders = {TEACHER: data / "teacher" / name} | {student: data / "student" / name / student for student in students}
     histories = {model: pd.read_csv(folder / "history.csv") for model, folder in folders.items()}
     curves = [table.assign(task=name, model=model) for model, table in histories.items() if len(table)]
-    divergence, flips = _effects(name, shards)
     return TaskReport(
         task=task,
         rows=len(first.labels),
@@ -157,11 +150,10 @@ def gather(data: Path, name: str, students: Sequence[str], resamples: int) -> Ta
         students=tuple(trained),
         lineages={student: products.lineage for student, products in found.items()},
         soft_labels=soft_labels,
-        shards=shards.manifest,
+        shards=shards,
         hashes=hashes,
         training=pd.concat(curves)[["task", "model", "epoch", "loss", "dev"]],
-        divergence=divergence,
-        flips=flips,
+        flips=_flips(name, shards),
     )
 
 
@@ -221,20 +213,15 @@ def _read_student(data: Path, task: str, name: str, hashes: Mapping[str, str]) -
     return _Student(lineage, seconds, qualities, speeds, table.column("id").to_pylist(), labels, logits, teacher)
 
 
-def _effects(task: str, shards: Shards) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tables ``divergence`` and ``flips``, by recipe, or by variant if there is a single recipe."""
-    recipes, groups = shards.manifest.recipes, dict[str, list[int]]()
-    for number in range(1, shards.manifest.variants + 1):
-        name = " + ".join(recipes[(number - 1) % len(recipes)]) if len(recipes) > 1 else f"variant {number}"
-        groups.setdefault(name, []).append(number)
-    rows = {name: shards.rows("train", *numbers) for name, numbers in groups.items()}
-    found = {name: part.column("divergence").to_numpy().astype(np.float64) for name, part in rows.items()}
-    greatest = max((values.max() for values in found.values()), default=0.0)
-    top = int(np.ceil(np.log10(greatest))) if greatest > 0 else 0
-    edges = 10.0 ** np.linspace(top - DECADES, top, DECADES * BINS_A_DECADE + 1)  # the first bin includes all below it
-    counts = {name: np.histogram(values.clip(edges[0], edges[-1]), edges)[0] for name, values in found.items()}
-    bars = [(task, name, *bar) for name, heights in counts.items() for bar in zip(edges[:-1], edges[1:], heights, strict=True)]
-    flipped = {name: part.column("flipped").to_numpy().mean() for name, part in rows.items()}
-    flips = [(task, name, len(part), flipped[name], np.median(found[name])) for name, part in rows.items()]
-    divergence = pd.DataFrame(bars, columns=["task", "variants", "low", "high", "count"])
-    return divergence, pd.DataFrame(flips, columns=["task", "variants", "rows", "flipped", "divergence"])
+def _flips(task: str, shards: Manifest) -> pd.DataFrame:
+    """The table ``flips`` from the receipts of the shards, by recipe, or by variant if there is a single recipe."""
+    recipes, groups = shards.recipes, dict[str, list[Receipt]]()
+    for entry in shards.of_split("train"):
+        several, recipe = len(recipes) > 1, recipes[(entry.variant - 1) % len(recipes)]
+        groups.setdefault(" + ".join(recipe) if several else f"variant {entry.variant}", []).append(entry.receipt)
+    table = []
+    for name, receipts in groups.items():
+        rows, found = [receipt.rows for receipt in receipts], [receipt.statistics for receipt in receipts]
+        divergence = np.average([statistics["divergence"] for statistics in found], weights=rows)
+        table.append((task, name, sum(rows), sum(statistics["flipped"] for statistics in found) / sum(rows), divergence))
+    return pd.DataFrame(table, columns=["task", "variants", "rows", "flipped", "divergence"])

@@ -31,7 +31,7 @@ def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationS
     table["pareto"] = table["pareto"].map({True: "true", False: "false"})
     plotted = ["task", "model", "value", "value_low", "value_high", "latency_ms", "pareto"]
     tables = {"results": table, "quality_latency": table[plotted]}
-    tables |= {name: pd.concat([getattr(r, name) for r in reports]) for name in ("training", "divergence", "flips")}
+    tables |= {name: pd.concat([getattr(r, name) for r in reports]) for name in ("training", "flips")}
     for name, content in tables.items():
         with written_whole(out / f"{name}.csv") as partial:
             content.to_csv(partial, index=False, lineterminator="\n")

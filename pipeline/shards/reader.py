@@ -1,7 +1,12 @@
-"""Read shards: verify a set, then give its rows by position from memory-mapped files."""
+"""Read shards: rows by position from memory-mapped files, each verified when it is first read."""
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.corpus import Split
-from pipeline.shards.manifest import Manifest, ShardEntry, ShardMismatch, check_agreement
+from pipeline.config.errors import PipelineError
+from pipeline.shards.manifest import SHARD_FILE, Manifest, ShardEntry, ShardMismatch, check_agreement
 from pipeline.shards.schema import Content, description_of, shard_schema
 from pipeline.store.keys import sha256_of
+from pipeline.store.store import Store
 
 Positions = npt.NDArray[np.integer[Any]]
 
@@ -22,6 +29,12 @@ Row = SimpleNamespace
 """One row with the columns of ``shard_schema`` as attributes; lists and bytes share the memory of the mapped file."""
 
 AGAIN = "make it again with dvc repro"
+
+STAGES: dict[Content, str] = {"soft_labels": "soft_label", "variants": "augment"}
+"""The stages that write a set of shards."""
+
+THREADS = 8
+"""Shards that are fetched or verified at once."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +55,85 @@ class Lists:
         return padded
 
 
-class Rows(Sequence[Row]):
-    """The rows of several shards in order; training reads many at once with ``lists_at``."""
+@dataclass(frozen=True, eq=False)
+class LazyTable:
+    """A table that is opened at the first access to its rows."""
 
-    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        self._schema = schema
-        self._batches = [batch for table in tables for batch in table.to_batches() if batch.num_rows]
-        self._ends = np.cumsum([batch.num_rows for batch in self._batches])
-        self._lists: dict[str, list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]] = {}
+    rows: int
+    open: Callable[[], pa.Table]
+    """Opens and verifies the table; later calls return the same one."""
+    fetch_ahead: Callable[[], None] | None = None
+    """Starts to fetch the table's file in the background."""
+
+    @cached_property
+    def batches(self) -> list[pa.RecordBatch]:
+        """The record batches that have rows."""
+        return [batch for batch in self.open().to_batches() if batch.num_rows]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(batch.num_rows for batch in self.batches))
+
+    @cached_property
+    def _lists(self) -> dict[str, list[tuple[npt.NDArray[np.int32], npt.NDArray[Any]]]]:
+        return {}
+
+    def values(self, row: int, names: Iterable[str]) -> dict[str, Any]:
+        """The columns of one row."""
+        number, within = self._located(row)
+        return {name: _value(self.batches[number].column(name)[within]) for name in names}
+
+    def list_at(self, name: str, row: int) -> npt.NDArray[Any]:
+        """The elements of a list, or the bytes, in one row; null is empty."""
+        if name not in self._lists:
+            self._lists[name] = [_offsets(batch.column(name)) for batch in self.batches]
+        number, within = self._located(row)
+        offsets, values = self._lists[name][number]
+        return values[offsets[within] : offsets[within + 1]]
+
+    def _located(self, row: int) -> tuple[int, int]:
+        """The record batch of a row, and the row in it."""
+        number = bisect_right(self._ends, row)
+        return number, row - self._ends[number - 1] if number else row
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyTable, (self.rows, self.open, self.fetch_ahead)
+
+
+class Rows(Sequence[Row]):
+    """The rows of several tables in order; training reads many at once with ``lists_at``."""
+
+    def __init__(self, schema: pa.Schema, tables: Iterable[LazyTable]) -> None:
+        self._schema, self._tables = schema, list(tables)
+        self._ends = np.cumsum([table.rows for table in self._tables], dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, position: int) -> Row:  # type: ignore[override]
-        ((number, row),) = self._located(np.array([position]))
-        return Row(**{name: _value(self._batches[number].column(name)[row]) for name in self._schema.names})
+        ((table, row),) = self._located(np.array([position]))
+        return Row(**table.values(row, self._schema.names))
 
     def has(self, name: str) -> bool:
         """Whether there is a column of that name."""
         return name in self._schema.names
 
+    def open(self) -> None:
+        """Open all tables, several at once."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda table: table.open(), self._tables))
+
+    def fetch_ahead(self, positions: Positions) -> None:
+        """Start to fetch the files of these rows in the background, if they are in a remote store."""
+        for number in np.unique(np.searchsorted(self._ends, positions, side="right")):
+            if (fetch := self._tables[number].fetch_ahead) is not None:
+                fetch()
+
     def column(self, name: str) -> pa.ChunkedArray:
         """One column over all rows, without a copy."""
-        return pa.chunked_array([batch.column(name) for batch in self._batches], type=self._schema.field(name).type)
+        self.open()
+        batches = [batch for table in self._tables for batch in table.batches]
+        return pa.chunked_array([batch.column(name) for batch in batches], type=self._schema.field(name).type)
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Number of tokens of each row."""
@@ -81,88 +150,162 @@ class Rows(Sequence[Row]):
 
     def lists_at(self, name: str, positions: Positions) -> Lists:
         """A column of lists or bytes at some positions, copied from the mapped files; null is an empty list."""
-        if not len(self):
-            raise IndexError("there is no row")
-        if name not in self._lists:
-            self._lists[name] = [_offsets(batch.column(name)) for batch in self._batches]
-        columns = self._lists[name]
-        parts = []
-        for number, row in self._located(positions):
-            offsets, values = columns[number]
-            parts.append(values[offsets[row] : offsets[row + 1]])
+        parts = [table.list_at(name, row) for table, row in self._located(positions)]
         lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-        return Lists(np.concatenate(parts) if parts else columns[0][1][:0], lengths)
+        return Lists(np.concatenate(parts) if parts else np.empty(0, _dtype(self._schema.field(name).type)), lengths)
 
-    def _located(self, positions: Positions) -> Iterable[tuple[int, int]]:
-        """The record batch of each position, and the row in it; negative positions do not count from the end."""
+    def _located(self, positions: Positions) -> Iterable[tuple[LazyTable, int]]:
+        """The table of each position, and the row in it; negative positions do not count from the end."""
         if ((positions < 0) | (positions >= len(self))).any():
             raise IndexError(f"{len(self)} rows have no positions {positions}")
         numbers = np.searchsorted(self._ends, positions, side="right")
         within = positions - np.concatenate([[0], self._ends])[numbers]
-        return zip(numbers.tolist(), within.tolist(), strict=True)
+        return zip([self._tables[number] for number in numbers.tolist()], within.tolist(), strict=True)
 
 
 class Shards:
-    """A complete, verified set of shards in one folder."""
+    """A complete set of shards, each verified when it is first read; a remote store's are fetched then."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open and verify a folder; raises a ``ShardMismatch`` that lists every missing or damaged shard."""
-        self.folder = folder
+    def __init__(self, folder: Path, store: Store | None = None) -> None:
+        """Open the folder of a set; hashes nothing.
+
+        Args:
+            folder: has the manifest and, unless the store is remote, all shards.
+            store: has the shards that are not in the folder, if it is remote.
+
+        Raises:
+            ShardMismatch: lists every shard that is missing or has another size than in the manifest.
+        """
+        self.folder, self._store = folder, store
         self.manifest = Manifest.read(folder)
         self._schema = shard_schema(self.manifest.content, self.manifest.task.kind, self.manifest.token_types)
+        self._opened: dict[str, pa.Table] = {}
+        self._ahead: dict[str, Future[Path]] = {}
         errors = [error for entry in self.manifest.shards if (error := self._error(entry))]
         if errors:
             raise ShardMismatch("\n  - ".join([f"{folder} cannot be trusted; {AGAIN}:", *errors]))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.folder, self._store)
+
     @classmethod
-    def holding(cls, content: Content, folder: Path) -> "Shards":
+    def holding(cls, content: Content, folder: Path, store: Store | None = None) -> "Shards":
         """The shards of a folder; raises ``ShardMismatch`` if they have other content."""
-        found = cls(folder)
+        found = cls(folder, store)
         if found.manifest.content != content:
-            wanted, stage = ("soft labels", "soft_label") if content == "soft_labels" else ("variants", "augment")
-            raise ShardMismatch(f"{folder} does not hold {wanted}; name a folder that the stage {stage} wrote")
+            wanted = content.replace("_", " ")
+            raise ShardMismatch(f"{folder} does not hold {wanted}; name a folder that the stage {STAGES[content]} wrote")
         return found
 
     def rows(self, split: Split, *variants: int) -> Rows:
         """The rows of some variants of a split, one variant after the other, each in partition order."""
-        return Rows(self._schema, (self._table(e) for e in self.manifest.of_split(split) if e.variant in variants))
+        return self.rows_of(*(entry for entry in self.manifest.of_split(split) if entry.variant in variants))
 
-    def rows_of(self, entry: ShardEntry) -> Rows:
-        """The rows of one shard."""
-        return Rows(self._schema, [self._table(entry)])
+    def rows_of(self, *entries: ShardEntry) -> Rows:
+        """The rows of some shards."""
+        return Rows(self._schema, [self._lazy(entry, partial(self._table, entry)) for entry in entries])
+
+    def joined_to(self, soft_labels: "Shards", variants: Sequence[int]) -> Rows:
+        """The train rows of some variants, one variant after the other, each in the order of the train rows of ``soft_labels``.
+
+        Shards belong together if their keys name the same examples. That their rows have the same ids in the same order is
+        checked when a shard is opened.
+
+        Raises:
+            ShardMismatch: a variant does not have exactly one shard, of equal size, for each of the soft labels.
+        """
+        clean, tables = soft_labels.manifest.of_split("train"), []
+        for variant in variants:
+            entries = [entry for entry in self.manifest.of_split("train") if entry.variant == variant]
+            wanted, found = (Counter((e.receipt.key["examples"], e.receipt.rows) for e in some) for some in (clean, entries))
+            if wanted != found:
+                parts = (wanted - found, found - wanted, wanted)
+                lacking, surplus, rows = (sum(rows * n for (_, rows), n in part.items()) for part in parts)
+                raise ShardMismatch(
+                    f"{lacking} of {rows} examples have no variant {variant} in {self.folder}, and {surplus} of its rows have "
+                    "no example: soft labels and variants were made from different examples; make them again with dvc repro"
+                )
+            by_examples = {entry.receipt.key["examples"]: entry for entry in entries}
+            for one in clean:
+                entry = by_examples[one.receipt.key["examples"]]
+                tables.append(self._lazy(entry, partial(self._joined_table, entry, soft_labels, one)))
+        soft_labels.rows("train", 0).open()  # here, since several threads may compare ids with one of them
+        return Rows(self._schema, tables)
+
+    def close(self) -> None:
+        """Stop fetching ahead; a shard that was not fetched yet is fetched when it is read."""
+        if "_pool" in vars(self):
+            self._pool.shutdown(cancel_futures=True)
+            del self._pool
+        self._ahead.clear()
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(THREADS)
+
+    @property
+    def _remote(self) -> bool:
+        return self._store is not None and self._store.remote
 
     def _error(self, entry: ShardEntry) -> str | None:
+        try:
+            size = (self.folder / entry.file).stat().st_size
+        except FileNotFoundError:
+            return None if self._remote else f"{entry.file} is missing"
+        wanted = entry.receipt.bytes
+        return None if size == wanted else f"{entry.file} has {size} bytes, the manifest says {wanted}"
+
+    def _lazy(self, entry: ShardEntry, table: Callable[[], pa.Table]) -> LazyTable:
+        return LazyTable(entry.receipt.rows, table, partial(self._fetch_ahead, entry) if self._remote else None)
+
+    def _fetch_ahead(self, entry: ShardEntry) -> None:
+        if not (entry.file in self._opened or entry.file in self._ahead or (self.folder / entry.file).exists()):
+            self._ahead[entry.file] = self._pool.submit(self._fetch, entry)
+
+    def _fetch(self, entry: ShardEntry) -> Path:
+        """The shard's file in the store's local folder, verified."""
+        assert self._store is not None, "only shards of a remote store are fetched"
+        receipt = entry.receipt
+        try:
+            found = self._store.fetch(receipt.key, {SHARD_FILE: {"sha256": receipt.sha256, "bytes": receipt.bytes}})
+        except PipelineError as cause:
+            again = f"dvc repro --force --single-item {STAGES[self.manifest.content]}@{self.manifest.task.name}"
+            raise ShardMismatch(f"{self.folder / entry.file}: {cause}; if it is lost, make it again: {again}") from cause
+        return found.folder / SHARD_FILE
+
+    def _verified(self, entry: ShardEntry) -> Path:
+        """The shard's file, of which every byte is as the manifest says."""
         path = self.folder / entry.file
-        if not path.exists():
-            return f"{entry.file} is missing"
-        size = path.stat().st_size
-        if size != entry.receipt.bytes:
-            return f"{entry.file} has {size} bytes, the manifest says {entry.receipt.bytes}"
-        if sha256_of(path) != entry.receipt.sha256:
-            return f"{entry.file} has other bytes than when it was written (its sha256 differs from the manifest's)"
-        return None
+        if self._remote and not path.exists():
+            return self._ahead[entry.file].result() if entry.file in self._ahead else self._fetch(entry)
+        error = self._error(entry)
+        if error is None and sha256_of(path) != entry.receipt.sha256:
+            error = f"{entry.file} has other bytes than when it was written (its sha256 differs from the manifest's)"
+        if error:
+            raise ShardMismatch(f"{self.folder}/{error}; {AGAIN}")
+        return path
 
     def _table(self, entry: ShardEntry) -> pa.Table:
-        path = self.folder / entry.file
+        """The rows of a shard, memory-mapped; verified once."""
+        if entry.file in self._opened:
+            return self._opened[entry.file]
+        named, path = self.folder / entry.file, self._verified(entry)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        if not table.schema.equals(self._schema):
-            raise ShardMismatch(f"{path} has other columns than format version {self.manifest.format_version}; {AGAIN}")
-        written = description_of(table.schema, str(path))["key"]
-        check_agreement(f"the key in {path} and the manifest's", entry.receipt.key, written, "Make it again with dvc repro")
+        if not table.schema.equals(self._schema) or table.num_rows != entry.receipt.rows:
+            version = self.manifest.format_version
+            raise ShardMismatch(f"{named} has other columns than format version {version}, or other rows; {AGAIN}")
+        written = description_of(table.schema, str(named))["key"]
+        check_agreement(f"the key in {named} and the manifest's", entry.receipt.key, written, "Make it again with dvc repro")
+        self._opened[entry.file] = table
         return table
 
-
-def join(examples: Rows, variants: Rows) -> Positions:
-    """For each row of ``examples`` the position in ``variants`` of the row with the same id; rejects unmatched rows."""
-    ids, others = examples.column("example_id"), variants.column("example_id")
-    positions = np.asarray(pc.fill_null(pc.index_in(ids, value_set=others.combine_chunks()), -1), dtype=np.int64)
-    missing = int((positions < 0).sum())
-    if missing or len(variants) != len(examples) or len(np.unique(positions)) != len(positions):
-        raise ShardMismatch(
-            f"{missing} of {len(examples)} examples have no variant, and there are {len(variants)} rows of variants: "
-            "soft labels and variants were made from different examples; make them again with dvc repro"
-        )
-    return positions
+    def _joined_table(self, entry: ShardEntry, soft_labels: "Shards", clean: ShardEntry) -> pa.Table:
+        """The rows of a shard of variants, if their ids are those of a shard of soft labels, in the same order."""
+        table = self._table(entry)
+        if not table.column("example_id").equals(soft_labels._table(clean).column("example_id")):
+            other = soft_labels.folder / clean.file
+            raise ShardMismatch(f"{self.folder / entry.file} has other example ids, or in another order, than {other}; {AGAIN}")
+        return table
 
 
 def _offsets(column: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
@@ -172,6 +315,12 @@ def _offsets(column: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]
         whole = np.frombuffer(values, dtype=np.uint8) if values else np.zeros(0, dtype=np.uint8)
         return np.frombuffer(offsets, dtype=np.int32)[column.offset :], whole
     return column.offsets.to_numpy(), column.values.to_numpy()
+
+
+def _dtype(column: pa.DataType) -> npt.DTypeLike:
+    """Of the elements of a column of lists or bytes."""
+    kind: npt.DTypeLike = column.value_type.to_pandas_dtype() if pa.types.is_list(column) else np.uint8
+    return kind
 
 
 def _value(scalar: pa.Scalar) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
+from pipeline.config.settings import RuntimeSettings
 from pipeline.store.files import PARTIAL, complete, partial_name, write_json, written_whole
 from pipeline.store.keys import Key, key_hash, sha256_of
 
@@ -91,7 +92,7 @@ class Store:
     folder: Path
 
     remote: ClassVar[bool] = False
-    """Whether the files of an entry must be fetched before they can be read."""
+    """Whether ``fetch`` has to copy files; outputs then hold the manifest only."""
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -366,3 +367,8 @@ def stored_as(*keys: Key) -> list[str]:
 def write_stored_as(folder: Path, entry: Entry) -> None:
     """Write the note of a folder that uses one entry."""
     write_json(folder / STORED_AS_FILE, {STORED_AS: entry.name})
+
+
+def open_store(runtime: RuntimeSettings) -> Store:
+    """The store of the settings."""
+    return Store(Path(runtime.store).resolve())

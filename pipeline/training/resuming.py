@@ -8,7 +8,7 @@ from pipeline.config.settings import RuntimeSettings
 from pipeline.models.folder import ModelFolder
 from pipeline.store.files import folder_written_whole
 from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by, sha256_of
-from pipeline.store.store import Facts, Store, write_stored_as
+from pipeline.store.store import Facts, Store, open_store, write_stored_as
 from pipeline.training.callbacks import RunOptions
 
 
@@ -36,7 +36,7 @@ def fetch_or_train(
 
     ``title`` is its name in progress lines. ``train`` writes into the folder it gets and returns plain facts.
     """
-    store = Store(runtime.store_folder)
+    store = open_store(runtime)
 
     def make() -> None:
         facts: Facts = {"title": title}

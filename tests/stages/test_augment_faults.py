@@ -12,6 +12,7 @@ import pytest
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import Shards
 from tests.running import Stage, labelled, undisturbed
+from tests.stored import verified
 
 TOGETHER = """
 import os, time
@@ -75,7 +76,7 @@ def test_a_full_disk_is_one_sentence_and_costs_only_one_shard(folder: Path, teac
 
     assert stage.run() == 0, stage.said()
     assert f"{len(wanted.shards)} shards, {number} in the store, {len(wanted.shards) - number} to compute" in stage.said()
-    assert Shards(stage.out).manifest == wanted
+    assert verified(stage.out) == wanted
 
 
 def test_a_read_only_store_is_one_sentence(folder: Path, teacher: Path) -> None:
@@ -117,10 +118,9 @@ def test_two_runs_at_once_on_one_store_both_succeed(folder: Path, teacher: Path,
     for run in runs:
         run.start(str(folder / "together.py"))
     assert [run.end() for run in runs] == [0, 0], [run.said() for run in runs]
-    assert [Shards(run.out).manifest for run in runs] == [wanted] * 2
+    assert [verified(run.out) for run in runs] == [wanted] * 2
     for run in runs:
         assert f"{len(wanted.shards)} shards, {len(wanted.shards)} in the store" not in run.said(), "both compute"
-        Shards(run.out)
     assert runs[0].unfinished() == []
     assert runs[0].finished_shards() == len(wanted.shards)
 

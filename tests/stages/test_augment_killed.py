@@ -13,7 +13,7 @@ from pipeline.store.collect import delete, garbage, items_of, uses_of
 from pipeline.store.files import PARTIAL
 from pipeline.store.store import Store
 from tests.running import SEARCH, Stage, kill, labelled, lives, nodes, title, undisturbed
-from tests.stored import HOUR, age
+from tests.stored import HOUR, age, verified
 from tests.world import AUGMENT
 
 SLOW: dict[str, Any] = AUGMENT | {
@@ -81,7 +81,7 @@ def test_a_killed_run_resumes_and_survives_a_killed_worker(stage: Stage, folder:
     assert {item.name for item in doomed} == left
     assert all(delete(store, item) for item in doomed)
     assert stage.unfinished() == []
-    Shards(stage.out)
+    verified(stage.out)
 
 
 def of_node(node: Any) -> list[psutil.Process]:

@@ -29,7 +29,7 @@ from pipeline.shards.writer import write_shard
 from pipeline.store.keys import key_hash
 from pipeline.store.store import RECEIPT, Store
 from tests.running import unsynced
-from tests.stored import shards_in
+from tests.stored import shards_in, verified
 from tests.world import augment_settings, make_task, runtime_at, save_prepared, save_teacher
 
 ROWS = {"train": 60, "dev": 20, "test": 20}
@@ -326,7 +326,7 @@ def test_a_published_shard_that_is_overwritten_changes_no_later_run(finished: Wo
     target.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
     (finished.shards / "mine").touch()
     with pytest.raises(ShardMismatch, match=target.name):
-        Shards(finished.shards)
+        verified(finished.shards)
     finished.augment()
     assert hashes(finished.shards) == before, "a set is published as a whole"
 

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from pipeline.config.errors import PipelineError
 from pipeline.config.settings import VariantPolicy
 from pipeline.corpus.encoding import Batch
 from pipeline.corpus.task import Task
-from pipeline.distill.dataset import VARIANT, Examples, Variants, check_policy, chosen, followed_in
+from pipeline.distill.dataset import VARIANT, Examples, Variants, check_policy, chosen, followed_in, shown
 from pipeline.perturbation.surrogate import checkpoints_followed
-from pipeline.shards import writer
-from pipeline.shards.manifest import Coding, Manifest, ShardEntry, ShardMismatch
+from pipeline.shards import reader, writer
+from pipeline.shards.manifest import Coding, Manifest, ShardEntry
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.keys import Key
 from pipeline.training.order import EpochOrder, MicroBatch, StepSharding
+from tests.stored import RemoteStore, only_in
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 KEY: Key = {"format_version": FORMAT_VERSION, "teacher": "ab" * 32}
@@ -65,7 +67,7 @@ def write(folder: Path, parts: Parts, checkpoints: int = CHECKPOINTS) -> Shards:
     perturbed, entries = any(variant for _, variant in parts), []
     for (split, variant), partitions in parts.items():
         for number, examples in enumerate(partitions):
-            file, key = f"{split}-{variant}-{number}.arrow", KEY | {"variant": variant, "examples": f"{split} {number}"}
+            file, key = f"{split}-{variant}-{number}.arrow", KEY | {"variant": variant, "examples": f"{split} {min(examples)}"}
             schema = shard_schema(CONTENT[perturbed], TASK.kind, token_types=False)
             receipt = write_shard(folder / file, schema, columns(examples, variant), key, {}, {})
             entries.append(ShardEntry(file=file, split=split, variant=variant, partition=number, receipt=receipt))
@@ -86,22 +88,21 @@ def write(folder: Path, parts: Parts, checkpoints: int = CHECKPOINTS) -> Shards:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Shards]:
-    """Soft labels, and variants of which every one lies in another order and in other partitions than the soft labels."""
+    """Soft labels, and variants that have the partitions of the soft labels, each in another order."""
     folder, generator = tmp_path_factory.mktemp("sets"), np.random.default_rng(0)
-    variants: Parts = {}
-    for variant in range(1, VARIANTS + 1):
-        cuts = sorted(generator.choice(np.arange(1, COUNT), 2, replace=False))
-        variants["train", variant] = [part.tolist() for part in np.split(generator.permutation(COUNT), cuts)]
+    parts = [part.tolist() for part in np.split(np.arange(COUNT), [9, 20, 31])]
+    orders = {variant: generator.permutation(len(parts)).tolist() for variant in range(1, VARIANTS + 1)}
+    variants: Parts = {("train", variant): [parts[number] for number in order] for variant, order in orders.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer, "ROWS_PER_BATCH", 4)
-        soft_labels = write(folder / "soft_labels", {("train", 0): [range(20), range(20, COUNT)], ("dev", 0): [range(40, 51)]})
+        soft_labels = write(folder / "soft_labels", {("train", 0): parts, ("dev", 0): [range(40, 51)]})
         return soft_labels, write(folder / "shards", variants)
 
 
 def examples_of(sets: tuple[Shards, Shards], use: VariantPolicy = "rotate") -> Examples:
     """The train split, with variants unless ``use`` is none."""
     plain = Examples(sets[0], "train")
-    return plain if use == "none" else Examples(sets[0], "train", Variants(sets[1], plain.rows, use))
+    return plain if use == "none" else Examples(sets[0], "train", Variants(sets[1], sets[0], use))
 
 
 def steps_of_epoch(
@@ -189,13 +190,33 @@ def test_the_batches_of_an_epoch_are_decided_by_seed_epoch_and_rows_whatever_cam
                 torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True, msg=name)
 
 
-@pytest.mark.parametrize("others", [range(36), [*range(36), 99]], ids=["missing", "another"])
-def test_a_variant_that_some_example_lacks_is_rejected_when_they_are_opened(
-    sets: tuple[Shards, Shards], others: Sequence[int], tmp_path: Path
+def test_a_batch_waits_for_its_own_shards_while_the_rest_of_this_and_the_next_variant_is_fetched_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = write(tmp_path, {("train", 1): [range(COUNT)], ("train", 2): [others]})
-    with pytest.raises(ShardMismatch, match="1 of 37 examples have no variant"):
-        Variants(broken, Examples(sets[0], "train").rows, "rotate")
+    monkeypatch.setattr(reader, "THREADS", 1)
+    others, parts = threading.Event(), [range(10), range(10, 20), range(20, 30)]
+    store = RemoteStore(tmp_path / "store", wait=lambda key: key["examples"] == "train 10" or others.wait(60))
+    soft_labels = write(tmp_path / "soft_labels", {("train", 0): parts})
+    write(tmp_path / "shards", {("train", number): parts for number in range(1, 5)}, checkpoints=0)
+    variants = Variants(shards := only_in(store, tmp_path / "shards"), soft_labels, "rotate")
+
+    def shown_logits(rows: Sequence[int], epoch: int) -> Any:
+        return variants.batch(MicroBatch(np.array(rows), epoch, progress=0.0, weight=1.0))["logits"].tolist()
+
+    assert shown_logits([15], epoch=0) == [[15, 1]]
+    others.set()
+    assert shown_logits(range(30), epoch=1) == [[number, 2] for number in range(30)]
+    shards.close()
+    fetched = [(key["variant"], int(key["examples"].removeprefix("train "))) for key in store.fetched]
+    assert fetched[:6] == [(1, 10), (1, 0), (1, 20), (2, 0), (2, 10), (2, 20)]
+    assert len(set(fetched)) == len(fetched), "none twice"
+    assert shown_logits([5], epoch=3) == [[5, 4]], "it can still be read"
+    shards.close()
+
+
+def test_a_curriculum_needs_its_variants_in_the_order_of_their_checkpoints() -> None:
+    assert shown("curriculum", [2, None, 1]) == [3, 1]
+    assert shown("rotate", [2, None, 1]) == shown("curriculum", [None] * 3) == [1, 2, 3]
 
 
 @given(st.integers(1, 9), st.integers(0, 40))

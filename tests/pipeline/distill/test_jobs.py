@@ -8,12 +8,13 @@ import pytest
 
 from pipeline.config.settings import RuntimeSettings
 from pipeline.corpus.task import Task
-from pipeline.distill import jobs
+from pipeline.distill import jobs, launch
 from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.launch import obtain
 from pipeline.distill.training import train
 from pipeline.shards.manifest import ShardMismatch, manifest_hash
-from pipeline.store.store import Store
+from pipeline.store.store import Store, open_store
+from tests.stored import RemoteStore, only_in
 from tests.world import make_shards, runtime_at, save_masked_lm, save_prepared, student_settings
 
 Folders = tuple[Path, Path]
@@ -81,7 +82,7 @@ def test_a_finished_student_is_taken_from_the_store_without_a_lock(
     cost = json.loads((finished / "half.json").read_text())
     assert cost["steps"] == 16
     assert cost["seconds"] >= 0
-    assert not list(runtime.store_folder.glob(".*")), "checkpoints go when the student is finished"
+    assert not list(Path(runtime.store).glob(".*")), "checkpoints go when the student is finished"
 
 
 def test_other_test_rows_and_another_name_cost_no_training(
@@ -112,7 +113,7 @@ def test_a_student_in_the_store_is_not_taken_for_variants_of_other_soft_labels(
 def test_a_damaged_student_is_trained_again(
     job: StudentJob, finished: Path, runtime: RuntimeSettings, tmp_path: Path, trained: list[str]
 ) -> None:
-    weights = Store(runtime.store_folder).folder_of(job.key()) / "model.safetensors"
+    weights = open_store(runtime).folder_of(job.key()) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     obtain(job, runtime, tmp_path / "two", tmp_path / "two.json")
     assert trained == ["distill tiny half"]
@@ -158,10 +159,17 @@ def test_settings_that_mean_nothing_for_a_student_are_not_in_its_key(job: Studen
 def test_how_it_is_run_changes_neither_the_key_nor_a_byte(
     job: StudentJob, finished: Path, runtime: RuntimeSettings, tmp_path: Path, trained: list[str]
 ) -> None:
+    """Worker processes, and shards that are only in a remote store."""
     changed = {"dataloader_num_workers": 2, "save_steps": 1}
     obtain(job, runtime.model_copy(update=changed), tmp_path / "one", tmp_path / "one.json")
     assert not trained
-    obtain(job, runtime_at(tmp_path / "own").model_copy(update=changed), tmp_path / "two", tmp_path / "two.json")
+    store = RemoteStore(tmp_path / "remote")
+    for folder in (job.soft_labels, job.shards):
+        only_in(store, Path(shutil.copytree(folder, tmp_path / folder.name)))
+    job = dataclasses.replace(job, soft_labels=tmp_path / "soft_labels", shards=tmp_path / "shards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "open_store", lambda _: store)
+        obtain(job, runtime.model_copy(update=changed), tmp_path / "two", tmp_path / "two.json")
     assert trained
     assert files_of(tmp_path / "two") == files_of(finished / "half")
 
@@ -171,7 +179,7 @@ def test_what_fails_leaves_no_student_and_its_states(job: StudentJob, tmp_path: 
         raise OSError("no room")
 
     monkeypatch.setattr(jobs, "write_student", fail)
-    store = Store(runtime_at(tmp_path).store_folder)
+    store = open_store(runtime_at(tmp_path))
     with pytest.raises(OSError, match="no room"):
         train_into(store, job, runtime_at(tmp_path))
     assert store.get(job.key()) is None

@@ -16,7 +16,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.models.loading import load_classifier
 from pipeline.shards.reader import Shards
 from pipeline.store.keys import BUILD, Build
-from pipeline.store.store import Store
+from pipeline.store.store import open_store
 from tests.world import make_shards, make_task, runtime_at, save_prepared, save_teacher, student_settings
 
 Folders = tuple[Path, Path]
@@ -67,7 +67,7 @@ def test_all_students_are_trained_at_once_and_one_that_cannot_be_trained_is_name
     ):
         train_all([bad, *students], runtime)
     assert "distill: 4 students, 1 in the store, 2 to train, 1 identical to another\n" in capsys.readouterr().out
-    assert not Store(runtime.store_folder).get(bad.key())
+    assert not open_store(runtime).get(bad.key())
     monkeypatch.setattr(launch, "train_into", lambda *_: pytest.fail("it was trained before"))
     for job in students:
         obtain(job, runtime, tmp_path / job.name, tmp_path / f"{job.name}.json")
@@ -104,7 +104,7 @@ def test_a_process_with_other_libraries_trains_no_student(
     job = StudentJob("half", *made, teacher, student_settings(num_hidden_layers=1))
     with pytest.raises(PipelineError, match=r"half \(soft_labels\): .*a worker uses other sources or libraries .*: torch "):
         train_all([job], runtime_at(tmp_path, workers=1))
-    assert Store(runtime_at(tmp_path).store_folder).get(job.key()) is None
+    assert open_store(runtime_at(tmp_path)).get(job.key()) is None
 
 
 def test_what_does_not_belong_together_is_rejected_before_ray_is_started(

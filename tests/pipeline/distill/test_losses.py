@@ -94,7 +94,7 @@ def stored(kin: Folders, recipes: list[list[str]], use: Any = "rotate") -> tuple
     for number in range(1, len(recipes) + 1):
         found = {row.example_id: row for row in shards.rows("train", number)}
         variants.append([found[row.example_id] for row in rows])
-    return Examples(known, "train", Variants(shards, rows, student_settings(variant_policy=use).variant_policy)), variants
+    return Examples(known, "train", Variants(shards, known, student_settings(variant_policy=use).variant_policy)), variants
 
 
 @pytest.mark.parametrize("recipes", RECIPES)

@@ -3,7 +3,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from pipeline.config.errors import PipelineError
 from pipeline.corpus.task import measure
 from pipeline.evaluation.facts import TaskReport, gather, on_pareto_line
 from pipeline.evaluation.quality import SPEED_FILE
+from pipeline.shards.manifest import manifest_hash
 from pipeline.store.files import write_json
 from tests.fake_run import MOVIES, NOISE, SECONDS, STUDENTS, labels_of, noisy_logits, read, write_run
 
@@ -92,19 +92,17 @@ def test_the_pareto_line_is_what_pairwise_comparison_finds(models: list[tuple[fl
     assert on_pareto_line(models) == [not any(dominates(other, one) for other in models) for one in models]
 
 
-def test_the_histogram_counts_every_row_of_every_variant(movies: TaskReport) -> None:
-    table = movies.divergence
-    assert table.groupby("variants")["count"].sum().to_dict() == {"variant 1": 60, "variant 2": 60}
-    divergences = np.random.default_rng(1).lognormal(-2.5, 1.4, 60).astype(np.float32)
-    one = table[table["variants"] == "variant 1"]
-    for low, high, count in zip(one["low"][1:], one["high"][1:], one["count"][1:], strict=True):
-        assert count == ((divergences >= low) & (divergences < high)).sum()
-    assert movies.flips["divergence"].iloc[0] == pytest.approx(float(np.median(divergences)))
-    assert movies.flips["rows"].tolist() == [60, 60]
-
-
-def test_variants_are_grouped_by_recipe_where_there_are_several(tmp_path: Path) -> None:
+def test_the_effects_of_variants_are_grouped_by_recipe_and_read_from_receipts(tmp_path: Path, movies: TaskReport) -> None:
     recipes: Any = [["mask"], ["delete", "swap"]]
     write_run(tmp_path, variants=5, recipes=recipes, students=["half"])
-    report = gather(tmp_path, "movies", ["half"], 200)
-    assert dict(zip(report.flips["variants"], report.flips["rows"], strict=True)) == {"mask": 180, "delete + swap": 120}
+    path, student = (tmp_path / "shards" / "movies", tmp_path / "student" / "movies" / "half" / "lineage.json")
+    content = read(path / "manifest.json")
+    for number, shard in enumerate(content["shards"]):
+        shard["receipt"] |= {"rows": 10 * number + 10, "statistics": {"divergence": float(number), "flipped": 5.0}}
+        (path / shard["file"]).unlink()
+    write_json(path / "manifest.json", content)
+    write_json(student, read(student) | {"shards": manifest_hash(path)})
+    mask, edits = gather(tmp_path, "movies", ["half"], 200).flips.itertuples(index=False)
+    assert tuple(mask) == pytest.approx(("movies", "mask", 90, 15 / 90, (30 * 2 + 50 * 4) / 90))
+    assert tuple(edits) == pytest.approx(("movies", "delete + swap", 60, 10 / 60, (20 * 1 + 40 * 3) / 60))
+    assert movies.flips["variants"].tolist() == ["variant 1", "variant 2"]

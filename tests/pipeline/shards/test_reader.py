@@ -1,4 +1,5 @@
 import json
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +13,15 @@ from hypothesis import strategies as st
 
 from pipeline.config.corpus import Split
 from pipeline.corpus.task import Task
-from pipeline.shards import writer
+from pipeline.shards import reader, writer
 from pipeline.shards.codec import CODECS
 from pipeline.shards.manifest import MANIFEST_FILE, Coding, Manifest, ShardEntry, ShardMismatch
-from pipeline.shards.reader import Lists, Positions, Rows, Shards, join
+from pipeline.shards.reader import LazyTable, Lists, Positions, Rows, Shards
 from pipeline.shards.schema import FORMAT_VERSION, Content, shard_schema
 from pipeline.shards.writer import write_shard
 from pipeline.store.files import write_json
-from pipeline.store.keys import Key
+from pipeline.store.keys import Key, sha256_of
+from tests.stored import RemoteStore, flip_byte, only_in, shard_path
 
 TASK = Task(name="tiny", kind="classification", metric="accuracy", labels=("bad", "good"), pair=False)
 VALUES = Task(name="tiny", kind="regression", metric="pearson", labels=(), pair=False)
@@ -62,7 +64,7 @@ def write(folder: Path, parts: dict[tuple[Split, int], list[Sequence[str]]], tas
     for (split, variant), partitions in parts.items():
         for number, ids in enumerate(partitions):
             file = f"{split}-variant-{variant}-{number:05d}.arrow"
-            key = KEY | {"variant": variant, "examples": f"{split} {number}"}
+            key = KEY | {"variant": variant, "examples": f"{split} {min(ids)}"}
             schema = shard_schema(content, task.kind, types)
             receipt = write_shard(folder / file, schema, columns(ids, variant, task, types), key, {}, {})
             entries.append(ShardEntry(file=file, split=split, variant=variant, partition=number, receipt=receipt))
@@ -178,7 +180,7 @@ def test_slices_of_a_table_have_only_their_rows(tmp_path: Path) -> None:
     write(tmp_path, {("train", 2): [names(9)]})
     schema = shard_schema("variants", TASK.kind, token_types=True)
     table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "train-variant-2-00000.arrow"))).read_all()
-    part = Rows(schema, [table.slice(2, 3), table.slice(7)])
+    part = Rows(schema, [LazyTable(3, lambda: table.slice(2, 3)), LazyTable(2, lambda: table.slice(7))])
     for name, of_row in LISTS.items():
         found = part.lists_at(name, np.arange(5))
         assert found.values.tolist() == [value for row in part for value in of_row(row).tolist()], name
@@ -219,46 +221,48 @@ def test_a_split_a_variant_and_a_shard_have_their_own_rows(tmp_path: Path) -> No
         assert [(row.example_id, row.variant) for row in shards.rows_of(entry)] == [(name, entry.variant) for name in wanted]
 
 
-@given(order=st.permutations(range(9)), cut=st.integers(0, 9))
-@settings(max_examples=8)
-def test_join_finds_the_variant_of_every_example_in_any_order(
-    tmp_path_factory: pytest.TempPathFactory, order: list[int], cut: int
-) -> None:
-    folder = tmp_path_factory.mktemp("join")
-    shuffled = [f"row-{number}" for number in order]
-    write(folder / "soft_labels", {("train", 0): [names(4), names(5, 4)]})
-    write(folder / "shards", {("train", 1): [part for part in (shuffled[:cut], shuffled[cut:]) if part]})
-    examples, variants = Shards(folder / "soft_labels").rows("train", 0), Shards(folder / "shards").rows("train", 1)
-    positions = join(examples, variants)
-    assert [variants[int(position)].example_id for position in positions] == names(9)
+PARTS = [names(4), names(3, 4), names(2, 7)]
+"""The examples of three shards."""
+
+
+def joined(folder: Path, variants: list[Sequence[str]]) -> Rows:
+    """Variant 2 of the examples of ``PARTS`` in these partitions, then variant 1."""
+    write(folder / "soft_labels", {("train", 0): PARTS, ("dev", 0): [names(2, 50)]})
+    write(folder / "shards", {("train", 1): PARTS, ("train", 2): variants})
+    return Shards(folder / "shards").joined_to(Shards(folder / "soft_labels"), [2, 1])
 
 
 @pytest.mark.parametrize(
-    ("examples", "variants", "sentence"),
+    ("variants", "sentence"),
     [
-        (names(5), names(4), "1 of 5 examples have no variant, and there are 4 rows of variants"),
-        (names(4), names(5), "0 of 4 examples have no variant, and there are 5 rows of variants"),
-        (names(4), names(4, 2), "2 of 4 examples have no variant, and there are 4 rows of variants"),
-        (["row-1", "row-1"], names(2, 1), "0 of 2 examples have no variant, and there are 2 rows of variants"),
+        (PARTS[:2], "2 of 9 examples have no variant 2 in .*, and 0 of its rows have no example"),
+        ([*PARTS, names(5, 9)], "0 of 9 examples have no variant 2 in .*, and 5 of its rows have no example"),
+        ([*PARTS, PARTS[0]], "0 of 9 examples have no variant 2 in .*, and 4 of its rows have no example"),
     ],
 )
-def test_join_rejects_missing_and_surplus_rows(tmp_path: Path, examples: list[str], variants: list[str], sentence: str) -> None:
-    write(tmp_path / "soft_labels", {("train", 0): [examples]})
-    write(tmp_path / "shards", {("train", 1): [variants]})
-    of_soft_labels, of_shards = Shards(tmp_path / "soft_labels").rows("train", 0), Shards(tmp_path / "shards").rows("train", 1)
+def test_missing_and_surplus_variants_are_rejected_before_any_is_read(
+    tmp_path: Path, variants: list[Sequence[str]], sentence: str
+) -> None:
     with pytest.raises(ShardMismatch, match=f"^{sentence}: .* make them again with dvc repro$"):
-        join(of_soft_labels, of_shards)
+        joined(tmp_path, variants)
 
 
-def test_all_missing_truncated_and_changed_shards_are_named_in_one_error(tmp_path: Path) -> None:
-    write(tmp_path, {("train", 1): [names(3, 3 * number) for number in range(4)]})
-    files = [tmp_path / f"train-variant-1-0000{number}.arrow" for number in range(4)]
+@pytest.mark.parametrize("others", [["row-5", "row-4", "row-6"], ["row-4", "row-5", "row-9"]], ids=["order", "examples"])
+def test_a_shard_with_other_ids_or_another_order_than_the_soft_labels_is_named_when_it_is_read(
+    others: list[str], tmp_path: Path
+) -> None:
+    rows = joined(tmp_path, [PARTS[0], others, PARTS[2]])
+    assert rows.lists_at("input_ids", np.array([0, 8, 13])).lengths.tolist() == [2, 5, 6], "of other shards"
+    with pytest.raises(ShardMismatch, match=r"train-variant-2-00001\.arrow has other example ids, or in another order, than "):
+        rows.lists_at("input_ids", np.array([0, 4]))
+
+
+def test_all_missing_and_truncated_shards_are_named_in_one_error(tmp_path: Path) -> None:
+    write(tmp_path, {("train", 1): [names(3, 3 * number) for number in range(3)]})
+    files = [tmp_path / f"train-variant-1-0000{number}.arrow" for number in range(3)]
     files[0].unlink()
     size = files[1].stat().st_size
     files[1].write_bytes(files[1].read_bytes()[:-7])
-    whole = bytearray(files[3].read_bytes())
-    whole[len(whole) // 2] ^= 1
-    files[3].write_bytes(whole)
     with pytest.raises(ShardMismatch) as caught:
         Shards(tmp_path)
     first, *errors = str(caught.value).split("\n  - ")
@@ -266,8 +270,45 @@ def test_all_missing_truncated_and_changed_shards_are_named_in_one_error(tmp_pat
     assert sorted(errors) == [
         f"{files[0].name} is missing",
         f"{files[1].name} has {size - 7} bytes, the manifest says {size}",
-        f"{files[3].name} has other bytes than when it was written (its sha256 differs from the manifest's)",
     ]
+
+
+def test_a_shard_is_hashed_once_when_it_is_first_read_and_never_if_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {("train", variant): PARTS for variant in (1, 2)})
+    flip_byte(tmp_path / "train-variant-1-00002.arrow")
+    hashed: list[str] = []
+    monkeypatch.setattr(reader, "sha256_of", lambda path: (hashed.append(path.name), sha256_of(path))[1])
+    shards = Shards(tmp_path)
+    rows = pickle.loads(pickle.dumps(shards.rows("train", 1, 2)))
+    assert (len(rows), hashed) == (18, [])
+    for _ in range(2):
+        assert rows.lists_at("input_ids", np.array([4, 0, 5])).values[0] == 4
+    assert sorted(hashed) == ["train-variant-1-00000.arrow", "train-variant-1-00001.arrow"]
+    sentence = r"train-variant-1-00002\.arrow has other bytes than when it was written .*; make it again with dvc repro$"
+    for read in (lambda: rows.lists_at("input_ids", np.array([4, 7])), lambda: rows[8], lambda: rows.column("label")):
+        with pytest.raises(ShardMismatch, match=sentence):
+            read()
+
+
+def test_shards_that_are_not_in_the_folder_are_fetched_once_from_a_remote_store(tmp_path: Path) -> None:
+    write(tmp_path / "set", {("train", 1): PARTS, ("train", 2): PARTS})
+    wanted, store = Shards(tmp_path / "set").rows("train", 1).column("delta"), RemoteStore(tmp_path / "store")
+    shards = only_in(store, tmp_path / "set")
+    assert store.fetched == []
+    for _ in range(2):
+        assert shards.rows("train", 1).column("delta").equals(wanted)
+    assert len(store.fetched) == 3
+
+    damaged, gone = (shard_path(store, entry.receipt.key) for entry in shards.manifest.of_split("train")[3:5])
+    flip_byte(damaged)
+    gone.unlink()
+    for position, cause in ((0, "is damaged"), (4, "cannot be read")):
+        with pytest.raises(ShardMismatch, match=rf"train-variant-2-.*{cause}.*dvc repro --force --single-item augment@tiny$"):
+            shards.rows("train", 2)[position]
+    with pytest.raises(ShardMismatch, match="is missing"):
+        Shards(tmp_path / "set")
 
 
 def other_teacher(content: dict[str, Any]) -> None:
@@ -287,4 +328,4 @@ def test_a_shard_of_another_key_or_schema_is_rejected(tmp_path: Path, change: An
     change(content)
     write_json(tmp_path / MANIFEST_FILE, content)
     with pytest.raises(ShardMismatch, match=rf"train-variant-1-00000\.arrow.*{said}.*dvc repro"):
-        Shards(tmp_path).rows("train", 1)
+        Shards(tmp_path).rows("train", 1).open()
