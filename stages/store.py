@@ -11,10 +11,17 @@ from rich.table import Table
 
 from pipeline.config import params as config
 from pipeline.config.errors import PipelineError
+from pipeline.config.params import Settings
+from pipeline.config.settings import RuntimeSettings
 from pipeline.store import collect
 from pipeline.store.collect import Item, Uses
-from pipeline.store.store import Store
+from pipeline.store.store import Store, open_store
 from stages.command import params_option, stage
+
+
+class Needs(Settings):
+    runtime: RuntimeSettings
+
 
 WIDTH = 200
 """Most columns of the printed table, on a terminal or not."""
@@ -22,8 +29,7 @@ WIDTH = 200
 store_option = click.option(
     "--store",
     "named",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the store; default: runtime.store of the settings.",
+    help="Folder or URL of the store; default: runtime.store of the settings.",
 )
 data_option = click.option(
     "--data",
@@ -44,7 +50,7 @@ def main() -> None:
 @store_option
 @params_option
 @data_option
-def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None:
+def list_items(named: str | None, params: Path, data: tuple[Path, ...]) -> None:
     """List the entries of the store and the folders that use them; hashes nothing."""
     store = _store(named, params)
     uses = collect.uses_of(data, store)
@@ -60,14 +66,14 @@ def list_items(named: Path | None, params: Path, data: tuple[Path, ...]) -> None
         click.echo(f"not read, so the entries that it uses are not known: {error}")
     for folder in uses.without:
         click.echo(f"no {collect.MANIFEST_FILE} below {folder}, so it uses nothing")
-    click.echo(f"{store.folder}: {len(items)} entries, {_megabytes(items)} MB")
+    click.echo(f"{store}: {len(items)} entries, {_megabytes(items)} MB")
 
 
 @stage
 @store_option
 @params_option
 @click.option("--delete", is_flag=True, help="Delete damaged entries, so that the next run computes them again.")
-def verify(named: Path | None, params: Path, delete: bool) -> None:
+def verify(named: str | None, params: Path, delete: bool) -> None:
     """Hash every file of every entry and compare it with its receipt.
 
     Exits with 1 if an entry is damaged, even if --delete has removed it.
@@ -81,8 +87,8 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
         if delete:
             gone = sum(collect.delete(store, item) for item, _ in damaged)
             ending = f"{gone} of {len(damaged)} deleted; the next run that needs them computes them again"
-        raise PipelineError(f"{store.folder}: {len(damaged)} damaged{lines}\n{ending}")
-    click.echo(f"{store.folder}: nothing is damaged")
+        raise PipelineError(f"{store}: {len(damaged)} damaged{lines}\n{ending}")
+    click.echo(f"{store}: nothing is damaged")
 
 
 @stage
@@ -98,7 +104,7 @@ def verify(named: Path | None, params: Path, delete: bool) -> None:
 )
 @click.option("--everything", is_flag=True, help="Continue although a --data folder has no manifest: nothing there is in use.")
 @click.option("--delete", is_flag=True, help="Delete; without it nothing is deleted.")
-def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: float, everything: bool, delete: bool) -> None:
+def gc(named: str | None, params: Path, data: tuple[Path, ...], min_age_hours: float, everything: bool, delete: bool) -> None:
     """List the entries that no output uses, and delete them with --delete.
 
     Only finished stages have a manifest: finish or repeat an interrupted stage first; otherwise its results count as unused
@@ -110,7 +116,7 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
     collect.check_known(uses, everything)
     doomed, young = collect.garbage(collect.items_of(store, uses), min_age_hours * 3600)
     gone = [item for item in doomed if collect.delete(store, item)] if delete else doomed
-    click.echo(f"{store.folder}: {'deleted' if delete else 'would be deleted'}:{'' if gone else ' nothing'}")
+    click.echo(f"{store}: {'deleted' if delete else 'would be deleted'}:{'' if gone else ' nothing'}")
     for (state, label), group in groupby(gone, key=lambda item: (item.state, item.label)):
         ones = list(group)
         click.echo(f"  - {len(ones)} {state}, {_megabytes(ones)} MB: {label}")
@@ -124,11 +130,14 @@ def gc(named: Path | None, params: Path, data: tuple[Path, ...], min_age_hours: 
         click.echo(f"kept: {left}, written, read or locked while this command ran")
 
 
-def _store(named: Path | None, params: Path) -> Store:
+def _store(named: str | None, params: Path) -> Store:
     """The store that the command line names, else that of the settings."""
     place = named or config.lookup(config.read_params(params), "runtime.store")
-    if not isinstance(place, str | Path):
+    if not isinstance(place, str):
         raise PipelineError(f"{params} has no runtime.store; name the folder of the store with --store")
+    if "://" in place:
+        runtime = config.load(params, Needs, runtime="runtime").runtime
+        return open_store(runtime.model_copy(update={"store": place}))
     if not Path(place).is_dir():
         raise PipelineError(f"the store {place} does not exist; name its folder with --store, or run a stage that fills it")
     return Store(Path(place))

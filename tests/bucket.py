@@ -50,11 +50,16 @@ def client(server: str) -> "boto3.client":
     return boto3.client("s3", endpoint_url=server)
 
 
+def names(server: str) -> list[str]:
+    """Names below the prefix of all objects of the bucket."""
+    found = client(server).list_objects_v2(Bucket=BUCKET).get("Contents", [])
+    return [one["Key"].removeprefix("prefix/") for one in found if not one["Key"].endswith("/")]
+
+
 def objects(server: str) -> dict[str, bytes]:
     """All objects of the bucket, by their names below the prefix."""
-    found = client(server).list_objects_v2(Bucket=BUCKET).get("Contents", [])
-    read = {one["Key"]: client(server).get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in found}
-    return {name.removeprefix("prefix/"): content for name, content in read.items() if not name.endswith("/")}
+    s3 = client(server)
+    return {name: s3.get_object(Bucket=BUCKET, Key=f"prefix/{name}")["Body"].read() for name in names(server)}
 
 
 @contextmanager

@@ -229,7 +229,8 @@ AUGMENT_SETTINGS = augment_settings()
 
 
 RUNTIME: dict[str, Any] = {
-    "workers": 0, "store": "store", "max_bytes": None, "world_size": 1, "dataloader_num_workers": 0,
+    "workers": 0, "store": "store", "cache": "cache", "cache_bytes": 10**9, "max_bytes": None, "world_size": 1,
+    "dataloader_num_workers": 0,
     "save_steps": 0, "report_to": [],
 }  # fmt: skip
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -33,8 +32,7 @@ from pipeline.models.architectures import positions_of
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import freeze, logits_at, pick_device, word_embeddings
 from pipeline.models.loading import check_tokenizer, load_masked_lm
-from pipeline.shards.reader import LazyTable, Rows
-from pipeline.shards.schema import candidates_schema
+from pipeline.shards.reader import Rows
 
 Booleans = npt.NDArray[np.bool_]
 
@@ -101,9 +99,7 @@ def candidates_columns(inputs: Inputs, found: Sequence[RowCandidates]) -> Column
 
 def read_candidates(path: Path) -> Candidates:
     """The candidates in a shard."""
-    with pa.ipc.open_file(pa.memory_map(str(path))) as file:
-        table = file.read_all()
-    rows = Rows(candidates_schema(), [LazyTable(table.num_rows, lambda: table)])
+    rows = Rows.in_file(path)
     columns = ("starts", "stops", "candidates")
     return Candidates.of(Arrays.of(rows.lists_at(name, np.arange(len(rows)))) for name in columns)
 

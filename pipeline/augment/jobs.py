@@ -197,9 +197,7 @@ def write_soft_labels(key: Key, batch_rows: int, models: ModelSet, store: Store)
 
 def rows_of(receipt: Receipt, store: Store) -> Rows:
     """The rows of a shard in the store, verified."""
-    entry = store.fetch(receipt.key, receipt.files)
-    table = pa.ipc.open_file(pa.memory_map(str(entry.folder / SHARD_FILE))).read_all()
-    return Rows(table.schema, [table])
+    return Rows.in_file(store.fetch(receipt.key, receipt.files).folder / SHARD_FILE)
 
 
 def read_inputs(rows: Rows, positions: Positions | None = None) -> Inputs:

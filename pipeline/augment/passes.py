@@ -205,8 +205,9 @@ def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
     """Place exactly the shards of the manifest in ``out``, the manifest last; on an error the previous content is kept."""
     try:
         with folder_written_whole(out) as folder:
-            for entry in manifest.shards:
-                stored = store.fetch(entry.receipt.key, entry.receipt.files)
+            for entry in () if store.remote else manifest.shards:
+                if (stored := store.peek(entry.receipt.key)) is None:
+                    raise PipelineError(f"{entry.file} has disappeared from the store {store}; run the stage again")
                 store.place(stored, folder, {SHARD_FILE: entry.file})
             manifest.save(folder)
     except OSError as cause:

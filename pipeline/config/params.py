@@ -27,6 +27,9 @@ FORM = re.compile(r"[\[\]]|^(constrained-)?(float|int|str|list|dict)$|^[A-Z]\w*$
 LONGEST_SHOWN = 80
 """Longer invalid values are not repeated in the error."""
 
+CREDENTIALS = "holds credentials; they belong in the environment or a profile"
+"""Error of a setting whose value must not be printed."""
+
 ABSENT = "{} does not exist; make it with dvc repro"
 """Error for a missing file that a stage writes."""
 
@@ -193,7 +196,8 @@ def _sentence(place: tuple[Any, ...], errors: Sequence[Any], owners: Places, par
         return f"{where} is not a setting known here (value: {error['input']!r})"
     wanted = "; or ".join(dict.fromkeys(_wanted(one, len(place)) for one in errors))
     shown = repr(error["input"])
-    is_shown = "[key]" not in error["loc"] and error["input"] is not None and len(shown) <= LONGEST_SHOWN
+    secret = CREDENTIALS in error["msg"]
+    is_shown = "[key]" not in error["loc"] and error["input"] is not None and len(shown) <= LONGEST_SHOWN and not secret
     hint = _yaml_hint(error["input"], error["type"]) if len(errors) == 1 else ""
     return f"{where}: {wanted}" + (f", not {shown}{hint}" if is_shown else "")
 

@@ -1,14 +1,18 @@
 """Every section of params.yaml except ``tasks`` as a strict model: the meaning and the valid values of each setting."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.params import Settings
+from pipeline.config.params import CREDENTIALS, Settings
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+
+BUCKETS = ("s3", "gs", "abfs", "abfss")
+"""Schemes of URLs that may name a store; pyarrow.fs reads and writes them."""
 
 Precision = Literal["float32", "bfloat16"]
 """Precision of the frozen teacher's matrix products; the classification head, norms and gradients stay in float32."""
@@ -280,7 +284,11 @@ class RuntimeSettings(Settings):
     """Section ``runtime``: affects speed, not results (except dropout if world_size is above 1); no stage tracks it."""
 
     store: Annotated[str, Field(min_length=1)]
-    """Folder of finished shards and models; all nodes of a Ray cluster must see it at the same path."""
+    """Finished shards and models: a folder, which all nodes of a Ray cluster have at the same path, or a URL of ``BUCKETS``."""
+    cache: Annotated[str, Field(min_length=1)]
+    """Folder for files that were read from a bucket; ``~`` is the home directory on each machine."""
+    cache_bytes: Positive
+    """Most bytes of finished entries in the cache; what one training reads must fit."""
     workers: Annotated[int, Field(ge=0)] | None
     """Most worker processes; null is one per GPU, or one per core without GPUs; 0 runs in this process, without Ray."""
     max_bytes: Positive | None
@@ -295,7 +303,10 @@ class RuntimeSettings(Settings):
 
     @field_validator("store")
     @classmethod
-    def _is_folder(cls, store: str) -> str:
-        if "://" in store:
-            raise ValueError("the store is a folder, not an address; mount the bucket and name its folder")
+    def _is_known(cls, store: str) -> str:
+        url = urlsplit(store) if "://" in store else None
+        if url is not None and url.scheme not in BUCKETS:
+            raise ValueError(f"is no folder, and its URL does not begin with {'://, '.join(BUCKETS)}://")
+        if url is not None and (url.password or (url.username and not url.scheme.startswith("abfs"))):
+            raise ValueError(CREDENTIALS)
         return store

@@ -42,7 +42,7 @@ class StoredJob:
             copies = {}
             for number, (folder, key) in enumerate(self.keys.items()):
                 entry = needed(store, key, folder)
-                shards = key["content"] == "manifest"
+                shards = key["content"] == "manifest" and not store.remote
                 copies[folder] = _with_shards(store, entry.folder, Path(place) / str(number)) if shards else entry.folder
             here = replace(
                 self.job,

@@ -48,9 +48,14 @@ class Sources:
 
         Raises:
             ShardMismatch: they do not belong to the teacher or to each other, or a shard is missing.
+            PipelineError: the cache of a remote store is too small for them.
         """
         known = Shards.holding("soft_labels", soft_labels, store)
         check_agreement(f"the soft labels in {soft_labels}", lineage(teacher), known.manifest.key, AGAIN)
+        if store is not None:
+            sets = [known.manifest, *([] if shards is None else [Manifest.read(shards)])]
+            size = sum(entry.receipt.bytes for one in sets for entry in one.shards)
+            store.check_fits(size, f"the shards that students of {known.manifest.task.name} read")
         if shards is None:
             return cls(teacher, known, None)
         variants = Shards.holding("variants", shards, store)

@@ -107,6 +107,12 @@ class Rows(Sequence[Row]):
         self._schema, self._tables = schema, list(tables)
         self._ends = np.cumsum([table.rows for table in self._tables], dtype=np.int64)
 
+    @classmethod
+    def in_file(cls, path: Path) -> "Rows":
+        """The rows of one file, which is verified already."""
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return cls(table.schema, [LazyTable(table.num_rows, lambda: table)])
+
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
@@ -267,7 +273,7 @@ class Shards:
         assert self._store is not None, "only shards of a remote store are fetched"
         receipt = entry.receipt
         try:
-            found = self._store.fetch(receipt.key, {SHARD_FILE: {"sha256": receipt.sha256, "bytes": receipt.bytes}})
+            found = self._store.fetch(receipt.key, receipt.files)
         except PipelineError as cause:
             again = f"dvc repro --force --single-item {STAGES[self.manifest.content]}@{self.manifest.task.name}"
             raise ShardMismatch(f"{self.folder / entry.file}: {cause}; if it is lost, make it again: {again}") from cause

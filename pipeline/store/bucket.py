@@ -54,7 +54,7 @@ class BucketStore(Store):
     remote: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        return self.url
+        return self.url.partition("?")[0]
 
     @property
     def _cache(self) -> Store:

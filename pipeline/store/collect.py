@@ -94,7 +94,7 @@ def check_known(uses: Uses, everything: bool) -> None:
 def items_of(store: Store, uses: Uses) -> list[Item]:
     """The entries and unfinished entries of the store, by label; hashes nothing."""
     with ThreadPoolExecutor() as threads:  # each receipt of a bucket is a request
-        found = list(filter(None, threads.map(lambda one: _item(store, *one, uses), store.sizes().items())))
+        found = list(filter(None, threads.map(lambda one: _item(store, one[0], one[1], uses), store.sizes().items())))
     return sorted(found, key=lambda item: (item.state, item.label, item.used_by, item.name))
 
 

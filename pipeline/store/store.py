@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -282,12 +283,13 @@ class Store:
 
     def size(self, name: str) -> Size | None:
         """Size and age of one file or folder of the store; None if it is gone, and files may vanish meanwhile."""
-        size, shared, touched, path = 0, 0, 0.0, self.folder / name
-        for one in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        size, shared, touched = 0, 0, 0.0
+        below = (Path(folder, one) for folder, folders, files in os.walk(self.folder / name) for one in folders + files)
+        for path in (self.folder / name, *below):
             with suppress(FileNotFoundError):
-                found = one.stat()
+                found = path.stat()
                 touched = max(touched, found.st_mtime)
-                if one.is_file():
+                if stat.S_ISREG(found.st_mode):
                     size, shared = size + found.st_size, shared + (found.st_size if found.st_nlink > 1 else 0)
         return Size(size, shared, touched) if touched else None
 
@@ -371,4 +373,8 @@ def write_stored_as(folder: Path, entry: Entry) -> None:
 
 def open_store(runtime: RuntimeSettings) -> Store:
     """The store of the settings."""
-    return Store(Path(runtime.store).resolve())
+    if "://" not in runtime.store:
+        return Store(Path(runtime.store).resolve())
+    from pipeline.store.bucket import bucket_store  # which imports this module
+
+    return bucket_store(runtime.store, runtime.cache, runtime.cache_bytes)

@@ -37,7 +37,8 @@ def test_a_surrogate_that_cannot_be_trained_is_rejected_with_the_reason(changes:
 @pytest.mark.parametrize(
     "error",
     [
-        {"workers": -1}, {"max_bytes": 0}, {"world_size": 0}, {"report_to": "dvclive"}, {"store": "s3://bucket/store"},
+        {"workers": -1}, {"max_bytes": 0}, {"world_size": 0}, {"report_to": "dvclive"},
+        {"store": "ftp://host/store"}, {"store": "s3://key:secret@bucket/store"}, {"cache_bytes": 0},
     ],
 )  # fmt: skip
 def test_runtime_settings_out_of_range_are_rejected(error: dict[str, Any]) -> None:
