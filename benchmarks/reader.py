@@ -5,6 +5,7 @@ python -m benchmarks.reader [--json FILE]
 
 import json
 import multiprocessing
+import os
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoConfig
 
+from benchmarks.bucket import BUCKET, ENVIRONMENT, create_bucket, s3_server
 from benchmarks.random_shards import random_shards
 from benchmarks.streaming import own_batches, streamed, streamed_batches
 from benchmarks.timing import Figure, medians, print_table
@@ -34,13 +36,17 @@ from pipeline.distill.losses import StudentLoss
 from pipeline.distill.student import make_student
 from pipeline.distill.training import Sources, train
 from pipeline.models.folder import ModelFolder
+from pipeline.shards.manifest import put_shards
 from pipeline.shards.reader import Shards
+from pipeline.store.bucket import bucket_store
 from pipeline.training.callbacks import Progress, RunOptions
 from pipeline.training.order import EpochOrder, StepSharding, TrainDataset, train_loader
 from pipeline.training.trainer import Fit
 from stages.command import params_option, stage
 
 BATCH_ROWS = 32
+
+CACHE_BYTES = 10**11
 
 
 def half_depth(params: Path, teacher: Path) -> StudentSettings:
@@ -177,6 +183,32 @@ def datasets_figures(shards: Shards, rounds: int, cache: Path, batch_rows: int =
     return [Figure("over_datasets", seconds["stream"] / seconds["own"], meaning)]
 
 
+def bucket_figures(sources: Sources, student: float, rounds: int) -> list[Figure]:
+    """An epoch from a bucket through an empty cache; ``student`` is a student's rows per second."""
+    assert sources.variants is not None, "they were opened with variants"
+    sets = (sources.soft_labels, sources.variants)
+    with tempfile.TemporaryDirectory() as name, s3_server() as server:
+        folder, url = Path(name), f"s3://{BUCKET}/shards"
+        with mock.patch.dict(os.environ, ENVIRONMENT | {"AWS_ENDPOINT_URL": server}):
+            create_bucket(server)
+            for shards in sets:
+                put_shards(bucket_store(url, name, CACHE_BYTES), shards.folder, shards.manifest.shards)
+                shards.manifest.save(folder / shards.manifest.content)
+
+            def epoch() -> int:
+                with tempfile.TemporaryDirectory() as cache:
+                    store = bucket_store(url, cache, CACHE_BYTES)
+                    opened = [Shards(folder / shards.manifest.content, store) for shards in sets]
+                    rows = read(loader_of(*opened))
+                    for shards in opened:
+                        shards.close()
+                return rows
+
+            rate = epoch() / medians({"epoch": epoch}, rounds)["epoch"]
+    meaning = "rows/s of the loader's first epoch from an S3 server on this machine, cache empty ÷ rows/s of the student alone"
+    return [Figure("bucket_over_student", rate / student, meaning, ("≥", 20))]
+
+
 def memory_figures(folder: Path, rows: int) -> list[Figure]:
     """Peak memory of reading an epoch of ``rows`` and of 10 × ``rows``, each in a process of its own."""
     (small, before), (large, _) = (
@@ -261,6 +293,8 @@ def main(
     sources, settings = Sources.open(ModelFolder(teacher), soft_labels, shards), half_depth(params, teacher)
     assert sources.variants is not None, "they are opened"
     figures = [*reader_figures(sources, settings, steps, rounds), *training_figures(sources, settings)]
+    student = next(figure.value for figure in figures if figure.key == "student_rows_per_second")
+    figures += bucket_figures(sources, student, rounds)
     with tempfile.TemporaryDirectory() as name:
         figures += memory_figures(Path(name) / "random", memory_rows)
         figures += datasets_figures(sources.variants, rounds, Path(name) / "cache")

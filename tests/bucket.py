@@ -1,10 +1,7 @@
-"""An S3 server on this machine, and a connection to it that breaks."""
+"""An S3 server that the tests share, and a connection to it that breaks."""
 
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.request import Request, urlopen
@@ -12,37 +9,23 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 
-BUCKET = "results"
-
-CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-
-SECONDS = 60.0
-"""Longest wait for the server."""
+from benchmarks.bucket import BUCKET, ENVIRONMENT, create_bucket, s3_server
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
-    """The URL of moto's S3 server, which the session's tests share."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-        process.kill()
+    """The URL of the server."""
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty bucket; the environment has its server and the credentials."""
-    for name, value in ({"AWS_ENDPOINT_URL": server, "AWS_EC2_METADATA_DISABLED": "true"} | CREDENTIALS).items():
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": server}).items():
         monkeypatch.setenv(name, value)
     urlopen(Request(f"{server}/moto-api/reset", method="POST")).read()
-    client(server).create_bucket(Bucket=BUCKET)
+    create_bucket(server)
     return f"s3://{BUCKET}/prefix"
 
 

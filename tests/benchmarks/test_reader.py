@@ -55,6 +55,11 @@ def test_the_ratio_is_that_of_the_speeds_and_padding_that_of_the_order(sources: 
     assert found["padding"] == pytest.approx(sum(len(rows) * lengths[rows].max() for rows in steps) / lengths.sum())
 
 
+def test_an_epoch_from_a_bucket_has_all_rows_and_its_rate_is_that_over_the_students(sources: Sources) -> None:
+    found = by_key(reader.bucket_figures(sources, 1e-3, rounds=1))
+    assert found["bucket_over_student"] > ROWS / 60 / 1e-3, "it takes less than a minute"
+
+
 def test_after_a_watched_training_nothing_is_watched_any_more(sources: Sources) -> None:
     before = TrainDataset.__getitems__, Progress.on_epoch_begin, Progress.on_epoch_end
     found = by_key(reader.training_figures(sources, HALF))
