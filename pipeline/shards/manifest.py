@@ -149,7 +149,8 @@ class _ManifestFile(Manifest):
     def manifest(self) -> Manifest:
         """With whole keys; those of this object are completed in place."""
         for entry in self.shards:
-            entry.receipt.key.update(self.shared_keys[entry.variant])
+            own = entry.receipt.key
+            own.update(self.shared_keys[entry.variant] | own)
         return Manifest(**{name: value for name, value in self if name != "shared_keys"})
 
 
