@@ -82,19 +82,19 @@ class PerturbationSettings(Settings):
     """Section ``perturbation``: the search for δ on word embeddings by projected gradient ascent."""
 
     gradient_from: Literal["surrogate", "teacher", "noise"]
-    """The model whose output's divergence the search increases; ``noise`` is a random direction, as a control."""
+    """The model whose output's divergence the search increases; ``noise`` is a random direction, as a baseline."""
     norm: Literal["l2", "linf"]
     epsilon: Annotated[float, Field(gt=0)] | Effect
     """Bound on the norm as a fraction of the mean norm of a word embedding, or the effect from which it is calibrated."""
     init: Annotated[float, Field(ge=0, le=1)]
-    """Norm of the random initial δ as a fraction of epsilon; the divergence has no gradient at δ = 0."""
+    """Norm of the random initial δ as a fraction of epsilon. The teacher's own divergence has no gradient at δ = 0."""
     num_steps: Positive
     step_size: Annotated[float, Field(gt=0)]
 
     @model_validator(mode="after")
     def _has_a_gradient(self) -> "PerturbationSettings":
-        if self.gradient_from != "noise" and not self.init:
-            raise ValueError("the divergence from the clean output has no gradient at δ = 0; set init above 0")
+        if self.gradient_from == "teacher" and not self.init:
+            raise ValueError("the teacher's divergence from its clean output has no gradient at δ = 0; set init above 0")
         return self
 
 

@@ -53,7 +53,7 @@ def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) ->
         ({"runtime.report_to": ["tensorbord"]}, "runtime.report_to names tensorbord, which is not installed"),
         (
             {"perturbation.init": 0.0, "augment.variants": 1},
-            "perturbation: the divergence from the clean output has no gradient at δ = 0; set init above 0",
+            "perturbation: the teacher's divergence from its clean output has no gradient at δ = 0; set init above 0",
         ),
         (REGRESSION | {"perturbation.epsilon": {"flips": 0.1}}, f"{MOVIES}: a regression has no predictions that flip"),
         (

@@ -47,7 +47,8 @@ def test_a_contradictory_recipe_is_rejected_by_its_steps(recipe: list[str], sent
 def test_settings_without_a_result_are_rejected(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         augment_settings(**changed)
-    assert augment_settings({"gradient_from": "noise", "init": 0.0}).perturbation.init == 0.0
+    for follows in ("surrogate", "noise"):
+        assert augment_settings({"gradient_from": follows, "init": 0.0}).perturbation.init == 0.0
 
 
 def test_recipes_are_used_in_turn() -> None:

@@ -184,6 +184,14 @@ def test_delta_is_within_epsilon_and_zero_at_other_than_free_tokens(
 
 
 @norms
+def test_the_gradient_of_a_surrogate_leads_away_from_zero(norm: Norm) -> None:
+    teacher, surrogate = SmallModel(), SmallModel(seed=1)
+    found = teacher.perturbed(by=surrogate, gradient_from="surrogate", norm=norm, init=0.0, step_size=1.0)
+    torch.testing.assert_close(lengths_of(found.delta, norm), teacher.free * EPSILON)
+    assert not found.vanished.any()
+
+
+@norms
 def test_noise_has_norm_epsilon_in_its_own_direction_and_does_not_run_the_model(norm: Norm) -> None:
     model = SmallModel()
     found = model.perturbed(gradient_from="noise", norm=norm, init=0.01)
