@@ -8,11 +8,12 @@ from pipeline.augment.recipes import edit_errors, followed_by, kind_errors
 from pipeline.config.corpus import MISSING_SHARE, SPLITS, TaskSettings
 from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
 from pipeline.config.sections import Sections, read_sections
-from pipeline.config.settings import AugmentSettings, Checkpoint, StudentSettings
+from pipeline.config.settings import AugmentSettings, Checkpoint, RuntimeSettings, StudentSettings
 from pipeline.distill.dataset import check_policy
 from pipeline.distill.student import check_size, check_start
 from pipeline.models.folder import ModelFolder, on_hub
 from pipeline.models.forward import pick_device
+from pipeline.store.store import open_store
 from pipeline.training.masked_lm import check_masked_lm
 from pipeline.training.teacher import teacher_errors
 from pipeline.training.trainer import check_reporting
@@ -27,8 +28,9 @@ def main(params: Path) -> None:
     """Validate params.yaml and list every error at once.
 
     Each stage validates what it reads; this validates everything before the first stage starts: unknown, missing, renamed and
-    mistyped settings, contradictions, and whether the models on this machine (folders, hub cache) fit the settings. Errors in
-    tables, or in models that are not on this machine, are found by the stage that reads them.
+    mistyped settings, contradictions, whether the models on this machine (folders, hub cache) fit the settings, and whether a
+    store in a bucket can be written to. Errors in tables, or in models that are not on this machine, are found by the stage
+    that reads them.
     """
     sections, errors = read_sections(params)
     models = Models(sections)
@@ -43,6 +45,14 @@ def main(params: Path) -> None:
     if errors:
         raise PipelineErrors(str(params), list(dict.fromkeys(errors)))
     click.echo(f"{params}: tasks {', '.join(sections.tasks)}; students {', '.join(sections.students)}")
+
+
+def check_bucket(runtime: RuntimeSettings) -> None:
+    """Reject a store in a bucket that cannot be written to."""
+    store = open_store(runtime)
+    if store.remote:
+        with store.probe():
+            pass
 
 
 class Models:
@@ -72,7 +82,7 @@ class Models:
     def contradictions(self) -> list[str]:
         """Every error of the valid entries, as a sentence with its place."""
         sections, runtime = self._sections, self._sections.runtime
-        errors = errors_of(lambda: check_reporting(runtime.report_to)) if runtime else []
+        errors = errors_of(lambda: check_reporting(runtime.report_to), lambda: check_bucket(runtime)) if runtime else []
         broken = set[str]()
         for name, task in sections.tasks.items():
             lacking = set(SPLITS) - {*(task.corpus.files or SPLITS), *task.corpus.shares()}

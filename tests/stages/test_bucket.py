@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from stages.evaluate import main as evaluate
 from stages.soft_label import main as soft_label
 from stages.store import main as store
 from tests.bucket import BUCKET, breaking, bucket, client, names, objects, server
+from tests.parameters import changed, check
 from tests.running import ROOT
 from tests.world import AUGMENT, RUNTIME, STUDENT, TRAINING, sections_of
 
@@ -176,13 +178,22 @@ def test_a_flipped_byte_in_the_bucket_stops_the_training_and_is_repaired(machine
 
 
 def test_credentials_and_bucket_are_checked_before_work(
-    machine: Machine, prepared: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
+    prepared: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[str, str], Path],
 ) -> None:
     absent = Machine(tmp_path / "absent", "s3://absent/prefix", prepared, teacher)
     assert "the store s3://absent/prefix cannot be written to: the bucket does not exist" in absent.error(soft_label)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "the connection failed" in machine.error(soft_label)
     assert not (machine.folder / "soft_labels").exists()
+    settings = {"runtime.store": "s3://results/prefix", "runtime.cache": str(tmp_path / "cache")}
+    status, text = check(write("params.yaml", changed(settings)))
+    assert status == 1
+    assert "the store s3://results/prefix cannot be written to: the connection failed" in text
 
 
 def test_a_cache_that_is_too_small_is_an_error_before_the_training(
