@@ -105,11 +105,11 @@ class RayActors:
             self._starting[actor.check.remote(self._check)] = actor
 
     def _living(self, actors: Sequence[Any]) -> list[Any]:
-        """Those of some idle actors that answer."""
+        """Those of some idle actors that are alive."""
         checks = {actor.check.remote(self._check): actor for actor in actors}
-        answered, _ = ray.wait([*checks], num_returns=len(checks), timeout=POLL_SECONDS) if checks else ([], [])
+        replied, _ = ray.wait([*checks], num_returns=len(checks), timeout=POLL_SECONDS) if checks else ([], [])
         found = []
-        for promise in answered:
+        for promise in replied:
             with suppress(RayError):
                 ray.get(promise)
                 found.append(checks[promise])

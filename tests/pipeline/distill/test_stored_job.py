@@ -42,7 +42,7 @@ def test_a_job_that_cannot_be_done_names_the_folders_of_the_driver(folders: list
     mixed = StoredJob.put(dataclasses.replace(job, soft_labels=other), store)
     sentence = rf"^the variants in {folders[1]} do not fit: soft_labels"
     with pytest.raises(ShardMismatch, match=sentence), mixed.opened(store) as opened:
-        opened.sources()
+        opened.sources(store)
 
 
 @pytest.fixture
