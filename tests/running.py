@@ -96,7 +96,9 @@ class Stage:
         return manifest_hash(self.out)
 
     def finished_shards(self) -> int:
-        return len(shards_in(self.store))
+        """Those of variants."""
+        entries = (Store(self.store).named(path.parent.name) for path in shards_in(self.store))
+        return len([entry for entry in entries if entry and entry.key["content"] == "variants"])
 
     def unfinished(self) -> list[str]:
         """Names in the store that are no finished entries."""
@@ -119,7 +121,7 @@ class Stage:
         self.family()
 
     def workers(self) -> list[psutil.Process]:
-        return [process for process in self.family() if "ray::RayWorker" in title(process)]
+        return [process for process in self.family() if "ray::Worker" in title(process)]
 
     def end(self) -> int:
         self.family()

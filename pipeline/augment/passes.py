@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,15 @@ def _note_vanished(plan: Augmentation, jobs: Sequence[ShardJob], receipts: Seque
         )
 
 
-def open_workers(folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> Workers:
+def open_workers(
+    folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings
+) -> AbstractContextManager[Workers]:
     """The workers of the settings; nothing starts before the first job."""
     if runtime.workers == 0:
-        return ThisProcess(folders, precision, store)
+        return closing(ThisProcess(folders, precision, store))
     from pipeline.augment.engine import RayActors  # here, so that everything else runs without Ray
 
-    return RayActors(folders, precision, store, runtime)
+    return closing(RayActors(folders, precision, store, runtime))
 
 
 def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:

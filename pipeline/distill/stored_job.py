@@ -9,9 +9,9 @@ from pathlib import Path
 from pipeline.config.errors import naming
 from pipeline.config.settings import Checkpoint
 from pipeline.distill.jobs import StudentJob
-from pipeline.shards.manifest import MANIFEST_FILE, SHARD_FILE, Manifest, put_shards
+from pipeline.shards.manifest import MANIFEST_FILE, SHARD_FILE, Manifest, manifest_hash, put_shards
 from pipeline.store.keys import Key
-from pipeline.store.store import Store, add_files, key_of_files, needed
+from pipeline.store.store import Store, add_files, add_folder, needed
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,14 @@ class StoredJob:
     @classmethod
     def put(cls, job: StudentJob, store: Store) -> "StoredJob":
         """Put into the store what it lacks of models, manifests and shards."""
-        start, keys = job.settings.initial_weights, {}
+        start, keys = job.settings.initial_weights, dict[str, Key]()
         named = [Path(start.checkpoint)] if isinstance(start, Checkpoint) else []
         for folder in (job.teacher, *(path for path in named if path.is_dir())):  # another one is on the hub
-            keys[str(folder)] = _put(store, "model", {path.name: path for path in folder.iterdir() if path.is_file()})
+            keys[str(folder)] = add_folder(store, "model", folder)
         for folder in filter(None, (job.soft_labels, job.wanted_shards)):
             put_shards(store, folder, Manifest.read(folder).shards)
-            keys[str(folder)] = _put(store, "manifest", {MANIFEST_FILE: folder / MANIFEST_FILE})
+            keys[str(folder)] = {"content": "manifest", "sha256": manifest_hash(folder)}
+            add_files(store, keys[str(folder)], {MANIFEST_FILE: folder / MANIFEST_FILE})
         return cls(job, keys)
 
     @contextmanager
@@ -56,12 +57,6 @@ class StoredJob:
                 here = replace(here, settings=here.settings.model_copy(update=moved))
             with naming({str(copy): folder for folder, copy in copies.items()}):
                 yield here
-
-
-def _put(store: Store, content: str, files: Mapping[str, Path]) -> Key:
-    key = key_of_files(content, files)
-    add_files(store, key, files)
-    return key
 
 
 def _with_shards(store: Store, manifest: Path, folder: Path) -> Path:

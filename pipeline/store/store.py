@@ -249,11 +249,6 @@ class Store:
             aside.unlink(missing_ok=True)
 
 
-def key_of_files(content: str, files: Mapping[str, Path]) -> Key:
-    """The key of an entry that holds just these files, by their names in it: their hashes."""
-    return {"content": content, "files": {name: sha256_of(path) for name, path in sorted(files.items())}}
-
-
 @contextmanager
 def writing_to(store: Store) -> Iterator[None]:
     """Turn an ``OSError`` of the block, such as a full disk, into a ``PipelineError`` that names the store."""
@@ -273,6 +268,15 @@ def add_files(store: Store, key: Key, files: Mapping[str, Path], facts: Facts | 
         with writing_to(store), store.put(key, facts) as folder:
             for name, source in files.items():
                 _link(source.resolve(), folder / name)
+
+
+def add_folder(store: Store, content: str, folder: Path, below: bool = False) -> Key:
+    """Put the files of a folder, with ``below`` those of its subfolders too, under a key of their names and bytes."""
+    paths = [path for path in (folder.rglob("*") if below else folder.glob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    key: Key = {"content": content, "files": {name: sha256_of(path) for name, path in files.items()}}
+    add_files(store, key, files)
+    return key
 
 
 def needed(store: Store, key: Key, title: str) -> Entry:

@@ -17,8 +17,6 @@ from pipeline.store.store import Store
 LOCAL_OBJECT_STORE_BYTES = 256 * 2**20
 """Only jobs, receipts and the rows of a calibration travel through Ray."""
 
-NO_TOKEN = "there is none on this machine"
-
 SECONDS_TO_CONNECT = 10.0
 """Timeout for a cluster's address; Ray itself would try for minutes."""
 
@@ -39,45 +37,44 @@ def join_ray(cores: int, log_to_driver: bool = False) -> None:
         host, _, port = (address or "").rpartition(":")
         if host and port.isdecimal() and "/" not in host:  # other forms of an address are left to Ray
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
-        if address:
-            _use_token()
+            _use_token(f"{host}:{port}")
         ray.init(**given)
     except (OSError, RuntimeError, ValueError, RayError) as cause:
-        reason = _rejected_token(cause)
-        if address and reason:
-            raise PipelineError(
-                f"the Ray cluster at {address} demands its token, and {reason}; set RAY_AUTH_TOKEN to the token, or "
-                "RAY_AUTH_TOKEN_PATH to a file with it (the head node has it in ~/.ray/auth_token)"
-            ) from cause
         if address:
             raise PipelineError(f"no Ray cluster is reachable at {address}: {last_line(cause)}") from cause
         raise PipelineError(
-            f"Ray does not start on this machine: {reason or last_line(cause)}; runtime.workers: 0 does the work without it"
+            f"Ray does not start on this machine: {last_line(cause)}; runtime.workers: 0 does the work without it"
         ) from cause
 
 
-def _use_token() -> None:
-    """Authenticate with the token of this user if there is one, unless RAY_AUTH_MODE decides.
+def _use_token(address: str) -> None:
+    """Send this user's token to a cluster that demands one, unless RAY_AUTH_MODE is set.
 
-    ``ray start`` does so, but ``ray.init`` only for an address that it finds itself. Ray reads RAY_AUTH_MODE when it is
-    imported, so it is too late to set it here.
+    Ray itself sends it only to a cluster that it finds without an address. It must not be sent to a cluster without
+    authentication, where no actor would start.
     """
-    with suppress(ImportError):  # Ray before 2.59
-        from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-
-        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-
-
-def _rejected_token(cause: BaseException) -> str | None:
-    """What is wrong with the token, if that is why Ray does not join a cluster."""
-    if type(cause).__name__ == "AuthenticationError":  # Ray before 2.52 has no such error
-        said = str(cause).partition(". ")[0]
-        return NO_TOKEN if "no authentication token" in said else said
-    if "InvalidAuthToken" not in str(cause.__cause__):
-        return None
-    mode = os.environ.get("RAY_AUTH_MODE")
-    here = {"token": "the token of this machine is another", None: NO_TOKEN}
-    return here.get(mode, f"none is sent, since RAY_AUTH_MODE is {mode}")
+    try:
+        from ray._private.authentication import authentication_token_setup as tokens
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
+        from ray.exceptions import AuthenticationError
+    except ImportError:  # Ray before 2.59
+        return
+    mode, sent = os.environ.get("RAY_AUTH_MODE"), False
+    try:
+        tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
+        with suppress(AuthenticationError):
+            GcsClient(address=address)  # as ``ray health-check`` does
+            return
+        sent = tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        GcsClient(address=address)
+    except AuthenticationError as cause:
+        disabled = mode is not None and mode != "token"
+        missing = f"none is sent, since RAY_AUTH_MODE is {mode}" if disabled else "there is none on this machine"
+        reason = "the token of this machine is another" if sent else missing
+        raise PipelineError(
+            f"the Ray cluster at {address} demands its token, and {reason}; set RAY_AUTH_TOKEN to the token, or "
+            "RAY_AUTH_TOKEN_PATH to a file with it (the head node has it in ~/.ray/auth_token)"
+        ) from cause
 
 
 def one_place() -> tuple[dict[str, int], str]:

@@ -108,7 +108,7 @@ def test_an_unreachable_or_broken_ray_is_one_sentence(folder: Path, teacher: Pat
     assert code == 1
     assert said.startswith("Error: Ray does not start on this machine: [Errno 20] Not a directory: ")
     assert said.endswith("; runtime.workers: 0 does the work without it")
-    assert not list(stage.store.iterdir()), "not even a probe file"
+    assert stage.unfinished() == [], "not even a probe file"
 
 
 def test_two_runs_at_once_on_one_store_both_succeed(folder: Path, teacher: Path, wanted: Manifest) -> None:

@@ -1,20 +1,22 @@
 import hashlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.augment import engine
+from pipeline.augment import engine, workers
 from pipeline.augment.jobs import Done
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation
 from pipeline.augment.teacher import ModelFolders, ModelSet
-from pipeline.augment.workers import StoredModels, ThisProcess
+from pipeline.augment.workers import ThisProcess, put_models
 from pipeline.config.errors import PipelineError
 from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE
-from pipeline.store.store import Store
+from pipeline.store.keys import Key
+from pipeline.store.store import Store, needed
 from tests.stored import shards_in
 from tests.world import INFERENCE, augment_settings, make_task, runtime_at, save_masked_lm, save_surrogate, save_teacher
 
@@ -70,9 +72,9 @@ def test_two_workers_and_none_give_equal_bytes_and_a_second_run_starts_no_ray(
     def run(folder: Path, soft_labels: Path, workers: int) -> None:
         augment(Augmentation.of(soft_labels, teacher, settings), runtime_at(folder, workers), folder / "shards")
 
-    for folder, workers in ((none, 0), (two, 2)):
-        soft_label(prepared, teacher, INFERENCE, runtime_at(folder, workers), folder / "soft_labels")
-        run(folder, folder / "soft_labels", workers)
+    for folder, count in ((none, 0), (two, 2)):
+        soft_label(prepared, teacher, INFERENCE, runtime_at(folder, count), folder / "soft_labels")
+        run(folder, folder / "soft_labels", count)
     assert hashes(none / "soft_labels") == hashes(two / "soft_labels")
     assert hashes(none / "shards") == hashes(two / "shards")
     assert hashes(none / "store") == hashes(two / "store"), "receipts too, and no partial file"
@@ -87,7 +89,7 @@ def test_this_process_runs_jobs_in_order_on_one_thread_and_restores_its_threads(
     jobs = [Small(4), Small(1), Small(3, PipelineError("stumbled")), Small(2, AssertionError("tried"))]
     torch.set_num_threads(3)
     try:
-        with ThisProcess(ModelFolders(teacher), "float32", store) as workers:
+        with closing(ThisProcess(ModelFolders(teacher), "float32", store)) as workers:
             found = workers.run(jobs)
             assert [next(found)[1].result for _ in range(2)] == [(4, 1, 32), (1, 1, 32)]
             with pytest.raises(PipelineError, match=r"^small 3 failed: stumbled$"):
@@ -119,12 +121,12 @@ def test_models_go_into_the_store_without_checkpoints_of_their_trainings_or_byte
         save_teacher(folder / "checkpoint-10", make_task())
     save_surrogate(tmp_path / "surrogate", [1, 2], tmp_path / "teacher")
     folders = ModelFolders(tmp_path / "teacher", tmp_path / "surrogate", tmp_path / "masked_lm", augment_settings())
-    copies = StoredModels.put(folders, store).copies(store)
-    files = {name: {path.relative_to(copy).as_posix() for path in copy.rglob("*")} for name, copy in copies.items()}
+    entries = {name: needed(store, key, name) for name, key in put_models(folders, store).items()}
+    files = {name: set(entry.files) for name, entry in entries.items()}
     assert files["teacher"] >= {"model.safetensors", "task.json", "tokenizer.json"}
-    assert "checkpoint-10" not in files["teacher"] | files["masked_lm"]
+    assert not [file for file in files["teacher"] | files["masked_lm"] if "checkpoint" in file]
     assert files["surrogate"] >= {SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/model.safetensors"}
-    assert (copies["teacher"] / "model.safetensors").samefile(tmp_path / "teacher" / "model.safetensors")
+    assert (entries["teacher"].folder / "model.safetensors").samefile(tmp_path / "teacher" / "model.safetensors")
 
 
 def in_place(teacher: Path) -> None:
@@ -138,15 +140,15 @@ def test_a_teacher_that_changes_during_a_run_labels_nothing_under_the_old_key(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, change: Callable[[Path], object]
 ) -> None:
     """Before or after it is put into the store, but after the keys were made."""
-    teacher, put = save_teacher(tmp_path / "teacher", make_task()), StoredModels.put
+    teacher, put = save_teacher(tmp_path / "teacher", make_task()), workers.put_models
 
-    def changing(folders: ModelFolders, store: Store) -> StoredModels:
+    def changing(folders: ModelFolders, store: Store) -> dict[str, Key]:
         stored = put(folders, store) if when == "after" else None
         change(teacher)
         return stored or put(folders, store)
 
     soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path / "before"), tmp_path / "before" / "soft_labels")
-    monkeypatch.setattr(StoredModels, "put", changing)
+    monkeypatch.setattr(workers, "put_models", changing)
     if when == "after" and change is not in_place:  # the store keeps the file that was replaced
         soft_label(prepared, teacher, INFERENCE, runtime_at(tmp_path), tmp_path / "soft_labels")
         assert hashes(tmp_path / "soft_labels") == hashes(tmp_path / "before" / "soft_labels")
@@ -159,9 +161,9 @@ def test_a_teacher_that_changes_during_a_run_labels_nothing_under_the_old_key(
 def test_errors_name_the_folder_of_a_model_and_not_its_copy_in_the_store(prepared: Path, tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path / "teacher", make_task())
     (teacher / "tokenizer.json").write_text("{}")
-    workers = ThisProcess(ModelFolders(teacher), "float32", Store(tmp_path / "store"))
+    here = ThisProcess(ModelFolders(teacher), "float32", Store(tmp_path / "store"))
     with pytest.raises(PipelineError, match=rf"^small 1 failed: no tokenizer can be loaded from {teacher}: "):
-        list(workers.run([Small(1)]))
+        list(here.run([Small(1)]))
 
 
 def test_soft_labels_that_the_store_lacks_are_read_from_their_folder(

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config.errors import PipelineError
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import RECEIPT, Entry, Store, add_files, key_of_files, needed
+from pipeline.store.store import RECEIPT, Entry, Store, add_folder, needed
 from tests.running import ROOT
 from tests.world import rewrite
 
@@ -118,27 +118,27 @@ def test_placed_files_outlive_the_store(store: Store, tmp_path: Path, links: boo
     assert found == {"out/shard.arrow": b"rows", "out/deep/more.bin": b"more", "one/renamed.arrow": b"rows"}
 
 
-def test_files_are_added_once_under_a_key_of_their_bytes_and_share_them(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "weights").write_bytes(b"1")
-    (tmp_path / "linked").symlink_to(tmp_path / "weights")
-    files = {"deep/model": tmp_path / "linked"}
-    key = key_of_files("model", files)
+def test_a_folder_is_added_once_under_a_key_of_its_bytes_and_shares_them(store: Store, tmp_path: Path) -> None:
+    folder, weights = tmp_path / "model", tmp_path / "weights"
+    (folder / "deep").mkdir(parents=True)
+    weights.write_bytes(b"1")
+    (folder / "linked").symlink_to(weights)
+    (folder / "deep" / "more").touch()
+    for _ in range(2):
+        key = add_folder(store, "model", folder)
+        entry = needed(store, key, "it")
+        assert entry.files.keys() == {"linked"}
+        assert (entry.folder / "linked").samefile(weights), "no bytes twice"
+    assert needed(store, add_folder(store, "model", folder, below=True), "it").files.keys() == {"linked", "deep/more"}
+    weights.write_bytes(b"2")
     with pytest.raises(PipelineError, match=rf"^the model of data cannot be read from the store {store}; run the stage again$"):
         needed(store, key, "the model of data")
-    assert not store.has(key)
-    for _ in range(2):
-        add_files(store, key, files, {"rows": 1})
-        entry = needed(store, key, "the model of data")
-        assert (entry.folder / "deep" / "model").samefile(tmp_path / "weights"), "no bytes twice"
-        assert entry.facts == {"rows": 1}
-    (tmp_path / "weights").write_bytes(b"2")
-    assert store.get(key) is None, "they were overwritten in place"
-    assert store.has(key)
-    assert key_of_files("model", files) != key
-    (tmp_path / "weights").unlink()
-    (tmp_path / "weights").write_bytes(b"1")
-    add_files(store, key, files)
-    assert (needed(store, key, "it").folder / "deep" / "model").read_bytes() == b"1"
+    assert store.has(key), "overwritten in place"
+    assert add_folder(store, "model", folder) != key
+    weights.unlink()
+    weights.write_bytes(b"1")
+    assert add_folder(store, "model", folder) == key
+    assert (needed(store, key, "it").folder / "linked").read_bytes() == b"1"
 
 
 def test_a_probe_is_seen_in_the_same_store_while_it_lasts_and_in_no_other(store: Store, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from pipeline.config.errors import PipelineError
 from pipeline.store.keys import BUILD, Build
 from pipeline.store.store import Store
+from pipeline.training import ray_session
 from pipeline.training.ray_session import NodeCheck, join_ray
 from tests.running import ROOT, kill
 
@@ -26,7 +27,11 @@ from pipeline.config.errors import PipelineError
 from pipeline.training.ray_session import join_ray
 try:
     join_ray(1)
-    print("joined", ray.get(ray.remote(lambda: 7).remote()))
+    @ray.remote
+    class Actor:
+        def seven(self):
+            return 7
+    print("joined", ray.get(Actor.remote().seven.remote()))
 except PipelineError as error:
     print(error)
 """
@@ -48,7 +53,7 @@ def test_a_cluster_is_joined_if_one_is_named_and_started_otherwise(
 ) -> None:
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)
-        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        monkeypatch.setattr(ray_session, "_use_token", lambda address: None)
     join_ray(3)
     assert arguments["address"] == address
     # Ray rejects resources for a cluster that is already there
@@ -67,7 +72,6 @@ def test_an_unavailable_ray_is_an_error_with_the_cause(
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(PipelineError, match=sentence):
         join_ray(3)
 
@@ -138,6 +142,7 @@ NONE, ANOTHER = "there is none on this machine", "the token of this machine is a
         ("secured", None, {"RAY_AUTH_TOKEN": TOKEN}, None),
         ("secured", None, {}, NONE),
         ("secured", None, {"RAY_AUTH_MODE": "token"}, NONE),
+        ("secured", TOKEN, {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}, NONE),
         ("secured", "another", {}, ANOTHER),
         ("secured", TOKEN, {"RAY_AUTH_MODE": "disabled"}, "none is sent, since RAY_AUTH_MODE is disabled"),
         ("open", None, {}, None),
