@@ -198,10 +198,9 @@ def bucket_figures(sources: Sources, student: float, rounds: int) -> list[Figure
             def epoch() -> int:
                 with tempfile.TemporaryDirectory() as cache:
                     store = bucket_store(url, cache, CACHE_BYTES)
-                    opened = [Shards(folder / shards.manifest.content, store) for shards in sets]
-                    rows = read(loader_of(*opened))
-                    for shards in opened:
-                        shards.close()
+                    soft_labels, variants = (Shards(folder / shards.manifest.content, store) for shards in sets)
+                    rows = read(loader_of(soft_labels, variants))
+                    variants.close()
                 return rows
 
             rate = epoch() / medians({"epoch": epoch}, rounds)["epoch"]

@@ -55,7 +55,7 @@ def _use_token(address: str) -> None:
     """
     try:
         from ray._private.authentication import authentication_token_setup as tokens
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
         from ray.exceptions import AuthenticationError
     except ImportError:  # Ray before 2.59
         return
