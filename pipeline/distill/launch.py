@@ -48,7 +48,8 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     from pipeline.training.ray_session import NodeCheck, join_ray, one_place
 
     store = open_store(runtime)
-    lacking = [(key_hash(key), job) for job in jobs if store.get(key := job.key()) is None]
+    keys = [job.key() for job in jobs]
+    lacking = [(key_hash(key), job) for key, job, held in zip(keys, jobs, store.find(keys), strict=True) if held is None]
     missing = list(dict(lacking).values())
     there, twins = len(jobs) - len(lacking), len(lacking) - len(missing)
     note = f", {twins} identical to another" if twins else ""

@@ -185,6 +185,7 @@ def put_shards(store: Store, folder: Path, shards: Sequence[ShardEntry]) -> None
     Raises:
         ShardMismatch: a file differs from its receipt.
     """
+    shards = [entry for entry in shards if not store.remote or (folder / entry.file).exists()]  # a bucket has the others
     held = store.find([entry.receipt.key for entry in shards])
     for entry in (entry for entry, there in zip(shards, held, strict=True) if there is None):
         path = folder / entry.file
