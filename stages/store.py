@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -137,7 +138,10 @@ def _store(named: str | None, params: Path) -> Store:
         raise PipelineError(f"{params} has no runtime.store; name the folder of the store with --store")
     if "://" in place:
         runtime = config.load(params, Needs, runtime="runtime").runtime
-        return open_store(runtime.model_copy(update={"store": place}))
+        try:
+            return open_store(RuntimeSettings.model_validate(runtime.model_dump() | {"store": place}))
+        except ValidationError as error:
+            raise PipelineError(f"--store {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     if not Path(place).is_dir():
         raise PipelineError(f"the store {place} does not exist; name its folder with --store, or run a stage that fills it")
     return Store(Path(place))

@@ -56,6 +56,8 @@ class RayActors:
                 with failing_as(job.name):
                     job.prepare(self._store)
                 busy[actor.run.remote(job.work)] = actor, job
+            if not (busy or self._starting):  # there is no place at all
+                time.sleep(min(POLL_SECONDS, START_SECONDS))
             ready, _ = ray.wait([*busy, *self._starting], timeout=POLL_SECONDS)
             if not ready and not busy and time.monotonic() - last > START_SECONDS:
                 raise PipelineError(

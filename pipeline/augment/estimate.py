@@ -50,7 +50,8 @@ class Estimate:
 
 def absent(jobs: Sequence[ShardJob], store: Store) -> list[ShardJob]:
     """The jobs whose shards are not in the store; verifies no hash and leaves no trace."""
-    return [job for job in jobs if store.peek(job.key) is None]
+    held = store.peek_all([job.key for job in jobs])
+    return [job for job, entry in zip(jobs, held, strict=True) if entry is None]
 
 
 def soft_label_estimate(prepared: Path, teacher: Path, settings: InferenceSettings, runtime: RuntimeSettings) -> Estimate:

@@ -47,7 +47,7 @@ def soft_label(prepared: Path, teacher: Path, settings: InferenceSettings, runti
 def augment(plan: Augmentation, runtime: RuntimeSettings, out: Path) -> Manifest:
     """Make every variant of the train split and write shards and manifest to ``out``, which is replaced as a whole."""
     settings, store = plan.settings, open_store(runtime)
-    if plan.known_epsilon(store) is None:
+    if runtime.max_bytes is not None and plan.known_epsilon(store) is None:
         check_room(plan, absent(plan.jobs(UNKNOWN_EPSILON), store), store, runtime.max_bytes)
     with open_workers(plan.models, settings.inference.precision, store, runtime) as workers:
         found = epsilon_found(plan, store, workers) if settings.uses("perturb") else NO_EPSILON
@@ -206,12 +206,14 @@ def manifest_of(
 
 def publish(out: Path, store: Store, manifest: Manifest) -> Manifest:
     """Place exactly the shards of the manifest in ``out``, the manifest last; on an error the previous content is kept."""
+    keys = [entry.receipt.key for entry in manifest.shards]
     try:
         with folder_written_whole(out) as folder:
-            for entry in () if store.remote else manifest.shards:
-                if (stored := store.peek(entry.receipt.key)) is None:
+            for entry, stored in zip(manifest.shards, store.peek_all(keys), strict=True):
+                if stored is None:
                     raise PipelineError(f"{entry.file} has disappeared from the store {store}; run the stage again")
-                store.place(stored, folder, {SHARD_FILE: entry.file})
+                if not store.remote:
+                    store.place(stored, folder, {SHARD_FILE: entry.file})
             manifest.save(folder)
     except OSError as cause:
         raise PipelineError(f"{out} cannot be written: {cause.strerror or cause}; all shards are kept in the store") from cause

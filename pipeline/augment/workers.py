@@ -52,6 +52,8 @@ class Worker:
     def run(self, work: Work) -> Done:
         """Do the work of a job on one thread: faster than threads if all cores work, and the same arithmetic everywhere."""
         torch.set_num_threads(1)
+        if not all(copy.is_dir() for copy in self._copies.values()):  # a cache needed the room
+            del self._copies
         with naming({str(copy): self._originals[name] for name, copy in self._copies.items()}):
             return work(self._models, self._store)
 

@@ -13,7 +13,7 @@ from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import RuntimeSettings
 from pipeline.distill.jobs import StudentJob, train_into
 from pipeline.distill.stored_job import StoredJob
-from pipeline.store.keys import BUILD, Build, key_hash, rejection
+from pipeline.store.keys import BUILD, Build, Key, key_hash, rejection
 from pipeline.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def train_all(jobs: Sequence[StudentJob], runtime: RuntimeSettings) -> None:
     print(f"distill: {len(jobs)} students, {there} in the store, {len(missing)} to train{note}", flush=True)
     if not missing:
         return
-    errors, stored = [], [StoredJob.put(job, store) for job in missing]
+    errors, stored, known = [], [], dict[str, Key]()
+    for job in missing:
+        stored.append(StoredJob.put(job, store, known))
+        known |= stored[-1].keys
     with store.probe() as token:
         join_ray(runtime.workers or int(joblib.cpu_count()), log_to_driver=True)
         try:

@@ -24,17 +24,19 @@ class StoredJob:
     """The entry of each of these folders: the files of a model, or the manifest of a set of shards."""
 
     @classmethod
-    def put(cls, job: StudentJob, store: Store) -> "StoredJob":
-        """Put into the store what it lacks of models, manifests and shards."""
-        start, keys = job.settings.initial_weights, dict[str, Key]()
+    def put(cls, job: StudentJob, store: Store, known: Mapping[str, Key] | None = None) -> "StoredJob":
+        """Put into the store what it lacks of models, manifests and shards; ``known`` are the keys of folders put before."""
+        start, keys = job.settings.initial_weights, dict(known or {})
         named = [Path(start.checkpoint)] if isinstance(start, Checkpoint) else []
-        for folder in (job.teacher, *(path for path in named if path.is_dir())):  # another one is on the hub
+        models = [job.teacher, *(path for path in named if path.is_dir())]  # another one is on the hub
+        sets = list(filter(None, (job.soft_labels, job.wanted_shards)))
+        for folder in (folder for folder in models if str(folder) not in keys):
             keys[str(folder)] = add_folder(store, "model", folder)
-        for folder in filter(None, (job.soft_labels, job.wanted_shards)):
+        for folder in (folder for folder in sets if str(folder) not in keys):
             put_shards(store, folder, Manifest.read(folder).shards)
             keys[str(folder)] = {"content": "manifest", "sha256": manifest_hash(folder)}
             add_files(store, keys[str(folder)], {MANIFEST_FILE: folder / MANIFEST_FILE})
-        return cls(job, keys)
+        return cls(job, {str(folder): keys[str(folder)] for folder in (*models, *sets)})
 
     @contextmanager
     def opened(self, store: Store) -> Iterator[StudentJob]:
@@ -64,5 +66,6 @@ def _with_shards(store: Store, manifest: Path, folder: Path) -> Path:
     folder.mkdir()
     (folder / MANIFEST_FILE).symlink_to(manifest / MANIFEST_FILE)
     for entry in Manifest.read(manifest).shards:
-        (folder / entry.file).symlink_to(store.fetch(entry.receipt.key, entry.receipt.files).folder / SHARD_FILE)
+        stored = store.peek(entry.receipt.key) or store.fetch(entry.receipt.key, entry.receipt.files)
+        (folder / entry.file).symlink_to(stored.folder / SHARD_FILE)
     return folder

@@ -295,8 +295,12 @@ class Shards:
         """The rows of a shard, memory-mapped; verified once."""
         if entry.file in self._opened:
             return self._opened[entry.file]
-        named, path = self.folder / entry.file, self._verified(entry)
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        named = self.folder / entry.file
+        try:
+            source = pa.memory_map(str(self._verified(entry)))
+        except FileNotFoundError:  # the cache needed the room for another process
+            source = pa.memory_map(str(self._fetch(entry)))
+        table = pa.ipc.open_file(source).read_all()
         if not table.schema.equals(self._schema) or table.num_rows != entry.receipt.rows:
             version = self.manifest.format_version
             raise ShardMismatch(f"{named} has other columns than format version {version}, or other rows; {AGAIN}")

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,9 +67,24 @@ class BucketStore(Store):
         return entry if entry and self._fetched(entry) is None else None
 
     def find(self, keys: Sequence[Key]) -> list[Entry | None]:
-        """The entries of many keys, or None; a file is verified when it is fetched."""
+        """The entries of many keys, or None; a file is verified when it is fetched.
+
+        The receipts are written again, so that garbage collection sees the use.
+        """
+        with ThreadPoolExecutor(REQUESTS) as threads:
+            return list(threads.map(self._renewed, keys))
+
+    def peek_all(self, keys: Sequence[Key]) -> list[Entry | None]:
+        """``peek`` of many keys at once."""
         with ThreadPoolExecutor(REQUESTS) as threads:
             return list(threads.map(self.peek, keys))
+
+    def _renewed(self, key: Key) -> Entry | None:
+        if entry := self.peek(key):
+            with tempfile.TemporaryDirectory() as name:
+                write_json(Path(name) / RECEIPT, entry.receipt())
+                self._upload(Path(name) / RECEIPT, f"{entry.name}/{RECEIPT}")
+        return entry
 
     def has(self, key: Key) -> bool:
         """False: an entry without a readable receipt is as good as absent."""
@@ -169,13 +185,11 @@ class BucketStore(Store):
             self._cache.remove(name)
 
     def _keep(self, partial: Path, key: Key, files: Files) -> None:
-        """Upload a finished folder, its receipt last, and move it to the cache if it fits."""
+        """Upload a finished folder, its receipt last; whoever needs it reads it from the bucket."""
         name = key_hash(key)
         for file, facts in files.items():
             self._upload(partial / file, f"{name}/{facts['sha256']}/{file}")
         self._upload(partial / RECEIPT, f"{name}/{RECEIPT}")
-        if self._make_room(files):
-            self._cache._keep(partial, key, files)
 
     def _fetched(self, entry: Entry) -> str | None:
         """Bring the files of an entry to the cache; a sentence about a missing or damaged one."""
@@ -187,7 +201,8 @@ class BucketStore(Store):
             if cached and all(cached.files.get(name) == file for name, file in entry.files.items()) and not cached.error():
                 return None
             if entry.folder.exists():  # other files of an entry with this name, or damaged ones
-                self._cache.remove(entry.name)
+                with suppress(FileNotFoundError):
+                    self._cache.remove(entry.name)
             if not self._make_room(entry.files):
                 size = sum(file["bytes"] for file in entry.files.values())
                 self.check_fits(size, f"{self}/{entry.name}")
@@ -206,7 +221,7 @@ class BucketStore(Store):
                         copy_files(path, str(target), files, LocalFileSystem(), chunk_size=CHUNK_BYTES)
                 except FileNotFoundError:
                     return f"{self}/{entry.name}/{name} is missing"
-            write_json(partial / RECEIPT, {"key": entry.key, "files": entry.files, "facts": entry.facts})
+            write_json(partial / RECEIPT, entry.receipt())
             if error := Entry(partial, entry.key, entry.files).error():
                 return f"{self}/{error}"
             self._cache._keep(partial, entry.key, entry.files)
@@ -238,7 +253,8 @@ class BucketStore(Store):
             room = self.cache_bytes - needed - sum(size.bytes for size in held.values())
             for name, size in sorted(held.items(), key=lambda one: one[1].touched):
                 if room < 0 and (NAME.fullmatch(name) or size.touched < time.time() - SECONDS_UNFINISHED):
-                    self._cache.remove(name)
+                    with suppress(FileNotFoundError):
+                        self._cache.remove(name)
                     room += size.bytes
         return True
 
@@ -249,7 +265,7 @@ class BucketStore(Store):
             yield
         except FileNotFoundError:
             raise
-        except OSError as cause:
+        except (OSError, ValueError) as cause:  # a ValueError is a URL that pyarrow does not understand
             code = re.search(r"AWS Error (\w+)", str(cause))
             hint = HINTS.get(code.group(1)) if code else None
             said = last_line(cause)

@@ -144,6 +144,8 @@ def _item(store: Store, name: str, size: Size, uses: Uses) -> Item | None:
     elif NAME.fullmatch(name):
         entry = store.named(name)
         state = "finished" if entry is not None and store.is_whole(entry) else "damaged"
+        if entry is None and store.remote:  # its upload may be in progress
+            state = "partial"
     else:
         return None
     used_by = uses.folders.get(name, ()) if state in ("finished", "damaged") else ()

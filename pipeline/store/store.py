@@ -64,6 +64,10 @@ class Entry:
     def name(self) -> str:
         return self.folder.name
 
+    def receipt(self) -> dict[str, Any]:
+        """The content of its ``RECEIPT``."""
+        return {"key": self.key, "files": self.files, "facts": self.facts}
+
     def error(self) -> str | None:
         """Hash all files; a sentence about the first one that differs from the receipt."""
         for name, written in self.files.items():
@@ -127,6 +131,10 @@ class Store:
         """``get`` of many keys."""
         with ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
             return list(threads.map(self.get, keys))
+
+    def peek_all(self, keys: Sequence[Key]) -> list[Entry | None]:
+        """``peek`` of many keys."""
+        return [self.peek(key) for key in keys]
 
     def has(self, key: Key) -> bool:
         """Whether there is anything under a key, intact or not."""
@@ -213,7 +221,8 @@ class Store:
                 if (entry := self.get(key)) is None:
                     make()
                     made = self.get(key)
-                    assert made is not None, "an entry that was just put is there"
+                    if made is None:
+                        raise PipelineError(f"{title}: the store {self} lost it while it was written; run the stage again")
                     return made
         print(f"{title}: finished before, taken from {self}/{entry.name}", flush=True)
         return entry
@@ -351,7 +360,8 @@ def add_folder(store: Store, content: str, folder: Path, below: bool = False) ->
 def needed(store: Store, key: Key, title: str) -> Entry:
     """An entry that another process has put; raises ``PipelineError`` with its title if it is not there."""
     if (entry := store.get(key)) is None:
-        raise PipelineError(f"{title} cannot be read from the store {store}; run the stage again")
+        way_out = "python -m stages.store verify --delete, then run the stage again" if store.remote else "run the stage again"
+        raise PipelineError(f"{title} cannot be read from the store {store}; {way_out}")
     return entry
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from stages.augment import main as augment
 from stages.distill import main as distill
 from stages.soft_label import main as soft_label
