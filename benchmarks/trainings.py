@@ -96,8 +96,8 @@ class StageOne:
     augment_seconds: float
 
     def megabytes(self) -> float:
-        """On disk, the store included; a file that is linked from it counts once."""
-        found = {file.stat().st_ino: file.stat().st_size for file in self.soft_labels.parent.rglob("*") if file.is_file()}
+        """Of shards on the disk, the store included; a file that is linked from it counts once."""
+        found = {file.stat().st_ino: file.stat().st_size for file in self.soft_labels.parent.rglob("*.arrow")}
         return sum(found.values()) / 1e6
 
 

@@ -107,9 +107,23 @@ def in_precision(settings: dict[str, Any], precision: Precision) -> dict[str, An
     return found | ({"precision": precision} if found.get("precision") == PRECISION else {})
 
 
+RUNTIME: dict[str, Any] = {
+    "store": "store",
+    "ray_address": None,
+    "workers": 0,
+    "max_bytes": None,
+    "world_size": 1,
+    "dataloader_num_workers": 0,
+    "save_steps": 0,
+    "report_to": [],
+}
+"""The section runtime, which decides no result, as the names of recorded runs have it."""
+
+
 def common_to_all(corpus: Corpus, precision: Precision) -> str:
     """A hash of what all runs on a set share: base.yaml, and how rows are cut and teachers trained."""
-    return hash_of([in_precision(base(), precision), asdict(corpus), DEV_ROWS, TEST_ROWS, TEACHER_STEPS])[:8]
+    shared = in_precision(base() | {"runtime": RUNTIME}, precision)
+    return hash_of([shared, asdict(corpus), DEV_ROWS, TEST_ROWS, TEACHER_STEPS])[:8]
 
 
 @dataclass(frozen=True)

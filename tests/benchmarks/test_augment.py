@@ -36,7 +36,7 @@ def test_the_loop_and_its_arithmetic_do_the_passes_that_are_compared(world: Worl
 def test_the_stage_is_timed_on_shards_that_it_really_computes(world: World) -> None:
     augment.fresh(world, 0)
     assert augment.stage_seconds(world, 0) > 0
-    assert len(shards_in(world.folder / "store-0")) == len(world.labelled())
+    assert len(shards_in(world.folder / "store-0")) == 2 * len(world.labelled()), "soft labels, which it reads, and variants"
     augment.fresh(world, 0)
     assert not shards_in(world.folder / "store-0")
 

@@ -26,7 +26,7 @@ def test_bytes_are_those_of_the_files(stage_one: StageOne) -> None:
     shards = sum(file.stat().st_size for file in stage_one.shards.glob("*.arrow"))
     soft_labels = sum(file.stat().st_size for file in stage_one.soft_labels.glob("*.arrow"))
     assert found["bytes_per_row"] == pytest.approx(shards / (VARIANTS * ROWS))
-    assert shards + soft_labels < 1e6 * found["disk_mb"] < 2 * (shards + soft_labels), "no file counts twice"
+    assert 1e6 * found["disk_mb"] == pytest.approx(shards + soft_labels), "no file counts twice"
 
 
 PACES = {

@@ -54,7 +54,7 @@ def job_of(sample: LabelledRows, checkpoints: int = 0, **search: Any) -> Calibra
 
 
 def found_by(calibration: Calibration, models: ModelSet) -> Found:
-    return calibration.find(lambda trial: [job.work()(models, Store(Path("nowhere"))).result for job in trial])
+    return calibration.find(lambda trial: [job.work(models, Store(Path("nowhere"))).result for job in trial])
 
 
 @pytest.mark.parametrize(("norm", "effect", "tolerance"), [("l2", {"flips": 0.05}, 0.03), ("linf", {"divergence": 0.05}, 0.01)])
