@@ -203,9 +203,9 @@ class BucketStore(Store):
             if entry.folder.exists():  # other files of an entry with this name, or damaged ones
                 with suppress(FileNotFoundError):
                     self._cache.remove(entry.name)
-            if not self._make_room(entry.files):
-                size = sum(file["bytes"] for file in entry.files.values())
-                self.check_fits(size, f"{self}/{entry.name}")
+            size = sum(file["bytes"] for file in entry.files.values())
+            self.check_fits(size, f"{self}/{entry.name}")
+            self._make_room(size)
             return self._download(entry)
 
     def _download(self, entry: Entry) -> str | None:
@@ -238,25 +238,19 @@ class BucketStore(Store):
         with self._request("written to"), memory_map(str(source)) as content, files.open_output_stream(path) as target:
             target.write(content.read_buffer())
 
-    def _make_room(self, files: Files) -> bool:
-        """Delete the least recently used entries of the cache until these files fit; False if they never do.
+    def _make_room(self, needed: int) -> None:
+        """Delete the least recently used entries of the cache until so many bytes fit.
 
         Partial folders older than an hour are deleted as well. A deleted file that is mapped into memory stays readable.
         """
-        needed = sum(file["bytes"] for file in files.values())
-        if needed > self.cache_bytes:
-            return False
         with FileLock(self.folder / "cache.lock"):
-            held = {
-                name: size for name, size in self._cache.sizes().items() if NAME.fullmatch(name) or name.startswith(PARTIAL)
-            }
-            room = self.cache_bytes - needed - sum(size.bytes for size in held.values())
-            for name, size in sorted(held.items(), key=lambda one: one[1].touched):
+            held = [one for one in self._cache.sizes().items() if NAME.fullmatch(one[0]) or one[0].startswith(PARTIAL)]
+            room = self.cache_bytes - needed - sum(size.bytes for _, size in held)
+            for name, size in sorted(held, key=lambda one: one[1].touched):
                 if room < 0 and (NAME.fullmatch(name) or size.touched < time.time() - SECONDS_UNFINISHED):
                     with suppress(FileNotFoundError):
                         self._cache.remove(name)
                     room += size.bytes
-        return True
 
     @contextmanager
     def _request(self, doing: str) -> Iterator[None]:
