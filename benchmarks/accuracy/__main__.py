@@ -22,7 +22,7 @@ from pipeline.store.files import written_whole
 from stages.command import folder_option, stage
 
 RESULTS = Path("benchmarks/results/accuracy.csv")
-PAGE = Path("benchmarks/RESULTS.md")
+PAGES = (Path("benchmarks/RESULTS.md"), Path("benchmarks/ablations.md"))
 
 results_option = click.option(
     "--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="Table of runs."
@@ -140,14 +140,23 @@ def compare(arm: str, control: str, left_out: tuple[str, ...], precision: Precis
 
 
 @stage
-@click.option("--page", default=PAGE, show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="To be filled.")
+@click.option(
+    "--page",
+    "pages",
+    multiple=True,
+    default=PAGES,
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="To be filled; give it several times for several.",
+)
 @results_option
-def fill(page: Path, results: Path) -> None:
-    """Bring the tables of a page up to date: below each line <!-- show STUDY BEST --> what `show` prints of it."""
-    text = page.read_text(encoding="utf-8")
-    filled = filled_in(text, lambda study, best: Findings.of(study, best, (), results).markdown())
-    with written_whole(page) as partial:
-        partial.write_text(filled, encoding="utf-8")
+def fill(pages: tuple[Path, ...], results: Path) -> None:
+    """Bring the tables of pages up to date: below each line <!-- show STUDY BEST --> what `show` prints of it."""
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        filled = filled_in(text, lambda study, best: Findings.of(study, best, (), results).markdown())
+        with written_whole(page) as partial:
+            partial.write_text(filled, encoding="utf-8")
 
 
 @stage
