@@ -40,7 +40,7 @@ class RayActors:
     def __init__(self, folders: ModelFolders, precision: Precision, store: Store, runtime: RuntimeSettings) -> None:
         self._folders, self._precision, self._store, self._most = folders, precision, store, runtime.workers
         self._open = ExitStack()
-        self._check: NodeCheck | None = None  # of every actor, once Ray is joined
+        self._kind = ""  # of a worker's place, once Ray is joined
         self._idle: list[Any] = []
         self._starting: dict[Any, Any] = {}  # by the promise of the node's check
 
@@ -48,7 +48,7 @@ class RayActors:
         """Like ``Workers.run``; a job whose worker is lost ``TRIES`` times has failed."""
         self._join()
         waiting, busy, lost = deque(jobs), dict[Any, tuple[Any, AnyJob]](), Counter[str]()
-        self._idle, last = self._living(self._idle), time.monotonic()
+        self._idle, last = _living(self._idle), time.monotonic()
         while waiting or busy:
             self._add_actors(len(waiting) + len(busy), len(busy))
             while waiting and self._idle:
@@ -78,7 +78,7 @@ class RayActors:
                         if ended:
                             print(f"{name}: its worker was lost; another one runs it", flush=True)
                             waiting.append(ended)
-                            self._idle = self._living(self._idle)  # its node may have had others
+                            self._idle = _living(self._idle)  # its node may have had others
                         continue
                 del lost[name]
                 self._idle.append(actor)
@@ -90,32 +90,34 @@ class RayActors:
         self._open.close()
 
     def _join(self) -> None:
-        if self._check is None:
-            token, keys = self._open.enter_context(self._store.probe()), put_models(self._folders, self._store)
+        if not self._kind:
             join_ray(self._most or int(joblib.cpu_count()))
             self._open.callback(ray.shutdown)
-            self._arguments = self._folders, keys, self._precision, self._store
-            self._check = NodeCheck(self._store, token, BUILD)
             self._share, self._kind = one_place()
 
     def _add_actors(self, wanted: int, busy: int) -> None:
         """Create actors where there are places for them, up to the number of jobs."""
         places = int(ray.cluster_resources().get(self._kind, 0))
         there = busy + len(self._idle) + len(self._starting)
-        for _ in range(there, min(self._most or places, places, wanted)):
-            actor: Any = ray.remote(Worker).options(**self._share).remote(*self._arguments)
-            self._starting[actor.check.remote(self._check)] = actor
+        missing = range(there, min(self._most or places, places, wanted))
+        if missing:  # also of late ones, since garbage collection may have deleted what no manifest lists
+            check = NodeCheck(self._store, self._open.enter_context(self._store.probe()), BUILD)
+            keys = put_models(self._folders, self._store)
+        for _ in missing:
+            actor: Any = ray.remote(Worker).options(**self._share).remote(self._folders, keys, self._precision, self._store)
+            self._starting[actor.check.remote(check)] = actor
 
-    def _living(self, actors: Sequence[Any]) -> list[Any]:
-        """Those of some idle actors that are alive."""
-        checks = {actor.check.remote(self._check): actor for actor in actors}
-        replied, _ = ray.wait([*checks], num_returns=len(checks), timeout=POLL_SECONDS) if checks else ([], [])
-        found = []
-        for promise in replied:
-            with suppress(RayError):
-                ray.get(promise)
-                found.append(checks[promise])
-        return found
+
+def _living(actors: Sequence[Any]) -> list[Any]:
+    """Those of some idle actors that are alive."""
+    pings = {actor.__ray_ready__.remote(): actor for actor in actors}
+    replied, _ = ray.wait([*pings], num_returns=len(pings), timeout=POLL_SECONDS) if pings else ([], [])
+    found = []
+    for promise in replied:
+        with suppress(RayError):
+            ray.get(promise)
+            found.append(pings[promise])
+    return found
 
 
 def _value(promise: Any) -> Any:

@@ -1,5 +1,6 @@
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pipeline.augment.engine import TRIES, RayActors
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders, ModelSet
 from pipeline.config.errors import PipelineError
+from pipeline.store.files import PARTIAL
 from pipeline.store.keys import BUILD, Build
 from pipeline.store.store import Store
 from tests.running import NODE, nodes
@@ -174,6 +176,28 @@ def test_workers_lost_while_they_are_idle_do_not_count_against_a_job(
         os.kill(process, signal.SIGKILL)
     monkeypatch.setattr(engine, "TRIES", 1)
     assert [done.result for _, done in running.run([Deadly(tmp_path, 0)])] == ["survived"]
+
+
+def test_garbage_collection_between_runs_neither_stops_idle_workers_nor_keeps_new_ones_from_starting(
+    running: RayActors, tmp_path: Path
+) -> None:
+    def processes() -> set[int]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return {done.result[1] for _, done in running.run([Meeting(number, folder) for number in range(2)])}
+
+    before, store = processes(), running._store
+    probes = [name for name in store.sizes() if name.startswith(PARTIAL)]
+    assert probes
+    for name in probes:
+        store.remove(name)
+    assert processes() == before
+    for process in before:
+        os.kill(process, signal.SIGKILL)
+    for name in store.sizes():
+        store.remove(name)
+    after = processes()
+    assert len(after) == 2
+    assert not after & before
 
 
 def test_a_late_node_is_used_and_the_job_of_a_lost_one_is_finished_although_no_place_is_free(
