@@ -101,7 +101,8 @@ def verify(named: str | None, params: Path, delete: bool) -> None:
     default=24.0,
     show_default=True,
     type=click.FloatRange(min=0),
-    help="Keep entries written or read within this many hours; protects running jobs.",
+    help="Keep entries written or read within this many hours; must exceed the longest run, since entries that a running job "
+    "reads but no manifest lists yet (models, texts, probes) count as unused.",
 )
 @click.option("--everything", is_flag=True, help="Continue although a --data folder has no manifest: nothing there is in use.")
 @click.option("--delete", is_flag=True, help="Delete; without it nothing is deleted.")
