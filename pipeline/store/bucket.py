@@ -30,6 +30,18 @@ CHUNK_BYTES = 64 * 2**20
 REQUESTS = 16
 """Most receipts that are read at once."""
 
+TOTAL_FILE = "cache.bytes"
+"""A file of the cache with an upper bound of the bytes in it; read and written under the cache's lock."""
+
+TOTAL = re.compile(rb"[0-9]+\n")
+"""Its content; the end of the line shows that it was written whole."""
+
+FILLED = 0.9
+"""Part of the cache that may remain when entries are deleted, so that the next downloads find room."""
+
+RESERVED = re.compile(r"\.([0-9]+)$")
+"""The end of the name of a download's folder: the bytes of its files."""
+
 HINTS = {
     "ACCESS_DENIED": "the credentials of the environment or profile do not allow it",
     "INVALID_ACCESS_KEY_ID": "the credentials of the environment or profile are not known there",
@@ -50,7 +62,10 @@ class BucketStore(Store):
 
     url: str
     cache_bytes: int
-    """Most bytes of finished entries in the cache; the least recently used are deleted."""
+    """Most bytes of entries in the cache and of downloads in progress, which exceed it only if they alone need more.
+
+    Receipts come on top. The least recently used entries are deleted.
+    """
 
     remote: ClassVar[bool] = True
 
@@ -205,12 +220,9 @@ class BucketStore(Store):
                     self._cache.remove(entry.name)
             size = sum(file["bytes"] for file in entry.files.values())
             self.check_fits(size, f"{self}/{entry.name}")
-            self._make_room(size)
-            return self._download(entry)
+            return self._download(entry, self._reserved(entry, size))
 
-    def _download(self, entry: Entry) -> str | None:
-        partial = partial_name(entry.folder)
-        partial.mkdir()
+    def _download(self, entry: Entry, partial: Path) -> str | None:
         try:
             for name, file in entry.files.items():
                 target = partial / name
@@ -224,7 +236,8 @@ class BucketStore(Store):
             write_json(partial / RECEIPT, entry.receipt())
             if error := Entry(partial, entry.key, entry.files).error():
                 return f"{self}/{error}"
-            self._cache._keep(partial, entry.key, entry.files)
+            with self._cache_lock:  # an entry that is renamed during a walk may be missed
+                self._cache._keep(partial, entry.key, entry.files)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return None
@@ -238,19 +251,45 @@ class BucketStore(Store):
         with self._request("written to"), memory_map(str(source)) as content, files.open_output_stream(path) as target:
             target.write(content.read_buffer())
 
-    def _make_room(self, needed: int) -> None:
-        """Delete the least recently used entries of the cache until so many bytes fit.
+    @property
+    def _cache_lock(self) -> FileLock:
+        return FileLock(self.folder / "cache.lock")
+
+    def _reserved(self, entry: Entry, size: int) -> Path:
+        """A new folder for the download of an entry, whose bytes count from now on.
+
+        The total counts every download. What fails or is deleted is subtracted only when the cache is walked, because the total
+        exceeds ``cache_bytes`` or is not readable; so it is never too small.
+        """
+        partial, file = partial_name(entry.folder), self.folder / TOTAL_FILE
+        partial = partial.with_name(f"{partial.name}.{size}")
+        with self._cache_lock:
+            written = file.read_bytes() if file.exists() else b""
+            total = int(written) + size if TOTAL.fullmatch(written) else None
+            if total is None or total > self.cache_bytes:
+                total = self._make_room(size) + size
+            file.write_text(f"{total}\n")
+            partial.mkdir()
+        return partial
+
+    def _make_room(self, needed: int) -> int:
+        """Walk the cache and delete its least recently used entries until it is ``FILLED`` with the needed bytes.
 
         Partial folders older than an hour are deleted as well. A deleted file that is mapped into memory stays readable.
+
+        Returns:
+            The bytes that remain. A download in progress counts in full.
         """
-        with FileLock(self.folder / "cache.lock"):
-            held = [one for one in self._cache.sizes().items() if NAME.fullmatch(one[0]) or one[0].startswith(PARTIAL)]
-            room = self.cache_bytes - needed - sum(size.bytes for _, size in held)
-            for name, size in sorted(held, key=lambda one: one[1].touched):
-                if room < 0 and (NAME.fullmatch(name) or size.touched < time.time() - SECONDS_UNFINISHED):
-                    with suppress(FileNotFoundError):
-                        self._cache.remove(name)
-                    room += size.bytes
+        held = {name: size for name, size in self._cache.sizes().items() if NAME.fullmatch(name) or name.startswith(PARTIAL)}
+        counted = {name: _counted(name, size.bytes) for name, size in held.items()}
+        total = sum(counted.values())
+        for name, size in sorted(held.items(), key=lambda one: one[1].touched):
+            over = total + needed > FILLED * self.cache_bytes
+            if over and (NAME.fullmatch(name) or size.touched < time.time() - SECONDS_UNFINISHED):
+                with suppress(FileNotFoundError):
+                    self._cache.remove(name)
+                total -= counted[name]
+        return total
 
     @contextmanager
     def _request(self, doing: str) -> Iterator[None]:
@@ -289,6 +328,12 @@ class BucketStore(Store):
 def bucket_store(url: str, cache_folder: str, cache_bytes: int) -> BucketStore:
     """The store under a URL with a cache in a folder, which may begin with ``~``."""
     return BucketStore(Path(cache_folder).expanduser().resolve(), url.rstrip("/"), cache_bytes)
+
+
+def _counted(name: str, found: int) -> int:
+    """The bytes that count of an entry or partial folder with so many; of a download, at least those that it will have."""
+    reserved = RESERVED.search(name)
+    return max(found, int(reserved[1])) if reserved else found
 
 
 def _size_of(infos: Sequence[FileInfo]) -> Size:

@@ -1,22 +1,28 @@
 import hashlib
+import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
 
 from pipeline.config.errors import PipelineError
+from pipeline.store import bucket as bucket_module
 from pipeline.store import collect
-from pipeline.store.bucket import BucketStore, bucket_store
+from pipeline.store.bucket import TOTAL_FILE, BucketStore, bucket_store
 from pipeline.store.collect import Uses, items_of
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import RECEIPT, Store
+from pipeline.store.store import RECEIPT, Files, Store
 from tests.bucket import BUCKET, breaking, bucket, client, objects, server
 
 __all__ = ["bucket", "server"]
@@ -145,7 +151,7 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes(store: BucketStore,
     keys: list[Key] = [{"content": "student", "seed": seed} for seed in range(4)]
     for key in keys:
         put(store, key, bytes(1000))
-    small = elsewhere(store, tmp_path / "small", cache_bytes=3000)
+    small = elsewhere(store, tmp_path / "small", cache_bytes=2900)
     for key, age in ((keys[0], 30), (keys[1], 20)):
         entry = small.get(key)
         assert entry is not None
@@ -155,8 +161,130 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes(store: BucketStore,
     assert small.get(keys[2]) is not None
     assert {path.name for path in small.folder.iterdir() if path.is_dir()} == {key_hash(keys[0]), key_hash(keys[2])}
     put(store, KEY, bytes(5000))
-    with pytest.raises(PipelineError, match=r"5,000 bytes, more than runtime\.cache_bytes 3,000"):
+    with pytest.raises(PipelineError, match=r"5,000 bytes, more than runtime\.cache_bytes 2,900"):
         small.get(KEY)
+
+
+def wanted(root: Path, numbers: range, size: int) -> list[tuple[Key, Files]]:
+    """Entries of a store in a folder, as ``fetch`` takes them, each with one file of so many bytes."""
+    found: list[tuple[Key, Files]] = []
+    for number in numbers:
+        key, content = {"number": number}, number.to_bytes(4, "big") * (size // 4)
+        digest = hashlib.sha256(content).hexdigest()
+        path = root / key_hash(key) / digest / "file"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        found.append((key, {"file": {"sha256": digest, "bytes": size}}))
+    return found
+
+
+def in_folder(tmp_path: Path, cache_bytes: int) -> BucketStore:
+    """A store whose objects are the files of a folder."""
+    return bucket_store(f"file://{tmp_path / 'bucket'}", str(tmp_path / "cache"), cache_bytes)
+
+
+def cached(store: BucketStore) -> int:
+    """Bytes of finished and partial files in the cache, without receipts."""
+    return sum(path.stat().st_size for path in store.folder.glob("*/file"))
+
+
+def total(store: BucketStore) -> int:
+    """What the cache's file says."""
+    return int((store.folder / TOTAL_FILE).read_text())
+
+
+def test_many_downloads_walk_the_cache_a_few_times_and_keep_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks, sizes = [], Store.sizes
+    monkeypatch.setattr(Store, "sizes", lambda store: walks.append(store) or sizes(store))
+    store = in_folder(tmp_path, 1_000_000)
+    for number, one in enumerate(wanted(tmp_path / "bucket", range(250), 10_000)):
+        store.fetch(*one)
+        if number % 10 == 9:
+            assert min(number + 1, 80) * 10_000 <= cached(store) <= min(total(store), 1_000_000)
+    assert len(walks) <= 25
+
+
+def test_the_bound_holds_while_threads_of_several_processes_download(tmp_path: Path) -> None:
+    """Each download is measured in its middle, when others are in theirs."""
+    program = """
+        import json, sys, time
+        from concurrent.futures import ThreadPoolExecutor
+        from pipeline.store import bucket
+        store = bucket.bucket_store(sys.argv[1], sys.argv[2], 20_000)
+        copy, seen = bucket.copy_files, []
+        def measured(*given, **options):
+            copy(*given, **options)
+            time.sleep(0.01)
+            with store._cache_lock:
+                seen.append(sum(path.stat().st_size for path in store.folder.glob("*/file")))
+        bucket.copy_files = measured
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda one: store.fetch(*one), json.load(sys.stdin)))
+        print(max(seen), len(seen))
+    """
+    entries, store = wanted(tmp_path / "bucket", range(90), 1000), in_folder(tmp_path, 20_000)
+    command = [sys.executable, "-c", textwrap.dedent(program), store.url, str(store.folder)]
+    started = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    feeding = [json.dumps(entries[first : first + 60]) for first in (0, 30)]
+    with ThreadPoolExecutor(2) as threads:
+        said = list(threads.map(lambda process, given: process.communicate(given)[0], started, feeding))
+    most, count = zip(*(map(int, line.split()) for line in said), strict=True)
+    assert 10_000 <= max(most) <= 20_000
+    assert sum(count) >= 90
+    assert cached(store) <= total(store)
+
+
+def test_a_download_in_progress_counts_in_full_when_the_cache_is_walked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, copy, started, go = in_folder(tmp_path, 10_000), bucket_module.copy_files, threading.Event(), threading.Event()
+    (large,), others = wanted(tmp_path / "bucket", range(1), 6000), wanted(tmp_path / "bucket", range(1, 11), 1000)
+    small = [one for one in others if key_hash(one[0])[0] != key_hash(large[0])[0]]  # they would wait for its download
+
+    def waiting(path: str, *given: Any, **options: Any) -> None:
+        if key_hash(large[0]) in path:
+            started.set()
+            assert go.wait(60)
+        copy(path, *given, **options)
+
+    monkeypatch.setattr(bucket_module, "copy_files", waiting)
+    with ThreadPoolExecutor(1) as threads:
+        download = threads.submit(store.fetch, *large)
+        assert started.wait(60)
+        try:
+            for one in small:
+                store.fetch(*one)
+        finally:
+            go.set()
+        assert (download.result().folder / "file").stat().st_size == 6000
+    assert cached(store) <= min(total(store), 10_000)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"12", b"-12\n", b"\xff\n"])
+def test_a_total_that_is_missing_or_not_readable_is_counted_anew(tmp_path: Path, content: bytes | None) -> None:
+    *first, last = wanted(tmp_path / "bucket", range(4), 1000)
+    store = in_folder(tmp_path, 3900)
+    for one in first:
+        store.fetch(*one)
+    if content is None:
+        (store.folder / TOTAL_FILE).unlink()
+    else:
+        (store.folder / TOTAL_FILE).write_bytes(content)
+    store.fetch(*last)
+    assert 2000 <= cached(store) <= min(total(store), 3900)
+
+
+def test_downloads_that_fail_and_entries_that_are_deleted_make_the_total_no_smaller_than_the_cache(tmp_path: Path) -> None:
+    entries, store = wanted(tmp_path / "bucket", range(4), 1000), in_folder(tmp_path, 9000)
+    shutil.rmtree(tmp_path / "bucket" / key_hash(entries[3][0]))
+    for key, files in entries[:3]:
+        store.fetch(key, files)
+    with pytest.raises(PipelineError, match="file is missing"):
+        store.fetch(*entries[3])
+    (store.folder_of(entries[0][0]) / "file").write_bytes(bytes(1000))
+    store.fetch(*entries[0])
+    store.remove(key_hash(entries[1][0]))
+    assert cached(store) == 2000 <= total(store)
 
 
 @pytest.mark.parametrize(
