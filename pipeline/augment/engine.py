@@ -17,8 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelFolders
-from pipeline.augment.workers import AnyJob, Worker, failing_as, put_models
-from pipeline.config.errors import PipelineError, last_line
+from pipeline.augment.workers import AnyJob, Worker, put_models
+from pipeline.config.errors import PipelineError, failing_as, last_line
 from pipeline.config.settings import Precision, RuntimeSettings
 from pipeline.store.keys import BUILD
 from pipeline.store.store import Store
@@ -48,7 +48,7 @@ class RayActors:
         """Like ``Workers.run``; a job whose worker is lost ``TRIES`` times has failed."""
         self._join()
         waiting, busy, lost = deque(jobs), dict[Any, tuple[Any, AnyJob]](), Counter[str]()
-        self._idle, last = _living(self._idle), time.monotonic()
+        self._idle, last = [*filter(_is_alive, self._idle)], time.monotonic()
         while waiting or busy:
             self._add_actors(len(waiting) + len(busy), len(busy))
             while waiting and self._idle:
@@ -70,7 +70,9 @@ class RayActors:
                 name = ended.name if ended else "the start of a worker"
                 with failing_as(name):
                     try:
-                        done = _value(promise)
+                        done = ray.get(promise)
+                    except RayTaskError as error:  # has the worker's traceback
+                        raise error.cause from error
                     except RayError as cause:
                         lost[name] += 1
                         if lost[name] == TRIES:
@@ -78,7 +80,7 @@ class RayActors:
                         if ended:
                             print(f"{name}: its worker was lost; another one runs it", flush=True)
                             waiting.append(ended)
-                            self._idle = _living(self._idle)  # its node may have had others
+                            self._idle = [*filter(_is_alive, self._idle)]  # its node may have had others
                         continue
                 del lost[name]
                 self._idle.append(actor)
@@ -105,25 +107,12 @@ class RayActors:
             keys = put_models(self._folders, self._store)
         for _ in missing:
             actor: Any = ray.remote(Worker).options(**self._share).remote(self._folders, keys, self._precision, self._store)
-            self._starting[actor.check.remote(check)] = actor
+            self._starting[actor.__ray_call__.remote(lambda worker: check())] = actor
 
 
-def _living(actors: Sequence[Any]) -> list[Any]:
-    """Those of some idle actors that are alive."""
-    pings = {actor.__ray_ready__.remote(): actor for actor in actors}
-    replied, _ = ray.wait([*pings], num_returns=len(pings), timeout=POLL_SECONDS) if pings else ([], [])
-    found = []
-    for promise in replied:
-        with suppress(RayError):
-            ray.get(promise)
-            found.append(pings[promise])
-    return found
-
-
-def _value(promise: Any) -> Any:
-    """What an actor returned; raises what it raised, with the worker's traceback as a note."""
-    try:
-        return ray.get(promise)
-    except RayTaskError as error:
-        error.cause.add_note(str(error))
-        raise error.cause from error
+def _is_alive(actor: Any) -> bool:
+    """Whether an idle actor replies."""
+    with suppress(RayError):  # a timeout is one
+        ray.get(actor.__ray_ready__.remote(), timeout=POLL_SECONDS)
+        return True
+    return False

@@ -1,19 +1,15 @@
 """A worker, which holds models and does the work of jobs, and the workers of a run: here this process itself."""
 
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from pipeline.augment.jobs import Done, Job, Work
 from pipeline.augment.teacher import ModelFolders, ModelSet
-from pipeline.config.errors import PipelineError, last_line, naming
+from pipeline.config.errors import failing_as, naming
 from pipeline.config.settings import Precision
 from pipeline.store.keys import Key
 from pipeline.store.store import Store, add_folder, needed
@@ -32,9 +28,8 @@ class Workers(Protocol):
 
 def put_models(folders: ModelFolders, store: Store) -> dict[str, Key]:
     """Put the models into the store; their keys, by the name of their field."""
-    found = {name: getattr(folders, name) for name in ("teacher", "surrogate", "masked_lm")}
-    given = {name: folder for name, folder in found.items() if folder is not None}
-    return {name: add_folder(store, "model", folder, below=name == "surrogate") for name, folder in given.items()}
+    named = {"teacher": folders.teacher, "surrogate": folders.surrogate, "masked_lm": folders.masked_lm}
+    return {name: add_folder(store, "model", folder, name == "surrogate") for name, folder in named.items() if folder}
 
 
 class Worker:
@@ -45,10 +40,6 @@ class Worker:
         self._originals = {name: str(getattr(folders, name)) for name in keys}
         self._folders, self._keys, self._precision, self._store = folders, keys, precision, store
 
-    def check(self, node: Callable[[], None]) -> None:
-        """Let ``node`` reject the machine of this process."""
-        node()
-
     def run(self, work: Work) -> Done:
         """Do the work of a job on one thread: faster than threads if all cores work, and the same arithmetic everywhere."""
         torch.set_num_threads(1)
@@ -58,14 +49,13 @@ class Worker:
             return work(self._models, self._store)
 
     @cached_property
-    def _copies(self) -> dict[str, Path]:
-        named = ((name, key, f"the model of {self._originals[name]}") for name, key in self._keys.items())
-        return {name: needed(self._store, key, title).folder for name, key, title in named}
+    def _copies(self) -> dict[str, Any]:
+        titles = {name: f"the model of {original}" for name, original in self._originals.items()}
+        return {name: needed(self._store, key, titles[name]).folder for name, key in self._keys.items()}
 
     @cached_property
     def _models(self) -> ModelSet:
-        copies: dict[str, Any] = dict(self._copies)
-        return ModelSet(replace(self._folders, **copies), self._precision)
+        return ModelSet(replace(self._folders, **self._copies), self._precision)
 
 
 class ThisProcess:
@@ -92,14 +82,3 @@ class ThisProcess:
     def _worker(self) -> Worker:
         with self._store.probe():  # fails before anything is computed
             return Worker(self._folders, put_models(self._folders, self._store), self._precision, self._store)
-
-
-@contextmanager
-def failing_as(name: str) -> Iterator[None]:
-    """Turn an error of the block into that of the job of this name; the traceback of an unexpected one is printed."""
-    try:
-        yield
-    except Exception as cause:
-        if not isinstance(cause, PipelineError):
-            print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
-        raise PipelineError(f"{name} failed: {last_line(cause)}") from cause

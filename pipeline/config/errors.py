@@ -1,5 +1,7 @@
 """Errors that a user must correct; the commands print them without a traceback."""
 
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -39,6 +41,17 @@ def naming(originals: Mapping[str, str]) -> Iterator[None]:
             text = text.replace(copy, original)
         error.args = (text,)
         raise
+
+
+@contextmanager
+def failing_as(name: str) -> Iterator[None]:
+    """Turn an error of the block into that of the job of this name; the traceback of an unexpected one is printed."""
+    try:
+        yield
+    except Exception as cause:
+        if not isinstance(cause, PipelineError):
+            print("".join(traceback.format_exception(cause)), file=sys.stderr, flush=True)
+        raise PipelineError(f"{name} failed: {last_line(cause)}") from cause
 
 
 def last_line(error: BaseException) -> str:

@@ -29,22 +29,19 @@ def join_ray(cores: int, log_to_driver: bool = False) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    given: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR, "address": address or "local"}
-    if not address:
-        given |= {"num_cpus": cores, "object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
+    address = os.environ.get("RAY_ADDRESS", "")
+    local: dict[str, Any] = {"num_cpus": cores, "object_store_memory": LOCAL_OBJECT_STORE_BYTES, "include_dashboard": False}
     try:
-        host, _, port = (address or "").rpartition(":")
+        host, _, port = address.rpartition(":")
         if host and port.isdecimal() and "/" not in host:  # other forms of an address are left to Ray
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_CONNECT).close()
-            _use_token(f"{host}:{port}")
-        ray.init(**given)
+            _use_token(address)
+        given = {} if address else local
+        ray.init(address=address or "local", log_to_driver=log_to_driver, logging_level=logging.ERROR, **given)
     except (OSError, RuntimeError, ValueError, RayError) as cause:
-        if address:
-            raise PipelineError(f"no Ray cluster is reachable at {address}: {last_line(cause)}") from cause
-        raise PipelineError(
-            f"Ray does not start on this machine: {last_line(cause)}; runtime.workers: 0 does the work without it"
-        ) from cause
+        failed = f"no Ray cluster is reachable at {address}" if address else "Ray does not start on this machine"
+        remedy = "" if address else "; runtime.workers: 0 does the work without it"
+        raise PipelineError(f"{failed}: {last_line(cause)}{remedy}") from cause
 
 
 def _use_token(address: str) -> None:
@@ -59,18 +56,17 @@ def _use_token(address: str) -> None:
         from ray.exceptions import AuthenticationError
     except ImportError:  # Ray before 2.59
         return
-    mode, sent = os.environ.get("RAY_AUTH_MODE"), False
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    reason = "there is none on this machine" if mode == "token" else f"none is sent, since RAY_AUTH_MODE is {mode}"
     try:
         tokens.ensure_token_if_auth_enabled(create_token_if_missing=False)
         with suppress(AuthenticationError):
             GcsClient(address=address)  # as ``ray health-check`` does
             return
-        sent = tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        if tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            reason = "the token of this machine is another"
         GcsClient(address=address)
     except AuthenticationError as cause:
-        disabled = mode is not None and mode != "token"
-        missing = f"none is sent, since RAY_AUTH_MODE is {mode}" if disabled else "there is none on this machine"
-        reason = "the token of this machine is another" if sent else missing
         raise PipelineError(
             f"the Ray cluster at {address} demands its token, and {reason}; set RAY_AUTH_TOKEN to the token, or "
             "RAY_AUTH_TOKEN_PATH to a file with it (the head node has it in ~/.ray/auth_token)"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 from unittest.mock import DEFAULT, Mock, patch
 
@@ -258,7 +259,7 @@ def without_ray(resources: dict[str, float]) -> Iterator[Mock]:
         patch.multiple(engine, join_ray=DEFAULT, START_SECONDS=0.0),
         patch.object(ray, "remote") as remote,
     ):
-        remote.return_value.options.return_value.remote.side_effect = lambda *_: Mock()
+        remote.return_value.options.return_value.remote.side_effect = lambda *_: SimpleNamespace(__ray_call__=Mock())
         yield remote
 
 
