@@ -11,8 +11,7 @@ import torch
 
 from pipeline.config.errors import PipelineError, last_line
 from pipeline.config.settings import RuntimeSettings
-from pipeline.distill.jobs import StudentJob, train_into
-from pipeline.distill.stored_job import StoredJob
+from pipeline.distill.jobs import StoredJob, StudentJob, train_into
 from pipeline.store.keys import BUILD, Build, Key, key_hash, rejection
 from pipeline.store.store import Store, open_store
 

@@ -29,7 +29,7 @@ TRAININGS = {"teacher", "masked LM", "surrogate", "students"}
 
 ENGINE = (
     *(f"pipeline.augment.{name}" for name in ("plans", "passes", "estimate", "workers", "engine")),
-    *(f"pipeline.distill.{name}" for name in ("jobs", "stored_job", "launch", "card")),
+    *(f"pipeline.distill.{name}" for name in ("jobs", "launch", "card")),
     *(f"pipeline.training.{name}" for name in ("resuming", "ray_session")),
 )
 """Modules that only run the work."""
