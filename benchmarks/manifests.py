@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.timing import Figure, timed
 from pipeline.shards.manifest import MANIFEST_FILE, Manifest, ShardEntry, manifest_hash, training_hash
-from pipeline.store.collect import uses_of
+from pipeline.store.collect import stored_as, uses_of
 from pipeline.store.keys import differences, hash_of
-from pipeline.store.store import Store, stored_as
+from pipeline.store.store import Store
 
 
 def enlarged(manifest: Manifest, shards: int, changed: int = 0) -> Manifest:

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.shards.manifest import SHARD_FILE, Manifest, Receipt
 from pipeline.shards.reader import Shards
+from pipeline.store.collect import STORED_AS
 from pipeline.store.files import write_json
 from pipeline.store.keys import Key, key_hash
-from pipeline.store.store import STORED_AS, Entry, Store
+from pipeline.store.store import Entry, Store
 
 HOUR, DAY = 3600.0, 24 * 3600.0
 

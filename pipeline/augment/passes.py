@@ -19,9 +19,10 @@ from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
 from pipeline.shards.manifest import SHARD_FILE, Coding, Manifest, Receipt, ShardEntry, manifest_hash, put_shards
 from pipeline.shards.schema import FORMAT_VERSION
+from pipeline.store.collect import stored_as
 from pipeline.store.files import folder_written_whole
 from pipeline.store.keys import Key
-from pipeline.store.store import Store, open_store, stored_as, writing_to
+from pipeline.store.store import Store, open_store, writing_to
 from pipeline.training.masked_lm import masked_lm_in
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -25,9 +25,10 @@ from pipeline.shards.manifest import (
     put_shards,
     training_hash,
 )
+from pipeline.store.collect import STORED_AS
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by
-from pipeline.store.store import STORED_AS, Entry, Facts, Store, add_files, add_folder, needed
+from pipeline.store.store import Entry, Facts, Store, add_files, add_folder, needed
 from pipeline.training.resuming import run_options, training_key
 
 TRAINING = "pipeline.distill.training"

@@ -1,4 +1,4 @@
-"""Garbage collection: the entries of a store, the folders that use them, damage, and what may be deleted."""
+"""Garbage collection: the lists of entries that folders use, the entries of a store, damage, and what may be deleted."""
 
 import json
 import os
@@ -13,21 +13,17 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
-from pipeline.store.files import PARTIAL
-from pipeline.store.store import (
-    KEY_FILE,
-    NAME,
-    RECEIPT,
-    SECONDS_UNFINISHED,
-    STORED_AS,
-    STORED_AS_FILE,
-    UNFINISHED,
-    Entry,
-    Size,
-    Store,
-)
+from pipeline.store.files import PARTIAL, write_json
+from pipeline.store.keys import Key, key_hash
+from pipeline.store.store import KEY_FILE, NAME, RECEIPT, SECONDS_UNFINISHED, UNFINISHED, Entry, Size, Store
 
 MANIFEST_FILE = "manifest.json"
+
+STORED_AS = "stored_as"
+"""Field of a manifest, lineage or note: the name, or a list of names, of the entries that its folder uses."""
+
+STORED_AS_FILE = "stored_as.json"
+"""The note of a folder that has neither manifest nor lineage."""
 
 LISTS = (MANIFEST_FILE, "lineage.json", STORED_AS_FILE)
 """Files of product folders whose field ``STORED_AS`` names the entries that the folder uses; only a lineage may lack it."""
@@ -59,6 +55,16 @@ class Item:
     """The title of the entry, or the content that its key names."""
     size: Size
     used_by: tuple[Path, ...]
+
+
+def stored_as(*keys: Key) -> list[str]:
+    """The value of ``STORED_AS`` for entries with these keys, sorted."""
+    return sorted({key_hash(key) for key in keys})
+
+
+def write_stored_as(folder: Path, entry: Entry) -> None:
+    """Write the note of a folder that uses one entry."""
+    write_json(folder / STORED_AS_FILE, {STORED_AS: entry.name})
 
 
 def uses_of(folders: Iterable[Path], store: Store) -> Uses:

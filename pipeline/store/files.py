@@ -118,6 +118,16 @@ def complete(folder: Path) -> None:
     sync_tree(folder)
 
 
+def link(source: Path, target: Path) -> None:
+    """Hard-link a file, or copy it if the file system has no hard links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with written_whole(target) as partial:
+            shutil.copyfile(source, partial)
+
+
 def partial_name(path: Path) -> Path:
     """A temporary name that is unique among all writers, also among machines that share a disk."""
     return path.parent / f"{PARTIAL}{secrets.token_hex(6)}-{path.name}"

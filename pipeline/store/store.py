@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import RuntimeSettings
-from pipeline.store.files import PARTIAL, complete, partial_name, write_json, written_whole
+from pipeline.store.files import PARTIAL, complete, link, partial_name, write_json
 from pipeline.store.keys import Key, key_hash, sha256_of
 
 RECEIPT = "receipt.json"
@@ -35,12 +35,6 @@ SECONDS_UNFINISHED = 3600.0
 
 KEY_FILE = "key.json"
 """The key, in the folder of an unfinished training."""
-
-STORED_AS = "stored_as"
-"""Field of a manifest, lineage or note: the name, or a list of names, of the entries that its folder uses."""
-
-STORED_AS_FILE = "stored_as.json"
-"""The note of a folder that has neither manifest nor lineage."""
 
 Facts = dict[str, Any]
 
@@ -171,7 +165,7 @@ class Store:
         ``names`` maps the files to place to their new names; by default all keep their names.
         """
         for file, name in (names or {file: file for file in entry.files}).items():
-            _link(entry.folder / file, folder / name)
+            link(entry.folder / file, folder / name)
 
     @contextmanager
     def put(self, key: Key, facts: Facts | None = None) -> Iterator[Path]:
@@ -345,7 +339,7 @@ def add_files(store: Store, key: Key, files: Mapping[str, Path], facts: Facts | 
     if store.find([key])[0] is None:
         with writing_to(store), store.put(key, facts) as folder:
             for name, source in files.items():
-                _link(source.resolve(), folder / name)
+                link(source.resolve(), folder / name)
 
 
 def add_folder(store: Store, content: str, folder: Path, below: bool = False) -> Key:
@@ -363,26 +357,6 @@ def needed(store: Store, key: Key, title: str) -> Entry:
         way_out = "python -m stages.store verify --delete, then run the stage again" if store.remote else "run the stage again"
         raise PipelineError(f"{title} cannot be read from the store {store}; {way_out}")
     return entry
-
-
-def _link(source: Path, target: Path) -> None:
-    """Hard-link a file, or copy it if the file system has no hard links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with written_whole(target) as partial:
-            shutil.copyfile(source, partial)
-
-
-def stored_as(*keys: Key) -> list[str]:
-    """The value of ``STORED_AS`` for entries with these keys, sorted."""
-    return sorted({key_hash(key) for key in keys})
-
-
-def write_stored_as(folder: Path, entry: Entry) -> None:
-    """Write the note of a folder that uses one entry."""
-    write_json(folder / STORED_AS_FILE, {STORED_AS: entry.name})
 
 
 def open_store(runtime: RuntimeSettings) -> Store:

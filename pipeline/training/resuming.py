@@ -6,9 +6,10 @@ from typing import Any
 
 from pipeline.config.settings import RuntimeSettings
 from pipeline.models.folder import ModelFolder
+from pipeline.store.collect import write_stored_as
 from pipeline.store.files import folder_written_whole
 from pipeline.store.keys import TRAINING_LIBRARIES, Key, computed_by, sha256_of
-from pipeline.store.store import Facts, Store, open_store, write_stored_as
+from pipeline.store.store import Facts, Store, open_store
 from pipeline.training.callbacks import RunOptions
 
 
