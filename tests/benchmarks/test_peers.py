@@ -3,13 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
 
 from benchmarks import peer_loops, peers
-from benchmarks.peer_work import Work, ours, write_job
+from benchmarks.peer_work import Work, ours, spread, write_job
 from benchmarks.peers import Run
 from benchmarks.trainings import World
 from pipeline.config.errors import PipelineError
@@ -64,13 +65,19 @@ def test_a_ratio_above_one_and_a_positive_quality_are_in_favour_of_ours() -> Non
     labels = np.array([0, 1, 1, 1])
     good, poor = np.array([[0, 1, 1, 1], [0, 1, 1, 0]]), np.array([[0, 1, 0, 0], [0, 1, 1, 0]])
     runs = {
-        "ours": [Run(seconds, 1.0, 80.0, 100.0, good) for seconds in (9.0, 10.0, 30.0)],
-        "textbrewer": [Run(seconds, 0.0, 90.0, 200.0, poor) for seconds in (20.0, 25.0, 90.0)],
+        "ours": [Run(seconds, seconds, 1.0, 80.0, 100.0, good) for seconds in (9.0, 10.0, 30.0)],
+        "textbrewer": [Run(seconds, seconds, 0.0, 90.0, 200.0, poor) for seconds in (20.0, 25.0, 90.0)],
     }
     found = by_key(peers.figures_of("plain", ["half", "tiny"], runs, labels, teacher=good[1]))
     assert found["plain_ratio_textbrewer"] == 2.5
     assert found["plain_quality_textbrewer"] == pytest.approx(7 / 8 - 5 / 8)
     assert found["plain_ours_agreement"] == pytest.approx(7 / 8)
+
+
+def test_rows_are_taken_from_the_whole_corpus_for_its_labels_may_be_sorted() -> None:
+    table = pa.table({"label": [0] * 30 + [1] * 30})
+    assert spread(table, 20).column("label").to_pylist() == [0] * 10 + [1] * 10
+    assert spread(table, None) == spread(table, 100) == table
 
 
 def test_settings_without_a_counterpart_are_rejected(prepared: Path, teacher: Path, tmp_path: Path) -> None:
