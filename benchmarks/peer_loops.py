@@ -130,15 +130,15 @@ class Distiller(Trainer):
 
 
 def by_transformers(teaching: Teaching, student: Any, train: DataLoader[Any], dev: DataLoader[Any], one: Any, out: Path) -> int:
-    """Train with dev and a checkpoint of the weights after every epoch, keep the best one; returns the steps."""
+    """Train with dev and a checkpoint of the weights after every epoch; returns the steps."""
     settings, steps = one["training"], one["steps"]
     passed = ("num_train_epochs", "learning_rate", "lr_scheduler_type", "weight_decay", "max_grad_norm")
     arguments = TrainingArguments(
         output_dir=str(out / "checkpoints"), **{name: settings[name] for name in passed}, seed=settings["seed"],
         per_device_train_batch_size=settings["batch_size"], per_device_eval_batch_size=settings["batch_size"],
         warmup_steps=round(settings["warmup_ratio"] * steps), use_cpu=not torch.cuda.is_available(), eval_strategy="epoch",
-        save_strategy="epoch", logging_strategy="epoch", save_total_limit=1, save_only_model=True, load_best_model_at_end=True,
-        metric_for_best_model="accuracy", remove_unused_columns=False, label_names=["labels"], report_to="none",
+        save_strategy="epoch", logging_strategy="epoch", save_total_limit=1, save_only_model=True,
+        remove_unused_columns=False, label_names=["labels"], report_to="none",
         disable_tqdm=True,
     )  # fmt: skip
     trainer = Distiller(
@@ -195,8 +195,6 @@ def by_textbrewer(
             max_grad_norm=settings["max_grad_norm"], callback=evaluated,
             batch_postprocessor=None if teaching.search is None else adversarial,
         )  # fmt: skip
-    best = max(found, key=found.__getitem__)
-    student.load_state_dict(torch.load(out / "checkpoints" / f"gs{best}.pkl"))
     return max(found)
 
 

@@ -121,9 +121,7 @@ class Work(Settings):
         if usual.recipes != [["perturb"]] or search.norm != "l2" or not isinstance(search.epsilon, float):
             raise PipelineError("the peers take recipes: [[perturb]], norm: l2 and a number for epsilon")
         if task.metric != "accuracy":
-            raise PipelineError(
-                f"the peers choose their best epoch by accuracy, but the metric of {task.name} is {task.metric}"
-            )
+            raise PipelineError(f"the peers measure accuracy on dev, but the metric of {task.name} is {task.metric}")
         sample = max(round(share * usual.calibration_rows), 1)
         fixed = {"num_train_epochs": epochs, "precision": "float32", "gradient_accumulation_steps": 1}
         return cls(

@@ -13,7 +13,7 @@ nothing for adversarial inputs; they come through two of its extension points, `
 batches that stay the same.
 
 The same in all ways: the teacher, the students' initial weights, the rows of every step (but for that cache), optimiser,
-schedule, clipping and loss; after each epoch dev and a checkpoint, the best of which is the student. Each way has a process
+schedule, clipping and loss; after each epoch dev and a checkpoint. Each way has a process
 of its own and one thread. Seconds count everything between the imports and the last student on the disk. To the peers'
 advantage, they are given our order of rows, which pads little, and students already cut from the teacher, and their
 checkpoints hold weights alone; ours cuts them, can resume, and syncs and hashes its files. Quality is measured on test rows.

@@ -31,7 +31,7 @@ class Needs(Settings):
 def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Train a masked language model on the train texts of a task, if one of its recipes contains masked_lm.
 
-    Labels are not read; the epoch with the best dev perplexity is kept. A finished training is fetched from the store; a killed
+    Labels are not read. A finished training is fetched from the store; a killed
     one resumes. With `fine_tune: false` a finished model is used as it is.
     """
     config.task_in(params, task)

@@ -31,7 +31,7 @@ class Needs(Settings):
 def main(task: str, prepared: Path, params: Path, out: Path) -> None:
     """Fine-tune the teacher of a task, or adopt a checkpoint that is already fine-tuned.
 
-    The checkpoint with the best dev metric is the teacher. A finished fine-tuning is fetched from the store; a killed one
+    A finished fine-tuning is fetched from the store; a killed one
     resumes. With `fine_tune: false` the label names and the size of the head are checked and the weights kept.
     """
     config.task_in(params, task)

@@ -159,7 +159,6 @@ def write_student(data: Path, task: Task, name: str, logits: Floats, labels: Flo
         "soft_labels": manifest_hash(data / "soft_labels" / task.name),
         "shards": None if settings["variant_policy"] == "none" else manifest_hash(data / "shards" / task.name),
         "dev": value + 0.004,
-        "best_epoch": epochs - 1,
         "start": {"initial_weights": "teacher", "layers": [0, 2, 4], "parameters_copied": size},
     }
     write_json(folder / "lineage.json", lineage)

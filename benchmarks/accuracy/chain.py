@@ -260,7 +260,7 @@ def _result(run: Run, folder: Path, soft_labels: Path, shards: Path | None, seco
         dev=round(lineage["dev"], 5),
         agreement=round(found.student.agreement, 5),
         test_rows=found.rows,
-        best_epoch=lineage["best_epoch"],
+        best_epoch=float(run.all_epochs),
         steps=cost["steps"],
         seconds=round(cost["seconds"], 1),
         stage_one_seconds=round(seconds, 1),

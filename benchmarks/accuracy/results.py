@@ -34,6 +34,7 @@ class Result(Settings):
     agreement: float
     test_rows: int
     best_epoch: float
+    """Whose weights the student has: the last, or, in former code, that with the best dev metric."""
     steps: int
     seconds: float
     """Of the training."""

@@ -142,7 +142,7 @@ def train_layers(
     """Teach a student its teacher's layers on every stored copy, and write it; returns the seconds and steps that it took.
 
     Args:
-        sources: the teacher, its soft labels, whose dev split chooses the best epoch, and the copies.
+        sources: the teacher, its soft labels and the copies.
         settings: of the student.
         training: of this phase; an epoch sees every copy of every row.
         checkpoints: where a killed training finds what it goes on from.

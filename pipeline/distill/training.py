@@ -22,12 +22,12 @@ from pipeline.shards.reader import Shards
 from pipeline.store.store import Store
 from pipeline.training.callbacks import RunOptions
 from pipeline.training.order import MicroBatch
-from pipeline.training.trainer import Fit, Objective, TrainDev, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import Fit, Objective, TrainDev, fine_tune, write_history
 
 AGAIN = "Make them again for this teacher: dvc repro"
 
 Outcome = dict[str, Any]
-"""Result of a training: dev metrics of student and teacher, the best epoch, and facts on the initial weights."""
+"""Result of a training: dev metrics of student and teacher, and facts on the initial weights."""
 
 FRESH_SHARE_NOTED = 0.05
 """Share of random initial weights above which a line is printed; a new head has less."""
@@ -159,8 +159,7 @@ def write_student(folder: Path, sources: Sources, student: Student, history: lis
     write_history(folder, history)
     task, dev = sources.task, sources.soft_labels.rows("dev", 0)
     return {
-        "dev": best_epoch(history)["dev"],
+        "dev": history[-1]["dev"],
         "teacher_dev": measure(task, dev.labels(), dev.matrix("teacher_logits")),
-        "best_epoch": best_epoch(history)["epoch"],
         "start": student.facts,
     }

@@ -137,7 +137,7 @@ def settings_table(columns: Mapping[str, Mapping[str, Any]], header: bool) -> st
 
 def student_settings(report: TaskReport) -> str:
     """The settings and training outcomes of all students, one column for each."""
-    shown = ("settings", "best_epoch", "dev", "start")
+    shown = ("settings", "dev", "start")
     return settings_table({name: {part: lineage[part] for part in shown} for name, lineage in report.lineages.items()}, True)
 
 

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.store.files import sync_tree, write_json
@@ -129,40 +128,28 @@ class Checkpoints(TrainerCallback):
         if self._options.checkpoints:
             beside = self._progress.state()
             if state.is_world_process_zero:
-                mark_whole(self._options.checkpoints, state.global_step, state.best_global_step, beside)
+                mark_whole(self._options.checkpoints, state.global_step, beside)
 
 
-def mark_whole(folder: Path, step: int, best_step: int | None, beside: dict[str, Any]) -> None:
-    """Complete the checkpoint after ``step`` with the state of ``Progress``, then delete all but it and the best one."""
-    kept = [_checkpoint(folder, step), _checkpoint(folder, best_step)]
-    sync_tree(kept[0])
-    write_json(kept[0] / BESIDE_FILE, beside)
+def mark_whole(folder: Path, step: int, beside: dict[str, Any]) -> None:
+    """Complete the checkpoint after ``step`` with the state of ``Progress``, then delete all others."""
+    kept = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    sync_tree(kept)
+    write_json(kept / BESIDE_FILE, beside)
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if checkpoint not in kept:
+        if checkpoint != kept:
             shutil.rmtree(checkpoint)
 
 
 def newest_whole(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The latest checkpoint from which a training can resume, and its state of ``Progress``; deletes later and incomplete ones.
-
-    A checkpoint whose best predecessor is missing or incomplete does not count: the training would end with other weights.
-    """
+    """The latest complete checkpoint and its state of ``Progress``; deletes incomplete ones."""
     whole = []
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if (checkpoint / BESIDE_FILE).exists():
             whole.append(checkpoint)
         else:
             shutil.rmtree(checkpoint)
-    for checkpoint in sorted(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        best = _checkpoint(folder, state["best_global_step"]) if state["best_global_step"] else None
-        if best is None or best in whole:
-            # The Trainer refers to the best checkpoint by its path, and would not find it if the folder was moved.
-            write_json(checkpoint / TRAINER_STATE_NAME, state | {"best_model_checkpoint": str(best) if best else None})
-            return checkpoint, json.loads((checkpoint / BESIDE_FILE).read_text(encoding="utf-8"))
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _checkpoint(folder: Path, step: int | None) -> Path:
-    return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+    if not whole:
+        return None
+    newest = max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return newest, json.loads((newest / BESIDE_FILE).read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ from pipeline.models.loading import check_tokenizer, check_vocabulary, load_mask
 from pipeline.store.files import folder_written_whole, write_json
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import IGNORED, Objective, TrainDev, best_epoch, fine_tune, write_history
+from pipeline.training.trainer import IGNORED, Objective, TrainDev, fine_tune, write_history
 
 MASKED_LM_FILE = "masked_lm.json"
 
@@ -76,7 +76,7 @@ def prepare_masked_lm(
             model, history = _fine_tuned(prepared, source, teacher.max_length, settings, options)
         else:
             model, _ = load_masked_lm(source)
-        perplexity = 1 / best_epoch(history)["dev"] if history else None
+        perplexity = 1 / history[-1]["dev"] if history else None
         facts = MaskedLMFacts(model=source.identity, fitted=settings.fine_tune, perplexity=perplexity)
     with folder_written_whole(out) as folder:
         if settings is not None:

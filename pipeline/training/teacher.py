@@ -29,7 +29,7 @@ from pipeline.models.loading import (
 from pipeline.store.files import folder_written_whole
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.order import Lengths, MicroBatch
-from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss, write_history
+from pipeline.training.trainer import Objective, TrainDev, fine_tune, label_loss, write_history
 
 BATCH_SIZE = 64
 """Rows per batch when an adopted teacher is evaluated on dev."""
@@ -82,7 +82,7 @@ def teach(
     if settings.fine_tune:
         train = Examples.read(prepared, "train", tokenizer, settings.max_length)
         model, history = _fine_tuned(task, folder, train, dev, training, options)
-        dev_value = best_epoch(history)["dev"]
+        dev_value = history[-1]["dev"]
     else:
         model, history = load_classifier(folder), []
         model.to(pick_device())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Set-up of transformers.Trainer for the teacher, the masked language model and students; keeps the best epoch's weights."""
+"""Set-up of transformers.Trainer for the teacher, the masked language model and students."""
 
 import csv
 import tempfile
@@ -56,7 +56,7 @@ class TrainDev:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training minimises, and the dev metric that chooses its best epoch."""
+    """What a training minimises, and the dev metric that is recorded after each epoch."""
 
     loss: Loss
     dev_metric: Callable[[Floats], float]
@@ -106,7 +106,9 @@ def fine_tune(
     settings: TrainingSettings,
     options: RunOptions = NO_CHECKPOINTS,
 ) -> Fit:
-    """Train ``model`` in place and leave it with its best epoch's weights; resumes from the latest checkpoint if there is one.
+    """Train ``model`` in place and leave it with the last epoch's weights; resumes from the latest checkpoint if there is one.
+
+    No epoch is chosen on dev, where similar epochs differ by chance.
 
     If torch.distributed is initialised, every rank calls this and computes its share of each step.
     """
@@ -165,11 +167,6 @@ def label_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
     return functional.cross_entropy(logits, labels.nan_to_num(IGNORED).long(), reduction="none", ignore_index=IGNORED)
 
 
-def best_epoch(history: list[dict[str, float]]) -> dict[str, float]:
-    """The entry of the epoch whose weights were kept: the first with the highest dev metric."""
-    return max(history, key=lambda entry: entry["dev"])
-
-
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     """Write ``history.csv``, one row per epoch."""
     with written_whole(folder / HISTORY_FILE) as partial, partial.open("w", encoding="utf-8", newline="") as file:
@@ -214,13 +211,8 @@ def _arguments(settings: TrainingSettings, options: RunOptions, folder: Path, wa
         fp16=settings.precision == "float16",
         seed=settings.seed % 2**32,
         eval_strategy="epoch",
-        save_strategy="epoch",
+        save_strategy="no" if options.checkpoints is None else "epoch",  # Checkpoints deletes all but the latest
         logging_strategy="epoch",
-        save_total_limit=1 if options.checkpoints is None else None,  # keeps the best too; else Checkpoints deletes
-        save_only_model=options.checkpoints is None,
-        load_best_model_at_end=True,
-        metric_for_best_model="dev",
-        greater_is_better=True,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to=list(options.report_to) or "none",

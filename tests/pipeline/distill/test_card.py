@@ -25,7 +25,6 @@ FACTS: dict[str, Any] = {
     "shards": "bb" * 32,
     "dev": 0.71,
     "teacher_dev": 0.82,
-    "best_epoch": 2,
     "start": {"initial_weights": "random"},
 }
 

@@ -22,7 +22,7 @@ from pipeline.models.loading import load_classifier
 from pipeline.training import callbacks
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions, mark_whole
 from pipeline.training.order import Lengths, MicroBatch, steps_of
-from pipeline.training.trainer import Objective, TrainDev, best_epoch, fine_tune, label_loss
+from pipeline.training.trainer import Objective, TrainDev, fine_tune, label_loss
 from tests.architectures import of_type
 from tests.world import SPECIAL, WORDS, student_settings
 
@@ -117,7 +117,7 @@ def test_a_separable_problem_is_learnt_and_recorded(model: PreTrainedModel, caps
     assert (model.training, model.device.type) == (False, "cpu"), "left as it is used"
     assert before < 0.8
     assert after > 0.9
-    assert after == best_epoch(history)["dev"]
+    assert after == history[-1]["dev"]
     assert [entry["epoch"] for entry in history] == [1, 2, 3]
     assert [entry["step"] for entry in history] == [8, 16, 24]
     assert history[-1]["loss"] < history[0]["loss"]
@@ -136,17 +136,13 @@ class Scripted:
         return self.figures[len(self.seen) - 1]
 
 
-@pytest.mark.parametrize(("figures", "best"), [((0.1, 0.7, 0.7), 1), ((-3.0, -9.0, -5.0), 0)])
-def test_the_first_best_epoch_is_kept_and_dev_logits_are_in_row_order(
-    model: PreTrainedModel, figures: tuple[float, ...], best: int
-) -> None:
-    measure = Scripted(*figures)
+def test_the_last_epoch_is_kept_whatever_dev_says_and_dev_logits_are_in_row_order(model: PreTrainedModel) -> None:
+    measure = Scripted(0.1, 0.7, 0.5)
     history = tune(model, measure_dev=measure)
     distances = [np.abs(one_by_one(model, DEV) - seen).max() for seen in measure.seen]
-    assert distances[best] < 1e-4
-    assert min(distance for epoch, distance in enumerate(distances) if epoch != best) > 1e-2
-    assert [entry["dev"] for entry in history] == list(figures)
-    assert best_epoch(history)["epoch"] == best + 1
+    assert distances[-1] < 1e-4
+    assert min(distances[:-1]) > 1e-2
+    assert [entry["dev"] for entry in history] == [0.1, 0.7, 0.5]
 
 
 def test_every_epoch_reads_every_row_once_in_its_own_order(model: PreTrainedModel) -> None:
@@ -196,13 +192,13 @@ def test_surrogate_checkpoints_are_evenly_spaced_and_do_not_affect_the_training(
     model, plain = copy.deepcopy(untrained), copy.deepcopy(untrained)
     after: list[bytes] = []
     handle = register_optimizer_step_post_hook(lambda *_: after.append(weights(plain)))
-    history = tune(plain, measure_dev=Scripted(0.9, 0.5, 0.2))
+    history = tune(plain)
     handle.remove()
     wanted = (5, 10, 14, 19, 24)
     folders = [tmp_path / str(number) for number in wanted]
-    assert tune(model, measure_dev=Scripted(0.9, 0.5, 0.2), options=RunOptions(surrogate_checkpoints=folders)) == history
+    assert tune(model, options=RunOptions(surrogate_checkpoints=folders)) == history
     assert [weights(load_classifier(ModelFolder(folder))) for folder in folders] == [after[step - 1] for step in wanted]
-    assert weights(model) == weights(plain) == after[7], "the best epoch's, which the last checkpoint is not"
+    assert weights(model) == weights(plain) == after[-1]
 
 
 def test_more_surrogate_checkpoints_than_steps_are_an_error(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -282,8 +278,8 @@ def test_a_stopped_training_resumes_with_the_same_losses_to_the_last_digit(
     assert (f"resumes after step {again} of 24" in capsys.readouterr().out) == (again > 0)
 
 
-def test_a_finished_training_in_a_moved_folder_loads_its_best_weights(untrained: PreTrainedModel, tmp_path: Path) -> None:
-    """All steps were done when its process ended, so that resuming only loads the best."""
+def test_a_finished_training_in_a_moved_folder_loads_its_weights(untrained: PreTrainedModel, tmp_path: Path) -> None:
+    """All steps were done when its process ended, so that resuming only loads the last checkpoint."""
     plain, moved = copy.deepcopy(untrained), copy.deepcopy(untrained)
     wanted = tune(plain, measure_dev=Scripted(0.2, 0.9, 0.5), options=RunOptions(checkpoints=tmp_path / "here"))
     (tmp_path / "here").rename(tmp_path / "there")
@@ -292,11 +288,11 @@ def test_a_finished_training_in_a_moved_folder_loads_its_best_weights(untrained:
     assert weights(moved) == weights(plain)
 
 
-def test_a_training_killed_while_saving_its_best_checkpoint_resumes_from_an_older_one(
+def test_a_training_killed_while_saving_a_checkpoint_resumes_from_the_one_before(
     untrained: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = copy.deepcopy(untrained)
-    wanted = tune(plain, measure_dev=Scripted(0.2, 0.5, 0.9))
+    wanted = tune(plain)
     folder = RunOptions(checkpoints=tmp_path, save_steps=5)
 
     def end_at_16(states: Path, step: int, *more: Any) -> None:
@@ -306,8 +302,8 @@ def test_a_training_killed_while_saving_its_best_checkpoint_resumes_from_an_olde
 
     monkeypatch.setattr(callbacks, "mark_whole", end_at_16)
     with pytest.raises(Stopped):
-        tune(copy.deepcopy(untrained), measure_dev=Scripted(0.2, 0.5), options=folder)
+        tune(copy.deepcopy(untrained), options=folder)
     monkeypatch.undo()
     model = copy.deepcopy(untrained)
-    assert tune(model, measure_dev=Scripted(0.5, 0.9), options=folder) == wanted
+    assert tune(model, options=folder) == wanted
     assert weights(model) == weights(plain)
