@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.augment.recipes import edit_errors, followed_by, kind_errors
+from pipeline.augment.recipes import edit_errors, followed_by
 from pipeline.config.corpus import MISSING_SHARE, SPLITS, TaskSettings
 from pipeline.config.errors import PipelineError, PipelineErrors, errors_of
 from pipeline.config.sections import Sections, read_sections
@@ -91,7 +91,6 @@ class Models:
             errors += found
             broken |= {task.teacher.model} if found else set()
             if (augment := sections.variants.get(name)) is not None:
-                errors += [f"tasks.{name}: {error}" for error in kind_errors(augment, task.kind)]
                 if not found:
                     errors += [f"masked_lm, task {name}: {error}" for error in self._masked_lm_errors(task, augment)]
                 if augment.needs_surrogate() and sections.surrogate is not None:

@@ -1,4 +1,4 @@
-"""The search for the epsilon that has a given effect on the teacher, on a sample of rows."""
+"""The search for the epsilon that has a given effect on the model whose gradient is followed, on a sample of rows."""
 
 import math
 import operator
@@ -10,8 +10,7 @@ import numpy as np
 
 from pipeline.augment.jobs import Done
 from pipeline.augment.teacher import ModelSet
-from pipeline.augment.variants import LabelledRows, VariantSpec, make_variant
-from pipeline.config.corpus import Kind
+from pipeline.augment.variants import LabelledRows, VariantSpec, divergence_growth
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import AugmentSettings, Effect
 from pipeline.store.store import Store
@@ -19,8 +18,8 @@ from pipeline.store.store import Store
 SMALLEST, LARGEST = 2e-3, 2.0
 """Bounds of the search, as fractions of the mean norm of a word embedding."""
 
-HALVINGS = 8
-"""Epsilon is found to 2.7 %: three powers of ten, halved eight times on the logarithmic scale."""
+HALVINGS = 6
+"""Epsilon is found to 11 %: three powers of ten, halved six times on the logarithmic scale."""
 
 ROWS_A_PART = 64
 """About how many rows of the sample one job perturbs."""
@@ -31,14 +30,14 @@ class Found:
     """An epsilon and its effect on the calibration sample."""
 
     epsilon: float
-    flips: float
     divergence: float
+    """Mean of ``divergence_growth``, for a regression as a share of the variance of the teacher's outputs."""
     rows: int
 
-    def words(self, kind: Kind) -> str:
-        """The effect as text; regressions have no flips."""
-        flips = "" if kind == "regression" else f"{self.flips:.1%} of the teacher's predictions flip, "
-        return f"{flips}mean divergence {self.divergence:.3g}"
+    @property
+    def effect(self) -> str:
+        """For progress lines."""
+        return f"the divergence grows by {self.divergence:.3g}"
 
 
 def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
@@ -50,8 +49,8 @@ def find_epsilon(effect_of: Callable[[float], float], wanted: float) -> float:
     for edge, misses in ((SMALLEST, operator.gt), (LARGEST, operator.lt)):
         if edge in (low, high) and misses(effect := effect_of(edge), wanted):
             raise PipelineError(
-                f"no epsilon between {SMALLEST} and {LARGEST} has the effect {wanted:g} on the teacher (at {edge:g}: "
-                f"{effect:.3g}); state another effect, or epsilon as a number"
+                f"no epsilon between {SMALLEST} and {LARGEST} raises the divergence by {wanted:g} (at {edge:g}: "
+                f"{effect:.3g}); state another divergence, or epsilon as a number"
             )
     return high
 
@@ -67,6 +66,8 @@ class Calibration:
     settings: AugmentSettings
     """Their only recipe is [perturb]."""
     checkpoints: int
+    unit: float = 1.0
+    """Of the divergence: for a regression the variance of the teacher's outputs."""
 
     def trial(self, epsilon: float) -> list["CalibrationJob"]:
         """Jobs for one epsilon on the whole sample, independent of the number of workers."""
@@ -76,7 +77,7 @@ class Calibration:
         for part in range(parts):
             checkpoint = 1 + part % self.checkpoints if self.checkpoints else None
             labelled = self.labelled.take(np.arange(part, rows, parts))
-            jobs.append(CalibrationJob(labelled, VariantSpec(1, self.settings, epsilon, checkpoint)))
+            jobs.append(CalibrationJob(labelled, VariantSpec(1, self.settings, epsilon, checkpoint), self.unit))
         return jobs
 
     def find(self, measure: Callable[[Sequence["CalibrationJob"]], Sequence[Found]]) -> Found:
@@ -89,8 +90,7 @@ class Calibration:
         wanted = self.settings.perturbation.epsilon
         if not isinstance(wanted, Effect):
             return tried(wanted)
-        ((name, effect),) = wanted.model_dump(exclude_none=True).items()
-        return tried(find_epsilon(lambda epsilon: float(getattr(tried(epsilon), name)), effect))
+        return tried(find_epsilon(lambda epsilon: tried(epsilon).divergence, wanted.divergence))
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class CalibrationJob:
 
     labelled: LabelledRows
     spec: VariantSpec
+    unit: float
 
     @property
     def name(self) -> str:
@@ -113,13 +114,11 @@ class CalibrationJob:
         """Nothing: the job has its rows."""
 
     def __call__(self, models: ModelSet, store: Store) -> Done:
-        labels = make_variant(models, self.labelled, None, self.spec).labels
-        flips, moved = (float(np.mean([getattr(label, name) for label in labels])) for name in ("flipped", "divergence"))
-        return Done(Found(self.spec.epsilon, flips, moved, len(labels)), models.batches.notes())
+        growth = divergence_growth(models, self.labelled, self.spec)
+        return Done(Found(self.spec.epsilon, float(growth.mean()) / self.unit, len(growth)), models.batches.notes())
 
 
 def joined(parts: Sequence[Found]) -> Found:
     """The effect on all rows of several parts."""
     rows = sum(part.rows for part in parts)
-    flips, moved = (sum(getattr(part, name) * part.rows for part in parts) / rows for name in ("flips", "divergence"))
-    return Found(parts[0].epsilon, flips, moved, rows)
+    return Found(parts[0].epsilon, sum(part.divergence * part.rows for part in parts) / rows, rows)

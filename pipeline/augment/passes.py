@@ -109,11 +109,10 @@ def open_workers(
 def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
     """Epsilon and its effect on a sample, kept in the store."""
     key, calibration = plan.calibration
-    kind = plan.source.manifest.task.kind
 
     def effects(trial: Sequence[CalibrationJob]) -> list[Found]:
         found = results(trial, workers)
-        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(found).words(kind)}", flush=True)
+        print(f"{plan.name}: tried {trial[0].spec.epsilon:.3g}, {joined(found).effect}", flush=True)
         return found
 
     if (entry := store.get(key)) is not None:
@@ -125,7 +124,7 @@ def epsilon_found(plan: Augmentation, store: Store, workers: Workers) -> Found:
         result = calibration.find(effects)
         with writing_to(store), store.put(key, asdict(result)):
             pass
-    print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.words(kind)}", flush=True)
+    print(f"{plan.name}: epsilon {result.epsilon:g}, on {result.rows} rows {result.effect}", flush=True)
     return result
 
 

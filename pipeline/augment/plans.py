@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.augment.calibration import Calibration, Found
 from pipeline.augment.jobs import ShardJob, candidates_job, places, soft_label_job
-from pipeline.augment.recipes import deciding, edit_errors, followed_by, kind_errors
+from pipeline.augment.recipes import deciding, edit_errors, followed_by
 from pipeline.augment.teacher import ModelFolders
 from pipeline.augment.variants import VariantSpec, read_labelled, variant_job
 from pipeline.config.corpus import SPLITS
@@ -30,7 +30,7 @@ from pipeline.training.masked_lm import masked_lm_in
 SOFT_LABELS, VARIANTS, CALIBRATION = (f"pipeline.augment.{name}" for name in ("jobs", "variants", "calibration"))
 """The modules that compute each kind of result; their code is part of its key."""
 
-NO_EPSILON = Found(0.0, 0.0, 0.0, 0)
+NO_EPSILON = Found(0.0, 0.0, 0)
 """If no variant is perturbed."""
 
 
@@ -73,14 +73,14 @@ class Augmentation:
 
         Raises:
             ShardMismatch: soft labels or surrogate were made with another teacher, tokenizer, label order or format.
-            PipelineError: the settings contradict the task or the tokenizer, or a model that they need is missing.
+            PipelineError: the settings contradict the tokenizer, or a model that they need is missing.
         """
         model = ModelFolder(teacher)
         source, wanted = Shards.holding("soft_labels", soft_labels, store), lineage(model)
         again = "Make them again with this teacher: dvc repro"
         check_agreement(f"the soft labels in {soft_labels}", wanted, source.manifest.key, again)
         task = source.manifest.task
-        errors = kind_errors(settings, task.kind) + edit_errors(settings, model.tokenizer, task.pair)
+        errors = edit_errors(settings, model.tokenizer, task.pair)
         if settings.uses("masked_lm") and (masked_lm is None or masked_lm_in(masked_lm).model is None):
             errors.append("a recipe contains masked_lm: give the output folder of the stage masked_lm, --masked-lm")
         if settings.needs_surrogate() and surrogate is None:
@@ -123,7 +123,8 @@ class Augmentation:
             "examples": hash_of([[example_id, ids.tolist()] for example_id, ids in examples]),
         }
         alone = self.settings.model_copy(update={"recipes": [["perturb"]]})
-        return note, Calibration(labelled, alone, len(self.models.surrogate_hashes))
+        unit = float(labelled.logits.var() or 1.0) if self.source.manifest.task.kind == "regression" else 1.0
+        return note, Calibration(labelled, alone, len(self.models.surrogate_hashes), unit)
 
     def jobs(self, epsilon: float) -> list[ShardJob]:
         """One for each variant and partition, variant by variant."""

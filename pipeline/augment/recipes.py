@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.config.corpus import Kind
-from pipeline.config.settings import OPERATIONS, AugmentSettings, Effect, Operation, TextEditSettings
+from pipeline.config.settings import OPERATIONS, AugmentSettings, Operation, TextEditSettings
 from pipeline.corpus.encoding import Ids, Types
 from pipeline.perturbation.surrogate import CheckpointsFollowed, checkpoints_followed
 from pipeline.store.keys import Key
@@ -44,16 +43,6 @@ def deciding(settings: AugmentSettings, variant: int, epsilon: float) -> Key:
         key["perturbation"] = settings.perturbation.model_dump(mode="json", exclude=unread) | {"epsilon": epsilon}
         key["codec"] = settings.codec
     return key
-
-
-def kind_errors(settings: AugmentSettings, kind: Kind) -> list[str]:
-    """Contradictions between the perturbation settings and the kind of task."""
-    epsilon = settings.perturbation.epsilon
-    if kind == "regression" and settings.uses("perturb") and isinstance(epsilon, Effect) and epsilon.flips is not None:
-        return [
-            "a regression has no predictions that flip; give this task perturbation: {epsilon: {flips: null, divergence: …}}"
-        ]
-    return []
 
 
 def edit_errors(settings: AugmentSettings, tokenizer: PreTrainedTokenizerBase, pair: bool) -> list[str]:

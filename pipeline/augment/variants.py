@@ -1,6 +1,6 @@
 """Variants of a partition: edited or perturbed, coded, and labelled by the teacher on the decoded δ."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
@@ -19,7 +19,7 @@ from pipeline.config.settings import OPERATIONS, AugmentSettings, CodecName, Rec
 from pipeline.corpus.encoding import Batch, Integers, Types, ordinary_tokens
 from pipeline.corpus.seeding import seed_of
 from pipeline.models.forward import divergence, flipped
-from pipeline.perturbation.search import Search, perturb, random_start, scaled_epsilon
+from pipeline.perturbation.search import Forward, Search, perturb, random_start, scaled_epsilon
 from pipeline.shards.codec import CODECS, dequantise
 from pipeline.shards.manifest import SHARD_FILE, Receipt, ShardEntry
 from pipeline.shards.reader import Positions, Rows
@@ -118,8 +118,7 @@ def make_variant(
     """Make one variant of each row; ``candidates`` are needed if the recipe contains masked_lm."""
     teacher, settings = models.teacher, spec.settings
     inputs = edited(labelled.inputs, teacher, candidates, spec)
-    epsilon = scaled_epsilon(spec.epsilon, settings.perturbation.norm, teacher.table) if spec.moves else 0.0
-    search = Search(settings.perturbation, epsilon, teacher.task.kind)
+    search = _search(teacher, spec)
 
     def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
         clean = teacher.sent(torch.from_numpy(labelled.logits[positions]))
@@ -148,21 +147,56 @@ def _labelled(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, searc
     coded: tuple[Tensor, ...] = ()
     vanished = torch.zeros(len(rows), dtype=torch.bool)
     if spec.moves:
-        names: list[tuple[str | int, ...]] = [(spec.settings.seed, name, spec.variant) for name in rows.example_ids]
-        noise = random_start(names, rows.lengths().tolist(), teacher.width, words.shape[1], teacher.device)
-        free = ordinary_tokens(batch, teacher.tokenizer)
-        found = perturb(_followed(models, batch, words, spec.checkpoint), clean, noise, free, search)
-        coded, vanished = CODECS[spec.settings.codec].quantise(found.delta), found.vanished
+        coded, vanished = _searched(models, rows, clean, batch, _followed(models, batch, words, spec), search, spec)
     with torch.inference_mode():
         logits = teacher.logits_at(batch, words + dequantise(*coded) if coded else words)
     return Arriving(logits, divergence(clean, logits, kind), flipped(clean, logits, kind), vanished, *coded)
 
 
-def _followed(models: ModelSet, batch: Batch, words: Tensor, checkpoint: int | None) -> Callable[[Tensor], Tensor]:
+def divergence_growth(models: ModelSet, labelled: LabelledRows, spec: VariantSpec) -> npt.NDArray[np.float32]:
+    """By how much the decoded δ raises what the search raises, [rows]: the divergence of the followed model's output from the
+    teacher's on the clean input. The recipe is [perturb].
+    """
+    teacher, search = models.teacher, _search(models.teacher, spec)
+
+    def compute(rows: Inputs, positions: Integers, tokens: int) -> Arriving:
+        clean, batch = teacher.sent(torch.from_numpy(labelled.logits[positions])), teacher.padded(rows, tokens)
+        followed = _followed(models, batch, teacher.words(batch["input_ids"]), spec)
+        coded, _ = _searched(models, rows, clean, batch, followed, search, spec)
+        with torch.inference_mode():
+            delta = dequantise(*coded)
+            before, after = (divergence(clean, followed(at), search.kind) for at in (torch.zeros_like(delta), delta))
+        return Arriving(after - before)
+
+    growth = np.empty(len(labelled.inputs), dtype=np.float32)
+    for positions, found in list(models.batches.pieces(labelled.inputs, spec.settings.inference.batch_size, compute)):
+        growth[positions] = found.tensors[0].numpy()
+    return growth
+
+
+def _search(teacher: FrozenTeacher, spec: VariantSpec) -> Search:
+    """The search of a variant; epsilon is 0 if its recipe does not perturb."""
+    settings = spec.settings.perturbation
+    epsilon = scaled_epsilon(spec.epsilon, settings.norm, teacher.table) if spec.moves else 0.0
+    return Search(settings, epsilon, teacher.task.kind)
+
+
+def _searched(
+    models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, followed: Forward, search: Search, spec: VariantSpec
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Codes and scales of the δ found for one batch, and where its gradient vanished, [rows]."""
+    teacher = models.teacher
+    names: list[tuple[str | int, ...]] = [(spec.settings.seed, name, spec.variant) for name in rows.example_ids]
+    noise = random_start(names, rows.lengths().tolist(), teacher.width, batch["input_ids"].shape[1], teacher.device)
+    found = perturb(followed, clean, noise, ordinary_tokens(batch, teacher.tokenizer), search)
+    return CODECS[spec.settings.codec].quantise(found.delta), found.vanished
+
+
+def _followed(models: ModelSet, batch: Batch, words: Tensor, spec: VariantSpec) -> Forward:
     """The function from δ to the logits of the model whose gradient is followed."""
-    if checkpoint is None:
+    if spec.checkpoint is None:
         return lambda delta: models.teacher.logits_at(batch, words + delta)
-    surrogate = models.surrogate(checkpoint)
+    surrogate = models.surrogate(spec.checkpoint)
     return lambda delta: surrogate.logits_at_delta(batch, delta)
 
 

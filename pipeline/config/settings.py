@@ -64,18 +64,11 @@ class InferenceSettings(Settings):
 
 
 class Effect(Settings):
-    """A perturbation's effect on the teacher, from which epsilon is calibrated; exactly one is given."""
+    """The effect from which epsilon is calibrated."""
 
-    flips: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of predictions that change."""
-    divergence: Annotated[float, Field(gt=0)] | None = None
-    """Mean KL from the clean output in nats; squared error for a regression."""
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> "Effect":
-        if (self.flips is None) == (self.divergence is None):
-            raise ValueError("set either flips or divergence; null removes a value of an outer section")
-        return self
+    divergence: Annotated[float, Field(gt=0)]
+    """Mean growth, by δ, of the divergence between the teacher's output on the clean input and that of the model whose gradient
+    is followed: KL in nats; for a regression the squared error as a share of the variance of the teacher's outputs."""
 
 
 class PerturbationSettings(Settings):

@@ -45,7 +45,7 @@ def test_every_error_is_listed_at_once(write: Callable[[str, str], Path]) -> Non
         "runtimes is not a known section\n",
         "tickets is not a known section; a task belongs below tasks, indented",
         "teach.batch_size: input should be a valid integer, not '32' (write it without quotes)",
-        "perturbation.epsilon: input should be a valid number; or set either flips or divergence",
+        "perturbation.epsilon: input should be a valid number; or flips is not a setting known here, not {",
         "students.half.layer is not a setting known here (value: 3)",
         "students.Big-One: a name consists of a-z, 0-9 and _",
         "tasks.movies.teacher.model is missing",

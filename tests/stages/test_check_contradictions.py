@@ -55,7 +55,6 @@ def test_settings_that_agree_are_sound(write: Write, changes: dict[str, Any]) ->
             {"perturbation.init": 0.0, "augment.variants": 1},
             "perturbation: the teacher's divergence from its clean output has no gradient at δ = 0; set init above 0",
         ),
-        (REGRESSION | {"perturbation.epsilon": {"flips": 0.1}}, f"{MOVIES}: a regression has no predictions that flip"),
         (
             WITH_SURROGATE | {"surrogate.checkpoints": 8},
             "students.half, task movies: variant_policy: curriculum needs a variant for each of the surrogate's 8 checkpoints",

@@ -51,12 +51,14 @@ def test_an_estimate_writes_nothing(soft_labels: Path, prepared: Path, teacher: 
         before = [tree(folder) for folder in (tmp_path, soft_labels, prepared, teacher)]
         soft_label_estimate(prepared, teacher, INFERENCE, runtime_at(tmp_path))
         planned(soft_labels, teacher, tmp_path, settings)
-        planned(soft_labels, teacher, tmp_path, augment_settings({"epsilon": {"flips": 0.1}}))
+        planned(soft_labels, teacher, tmp_path, augment_settings({"epsilon": {"divergence": 0.1}}))
         assert [tree(folder) for folder in (tmp_path, soft_labels, prepared, teacher)] == before
         assert (tmp_path / "store").exists() == already
 
 
-@pytest.mark.parametrize("search", [{"gradient_from": "noise", "epsilon": {"flips": 0.1}}, {"epsilon": {"divergence": 0.1}}])
+@pytest.mark.parametrize(
+    "search", [{"gradient_from": "noise", "epsilon": {"divergence": 0.02}}, {"epsilon": {"divergence": 0.1}}]
+)
 def test_shards_are_counted(
     soft_labels: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, search: dict[str, Any]
 ) -> None:
@@ -86,9 +88,9 @@ def test_shards_are_counted(
 def test_without_a_known_epsilon_no_perturbed_shard_is_in_the_store(soft_labels: Path, teacher: Path, tmp_path: Path) -> None:
     known = Augmentation.of(soft_labels, teacher, augment_settings({"epsilon": 0.3}))
     augment(known, runtime_at(tmp_path), tmp_path / "shards")
-    found = planned(soft_labels, teacher, tmp_path, augment_settings({"epsilon": {"flips": 0.1}}))
+    found = planned(soft_labels, teacher, tmp_path, augment_settings({"epsilon": {"divergence": 0.1}}))
     assert found.missing == found.shards
-    edits = augment_settings({"epsilon": {"flips": 0.1}}, recipes=[["mask"]])
+    edits = augment_settings({"epsilon": {"divergence": 0.1}}, recipes=[["mask"]])
     augment(Augmentation.of(soft_labels, teacher, edits), runtime_at(tmp_path), tmp_path / "shards")
     assert planned(soft_labels, teacher, tmp_path, edits).missing == 0, "edits need no epsilon"
 

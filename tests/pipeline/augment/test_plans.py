@@ -110,7 +110,7 @@ def test_a_changed_checkpoint_computes_the_variants_that_follow_it(
     save_teacher(SurrogateFolder(surrogate).checkpoint(2), make_task(), seed=13)
     assert recomputed(run("second"), first) == {2}
     assert followed_in(first) == [1, 2, None]
-    calibration = 2 * settings.calibration_rows
+    calibration = 3 * settings.calibration_rows
     assert sum(passes) == 2 * 60 + calibration
 
 
@@ -127,8 +127,8 @@ def test_a_changed_setting_computes_the_variants_that_use_it_and_no_others(
         ({"text_edits": EDITS | {"swap": 0.5}}, {3}, 2 * 60),
         ({"text_edits": EDITS | {"delete": 0.5}}, {4}, 60),
         ({"text_edits": EDITS | {"span": 0.4}}, set(), 0),
-        ({"codec": "sign"}, {1, 3}, 4 * 60 + 2 * 8),
-        ({"calibration_rows": 9}, set(), 2 * 9),
+        ({"codec": "sign"}, {1, 3}, 4 * 60 + 3 * 8),
+        ({"calibration_rows": 9}, set(), 3 * 9),
     ]
     for changed, variants, rows in changes:
         passes.clear()

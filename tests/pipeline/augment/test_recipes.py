@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers.processors import TemplateProcessing
 
-from pipeline.augment.recipes import TextEdits, deciding, edit_errors, kind_errors
+from pipeline.augment.recipes import TextEdits, deciding, edit_errors
 from pipeline.config.settings import OPERATIONS, AugmentSettings, Operation, Step, TextEditSettings
 from pipeline.corpus.encoding import Ids, Types
 from tests.world import augment_settings, make_tokenizer
@@ -107,16 +107,6 @@ def test_the_key_has_the_recipe_in_order_and_the_epsilon_found_and_nothing_of_ot
         one("perturb", perturbation={"gradient_from": "noise", **search}) for search in ({}, {"num_steps": 9, "init": 0.1})
     ]
     assert deciding(noise[0], 1, EPSILON) == deciding(noise[1], 1, EPSILON), "noise is not searched"
-
-
-def test_a_regression_has_no_flips_but_a_divergence() -> None:
-    asks = {name: augment_settings({"epsilon": {name: 0.1}}) for name in ("flips", "divergence")}
-    (sentence,) = kind_errors(asks["flips"], "regression")
-    assert sentence.startswith(
-        "a regression has no predictions that flip; give this task perturbation: {epsilon: {flips: null, "
-    )
-    assert kind_errors(asks["flips"], "classification") == kind_errors(asks["divergence"], "regression") == []
-    assert kind_errors(augment_settings({"epsilon": {"flips": 0.1}}, recipes=[["mask"]]), "regression") == []
 
 
 @pytest.mark.parametrize("recipe", [["mask"], ["delete", "perturb"], ["perturb"]])
