@@ -21,7 +21,8 @@ $(BIN)/.installed: pyproject.toml constraints.txt libraries.txt
 repro: install  ## run the whole pipeline, print the results and the path of the report
 	@python -m stages.check
 	@dvc repro
-	@python -m stages.report --print-only --out data/reports
+	@cat data/reports/results.txt
+	@echo report: data/reports/index.html
 
 test: install  ## lint, type-check and test
 	ruff check .

@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pandas as pd
 from pydantic import Field
 
-from pipeline.config.errors import PipelineError
-from pipeline.config.params import ABSENT, Settings, load
+from pipeline.config.params import Settings, load
 from pipeline.config.settings import EvaluationSettings
 from pipeline.evaluation.facts import gather
-from pipeline.evaluation.page import PAGE_FILE, RESULTS_FILE, printed_table, write_report
+from pipeline.evaluation.page import PAGE_FILE, TABLE_FILE, write_report
 from pipeline.store.files import SKIPPED_FILE
 from stages.command import folder_option, params_option, stage
 
@@ -29,20 +27,14 @@ class Sections(Settings):
               help="Folder with the products of all stages.")  # fmt: skip
 @folder_option("--out", "Folder for the report.")
 @params_option
-@click.option("--print-only", is_flag=True, help="Print the table of the last report and write nothing.")
-def main(data: Path, out: Path, params: Path, print_only: bool) -> None:
+def main(data: Path, out: Path, params: Path) -> None:
     """Write the results of all tasks and students as tables, plots and an HTML page."""
-    if not print_only:
-        settings = load(params, Sections, tasks="tasks", students="students", evaluate="evaluate")
-        folders = {task: data / "student" / task for task in settings.tasks}
-        trained = {t: [n for n in settings.students if not (f / n / SKIPPED_FILE).exists()] for t, f in folders.items()}
-        reports = [gather(data, task, names, settings.evaluate.bootstrap_resamples) for task, names in trained.items()]
-        write_report(out, reports, settings.evaluate)
-    results = out / RESULTS_FILE
-    if not results.exists():
-        raise PipelineError(ABSENT.format(results))
-    click.echo(printed_table(pd.read_csv(results, keep_default_na=False, na_values=[""])))
-    click.echo(f"report: {out / PAGE_FILE}")
+    settings = load(params, Sections, tasks="tasks", students="students", evaluate="evaluate")
+    folders = {task: data / "student" / task for task in settings.tasks}
+    trained = {t: [n for n in settings.students if not (f / n / SKIPPED_FILE).exists()] for t, f in folders.items()}
+    reports = [gather(data, task, names, settings.evaluate.bootstrap_resamples) for task, names in trained.items()]
+    write_report(out, reports, settings.evaluate)
+    click.echo((out / TABLE_FILE).read_text(encoding="utf-8") + f"report: {out / PAGE_FILE}")
 
 
 if __name__ == "__main__":

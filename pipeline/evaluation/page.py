@@ -15,7 +15,8 @@ from pipeline.evaluation.facts import PARETO_LINE, Result, TaskReport, metric_na
 from pipeline.evaluation.quality import CONFIDENCE, LATENCY_ROWS, THROUGHPUT_ROWS
 from pipeline.store.files import write_json, written_whole
 
-RESULTS_FILE = "results.csv"
+TABLE_FILE = "results.txt"
+"""The results as a table for a terminal."""
 PAGE_FILE = "index.html"
 
 
@@ -28,6 +29,8 @@ def result_table(reports: Sequence[TaskReport]) -> pd.DataFrame:
 def write_report(out: Path, reports: Sequence[TaskReport], settings: EvaluationSettings) -> None:
     """Write tables, metrics and, last, the page."""
     table, rendered = result_table(reports), page(reports, settings)
+    with written_whole(out / TABLE_FILE) as partial:
+        partial.write_text(printed_table(table) + "\n", encoding="utf-8")
     table["pareto"] = table["pareto"].map({True: "true", False: "false"})
     plotted = ["task", "model", "value", "value_low", "value_high", "latency_ms", "pareto"]
     tables = {"results": table, "quality_latency": table[plotted]}
@@ -142,7 +145,7 @@ def student_settings(report: TaskReport) -> str:
 
 
 def printed_table(results: pd.DataFrame) -> str:
-    """The results in ``results.csv`` as a table for a terminal."""
+    """The results as a table for a terminal."""
     rows: Any = results.astype(object).where(results.notna(), None).itertuples()
     lines = [
         {

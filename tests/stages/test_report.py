@@ -36,7 +36,7 @@ def test_the_table_is_printed_and_the_path_of_the_page_comes_last(folder: Path) 
     assert head.split()[-3:] == ["parameters", "latency", "training"]
     assert [line.split()[-1] for line in lines[:2]] == ["–", "s"]
     assert lines[1].endswith("3 min 24 s")
-    assert "\x1b" not in result.output, "no colours where there is no terminal"
+    assert "\n".join([head, *lines, ""]) == (page.parent / "results.txt").read_text()
 
 
 def test_only_what_params_list_is_reported(folder: Path) -> None:
@@ -46,28 +46,9 @@ def test_only_what_params_list_is_reported(folder: Path) -> None:
     assert [line.split(",")[:2] for line in results.splitlines()[1:]] == [["movies", "teacher"], ["movies", "tiny"]]
 
 
-def test_print_only_prints_the_same_again_without_the_products(folder: Path, tmp_path: Path) -> None:
-    first = report(folder, params("movies"))
-    page = folder / "data" / "reports" / "index.html"
-    written = page.stat().st_mtime_ns
-    (folder / "data" / "soft_labels").rename(tmp_path / "soft_labels")
-    try:
-        again = CliRunner().invoke(main, ["--print-only", "--out", str(page.parent)])
-    finally:
-        (tmp_path / "soft_labels").rename(folder / "data" / "soft_labels")
-    assert (again.exit_code, again.output) == (0, first.output)
-    assert page.stat().st_mtime_ns == written
-
-
 def test_a_student_may_have_the_name_of_a_missing_value(tmp_path: Path) -> None:
     write_run(tmp_path / "data", MOVIES, students=["null"])
     assert " null " in report(tmp_path, params("movies", students={"null": {}})).output
-
-
-def test_print_only_before_any_report_says_how_to_make_one(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["--print-only", "--out", str(tmp_path)])
-    assert result.exit_code == 1
-    assert "results.csv does not exist; make it with dvc repro" in result.output
 
 
 def test_a_student_that_was_never_made_is_named_and_nothing_is_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pipeline.evaluation.quality import PREDICTIONS_FILE
 from tests.fake_run import MOVIES, STUDENTS, params, write_run
 
 SETTINGS = EvaluationSettings.model_validate(params("movies")["evaluate"])
-FILES = ["flips.csv", "index.html", "metrics.json", "quality_latency.csv", "results.csv", "training.csv"]
+FILES = ["flips.csv", "index.html", "metrics.json", "quality_latency.csv", "results.csv", "results.txt", "training.csv"]
 
 
 def with_difference(report: TaskReport, low: float, high: float) -> TaskReport:
