@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +158,11 @@ def ours(folder: Path) -> None:
     soft_label(work.prepared, work.teacher, settings.inference, runtime, soft_labels)
     if work.adversarial:
         if settings.needs_surrogate():
-            key = surrogate_key(soft_labels, teacher, work.surrogate)
-            fetch_or_train(
-                key, "surrogate", surrogate, runtime,
-                lambda out, options: train_surrogate(soft_labels, teacher, work.surrogate, out, options).summary(),
-            )  # fmt: skip
+            for number, one in enumerate(work.surrogate.each(), start=1):
+                fetch_or_train(
+                    surrogate_key(soft_labels, teacher, one), "surrogate", surrogate / str(number), runtime,
+                    partial(train_surrogate, soft_labels, teacher, one),
+                )  # fmt: skip
         augment(Augmentation.of(soft_labels, work.teacher, settings, surrogate), runtime, shards)
     stage_one, steps = time.perf_counter() - began, {}
     for name, student in work.students.items():

@@ -202,7 +202,7 @@ class TeacherInLoop:
         """δ from a start of its own, as augment searches it."""
         search = self.augment.perturbation
         return perturb(
-            forward=lambda delta: self.teacher.logits_at(batch, words + delta),
+            forwards=[lambda delta: self.teacher.logits_at(batch, words + delta)],
             clean=clean,
             noise=torch.randn_like(words),
             free=ordinary_tokens(batch, self.teacher.tokenizer),

@@ -94,7 +94,8 @@ class Models:
                 if not found:
                     errors += [f"masked_lm, task {name}: {error}" for error in self._masked_lm_errors(task, augment)]
                 if augment.needs_surrogate() and sections.surrogate is not None:
-                    errors += self._size_errors("surrogate", sections.surrogate, task, broken)
+                    for surrogate in sections.surrogate.each():
+                        errors += self._size_errors("surrogate", surrogate, task, broken)
         for name, student in sections.students.items():
             place = f"students.{name}"
             unknown = [task for task in student.tasks or () if task not in sections.params.get("tasks", {})]

@@ -1,5 +1,6 @@
-"""surrogate: a small student trained on the soft labels only, whose checkpoints give the gradient of perturbations."""
+"""surrogate: small students trained on the soft labels only, whose checkpoints give the gradient of perturbations."""
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -33,10 +34,10 @@ class Needs(Settings):
 @params_option
 @out_option("Folder for the checkpoints, or the note that none are needed; replaced as a whole.", SURROGATE_FILE)
 def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -> None:
-    """Train the surrogate of one task, if its variants follow the gradient of one.
+    """Train the surrogates of one task, if its variants follow their gradients.
 
     A perturbation that moves the teacher need not move a student. With `gradient_from: surrogate` the perturbed variants
-    follow the gradients of its checkpoints in turn, and the teacher labels them. A finished training is fetched from the
+    follow the gradients of their checkpoints in turn, and the teacher labels them. A finished training is fetched from the
     store; a killed one resumes.
     """
     config.task_in(params, task)
@@ -52,14 +53,17 @@ def main(task: str, soft_labels: Path, teacher: Path, params: Path, out: Path) -
     if isinstance(start := needs.surrogate.initial_weights, Checkpoint):
         check_apart(out, "the model that it starts from", start.checkpoint)
     opened, store = ModelFolder(teacher), open_store(needs.runtime)
-    facts = fetch_or_train(
-        surrogate_key(soft_labels, opened, needs.surrogate),
-        f"surrogate {task}",
-        out,
-        needs.runtime,
-        lambda folder, options: train_surrogate(soft_labels, opened, needs.surrogate, folder, options, store).summary(),
-    )
-    click.echo(f"{out}: {facts['checkpoints']} checkpoints, dev {facts['dev']:.4f} at the end")
+    with folder_written_whole(out) as folder:
+        for number, settings in enumerate(needs.surrogate.each(), start=1):
+            facts = fetch_or_train(
+                surrogate_key(soft_labels, opened, settings),
+                f"surrogate {task}",
+                folder / str(number),
+                needs.runtime,
+                partial(train_surrogate, soft_labels, opened, settings, store=store),
+            )
+            click.echo(f"{out / str(number)}: {facts['checkpoints']} checkpoints, dev {facts['dev']:.4f} at the end")
+        write_json(folder / SURROGATE_FILE, {"checkpoints": needs.surrogate.checkpoints})
 
 
 if __name__ == "__main__":

@@ -129,8 +129,8 @@ def spoil(folder: Path, name: str, row: int | slice, value: float) -> Path:
 
 
 def save_surrogate(folder: Path, seeds: Sequence[int], teacher: Path | None = None, key: Key | None = None) -> SurrogateFolder:
-    """A surrogate whose checkpoints are other teachers or, with ``teacher``, half as wide with a map from its words."""
-    made, task, linear = SurrogateFolder(folder), make_task(), None
+    """The surrogate ``1`` of a folder; its checkpoints are other teachers or, with ``teacher``, half as wide with a map."""
+    made, task, linear = SurrogateFolder(folder / "1"), make_task(), None
     for number, seed in enumerate(seeds, start=1):
         save_teacher(made.checkpoint(number), task, seed)
         if teacher is not None:

@@ -65,7 +65,7 @@ class OnlineLoss:
         epsilon = self.search.epsilon
         assert isinstance(epsilon, float), "arms with the teacher in the loop state epsilon as a number, not as an effect"
         return perturb(
-            forward=lambda delta: self.teacher.logits_at(batch, words + delta),
+            forwards=[lambda delta: self.teacher.logits_at(batch, words + delta)],
             clean=batch["teacher_logits"],
             noise=torch.randn_like(words),
             free=ordinary_tokens(batch, self.teacher.tokenizer),

@@ -19,7 +19,7 @@ from pipeline.config.settings import AugmentSettings, InferenceSettings
 from pipeline.corpus.seeding import sample
 from pipeline.corpus.task import Task
 from pipeline.models.folder import ModelFolder
-from pipeline.perturbation.surrogate import SurrogateFolder
+from pipeline.perturbation.surrogate import hashes_in, surrogates_in
 from pipeline.shards.manifest import ShardEntry, check_agreement, lineage
 from pipeline.shards.reader import Shards
 from pipeline.shards.schema import FORMAT_VERSION
@@ -89,9 +89,9 @@ class Augmentation:
             raise PipelineError("; ".join(errors))
         models = ModelFolders(teacher, settings=settings, teacher_hash=wanted["teacher"])
         if settings.needs_surrogate() and surrogate is not None:
-            folder = SurrogateFolder(surrogate)
-            check_agreement(f"the checkpoints of the surrogate in {surrogate}", wanted, folder.facts().key, again)
-            models = replace(models, surrogate=surrogate, surrogate_hashes=folder.hashes())
+            for one in surrogates_in(surrogate):
+                check_agreement(f"the checkpoints of the surrogate in {one.folder}", wanted, one.facts().key, again)
+            models = replace(models, surrogate=surrogate, surrogate_hashes=hashes_in(surrogate))
         if settings.uses("masked_lm") and masked_lm is not None:
             models = replace(models, masked_lm=masked_lm, masked_lm_hash=ModelFolder(masked_lm).hash)
         # The rows repeat the teacher's logits on the clean input, whose last digits depend on how they were computed.

@@ -1,4 +1,4 @@
-"""The frozen models of a worker, loaded lazily: the teacher, a surrogate's checkpoints, a masked language model."""
+"""The frozen models of a worker, loaded lazily: the teacher, checkpoints of surrogates, a masked language model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pipeline.corpus.encoding import Batch, Integers
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import embed, freeze, logits_from_embeddings, pick_device, word_embeddings
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.surrogate import SurrogateFolder, mapped
+from pipeline.perturbation.surrogate import SurrogateFolder, hashes_in, mapped, surrogates_in
 
 HEADS = ("classifier", "score", "logits_proj")
 """Names of classification heads in transformers."""
@@ -115,6 +115,7 @@ class ModelFolders:
 
     teacher: Path
     surrogate: Path | None = None
+    """Of all surrogates."""
     masked_lm: Path | None = None
     settings: AugmentSettings | None = None
     """Of the variants; None for soft labels."""
@@ -128,7 +129,7 @@ class ModelSet:
 
     def __init__(self, folders: ModelFolders, precision: Precision) -> None:
         self._folders, self._precision = folders, precision
-        self._surrogates: dict[int, Surrogate] = {}
+        self._surrogates: dict[int, list[Surrogate]] = {}
         self.batches = Batches()
 
     @cached_property
@@ -150,14 +151,14 @@ class ModelSet:
         _check_unchanged(f"the masked language model in {path}", self._folders.masked_lm_hash, lambda: folder.hash)
         return loaded
 
-    def surrogate(self, checkpoint: int) -> Surrogate:
-        """A checkpoint of the surrogate; all stay loaded, since they are small and a calibration needs each repeatedly."""
+    def surrogates(self, checkpoint: int) -> list[Surrogate]:
+        """A checkpoint of every surrogate; all stay loaded, since they are small and a calibration needs each repeatedly."""
         assert self._folders.surrogate is not None, "a job that follows a checkpoint has a surrogate"
         if checkpoint not in self._surrogates:
-            folder, hashes = SurrogateFolder(self._folders.surrogate), self._folders.surrogate_hashes
-            loaded = Surrogate(folder, checkpoint, self._precision)
+            folder, hashes = self._folders.surrogate, self._folders.surrogate_hashes
+            loaded = [Surrogate(one, checkpoint, self._precision) for one in surrogates_in(folder)]
             wanted = hashes[checkpoint - 1] if hashes else None
-            _check_unchanged(f"the surrogate in {folder.folder}", wanted, lambda: folder.hash_of(checkpoint))
+            _check_unchanged(f"the surrogate in {folder}", wanted, lambda: hashes_in(folder)[checkpoint - 1])
             self._surrogates[checkpoint] = loaded
         return self._surrogates[checkpoint]
 

@@ -58,7 +58,7 @@ class VariantSpec:
     epsilon: float
     """Fraction of the mean norm of a word embedding; read only if the recipe perturbs."""
     checkpoint: int | None
-    """Number of the surrogate checkpoint whose gradient is followed; None for the teacher's."""
+    """Number of the surrogates' checkpoint whose gradients are followed; None for the teacher's."""
 
     @property
     def recipe(self) -> Recipe:
@@ -154,8 +154,9 @@ def _labelled(models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, searc
 
 
 def divergence_growth(models: ModelSet, labelled: LabelledRows, spec: VariantSpec) -> npt.NDArray[np.float32]:
-    """By how much the decoded δ raises what the search raises, [rows]: the divergence of the followed model's output from the
-    teacher's on the clean input. The recipe is [perturb].
+    """By how much the decoded δ raises the divergence of the followed models' outputs from the teacher's on the clean input.
+
+    The result is the mean over these models, [rows]; the recipe is [perturb].
     """
     teacher, search = models.teacher, _search(models.teacher, spec)
 
@@ -165,7 +166,10 @@ def divergence_growth(models: ModelSet, labelled: LabelledRows, spec: VariantSpe
         coded, _ = _searched(models, rows, clean, batch, followed, search, spec)
         with torch.inference_mode():
             delta = dequantise(*coded)
-            before, after = (divergence(clean, followed(at), search.kind) for at in (torch.zeros_like(delta), delta))
+            after, before = (
+                torch.stack([divergence(clean, forward(at), search.kind) for forward in followed]).mean(dim=0)
+                for at in (delta, torch.zeros_like(delta))
+            )
         return Arriving(after - before)
 
     growth = np.empty(len(labelled.inputs), dtype=np.float32)
@@ -182,7 +186,7 @@ def _search(teacher: FrozenTeacher, spec: VariantSpec) -> Search:
 
 
 def _searched(
-    models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, followed: Forward, search: Search, spec: VariantSpec
+    models: ModelSet, rows: Inputs, clean: Tensor, batch: Batch, followed: Sequence[Forward], search: Search, spec: VariantSpec
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Codes and scales of the δ found for one batch, and where its gradient vanished, [rows]."""
     teacher = models.teacher
@@ -192,12 +196,11 @@ def _searched(
     return CODECS[spec.settings.codec].quantise(found.delta), found.vanished
 
 
-def _followed(models: ModelSet, batch: Batch, words: Tensor, spec: VariantSpec) -> Forward:
-    """The function from δ to the logits of the model whose gradient is followed."""
+def _followed(models: ModelSet, batch: Batch, words: Tensor, spec: VariantSpec) -> list[Forward]:
+    """The functions from δ to the logits of the models whose gradients are followed."""
     if spec.checkpoint is None:
-        return lambda delta: models.teacher.logits_at(batch, words + delta)
-    surrogate = models.surrogate(spec.checkpoint)
-    return lambda delta: surrogate.logits_at_delta(batch, delta)
+        return [lambda delta: models.teacher.logits_at(batch, words + delta)]
+    return [partial(surrogate.logits_at_delta, batch) for surrogate in models.surrogates(spec.checkpoint)]
 
 
 def _labels(arriving: Arriving, lengths: Integers, codec: CodecName) -> list[Label]:

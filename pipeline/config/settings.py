@@ -196,10 +196,9 @@ class LossSettings(Settings):
         return self
 
 
-class SizeSettings(Settings):
+class Size(Settings):
     """The sizes of a student that differ from those of the model that provides its initial weights."""
 
-    initial_weights: Literal["teacher", "random"] | Checkpoint
     depth: Share | None = None
     """Number of layers as a share of the model's, rounded, at least one; the layers kept are spread evenly."""
     width: Share | None = None
@@ -212,13 +211,19 @@ class SizeSettings(Settings):
     intermediate_size: Positive | None = None
 
     @model_validator(mode="after")
-    def _stated_once(self) -> "SizeSettings":
+    def _stated_once(self) -> "Size":
         if sum(value is not None for value in (self.depth, self.num_hidden_layers, self.teacher_layers)) > 1:
             raise ValueError("set only one of depth, num_hidden_layers and teacher_layers")
         sizes = (self.hidden_size, self.num_attention_heads, self.intermediate_size)
         if self.width is not None and any(size is not None for size in sizes):
             raise ValueError("set either width, or hidden_size with num_attention_heads and intermediate_size")
         return self
+
+
+class SizeSettings(Size):
+    """The size of a student and the origin of its initial weights."""
+
+    initial_weights: Literal["teacher", "random"] | Checkpoint
 
 
 class StudentSettings(SizeSettings):
@@ -251,10 +256,18 @@ class ControlSettings(Settings):
 
 
 class SurrogateSettings(StudentSettings):
-    """The section ``distill`` with ``surrogate`` on top: a student of soft labels only, whose checkpoints give gradients."""
+    """The section ``distill`` with ``surrogate`` on top: students of soft labels only, whose checkpoints give gradients."""
 
+    sizes: list[Size] = Field(default_factory=list)
+    """One surrogate has each of these sizes; without them there is one, of the section's own size."""
     checkpoints: Positive
     """Number of checkpoints, saved at equal intervals; variants follow their gradients in turn."""
+
+    def each(self) -> list["SurrogateSettings"]:
+        """The settings of every surrogate, without ``sizes``."""
+        shared = self.model_dump(exclude={"sizes"})
+        sizes = [size.model_dump(exclude_none=True) for size in self.sizes]
+        return [SurrogateSettings.model_validate(shared | size) for size in sizes or [{}]]
 
     @model_validator(mode="after")
     def _can_learn(self) -> "SurrogateSettings":
@@ -262,6 +275,8 @@ class SurrogateSettings(StudentSettings):
             raise ValueError("perturbations of the teacher's embeddings do not fit random ones; set initial_weights: teacher")
         if not self.loss.labels + self.loss.soft_labels:
             raise ValueError("a surrogate trains on clean inputs, so loss.labels or loss.soft_labels must be above 0")
+        if self.sizes and Size.model_validate(self.model_dump(include=set(Size.model_fields))) != Size():
+            raise ValueError("give its size either in sizes, or depth, width and so on")
         return self
 
 

@@ -108,7 +108,7 @@ class StudentJob:
 def surrogate_key(soft_labels: Path, teacher: ModelFolder, settings: SurrogateSettings) -> Key:
     """Everything that decides a surrogate; another checkpoint is named by its bytes, not by its path."""
     start = settings.initial_weights
-    decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy"})
+    decided = settings.model_dump(mode="json", exclude={"tasks", "variant_policy", "sizes"})
     if isinstance(start, Checkpoint):
         decided["initial_weights"] = ModelFolder(start.checkpoint).identity
     key = training_key("surrogate", "pipeline.distill.surrogate", [], teacher, decided)

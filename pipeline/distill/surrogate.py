@@ -12,7 +12,7 @@ from pipeline.models.loading import load_classifier
 from pipeline.perturbation.surrogate import SurrogateFacts, SurrogateFolder
 from pipeline.shards.manifest import lineage, training_hash
 from pipeline.store.files import folder_written_whole
-from pipeline.store.store import Store
+from pipeline.store.store import Facts, Store
 from pipeline.training.callbacks import NO_CHECKPOINTS, RunOptions
 from pipeline.training.trainer import write_history
 
@@ -24,8 +24,10 @@ def train_surrogate(
     out: Path,
     options: RunOptions = NO_CHECKPOINTS,
     store: Store | None = None,
-) -> SurrogateFacts:
+) -> Facts:
     """Train a surrogate and write its checkpoints to ``out``; ``store`` has the soft labels if it is remote.
+
+    The result is a summary of its facts.
 
     Raises:
         ShardMismatch: the soft labels belong to another teacher.
@@ -52,7 +54,7 @@ def train_surrogate(
             settings=settings.model_dump(mode="json", exclude_none=True),
         )
         made.save(facts, surrogate.map)
-    return facts
+    return facts.summary()
 
 
 def _publish(underway: Path, made: Path, scale: Scale | None) -> None:

@@ -5,7 +5,7 @@ fraction of the mean norm of a word embedding, so that a value means the same fo
 the distance from its centre that the L2 ball of the same epsilon has.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,24 +74,30 @@ def project(delta: Tensor, epsilon: float | Tensor, norm: Norm) -> Tensor:
     return torch.mul(delta, epsilon / lengths.clamp(min=epsilon))
 
 
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The unit direction of steepest ascent of each token: g / ‖g‖₂, or the signs of g; zero where g is zero.
+def unit(vectors: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """Vectors over some dimensions scaled to norm 1; zero where they are zero.
 
-    Gradients of a confident model are so small that their squares underflow, so each token is scaled by its largest element.
+    Gradients of a confident model are so small that their squares underflow, so each is scaled by its largest element first.
     """
-    if norm == "linf":
-        return gradient.sign()
-    largest = gradient.abs().amax(dim=-1, keepdim=True)
-    scaled = gradient / torch.where(largest > 0, largest, 1.0)
-    lengths = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    largest = vectors.abs().amax(dim=dims, keepdim=True)
+    scaled = vectors / torch.where(largest > 0, largest, 1.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=dims, keepdim=True)
     return scaled / torch.where(lengths > 0, lengths, 1.0)
 
 
-def perturb(forward: Forward, clean: Tensor, noise: Tensor, free: Tensor, search: Search) -> Perturbed:
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The unit direction of steepest ascent of each token: g / ‖g‖₂, or the signs of g; zero where g is zero."""
+    return gradient.sign() if norm == "linf" else unit(gradient)
+
+
+def perturb(forwards: Sequence[Forward], clean: Tensor, noise: Tensor, free: Tensor, search: Search) -> Perturbed:
     """Search δ by projected gradient ascent (Madry et al. 2018) on the divergence from the clean output, row by row.
 
+    Of several models the gradients of a row are added with norm 1 each, so that δ moves all of them, as in attacks on ensembles
+    (Liu et al. 2017).
+
     Args:
-        forward: the model whose gradient is followed; its parameters must not require gradients.
+        forwards: the models whose gradients are followed; their parameters must not require gradients.
         clean: the teacher's logits [rows, outputs] on the clean inputs.
         noise: direction [rows, tokens, width] of the initial δ.
         free: mask [rows, tokens] of the tokens that may be perturbed.
@@ -105,11 +111,13 @@ def perturb(forward: Forward, clean: Tensor, noise: Tensor, free: Tensor, search
     if settings.gradient_from == "noise":
         return Perturbed(delta, vanished)
     for _ in range(settings.num_steps):
-        with torch.enable_grad():
-            at = delta.detach().requires_grad_(True)
-            # The sum over rows keeps their gradients independent.
-            (gradient,) = torch.autograd.grad(divergence(clean, forward(at).float(), search.kind).sum(), at)
-        gradient = gradient.float() * where
+        gradient = torch.zeros_like(noise)
+        for forward in forwards:
+            with torch.enable_grad():
+                at = delta.detach().requires_grad_(True)
+                # The sum over rows keeps their gradients independent.
+                (one,) = torch.autograd.grad(divergence(clean, forward(at).float(), search.kind).sum(), at)
+            gradient += unit(one.float() * where, (1, 2))
         vanished |= (gradient == 0).flatten(1).all(dim=1)
         step = settings.step_size * epsilon * steepest(gradient, settings.norm)
         delta = project(delta + step, epsilon, settings.norm) * where

@@ -1,4 +1,4 @@
-"""A surrogate's folder: checkpoints of a small student along its training, which ``distill`` writes and ``augment`` reads.
+"""The folders of surrogates: checkpoints of small students along their training. ``distill`` writes, ``augment`` reads them.
 
 Also the map of δ into the word embeddings of a surrogate or student.
 """
@@ -12,12 +12,14 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from pipeline.config.errors import PipelineError
 from pipeline.config.params import Settings, read_facts
 from pipeline.models.folder import ModelFolder
 from pipeline.store.files import write_json
 from pipeline.store.keys import hash_of, sha256_of
 
 SURROGATE_FILE = "surrogate.json"
+"""In the folder of each surrogate; also in that of all, with the number of their checkpoints, 0 if there is none."""
 MAP_FILE = "map.safetensors"
 
 
@@ -74,6 +76,19 @@ class SurrogateFolder:
     def hashes(self) -> tuple[str, ...]:
         """``hash_of`` each checkpoint."""
         return tuple(self.hash_of(number) for number in range(1, self.facts().checkpoints + 1))
+
+
+def surrogates_in(folder: Path) -> list[SurrogateFolder]:
+    """The surrogates of a task, each in a folder of its own, ``1``, ``2``, …; raises ``PipelineError`` if there is none."""
+    places = sorted((place for place in folder.glob("[0-9]*") if place.name.isdecimal()), key=lambda place: int(place.name))
+    if not places:
+        raise PipelineError(f"{folder} holds no surrogate; the stage surrogate trains them")
+    return [SurrogateFolder(place) for place in places]
+
+
+def hashes_in(folder: Path) -> tuple[str, ...]:
+    """A hash for each number of a checkpoint, which all surrogates of a task have."""
+    return tuple(hash_of(list(same)) for same in zip(*(one.hashes() for one in surrogates_in(folder)), strict=True))
 
 
 CheckpointsFollowed = Sequence[int | None]

@@ -39,7 +39,9 @@ def test_an_effect_that_no_epsilon_has_is_rejected_with_the_effect_at_the_edge(e
 @pytest.fixture(scope="module")
 def models(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelSet:
     """The tiny teacher, and a surrogate with three checkpoints, each another model."""
-    return ModelSet(ModelFolders(teacher, save_surrogate(tmp_path_factory.mktemp("surrogate"), [5, 6, 7]).folder), "float32")
+    return ModelSet(
+        ModelFolders(teacher, save_surrogate(tmp_path_factory.mktemp("surrogate"), [5, 6, 7]).folder.parent), "float32"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,7 @@ def test_checkpoints_share_the_sample_and_the_effect_is_the_mean_of_its_rows(
 def growths(models: ModelSet, part: CalibrationJob) -> list[float]:
     """KL(teacher's clean output ‖ followed model's output at the stored δ) less that at δ = 0, row by row in float64."""
     made = make_variant(models, part.labelled, None, part.spec)
-    followed = models.teacher if part.spec.checkpoint is None else models.surrogate(part.spec.checkpoint)
+    (followed,) = [models.teacher] if part.spec.checkpoint is None else models.surrogates(part.spec.checkpoint)
     found = []
     for row, label in enumerate(made.labels):
         alone = part.labelled.take(np.array([row]))

@@ -41,7 +41,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def surrogate_of(folder: Path, teacher: Path, changed: dict[str, Any], checkpoints: int = 2) -> Path:
-    return save_surrogate(folder, range(11, 11 + checkpoints), key=lineage(ModelFolder(teacher)) | changed).folder
+    return save_surrogate(folder, range(11, 11 + checkpoints), key=lineage(ModelFolder(teacher)) | changed).folder.parent
 
 
 def recomputed(manifest: Manifest, before: Manifest) -> set[int]:
@@ -88,7 +88,7 @@ def test_a_surrogate_of_something_else_is_rejected_by_the_name_of_the_field(
     soft_labels: Path, teacher: Path, tmp_path: Path, changed: dict[str, Any], sentence: str
 ) -> None:
     surrogate = surrogate_of(tmp_path / "surrogate", teacher, changed, 1)
-    sentence = rf"^the checkpoints of the surrogate in {surrogate} do not fit: {sentence}\. Make them again with this teacher"
+    sentence = rf"^the checkpoints of the surrogate in {surrogate}/1 do not fit: {sentence}\. Make them again with this teacher"
     with pytest.raises(ShardMismatch, match=sentence):
         Augmentation.of(soft_labels, teacher, FROM_SURROGATE, surrogate)
 
@@ -107,7 +107,7 @@ def test_a_changed_checkpoint_computes_the_variants_that_follow_it(
     assert run("again") == first
     assert passes == []
     assert first.details["checkpoints"] == 2
-    save_teacher(SurrogateFolder(surrogate).checkpoint(2), make_task(), seed=13)
+    save_teacher(SurrogateFolder(surrogate / "1").checkpoint(2), make_task(), seed=13)
     assert recomputed(run("second"), first) == {2}
     assert followed_in(first) == [1, 2, None]
     calibration = 3 * settings.calibration_rows

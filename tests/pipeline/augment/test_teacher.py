@@ -14,7 +14,7 @@ from pipeline.augment.variants import Label, LabelledRows, VariantSpec, make_var
 from pipeline.config.errors import PipelineError
 from pipeline.config.settings import Precision
 from pipeline.models.folder import ModelFolder
-from pipeline.perturbation.surrogate import SurrogateFolder
+from pipeline.perturbation.surrogate import hashes_in
 from tests.world import (
     AUGMENT_SETTINGS,
     MAX_LENGTH,
@@ -125,26 +125,27 @@ def test_models_are_loaded_lazily_and_once(folders: ModelFolders) -> None:
     models = ModelSet(ModelFolders(folders.teacher, nowhere, nowhere, AUGMENT_SETTINGS), "float32")
     assert models.teacher is models.teacher
     with pytest.raises(PipelineError, match="nowhere"):
-        models.surrogate(1)
+        models.surrogates(1)
     with pytest.raises(PipelineError, match="nowhere"):
         _ = models.masked_lm
     ready = ModelSet(folders, "float32")
     assert ready.masked_lm is ready.masked_lm
-    assert ready.surrogate(1) is ready.surrogate(1) is not ready.surrogate(2)
+    assert ready.surrogates(1) is ready.surrogates(1) is not ready.surrogates(2)
     batch = ready.teacher.padded(make_inputs(), MAX_LENGTH)
     nothing = ready.teacher.words(batch["input_ids"]) * 0
-    assert not ready.surrogate(1).logits_at_delta(batch, nothing).equal(ready.surrogate(2).logits_at_delta(batch, nothing))
+    (one,), (two,) = ready.surrogates(1), ready.surrogates(2)
+    assert not one.logits_at_delta(batch, nothing).equal(two.logits_at_delta(batch, nothing))
 
 
 def test_a_model_that_changed_since_its_hash_was_taken_is_rejected(folders: ModelFolders) -> None:
     assert folders.surrogate is not None
     assert folders.masked_lm is not None
-    surrogate = SurrogateFolder(folders.surrogate).hashes()
+    surrogate = hashes_in(folders.surrogate)
     teacher, masked_lm = (ModelFolder(folder).hash for folder in (folders.teacher, folders.masked_lm))
     hashes: dict[str, Any] = {"teacher_hash": teacher, "surrogate_hashes": surrogate, "masked_lm_hash": masked_lm}
     load: dict[str, Callable[[ModelSet], object]] = {
         "teacher_hash": lambda models: models.teacher,
-        "surrogate_hashes": lambda models: models.surrogate(2),
+        "surrogate_hashes": lambda models: models.surrogates(2),
         "masked_lm_hash": lambda models: models.masked_lm,
     }
     for name, loaded in load.items():

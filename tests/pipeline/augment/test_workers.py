@@ -125,7 +125,9 @@ def test_models_go_into_the_store_without_checkpoints_of_their_trainings_or_byte
     files = {name: set(entry.files) for name, entry in entries.items()}
     assert files["teacher"] >= {"model.safetensors", "task.json", "tokenizer.json"}
     assert not [file for file in files["teacher"] | files["masked_lm"] if "checkpoint" in file]
-    assert files["surrogate"] >= {SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/model.safetensors"}
+    assert files["surrogate"] >= {
+        f"1/{name}" for name in (SURROGATE_FILE, MAP_FILE, "surrogate-1/config.json", "surrogate-2/model.safetensors")
+    }
     assert (entries["teacher"].folder / "model.safetensors").samefile(tmp_path / "teacher" / "model.safetensors")
 
 

@@ -27,11 +27,26 @@ def test_a_student_that_cannot_be_trained_is_rejected_with_the_reason(changes: d
     [
         ({"initial_weights": "random", "variant_policy": "none"}, "do not fit random ones; set initial_weights: teacher"),
         ({"loss": STUDENT["loss"] | {"soft_labels": 0.0}}, "a surrogate trains on clean inputs, so loss.labels or"),
+        (
+            {"depth": 0.5, "num_hidden_layers": None, "sizes": [{"width": 0.5}]},
+            "give its size either in sizes, or depth, width",
+        ),
     ],
 )
 def test_a_surrogate_that_cannot_be_trained_is_rejected_with_the_reason(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         SurrogateSettings.model_validate(STUDENT | {"checkpoints": 2} | changes)
+
+
+def test_there_is_one_surrogate_of_each_size_or_of_the_sections_own() -> None:
+    shared = STUDENT | {"checkpoints": 2}
+    (own,) = SurrogateSettings.model_validate(shared | {"num_hidden_layers": 2}).each()
+    assert (own.num_hidden_layers, own.sizes) == (2, [])
+    sizes = [{"depth": 0.5}, {"num_hidden_layers": 1, "width": 0.5}]
+    one, other = SurrogateSettings.model_validate(shared | {"num_hidden_layers": None, "sizes": sizes}).each()
+    assert (one.depth, one.width, one.sizes) == (0.5, None, [])
+    assert (other.depth, other.num_hidden_layers, other.width) == (None, 1, 0.5)
+    assert one.training == other.training == own.training
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipeline.distill.surrogate import train_surrogate
 from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import Scale
 from pipeline.models.loading import load_classifier
-from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE, SurrogateFolder
+from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE, SurrogateFolder, hashes_in, surrogates_in
 from pipeline.shards.manifest import Manifest, ShardMismatch, lineage, training_hash
 from pipeline.shards.reader import Shards
 from pipeline.training.callbacks import NO_CHECKPOINTS
@@ -44,7 +44,7 @@ def size(request: pytest.FixtureRequest) -> dict[str, Any]:
 def surrogate(
     soft_labels: Path, teacher: Path, size: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> SurrogateFolder:
-    out = tmp_path_factory.mktemp("surrogates") / "tiny"
+    out = tmp_path_factory.mktemp("surrogates") / "1"
     train_surrogate(soft_labels, ModelFolder(teacher), settings(**size), out)
     return SurrogateFolder(out)
 
@@ -115,7 +115,7 @@ def following(soft_labels: Path, teacher: Path, surrogate: SurrogateFolder, tmp_
     """Four variants: three follow the checkpoints in turn, one is only edited."""
     folder = tmp_path_factory.mktemp("following")
     made = augment_settings({"gradient_from": "surrogate"}, variants=4, recipes=[["perturb"], ["mask", "perturb"], ["mask"]])
-    augment(Augmentation.of(soft_labels, teacher, made, surrogate.folder), runtime_at(folder), folder / "shards")
+    augment(Augmentation.of(soft_labels, teacher, made, surrogate.folder.parent), runtime_at(folder), folder / "shards")
     return folder / "shards"
 
 
@@ -124,7 +124,7 @@ def test_every_perturbed_variant_names_the_checkpoint_whose_gradient_it_follows(
 ) -> None:
     manifest = Manifest.read(following)
     assert manifest.details["checkpoints"] == 3
-    one, two, three = surrogate.hashes()
+    one, two, three = hashes_in(surrogate.folder.parent)
     found = {entry.variant: entry.receipt.key.get("surrogate") for entry in manifest.shards}
     assert found == {1: one, 2: two, 3: None, 4: three}
 
@@ -155,10 +155,26 @@ def test_the_command_merges_the_section_surrogate_over_distill(soft_labels: Path
     sections = {"training": STUDENT["training"], "distill": distill, "surrogate": own}
     result = command(sections, "surrogate", soft_labels, teacher, tmp_path)
     assert result.exit_code == 0, result.output
-    facts = json.loads((tmp_path / "out" / SURROGATE_FILE).read_text())
+    facts = json.loads((tmp_path / "out" / "1" / SURROGATE_FILE).read_text())
     assert facts["settings"]["training"] == STUDENT["training"] | {"num_train_epochs": 1}
     assert facts["key"].items() >= lineage(ModelFolder(teacher)).items()
     assert f"2 checkpoints, dev {facts['dev']:.4f}" in result.output
+
+
+def test_the_command_trains_one_surrogate_of_each_size_and_keeps_them_apart_in_the_store(
+    soft_labels: Path, teacher: Path, tmp_path: Path
+) -> None:
+    own = {"sizes": [{"num_hidden_layers": 1}, NARROW], "checkpoints": 2, "training": {"num_train_epochs": 1}}
+    distill = {name: value for name, value in STUDENT.items() if name not in ("training", "num_hidden_layers")}
+    sections = {"training": STUDENT["training"], "distill": distill, "surrogate": own}
+    assert command(sections, "surrogate", soft_labels, teacher, tmp_path).exit_code == 0
+    shallow, narrow = surrogates_in(tmp_path / "out")
+    assert (shallow.map() is None, narrow.map() is None) == (True, False)
+    hashes = narrow.hashes()
+    alone = sections | {"surrogate": own | {"sizes": [NARROW]}}
+    result = command(alone, "surrogate", soft_labels, teacher, tmp_path)
+    assert "finished before, taken from" in result.output
+    assert [one.hashes() for one in surrogates_in(tmp_path / "out")] == [hashes], "the other one is gone"
 
 
 def test_the_command_trains_no_surrogate_for_a_task_that_asks_for_none(

@@ -49,7 +49,7 @@ class SmallModel:
 
     def perturbed(self, kind: Kind = "classification", epsilon: float = EPSILON, by: Any = None, **changed: Any) -> Perturbed:
         """The δ found by following the gradient of this model or, with ``by``, of another."""
-        return perturb(by or self, self.clean, self.noise, self.free, Search(settings_of(**changed), epsilon, kind))
+        return perturb(by or [self], self.clean, self.noise, self.free, Search(settings_of(**changed), epsilon, kind))
 
 
 def settings_of(**changed: Any) -> PerturbationSettings:
@@ -186,9 +186,27 @@ def test_delta_is_within_epsilon_and_zero_at_other_than_free_tokens(
 @norms
 def test_the_gradient_of_a_surrogate_leads_away_from_zero(norm: Norm) -> None:
     teacher, surrogate = SmallModel(), SmallModel(seed=1)
-    found = teacher.perturbed(by=surrogate, gradient_from="surrogate", norm=norm, init=0.0, step_size=1.0)
+    found = teacher.perturbed(by=[surrogate], gradient_from="surrogate", norm=norm, init=0.0, step_size=1.0)
     torch.testing.assert_close(lengths_of(found.delta, norm), teacher.free * EPSILON)
     assert not found.vanished.any()
+
+
+@norms
+def test_the_gradients_of_several_models_count_equally_in_each_row(norm: Norm) -> None:
+    teacher, models = SmallModel(), [SmallModel(seed=1), SmallModel(seed=2)]
+    models[1].out *= 1e-3  # its gradients are a thousandth
+    both, *alone = (
+        teacher.perturbed(by=by, gradient_from="surrogate", norm=norm, init=0.0) for by in (models, models[:1], models[1:])
+    )
+    slopes = []
+    for model in models:
+        at = torch.zeros_like(model.words, requires_grad=True)
+        (slope,) = torch.autograd.grad(away(teacher.clean, model(at), "classification").sum(), at)
+        slope = slope * teacher.free.unsqueeze(-1)
+        slopes.append(slope / slope.flatten(1).norm(dim=1)[:, None, None])
+    wanted = steepest(slopes[0] + slopes[1], norm) * EPSILON
+    assert ((both.delta - wanted).abs() < 1e-4 * EPSILON).float().mean() > 0.99, "but where a sum is almost zero"
+    assert not any(torch.equal(both.delta, one.delta) for one in alone)
 
 
 @norms
@@ -210,7 +228,7 @@ def constant(rows: slice, steps: slice) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("steps", [slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 3)])
 def test_a_row_is_counted_once_its_gradient_vanished_in_any_step_and_no_other_row(steps: slice) -> None:
-    found = SmallModel().perturbed(by=constant(slice(3, 5), steps), num_steps=3)
+    found = SmallModel().perturbed(by=[constant(slice(3, 5), steps)], num_steps=3)
     assert found.vanished.nonzero().flatten().tolist() == [3, 4]
 
 
@@ -218,10 +236,10 @@ def test_a_row_is_counted_once_its_gradient_vanished_in_any_step_and_no_other_ro
 def test_one_free_token_with_a_gradient_is_enough(token: int, vanished: bool) -> None:
     model, only = SmallModel(), torch.zeros(TOKENS, 1)
     only[token] = 1
-    assert model.perturbed(by=lambda delta: model(delta * only)).vanished.eq(vanished).all()
+    assert model.perturbed(by=[lambda delta: model(delta * only)]).vanished.eq(vanished).all()
 
 
 def test_a_row_with_nan_leaves_the_others_as_they_are() -> None:
     model, broken, others = SmallModel(), SmallModel(), torch.arange(ROWS) != 7
     broken.words[7] = float("nan")
-    assert torch.equal(model.perturbed(by=broken).delta[others], model.perturbed().delta[others])
+    assert torch.equal(model.perturbed(by=[broken]).delta[others], model.perturbed().delta[others])

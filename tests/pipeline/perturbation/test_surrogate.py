@@ -9,7 +9,15 @@ import torch
 
 from pipeline.config.errors import PipelineError
 from pipeline.perturbation import surrogate as module
-from pipeline.perturbation.surrogate import MAP_FILE, SURROGATE_FILE, SurrogateFacts, SurrogateFolder, checkpoints_followed
+from pipeline.perturbation.surrogate import (
+    MAP_FILE,
+    SURROGATE_FILE,
+    SurrogateFacts,
+    SurrogateFolder,
+    checkpoints_followed,
+    hashes_in,
+    surrogates_in,
+)
 from pipeline.store.files import write_json
 from tests.world import make_task, save_teacher
 
@@ -51,6 +59,22 @@ def test_a_saved_surrogate_is_read_back(surrogate: SurrogateFolder, linear: torc
     found = surrogate.map()
     assert (surrogate.facts(), len(surrogate.hashes())) == (facts(1), 1)
     assert (None if found is None else found.tolist()) == (None if linear is None else linear.tolist())
+
+
+def test_surrogates_are_found_by_number_and_each_decides_the_hash_of_a_checkpoint(
+    surrogate: SurrogateFolder, tmp_path: Path
+) -> None:
+    several = tmp_path / "several"
+    for number in (1, 2, 10):
+        shutil.copytree(surrogate.folder, several / str(number))
+    assert [one.folder.name for one in surrogates_in(several)] == ["1", "2", "10"]
+    before = hashes_in(several)
+    assert len(set(before)) == 2
+    save_teacher(surrogates_in(several)[2].checkpoint(2), make_task(), seed=3)
+    after = hashes_in(several)
+    assert (after[0], after[1] != before[1]) == (before[0], True)
+    with pytest.raises(PipelineError, match=r"surrogate holds no surrogate; the stage surrogate trains them$"):
+        surrogates_in(surrogate.folder)
 
 
 def test_the_facts_are_written_last(surrogate: SurrogateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
