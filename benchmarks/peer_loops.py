@@ -23,6 +23,9 @@ with suppress(ImportError):  # only in its own environment
 
 Batch = dict[str, Tensor]
 
+EPSILON = "epsilon.txt"
+"""Of a folder of work: the bound on δ that ours found, in units of the word embeddings."""
+
 
 class Texts(Dataset[Any]):
     """Tokenised rows; those with labels, dev's, longest first, which pads least."""
@@ -85,22 +88,23 @@ class Teaching:
         return own + (delta if self._linear is None else delta @ self._linear)
 
     def _searched(self, ids: Tensor, others: Batch, clean: Tensor) -> Tensor:
-        """Steps uphill on KL(teacher's clean ‖ at δ) from a random start, within epsilon in L2 at each token; no dropout."""
-        epsilon, training = self.search["epsilon"], self._student.training
+        """Steps uphill on KL(teacher's clean ‖ at δ) from random signs, within epsilon at each token; no dropout."""
+        epsilon, flat, training = self.search["epsilon"], self.search["norm"] == "linf", self._student.training
         model = self._teacher if self.search["gradient_from"] == "teacher" else self._student.eval()
         with torch.no_grad():
             words = model.get_input_embeddings()(ids)
             free = ((others["attention_mask"] == 1) & ~torch.isin(ids, self._special.to(ids.device))).unsqueeze(-1)
-            noise = torch.randn_like(self._table(ids))
-        delta: Tensor = self.search["init"] * epsilon * functional.normalize(noise, dim=-1) * free
+            signs = torch.randn_like(self._table(ids)).sign()
+        delta: Tensor = self.search["init"] * epsilon * (signs if flat else functional.normalize(signs, dim=-1)) * free
         for _ in range(self.search["num_steps"]):
             delta.requires_grad_(True)
             at = words + delta if model is self._teacher else self._moved(words, delta)
             logits = model(inputs_embeds=at, **others).logits
             (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, clean.softmax(-1), reduction="sum"), delta)
-            step = functional.normalize(gradient, dim=-1, eps=1e-30)
+            step = gradient.sign() if flat else functional.normalize(gradient, dim=-1, eps=1e-30)
             delta = (delta.detach() + self.search["step_size"] * epsilon * step) * free
-            delta = delta * (epsilon / delta.norm(dim=-1, keepdim=True).clamp(min=epsilon))
+            outside = delta.abs() if flat else delta.norm(dim=-1, keepdim=True)
+            delta = delta * (epsilon / outside.clamp(min=epsilon))
         self._student.train(training)
         return delta
 
@@ -203,6 +207,8 @@ def main(folder: Path, way: str) -> None:
     torch.set_num_threads(1)
     start_mb, began, worked, steps = peak_mb(), time.perf_counter(), time.process_time(), {}
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    if "search" in job:
+        job["search"]["epsilon"] = float((folder / EPSILON).read_text(encoding="utf-8"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(job["teacher"])
     teacher = AutoModelForSequenceClassification.from_pretrained(job["teacher"]).to(device).eval().requires_grad_(False)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.peer_loops import peak_mb
+from benchmarks.peer_loops import EPSILON, peak_mb
 from benchmarks.worlds import runtime_of
 from pipeline.augment.passes import augment, soft_label
 from pipeline.augment.plans import Augmentation
@@ -36,6 +36,7 @@ from pipeline.models.folder import ModelFolder
 from pipeline.models.forward import logits_of_rows, word_embeddings
 from pipeline.models.loading import load_classifier
 from pipeline.perturbation.search import scaled_epsilon
+from pipeline.shards.manifest import Manifest
 from pipeline.training.order import Lengths, steps_of
 from pipeline.training.resuming import fetch_or_train
 
@@ -105,7 +106,7 @@ class Work(Settings):
 
     @classmethod
     def of(cls, params: Path, prepared: Path, teacher: Path, share: float, epochs: int) -> "Work":
-        """The settings of params.yaml for a ``share`` of the rows, in float32 and whole steps.
+        """The settings of params.yaml for a ``share`` of the rows, in float32 and whole steps, with δ on every text.
 
         Raises:
             PipelineError: the peers have no counterpart to a setting.
@@ -115,19 +116,17 @@ class Work(Settings):
         if errors or sections.surrogate is None or task.name not in sections.variants:
             raise PipelineErrors(str(params), errors or [f"tasks has no {task.name}, the task of {prepared}"])
         students = {name: found for name, found in sections.students.items() if found.variant_policy != "none"}
-        usual, search = sections.variants[task.name], sections.variants[task.name].perturbation
+        usual = sections.variants[task.name]
         losses = [student.loss for student in students.values()]
         if not losses or any(loss.labels or loss.form != "kl" or loss.soft_labels != loss.variants for loss in losses):
             raise PipelineError("the peers take students with variants, loss.form: kl, labels: 0 and equal other weights")
-        if usual.recipes != [["perturb"]] or search.norm != "l2" or not isinstance(search.epsilon, float):
-            raise PipelineError("the peers take recipes: [[perturb]], norm: l2 and a number for epsilon")
         if task.metric != "accuracy":
             raise PipelineError(f"the peers measure accuracy on dev, but the metric of {task.name} is {task.metric}")
         sample = max(round(share * usual.calibration_rows), 1)
         fixed = {"num_train_epochs": epochs, "precision": "float32", "gradient_accumulation_steps": 1}
         return cls(
             adversarial=True, prepared=prepared, teacher=teacher.resolve(),
-            augment=usual.model_copy(update={"calibration_rows": sample}),
+            augment=usual.model_copy(update={"calibration_rows": sample, "recipes": [["perturb"]]}),
             surrogate=with_training(sections.surrogate, **fixed),
             students={name: with_training(student, **fixed) for name, student in students.items()},
         )  # fmt: skip
@@ -164,6 +163,12 @@ def ours(folder: Path) -> None:
                     partial(train_surrogate, soft_labels, teacher, one),
                 )  # fmt: skip
         augment(Augmentation.of(soft_labels, work.teacher, settings, surrogate), runtime, shards)
+        epsilon = scaled_epsilon(
+            float(Manifest.read(shards).details["epsilon"]),
+            settings.perturbation.norm,
+            word_embeddings(load_classifier(teacher)).detach(),
+        )
+        (folder / EPSILON).write_text(str(epsilon), encoding="utf-8")
     stage_one, steps = time.perf_counter() - began, {}
     for name, student in work.students.items():
         job, cost = StudentJob(name, soft_labels, shards, work.teacher, student), folder / f"{name}.json"
@@ -181,10 +186,7 @@ def write_job(folder: Path, work: Work, gradient: str) -> None:
     train, dev = (Texts.of(work.prepared / f"{split}.parquet", teacher) for split in ("train", "dev"))
     job = {"teacher": str(work.teacher), "train": train.columns, "dev": dev.columns, "labels": dev.labels.tolist()}
     if work.adversarial:
-        assert isinstance(search.epsilon, float), "Work.of has checked it"
-        table = word_embeddings(load_classifier(teacher)).detach()
-        found = {"epsilon": scaled_epsilon(search.epsilon, "l2", table), "gradient_from": gradient}
-        job["search"] = search.model_dump(include={"init", "num_steps", "step_size"}) | found
+        job["search"] = search.model_dump(include={"norm", "init", "num_steps", "step_size"}) | {"gradient_from": gradient}
     students = {name: _initial(folder / "initial" / name, work, name, train.lengths()) for name in work.students}
     (folder / "job.json").write_text(json.dumps(job | {"students": students}), encoding="utf-8")
 

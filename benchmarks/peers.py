@@ -6,11 +6,11 @@ PATH is the Python, 3.11 or newer, of an environment of TextBrewer's own, since 
 it. Without PATH TextBrewer is left out. It works with the project's versions of torch and transformers.
 
 There are two kinds of work. ``plain`` is distillation on clean inputs. ``adversarial`` adds to every row of every step its
-perturbed copy: ours as params.yaml asks, with a surrogate and stored variants, as many however few the epochs; the peers
-follow the gradient of the student in training, which costs less than the teacher's, and label what they find. TextBrewer has
-nothing for adversarial inputs; they come through two of its extension points, ``batch_postprocessor`` and a batch's
-``teacher_cache``. ``textbrewer_cached`` is what TextBrewer has against a teacher in every step: it runs once a student, on
-batches that stay the same.
+perturbed copy: ours as params.yaml asks, but of the clean text whatever the recipes, with surrogates and stored variants, as
+many however few the epochs; the peers follow the gradient of the student in training, which costs less than the teacher's,
+within the epsilon that ours found, and label the result. TextBrewer has nothing for adversarial inputs; they come through two
+of its extension points, ``batch_postprocessor`` and a batch's ``teacher_cache``. ``textbrewer_cached`` is what TextBrewer has
+against a teacher in every step: it runs once a student, on batches that stay the same.
 
 The same in all ways: the teacher, the students' initial weights, the rows of every step (but for that cache), optimiser,
 schedule, clipping and loss; after each epoch dev and a checkpoint. Each way has a process

@@ -34,10 +34,11 @@ def tiny_params(folder: Path, **changed: Any) -> Path:
     return params_with(folder, students=SIZES, tasks={"tiny": usual["tasks"]["movies"]}, **changed)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("gradient", ["student", "teacher"])
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_a_peer_learns_what_ours_learns_where_next_to_nothing_is_perturbed_so_both_are_timed_on_the_same_work(
-    world: World, tmp_path: Path, adversarial: bool, gradient: str
+    world: World, tmp_path: Path, adversarial: bool, gradient: str, norm: str
 ) -> None:
     """Neither teacher nor students have dropout here, so that what is learnt depends on rows, order, losses and steps alone."""
     surrogate = next(iter(world.needs.students.values())).model_dump() | {"checkpoints": 2}
@@ -45,7 +46,7 @@ def test_a_peer_learns_what_ours_learns_where_next_to_nothing_is_perturbed_so_bo
         adversarial=adversarial,
         prepared=world.prepared,
         teacher=world.teacher,
-        augment=augment_settings({"epsilon": 1e-6}),
+        augment=augment_settings({"epsilon": 1e-6, "norm": norm}),
         surrogate=SurrogateSettings.model_validate(surrogate),
         students=world.needs.students,
     ).turn(adversarial, 0)
@@ -81,9 +82,9 @@ def test_rows_are_taken_from_the_whole_corpus_for_its_labels_may_be_sorted() -> 
 
 
 def test_settings_without_a_counterpart_are_rejected(prepared: Path, teacher: Path, tmp_path: Path) -> None:
-    search = read_params(PARAMS)["perturbation"]
-    params = tiny_params(tmp_path, perturbation=search | {"norm": "linf"})
-    with pytest.raises(PipelineError, match="norm: l2"):
+    usual = read_params(PARAMS)["distill"]
+    params = tiny_params(tmp_path, distill=usual | {"loss": usual["loss"] | {"labels": 1.0}})
+    with pytest.raises(PipelineError, match="labels: 0"):
         Work.of(params, prepared, teacher, 1.0, 2)
 
 
